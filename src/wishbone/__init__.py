@@ -1,0 +1,35 @@
+"""Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light, on GPU and CPU.
+
+Public names load on first use, so that `import wishbone` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wishbone.training.run import train
+    from wishbone.training.trainer import DPOConfig, DPOTrainer
+
+__version__ = "0.1.0"
+__all__ = ["DPOConfig", "DPOTrainer", "__version__", "train"]
+
+_HOME = {
+    "DPOConfig": "wishbone.training.trainer",
+    "DPOTrainer": "wishbone.training.trainer",
+    "train": "wishbone.training.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

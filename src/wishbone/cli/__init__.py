@@ -1,0 +1,41 @@
+"""The command line: one file a command. Exit status 0: done, 1: the run failed, 2: the request was wrong."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wishbone import __version__
+from wishbone.cli.doctor import doctor
+from wishbone.cli.train import train
+
+app = typer.Typer(
+    name="wishbone",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
+app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"wishbone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _wishbone(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    app(prog_name="wishbone")

@@ -1,0 +1,61 @@
+"""What the terminal shows.
+
+Text from outside (file names, values, data, messages of libraries) is shown as text: never as markup, never with its
+control characters. On a terminal lines wrap below their beginning; into a pipe each message stays one line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PIPE_WIDTH = 120
+
+
+def screen(*, error: bool = False) -> Console:
+    """Standard output, or standard error, as a console."""
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(file=stream, highlight=False, width=width)
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that is safe to print whatever it holds: control characters other than line breaks are replaced."""
+    shown = "".join(
+        letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return Text(shown, style)
+
+
+def say(text: str, *, marker: str = "", style: str = "", error: bool = False) -> None:
+    """Print a message behind a marker such as `note: `, whose style is `style`."""
+    console = screen(error=error)
+    if not console.is_terminal:
+        console.print(plain(marker, style) + plain(text), soft_wrap=True)
+        return
+    grid = Table.grid(padding=0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(plain(marker, style), plain(text))
+    console.print(grid)
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Print what is wrong with a request, on standard error."""
+    if len(problems) == 1:
+        say(problems[0], marker="wishbone: ", style="bold red", error=True)
+        return
+    say(f"{len(problems)} problems", marker="wishbone: ", style="bold red", error=True)
+    width = len(str(len(problems)))
+    for number, problem in enumerate(problems, 1):
+        say(problem, marker=f"  {number:>{width}}. ", style="bold", error=True)
+
+
+def binary_size(size: int) -> str:
+    """A number of bytes in GiB or, below one, MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

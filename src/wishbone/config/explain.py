@@ -1,0 +1,179 @@
+"""From validation errors to sentences: where it stands, the value, what is accepted, the remedy.
+
+What a field accepts is read from the JSON Schema of `RunConfig`, so bounds and choices are stated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from wishbone.config.document import FLOAT, show
+from wishbone.config.schema import RunConfig
+
+Where = Callable[[tuple[str, ...]], str]
+
+# Names that other trainers use for what has a name here.
+_ELSEWHERE = {
+    "accumulation_steps": "training.gradient_accumulation",
+    "base_model": "model.name",
+    "bf16": "model.dtype",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "eval_dataset": "data.eval",
+    "f_alpha_divergence_coef": "preference.f_alpha",
+    "f_divergence_type": "preference.f_divergence",
+    "fp16": "model.dtype",
+    "gradient_accumulation_steps": "training.gradient_accumulation",
+    "gradient_checkpointing": "training.activations",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_r": "adapter.rank",
+    "loss_type": "preference.loss",
+    "lr": "training.learning_rate",
+    "lr_scheduler_type": "training.scheduler",
+    "max_seq_length": "data.max_length",
+    "model_name_or_path": "model.name",
+    "num_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "optim": "training.optimizer",
+    "output_dir": "output.dir",
+    "per_device_train_batch_size": "training.batch_size",
+    "r": "adapter.rank",
+    "train_dataset": "data.train",
+    "truncation_mode": "data.truncation",
+}
+
+
+@cache
+def sections() -> dict[str, dict[str, Any]]:
+    """JSON Schema of each field, by section and key."""
+    schema = RunConfig.model_json_schema()
+    return {
+        name: schema["$defs"][field.annotation.__name__]["properties"]
+        for name, field in RunConfig.model_fields.items()
+        if field.annotation is not None
+    }
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that `name` is most likely a slip of, or None."""
+    known = {choice.lower().replace("-", "_"): choice for choice in choices}
+    word = name.lower().replace("-", "_")
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    longer = [choice for choice in known if len(word) > 1 and choice.startswith(word)]
+    found = close or (longer if len(longer) == 1 else [])
+    return known[found[0]] if found else None
+
+
+def accepted(schema: dict[str, Any]) -> str:
+    """What a JSON Schema accepts, in words."""
+    if "anyOf" in schema:
+        one, *others = schema["anyOf"]
+        same = len(others) == 1 and others[0].get("items") == one
+        return f"{accepted(one)}, or a list of these" if same else ", or ".join(map(accepted, schema["anyOf"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    match schema["type"]:
+        case "array":
+            return f"a list, each item {accepted(schema['items'])}"
+        case "string":
+            return "one line of text" if "pattern" in schema else "text"
+        case "boolean":
+            return "true or false"
+        case "null":
+            return "null"
+        case kind:
+            return ("a whole number" if kind == "integer" else "a number") + _bounds(schema)
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    if "minimum" in schema and "maximum" in schema:
+        return f" from {schema['minimum']} to {schema['maximum']}"
+    words = {
+        "exclusiveMinimum": "above",
+        "minimum": "of at least",
+        "exclusiveMaximum": "below",
+        "maximum": "of at most",
+    }
+    return " and".join(f" {word} {schema[key]}" for key, word in words.items() if key in schema)
+
+
+def explain(
+    error: ValidationError, where: Where, broken: Collection[tuple[str, ...]] = ()
+) -> tuple[list[str], set[tuple[str, ...]]]:
+    """Sentences for all errors, and the fields that they are about.
+
+    Args:
+        error: raised by `RunConfig`.
+        where: says where a path of the configuration was given, such as " (line 12)", or "".
+        broken: fields already known to be wrong; a conflict that involves one of them gets no sentence.
+    """
+    items = [(item, tuple(str(part) for part in item["loc"][:2])) for item in error.errors(include_url=False)]
+    fields = {path for item, path in items if item["type"] != "conflict"}
+    unusable = fields | set(broken)
+    sentences: dict[str, None] = {}
+    for item, path in items:
+        if item["type"] != "conflict":
+            sentences[_sentence(item, path, where)] = None
+            continue
+        for conflict in item["ctx"]["conflicts"]:
+            paths = [(*path, *name.split(".")) for name in conflict.fields]
+            place = next(filter(where, paths), paths[0])
+            if unusable.isdisjoint(paths):
+                sentences[f"{'.'.join(place)}{where(place)}: {conflict.text}"] = None
+            fields.update(paths)
+    return list(sentences), fields
+
+
+def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
+    name = ".".join(part if part.isidentifier() and part.isascii() else show(part) for part in path)
+    at, value = where(path), item["input"]
+    if item["type"] == "extra_forbidden":
+        return f"{name}{at}: {_unknown(path, value)}"
+    if len(path) < 2:
+        return f"{name}{at}: {show(value)} is not a section; write its keys below it ({', '.join(sections()[path[0]])})"
+    schema = sections()[path[0]][path[1]]
+    if item["type"] == "missing":
+        return f"{name}: missing and required. {schema['description']}"
+    index = next((part for part in item["loc"][2:] if isinstance(part, int)), None)
+    spot = name if index is None else f"{name}[{index}]"
+    default = f" (default: {show(schema['default'])})" if "default" in schema else ""
+    return f"{spot}{at}: {show(value)} is not accepted. {_remedy(value, schema)}It takes {accepted(schema)}{default}"
+
+
+def _remedy(value: Any, schema: dict[str, Any]) -> str:
+    if not isinstance(value, str):
+        return ""
+    close = nearest(value, _choices(schema))
+    if close:
+        return f"Did you mean {close}? "
+    return "Write the number without quotes. " if FLOAT.fullmatch(value) or value.isdecimal() else ""
+
+
+def _choices(schema: dict[str, Any]) -> list[str]:
+    branches = [schema, *schema.get("anyOf", [])]
+    words = [word for branch in branches for word in branch.get("enum", [branch.get("const")])]
+    return [word for word in dict.fromkeys(words) if word]
+
+
+def _unknown(path: tuple[str, ...], value: Any) -> str:
+    known = sections()
+    if len(path) == 1 and isinstance(value, dict):
+        close = nearest(path[0], known)
+        hint = f"did you mean {close}?" if close else "leave it out."
+        return f"no such section; {hint} The sections are {', '.join(known)}"
+    inside = known.get(path[0], {}) if len(path) == 2 else {}
+    word = path[-1].lower().replace("-", "_")
+    elsewhere = {key: f"{section}.{key}" for section, keys in known.items() for key in keys} | _ELSEWHERE
+    close = elsewhere.get(word) if word not in inside else None
+    close = close or nearest(word, inside) or elsewhere.get(nearest(word, elsewhere) or "")
+    hint = f"did you mean {close}?" if close else "leave it out."
+    scope = f"{path[0]} takes {', '.join(inside)}" if inside else f"The sections are {', '.join(known)}"
+    return f"no such key; {hint} {scope}"

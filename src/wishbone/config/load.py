@@ -1,0 +1,184 @@
+"""From a YAML file and overrides to a checked `RunConfig`, and back.
+
+All problems are reported at once, each with its place, the value, the rule and the remedy. Rules across fields are
+checked on the fields that are sound by themselves, so that one typo does not hide a conflict elsewhere.
+
+Relative paths (`model.name` where it is one, `data.train`, `data.eval`, `output.dir`) are looked up in the current
+directory first, then beside the YAML file. What is found becomes an absolute path, so that the configuration kept with
+a run can be used from anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from wishbone.config.cautions import cautions
+from wishbone.config.document import FLOAT, MAX_CHARACTERS, plain_value, read_document, show
+from wishbone.config.explain import Where, explain, nearest, sections
+from wishbone.config.locate import locate_paths
+from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
+from wishbone.errors import RequestError
+
+_SMALLEST = f"model: {{name: {EMBEDDED_MODEL}}} and data: {{train: pairs.jsonl}}"
+_REQUIRED = {("model", "name"), ("data", "train")}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or `plain_value` would read as something else."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789"))
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check the configuration of a run.
+
+    Args:
+        path: YAML file in UTF-8, at most 256 Ki characters.
+        overrides: `section.key=value` each, applied in order on top of the file; a value is read as in YAML.
+
+    Returns:
+        The configuration, found paths made absolute.
+
+    Warns:
+        UserWarning: for each setting that is allowed and probably not meant (`wishbone.config.cautions`).
+
+    Raises:
+        RequestError: with every problem of the file and the overrides.
+    """
+    config, problems, where = _parse(_read(Path(path)), overrides)
+    config, lost = locate_paths(config, Path(path).parent, where)
+    if problems or lost:
+        raise RequestError([*problems, *lost])
+    for caution in cautions(config):
+        warnings.warn(caution, stacklevel=2)
+    return config
+
+
+def parse_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Check a configuration given as YAML text, as `load_config` does, without touching any file.
+
+    Raises:
+        RequestError: with every problem of the text and the overrides.
+    """
+    config, problems, _ = _parse(text, overrides)
+    if problems:
+        raise RequestError(problems)
+    return config
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML text, every field written out; `parse_config` reads the same values back."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _parse(text: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str], Where]:
+    assigned, problems = _assignments(overrides)
+    try:
+        document = read_document(text)
+    except RequestError as error:
+        raise RequestError([*error.problems, *problems]) from error
+    if document.value is None and not assigned:
+        raise RequestError([f"the configuration is empty; the smallest one is {_SMALLEST}", *problems])
+    values = {} if document.value is None else document.value
+    if not isinstance(values, dict):
+        what = "a list" if isinstance(values, list) else show(values)
+        raise RequestError(
+            [f"the configuration is {what} and must be sections of keys, such as {_SMALLEST}", *problems]
+        )
+    for (section, *key), (value, _) in assigned.items():
+        values[section] = {} if values.get(section) is None else values[section]
+        if not key:
+            values[section] = value
+        elif isinstance(values[section], dict):
+            values[section][key[0]] = value
+
+    def where(path: tuple[str, ...]) -> str:
+        if path in assigned:
+            return f" (override {show(assigned[path][1])})"
+        return f" (line {document.lines[path]})" if path in document.lines else ""
+
+    config, broken = _check(values, where)
+    return config, [*document.problems, *problems, *broken], where
+
+
+def _check(values: dict[str, Any], where: Where) -> tuple[RunConfig, list[str]]:
+    """Validate; set what is broken back to its default and validate again, until all problems are seen."""
+    values = {**values, **{name: values[name] if values.get(name) is not None else {} for name in sections()}}
+    problems: list[str] = []
+    broken: set[tuple[str, ...]] = set()
+    while True:
+        try:
+            config = RunConfig.model_validate(values)
+        except ValidationError as error:
+            sentences, fields = explain(error, where, broken)
+            problems += sentences
+            broken |= fields
+            values = {name: section for name, section in values.items() if (name,) not in fields}
+            for name in sections():
+                kept = {key: value for key, value in values.get(name, {}).items() if (name, key) not in fields}
+                values[name] = kept | {key: "placeholder" for owner, key in fields & _REQUIRED if owner == name}
+        else:
+            return config, problems
+
+
+def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[Any, str]], list[str]]:
+    """Value and text of each override by its path; the last one of a path counts."""
+    assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
+    problems = []
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        path = tuple(part.strip() for part in name.split("."))
+        if not equals or not all(path) or len(path) > 2:
+            problems.append(f"override {show(override)}: write it as section.key=value, such as preference.beta=0.2")
+            continue
+        try:
+            value = (
+                read_document(text).value if text.lstrip()[:1] in {"[", "{", '"', "'"} else plain_value(text.strip())
+            )
+        except RequestError as error:
+            problems.append(f"override {show(override)}: {error}; quote text that begins with a bracket")
+            continue
+        assigned[path] = (value, override)
+    return assigned, problems
+
+
+def _read(path: Path) -> str:
+    """The text of a configuration file."""
+    name = show(str(path))
+    if path.is_dir():
+        raise RequestError(f"{name} is a directory; name the YAML file in it")
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_CHARACTERS + 1)
+        if len(content) > 4 * MAX_CHARACTERS:
+            raise RequestError(f"{name} is too large; a configuration has at most {MAX_CHARACTERS} characters")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RequestError(f"{name} does not exist; {_files_beside(path)}") from error
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"{name} cannot be read ({reason}); check the name and the permissions") from error
+
+
+def _files_beside(path: Path) -> str:
+    """What may have been meant by a file that does not exist."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"its folder {show(str(folder))} does not exist either"
+    files = {entry.stem: entry for entry in sorted(folder.iterdir()) if entry.suffix in {".yaml", ".yml"}}
+    if close := nearest(path.stem, files):
+        return f"did you mean {show(str(files[close]))}?"
+    names = ", ".join(show(entry.name) for entry in list(files.values())[:5])
+    return (
+        f"the YAML files in {show(str(folder.absolute()))} are {names}" if names else "there is no YAML file beside it"
+    )

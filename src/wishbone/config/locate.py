@@ -1,0 +1,86 @@
+"""Which names in a configuration are paths, and where they lead.
+
+A name such as `pairs/train` can be a directory or a data set on the hub, so a name counts as a path when something is
+there, and must be one when nothing but a path looks like it: `./x`, `~/x`, `/x`, `x.gguf`, `x.jsonl`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wishbone.config.document import show
+from wishbone.config.explain import Where, nearest
+from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
+
+_MODEL_SUFFIXES = (".gguf",)
+_DATA_SUFFIXES = (
+    ".json",
+    ".jsonl",
+    ".ndjson",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+    ".gz",
+    ".zst",
+    ".xz",
+    ".bz2",
+    ".zip",
+)
+
+
+def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConfig, list[str]]:
+    """Make the paths of a configuration absolute: the current directory first, then `beside`.
+
+    Args:
+        config: as written.
+        beside: folder of the file it was written in.
+        where: says where a field was given, such as " (line 12)", or "".
+
+    Returns:
+        The configuration, and a sentence for every path that leads nowhere, with the nearest name there is.
+    """
+    problems: list[str] = []
+
+    def existing(section: str, key: str, suffixes: tuple[str, ...]) -> str | None:
+        name: str | None = getattr(getattr(config, section), key)
+        if name is None or name == EMBEDDED_MODEL or "://" in name:
+            return name
+        found = _find(name, beside)
+        if found is None and _must_be_path(name, suffixes):
+            problems.append(
+                f"{section}.{key}{where((section, key))}: {show(name)} does not exist; {_hint(name, beside)}"
+            )
+        return name if found is None else str(found)
+
+    model = config.model.model_copy(update={"name": existing("model", "name", _MODEL_SUFFIXES)})
+    pairs = {key: existing("data", key, _DATA_SUFFIXES) for key in ("train", "eval")}
+    output = config.output
+    if output.dir is not None:
+        directory = _find(output.dir, beside) or Path(output.dir).expanduser().absolute()
+        output = output.model_copy(update={"dir": str(directory)})
+    changed = {"model": model, "data": config.data.model_copy(update=pairs), "output": output}
+    return config.model_copy(update=changed), problems
+
+
+def _find(name: str, beside: Path) -> Path | None:
+    path = Path(os.path.expanduser(name))
+    here = (Path.cwd() / path, (beside / path).absolute())
+    return next((Path(os.path.normpath(candidate)) for candidate in here if os.path.exists(candidate)), None)
+
+
+def _must_be_path(name: str, suffixes: tuple[str, ...]) -> bool:
+    if any(letter in name for letter in "*?["):
+        return False
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(suffixes)
+
+
+def _hint(name: str, beside: Path) -> str:
+    folders = dict.fromkeys(
+        os.path.normpath((start / os.path.expanduser(name)).absolute().parent) for start in (Path.cwd(), beside)
+    )
+    for folder in folders:
+        if os.path.isdir(folder) and (close := nearest(Path(name).name, sorted(os.listdir(folder)))):
+            return f"did you mean {show(os.path.join(folder, close))}?"
+    return f"looked in {' and in '.join(map(show, folders))}"

@@ -1,0 +1,280 @@
+"""What one run is: six sections of plain values, checked together before anything is loaded.
+
+A preference pair is one prompt with two completions, of which one is preferred. A run says which model learns from
+which pairs (`model`, `adapter`, `data`), what it minimizes (`preference`), how (`training`) and where the result goes
+(`output`). Every field carries its own bounds, so `RunConfig.model_json_schema()` is the same contract in JSON.
+Rules that join several fields raise one error of type `conflict` whose context lists all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+LossName = Literal[
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
+    "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "dpop", "simpo", "cpo", "orpo", "rdpo",
+]  # fmt: skip
+Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+Scheduler = Literal[
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+]
+Optimizer = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_32bit",
+    "lion_8bit", "adafactor", "adagrad", "rmsprop", "sgd",
+]  # fmt: skip
+Tracker = Literal[
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune",
+    "swanlab", "tensorboard", "trackio", "wandb",
+]  # fmt: skip
+Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+DIVERGENCE_LOSSES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
+SORTED_LOSSES = frozenset({"aot", "aot_unpaired"})
+
+
+class Conflict(NamedTuple):
+    """Several fields that cannot hold together.
+
+    `fields` are dotted from the section (`loss_weights`) or, in a rule across sections, from the root
+    (`training.eval_steps`); `text` names values, rule and remedy.
+    """
+
+    fields: tuple[str, ...]
+    text: str
+
+
+def refuse(conflicts: list[Conflict]) -> None:
+    """Raise all conflicts as one pydantic error of type `conflict`; do nothing when there is none."""
+    if conflicts:
+        text = "; ".join(conflict.text for conflict in conflicts)
+        raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": conflicts})
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Section(BaseModel):
+    """Strict and frozen: no unknown key, no silent conversion of a value, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
+    )
+
+
+class ModelConfig(Section):
+    """The model that learns, which with its adapter off is also the reference."""
+
+    name: Line = Field(description=f"{EMBEDDED_MODEL} (built in), a model id on the hub, a directory or a .gguf file.")
+    revision: Line | None = Field(
+        default=None, description="Branch, tag or commit of a model on the hub; null: its default."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Number format of the weights; auto: bfloat16 where the device computes in it, or float32.",
+    )
+    trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
+
+
+class AdapterConfig(Section):
+    """What is trained: low-rank matrices beside the frozen linear layers (Hu et al. 2021), or every weight."""
+
+    method: Literal["lora", "full"] = Field(default="lora", description="lora: low-rank adapters; full: every weight.")
+    rank: int = Field(default=16, ge=1, le=16384, description="Rank of the adapter matrices.")
+    alpha: float | None = Field(
+        default=None, gt=0, description="Adapter output is scaled by alpha / rank; null: alpha = rank."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Probability that an adapter input is dropped in training."
+    )
+    target_modules: Literal["all-linear"] | Annotated[list[Line], Field(min_length=1)] = Field(
+        default="all-linear",
+        description="all-linear (every linear layer but the head), or a list of module name endings.",
+    )
+
+
+class DataConfig(Section):
+    """Where the preference pairs come from, and what happens to long and to broken ones."""
+
+    train: Line = Field(description="Pairs to learn from: a file, a directory, or a data set id on the hub.")
+    eval: Line | None = Field(default=None, description="Pairs to evaluate on: a file, a directory, or a data set id.")
+    split: Line = Field(default="train", description="Split of data.train to learn from.")
+    eval_split: Line | None = Field(
+        default=None, description="Split to evaluate on: of data.eval, or of data.train where data.eval is not set."
+    )
+    eval_fraction: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the training pairs held out to evaluate on."
+    )
+    max_length: int | None = Field(
+        default=1024, ge=2, le=2**24, description="Longest prompt plus completion, in tokens; null: no limit."
+    )
+    truncation: Literal["keep_start", "keep_end"] = Field(
+        default="keep_start", description="Which end of a sequence longer than max_length is kept."
+    )
+    invalid_rows: Literal["refuse", "drop"] = Field(
+        default="refuse",
+        description="Rows that are no usable pair: refuse to run and list them, or drop and count them.",
+    )
+    system_prompt: str | None = Field(
+        default=None, min_length=1, description="System message for conversations that have none; null: none is added."
+    )
+
+    @model_validator(mode="after")
+    def _one_source_of_evaluation(self) -> Self:
+        given = [name for name in ("eval", "eval_split") if getattr(self, name) is not None]
+        if self.eval_fraction > 0 and given:
+            text = (
+                f"eval_fraction {self.eval_fraction:g} holds out training pairs while {' and '.join(given)} names "
+                f"other pairs to evaluate on; set eval_fraction to 0 or leave out {' and '.join(given)}"
+            )
+            refuse([Conflict(("eval_fraction", *given), text)])
+        return self
+
+
+class PreferenceConfig(Section):
+    """What is minimized. Names and formulas: `wishbone.preference.losses`."""
+
+    loss: Annotated[
+        list[LossName],
+        Field(min_length=1),
+        BeforeValidator(_listed, json_schema_input_type=LossName | Annotated[list[LossName], Field(min_length=1)]),
+    ] = Field(default=["sigmoid"], description="The loss, or several that are added up; sigmoid is DPO.")
+    loss_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
+        default=None, description="One weight a loss; null: every weight is 1."
+    )
+    beta: float = Field(default=0.1, gt=0, description="Strength of the pull towards the reference; tau in IPO.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="Share of preference labels taken to be wrong (robust, exo_pair, aot)."
+    )
+    f_divergence: Divergence = Field(
+        default="reverse_kl", description="Divergence between policy and reference (f-DPO)."
+    )
+    f_alpha: float = Field(default=0.5, description="Alpha of alpha_divergence; 1 is reverse_kl.")
+    ld_alpha: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Weight of the tokens beyond the shorter completion (LD-DPO); null: all count 1.",
+    )
+    use_weighting: bool = Field(
+        default=False, description="Weigh pairs by how likely the policy is to write them (WPO)."
+    )
+    discopop_tau: float = Field(default=0.05, gt=0, description="Temperature of discopop.")
+    simpo_gamma: float = Field(default=0.5, ge=0, description="Target margin of simpo, in reward units.")
+    dpop_lambda: float = Field(
+        default=50.0, ge=0, description="Penalty of dpop on a chosen completion losing probability."
+    )
+    rdpo_alpha: float = Field(default=0.01, ge=0, description="Length penalty of rdpo, in reward units a token.")
+    cpo_alpha: float = Field(
+        default=1.0, ge=0, description="Weight of the log-likelihood of the chosen completion in cpo."
+    )
+    orpo_lambda: float = Field(default=0.1, ge=0, description="Weight of the odds-ratio term in orpo.")
+
+    @model_validator(mode="after")
+    def _losses_fit(self) -> Self:
+        conflicts = []
+        names = ", ".join(self.loss)
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
+            text = (
+                f"loss_weights has {len(self.loss_weights)} entries and loss has {len(self.loss)} ({names}); "
+                "give one weight a loss, or leave loss_weights out"
+            )
+            conflicts.append(Conflict(("loss_weights", "loss"), text))
+        if "exo_pair" in self.loss and self.label_smoothing == 0:
+            text = "label_smoothing 0 leaves exo_pair without a finite loss; set label_smoothing above 0, such as 1e-3"
+            conflicts.append(Conflict(("label_smoothing", "loss"), text))
+        unfit = [name for name in self.loss if name not in DIVERGENCE_LOSSES]
+        if self.f_divergence != "reverse_kl" and unfit:
+            text = (
+                f"f_divergence {self.f_divergence} has no meaning for {', '.join(unfit)}; use reverse_kl, or a loss "
+                f"among {', '.join(sorted(DIVERGENCE_LOSSES))}"
+            )
+            conflicts.append(Conflict(("f_divergence", "loss"), text))
+        unfit = [name for name in self.loss if name in SORTED_LOSSES]
+        if self.use_weighting and unfit:
+            text = (
+                f"use_weighting weighs single pairs while {', '.join(unfit)} compares the sorted batch; "
+                "set use_weighting to false or choose another loss"
+            )
+            conflicts.append(Conflict(("use_weighting", "loss"), text))
+        refuse(conflicts)
+        return self
+
+
+class TrainingConfig(Section):
+    """How it is minimized, and what each step may cost."""
+
+    learning_rate: float = Field(default=5e-6, gt=0, le=1, description="Peak learning rate, reached after the warm-up.")
+    epochs: float = Field(default=1.0, gt=0, le=100_000, description="Passes over the training pairs.")
+    max_steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="Optimizer steps; null: as many as epochs needs."
+    )
+    batch_size: int = Field(default=1, ge=1, le=65536, description="Pairs a device takes in one micro-step.")
+    gradient_accumulation: int = Field(
+        default=8, ge=1, le=65536, description="Micro-steps that make one optimizer step."
+    )
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises."
+    )
+    scheduler: Scheduler = Field(default="linear", description="Course of the learning rate after the warm-up.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
+    optimizer: Optimizer = Field(
+        default="adamw_torch", description="Update rule; the 8-bit, paged and lion ones need a GPU."
+    )
+    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Seed of adapter weights, data order and dropout.")
+    logging_steps: int = Field(default=1, ge=1, le=10**9, description="Optimizer steps between two lines of metrics.")
+    eval_steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="Optimizer steps between two evaluations; null: once an epoch."
+    )
+    save_steps: int | None = Field(
+        default=None, ge=1, le=10**9, description="Optimizer steps between two checkpoints; null: once an epoch."
+    )
+    token_budget: Literal["auto"] | Annotated[int, Field(ge=2, le=2**24)] = Field(
+        default="auto", description="Most tokens in one row of the device batch, a matter of memory and speed only."
+    )
+    activations: Literal["auto", "keep", "recompute"] = Field(
+        default="auto",
+        description="Intermediate values for the backward pass: keep them, recompute them, or what fits.",
+    )
+
+
+class OutputConfig(Section):
+    """Where the run writes, and who is told about it."""
+
+    dir: Line | None = Field(default=None, description="Run directory; null: runs/<name>-<date>-<time>.")
+    report_to: Annotated[list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | list[Tracker])] = (
+        Field(default=[], description="Experiment trackers that receive the metrics as well.")
+    )
+
+
+class RunConfig(Section):
+    """One training run. `model.name` and `data.train` are required, everything else has a default."""
+
+    model: ModelConfig = Field(description="The model that learns.")
+    adapter: AdapterConfig = Field(default=AdapterConfig(), description="What is trained.")
+    data: DataConfig = Field(description="The preference pairs.")
+    preference: PreferenceConfig = Field(default=PreferenceConfig(), description="What is minimized.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="How it is minimized.")
+    output: OutputConfig = Field(default=OutputConfig(), description="Where the result goes.")
+
+    @model_validator(mode="after")
+    def _evaluation_has_pairs(self) -> Self:
+        data = self.data
+        if (
+            self.training.eval_steps is not None
+            and data.eval is None
+            and data.eval_split is None
+            and not data.eval_fraction
+        ):
+            text = (
+                f"training.eval_steps {self.training.eval_steps} asks for evaluations and there are no pairs to "
+                "evaluate on; set data.eval, data.eval_split or data.eval_fraction, or leave out training.eval_steps"
+            )
+            fields = ("training.eval_steps", "data.eval", "data.eval_split", "data.eval_fraction")
+            refuse([Conflict(fields, text)])
+        return self

@@ -1,0 +1,243 @@
+"""Pairs as tensors: the one place that does index arithmetic.
+
+A sequence is prompt and completion. The chosen and the rejected sequence of a pair agree in their first `shared` tokens
+(the prompt, and whatever the completions begin with in common), so the pair is laid out as `[shared | chosen's rest |
+rejected's rest]` and token t of a sequence lies at
+
+    shared_start + t              for t < shared
+    branch_start + t - shared     from there on.
+
+Its log-probability is read from the hidden state of token t - 1 of the same sequence, by the same rule; the last shared
+token is therefore read twice. A token with no predecessor cannot be scored and is not.
+
+`SharedPrefixBatch` is that row. `PlainBatch` holds the same pairs as two right-padded rows a pair, for architectures whose
+layers cannot take the mask. Both answer the same questions, so the step does not know which one it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wishbone.ops.prefix_attention import Document, PrefixLayout
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """One preference pair after truncation.
+
+    Attributes:
+        chosen, rejected: token ids of the whole sequences, prompt first.
+        chosen_start, rejected_start: tokens before the completion begins; only tokens from there on are scored.
+        ref_chosen_logps, ref_rejected_logps: reference log-probabilities where they were computed beforehand.
+    """
+
+    chosen: list[int]
+    rejected: list[int]
+    chosen_start: int
+    rejected_start: int
+    ref_chosen_logps: float | None = None
+    ref_rejected_logps: float | None = None
+
+    @property
+    def shared(self) -> int:
+        """Leading tokens that both sequences have in common."""
+        shortest = min(len(self.chosen), len(self.rejected))
+        if self.chosen[:shortest] == self.rejected[:shortest]:
+            return shortest
+        low, high = 0, shortest
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.chosen[:middle] == self.rejected[:middle] else (low, middle)
+        return low
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the pair in a shared-prefix row."""
+        return len(self.chosen) + len(self.rejected) - self.shared
+
+    def sequences(self) -> tuple[tuple[list[int], int], tuple[list[int], int]]:
+        """Return `(ids, completion start)` of the chosen and of the rejected sequence."""
+        return (self.chosen, self.chosen_start), (self.rejected, self.rejected_start)
+
+
+def truncated_pair(
+    prompt: list[int],
+    chosen: list[int],
+    rejected: list[int],
+    *,
+    max_length: int | None = None,
+    keep_end: bool = False,
+    ref_chosen_logps: float | None = None,
+    ref_rejected_logps: float | None = None,
+) -> TokenizedPair:
+    """Join prompt and completions and cut each sequence to `max_length` tokens, from its end or (`keep_end`) its start."""
+
+    def cut(completion: list[int]) -> tuple[list[int], int]:
+        ids = prompt + completion
+        if max_length is None or len(ids) <= max_length:
+            return ids, len(prompt)
+        if keep_end:
+            return ids[-max_length:], max(0, len(prompt) - (len(ids) - max_length))
+        return ids[:max_length], min(len(prompt), max_length)
+
+    (chosen_ids, chosen_start), (rejected_ids, rejected_start) = cut(chosen), cut(rejected)
+    return TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start, ref_chosen_logps, ref_rejected_logps)
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """Pairs ready for a model. Sequence 2i is the chosen and 2i + 1 the rejected one of pair i.
+
+    Attributes:
+        pairs: the pairs, in order.
+        input_ids: [rows, tokens], int64.
+        position_ids: [rows, tokens], int64: position of each token in its own sequence.
+        predictor_index: [scored], int64: flat index into rows * tokens of the token whose hidden state predicts.
+        targets: [scored], int64: the predicted token ids.
+        sequence_index: [scored], int64: the sequence that each scored token belongs to.
+        scored_index: [scored], int64: its place among the scored tokens of that sequence, from 0.
+        completion_lengths: [sequences], float32: completion tokens, scored or not.
+        scored_lengths: [sequences], float32: scored completion tokens.
+    """
+
+    pairs: tuple[TokenizedPair, ...]
+    input_ids: Tensor
+    position_ids: Tensor
+    predictor_index: Tensor
+    targets: Tensor
+    sequence_index: Tensor
+    scored_index: Tensor
+    completion_lengths: Tensor
+    scored_lengths: Tensor
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments for the model's forward pass."""
+        raise NotImplementedError
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model processes, padding included."""
+        return self.input_ids.numel()
+
+
+@dataclass(frozen=True)
+class SharedPrefixBatch(PreferenceBatch):
+    """One row `[shared | chosen | rejected][shared | ...]` and the layout of its attention."""
+
+    layout: PrefixLayout
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Ids, positions and the layout; the attention hook reads the layout and no mask is needed."""
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu", *, pad_to_multiple_of: int = 1
+    ) -> SharedPrefixBatch:
+        """Lay pairs out in one row. Padding, where asked for, is a document of its own at the row's end."""
+        ids: list[int] = []
+        positions: list[int] = []
+        documents: list[Document] = []
+        scored = _Scored()
+        for pair in pairs:
+            shared, start = pair.shared, len(ids)
+            ids += pair.chosen[:shared]
+            positions += range(shared)
+            ends = []
+            for sequence, first_scored in pair.sequences():
+                branch = len(ids)
+                ids += sequence[shared:]
+                positions += range(shared, len(sequence))
+                ends.append(len(ids))
+                scored.add(sequence, first_scored, stem=(start, shared), branch=branch)
+            documents.append(Document(start, start + shared, tuple(ends)))
+        padding = -len(ids) % pad_to_multiple_of
+        if padding:
+            documents.append(Document(len(ids), len(ids) + padding))
+            ids += [0] * padding
+            positions += range(padding)
+        return cls(
+            pairs=tuple(pairs),
+            input_ids=_to(ids, device)[None],
+            position_ids=_to(positions, device)[None],
+            layout=PrefixLayout(tuple(documents)),
+            **scored.tensors(device),
+        )
+
+
+@dataclass(frozen=True)
+class PlainBatch(PreferenceBatch):
+    """Two right-padded rows a pair, with the ordinary attention mask [rows, tokens]."""
+
+    attention_mask: Tensor
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Ids and mask, as any causal model takes them; one unpadded row needs no mask."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PlainBatch:
+        """Put each sequence into a row of its own."""
+        sequences = [sequence for pair in pairs for sequence in pair.sequences()]
+        width = max(len(ids) for ids, _ in sequences)
+        scored = _Scored()
+        for row, (ids, first_scored) in enumerate(sequences):
+            scored.add(ids, first_scored, stem=(row * width, len(ids)), branch=0)
+        return cls(
+            pairs=tuple(pairs),
+            input_ids=_to([ids + [0] * (width - len(ids)) for ids, _ in sequences], device),
+            position_ids=_to([list(range(width))] * len(sequences), device),
+            attention_mask=_to([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in sequences], device),
+            **scored.tensors(device),
+        )
+
+
+class _Scored:
+    """Collects the scored tokens of the sequences of a batch, in the order chosen, rejected, chosen, ..."""
+
+    def __init__(self) -> None:
+        self.predictors: list[int] = []
+        self.targets: list[int] = []
+        self.owners: list[int] = []
+        self.places: list[int] = []
+        self.completion_lengths: list[int] = []
+        self.scored_lengths: list[int] = []
+
+    def add(self, ids: list[int], first_scored: int, *, stem: tuple[int, int], branch: int) -> None:
+        """Add one sequence whose tokens below `stem[1]` lie from `stem[0]` on, the others from `branch` on."""
+        stem_start, shared = stem
+        first = max(first_scored, 1)
+        predicting = range(first - 1, len(ids) - 1)
+        self.predictors += [stem_start + t if t < shared else branch + t - shared for t in predicting]
+        self.targets += ids[first:]
+        self.owners += [len(self.completion_lengths)] * len(predicting)
+        self.places += range(len(predicting))
+        self.completion_lengths.append(len(ids) - first_scored)
+        self.scored_lengths.append(len(predicting))
+
+    def tensors(self, device: torch.device | str) -> dict[str, Tensor]:
+        """Return the fields of `PreferenceBatch` that speak of scored tokens."""
+        return {
+            "predictor_index": _to(self.predictors, device),
+            "targets": _to(self.targets, device),
+            "sequence_index": _to(self.owners, device),
+            "scored_index": _to(self.places, device),
+            "completion_lengths": _to(self.completion_lengths, device, torch.float32),
+            "scored_lengths": _to(self.scored_lengths, device, torch.float32),
+        }
+
+
+def _to(values: list[Any], device: torch.device | str, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Copy to `device` without waiting for it."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,213 @@
+"""One chat message, however a data set spells it, as `{"role": ..., "content": ...}`.
+
+Spellings met in the wild: `{role, content}`, sharegpt's `{from, value}`, a bare text where the role is clear, an
+`\n\nHuman: ...\n\nAssistant: ...` transcript, tool calls as JSON text. Roles come out as system, user, assistant, tool.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Message = dict[str, Any]
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+_SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPEAKER_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class Misfit(Exception):
+    """A value that does not fit; the text continues the name of its field ("chosen" + " is empty")."""
+
+
+def text(value: Any) -> str:
+    """The value, if it is text that can be encoded.
+
+    Raises:
+        Misfit: another type, or half of a surrogate pair (a broken emoji escape in JSON).
+    """
+    if not isinstance(value, str):
+        raise Misfit(f"is {kind(value)}; it must be text")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise Misfit(f"holds half of a surrogate pair at character {error.start}, which is not text") from None
+    return value
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value, if it is an object; raises Misfit."""
+    if not isinstance(value, Mapping):
+        raise Misfit(f"is {kind(value)}; it must be an object")
+    return value
+
+
+def user_turn(value: Any) -> list[Message]:
+    """A text as the one user message of a prompt; raises Misfit."""
+    return [{"role": "user", "content": text(value)}]
+
+
+def system_turn(value: Any) -> list[Message]:
+    """A text as system message, nothing if it is blank; raises Misfit."""
+    return [{"role": "system", "content": value}] if text(value).strip() else []
+
+
+def history(value: Any) -> list[Message]:
+    """Alpaca's `[[question, answer], ...]` as alternating user and assistant messages; raises Misfit."""
+    if not isinstance(value, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in value):
+        raise Misfit("must be a list of [question, answer] pairs")
+    return [
+        {"role": role, "content": text(said)}
+        for turn in value
+        for role, said in zip(("user", "assistant"), turn, strict=True)
+    ]
+
+
+def is_transcript(value: str) -> bool:
+    """Whether a text is an HH-RLHF dialogue."""
+    return value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+
+
+def transcript(value: Any) -> list[Message]:
+    """An HH-RLHF dialogue as messages, each without the white space around it; raises Misfit."""
+    before, *turns = _SPEAKER.split(text(value))
+    if before.strip() or not turns:
+        raise Misfit("is no transcript: it must begin with 'Human:' or 'Assistant:'")
+    return [
+        {"role": _SPEAKER_ROLES[speaker], "content": said.strip()}
+        for speaker, said in zip(turns[::2], turns[1::2], strict=True)
+    ]
+
+
+def completion(value: Any) -> list[Message]:
+    """A text, one message or a list of messages as the list of messages it stands for; raises Misfit."""
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": text(value)}]
+    return messages([value] if isinstance(value, Mapping) else value)
+
+
+def messages(value: Any) -> list[Message]:
+    """A list of messages in either spelling, each as `message` gives it; raises Misfit naming the message."""
+    if not isinstance(value, list):
+        raise Misfit(f"is {kind(value)}; it must be a list of messages")
+    if not value:
+        raise Misfit("has no messages")
+    result = []
+    for number, item in enumerate(value, 1):
+        try:
+            result.append(message(item))
+        except Misfit as misfit:
+            raise Misfit(f"message {number} {misfit}") from None
+    return result
+
+
+def message(value: Any) -> Message:
+    """One message with a role of system, user, assistant or tool, and no key that is None.
+
+    Further keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, as chat templates
+    may print them. Content is text or a list of text blocks.
+
+    Raises:
+        Misfit: no object, an unknown role, no content, an image.
+    """
+    role_key, content_key = ("from", "value") if "from" in mapping(value) and "role" not in value else _KEYS
+    if role_key not in value:
+        raise Misfit("has no role")
+    name = value[role_key]
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise Misfit(f"has the unknown role {name!r:.40}; known: {', '.join(ROLES)}")
+    content = value.get(content_key)
+    if name == "function_call":
+        return {"role": role, "content": "", "tool_calls": _function_calls(content)}
+    if content is None and not value.get("tool_calls"):
+        raise Misfit(f"({name}) has no {content_key}")
+    result: Message = {"role": role}
+    if content is not None:
+        result["content"] = [_block(block) for block in content] if isinstance(content, list) else _content(content)
+    if role_key == "role":
+        result |= {key: item for key, item in value.items() if key not in _KEYS and item is not None}
+    return result
+
+
+_KEYS = ("role", "content")
+
+
+def with_parsed_arguments(calling: list[Message]) -> list[Message]:
+    """The messages with the arguments of tool calls as objects: OpenAI writes them as JSON text, templates print JSON.
+
+    Raises:
+        Misfit: a tool call without a function.
+    """
+    for item in calling:
+        if isinstance(calls := item.get("tool_calls"), list):
+            item["tool_calls"] = [_parsed_call(call) for call in calls]
+    return calling
+
+
+def parse_json(value: str) -> Any:
+    """What a JSON text says, None if it is none."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return None
+
+
+def kind(value: Any) -> str:
+    """The type of a value in JSON's words."""
+    names = {type(None): "empty (null)", str: "text", dict: "an object", list: "a list", bool: "a truth value"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _content(value: Any) -> str:
+    try:
+        return text(value)
+    except Misfit as misfit:
+        raise Misfit(f"has content that {misfit}") from None
+
+
+def _block(value: Any) -> Message:
+    if not (isinstance(value, Mapping) and value.get("type") == "text"):
+        found = value.get("type") if isinstance(value, Mapping) else kind(value)
+        raise Misfit(f"has a content block of type {found!r:.40}; only text is supported")
+    return {"type": "text", "text": _content(value.get("text"))}
+
+
+def _function_calls(value: Any) -> list[Message]:
+    calls = parse_json(value) if isinstance(value, str) else value
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
+        raise Misfit("(function_call) is not the JSON of {name, arguments} or of a list of them")
+    return [
+        {"type": "function", "function": {"name": call["name"], "arguments": _arguments(call.get("arguments", {}))}}
+        for call in calls
+    ]
+
+
+def _parsed_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise Misfit("has a tool call without a function")
+    return {**call, "function": {**function, "arguments": _arguments(function.get("arguments", {}))}}
+
+
+def _arguments(value: Any) -> Any:
+    parsed = parse_json(value) if isinstance(value, str) else value
+    return parsed if isinstance(parsed, Mapping) else value

@@ -1,0 +1,108 @@
+"""LoRA: y = W x + (alpha / rank) B A x with W frozen; A is random and B zero, so a fresh adapter changes nothing.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), equation 3. PEFT builds the
+layers; A and B are float32 whatever the dtype of W, because updates smaller than half a bfloat16 step would be lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from wishbone.errors import RequestError
+
+ALL_LINEAR = "all-linear"
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Literal["all-linear"] | Sequence[str] = ALL_LINEAR,
+    seed: int = 0,
+) -> PeftModel:
+    """Freeze `model` and put a LoRA adapter, in float32, on its linear layers; the model is changed in place.
+
+    Args:
+        model: a causal language model without adapter.
+        rank: columns of B and rows of A.
+        alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
+        dropout: probability in [0, 1) that an input of A is dropped in training.
+        target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head.
+        seed: of the random A; the global random state stays as it was.
+
+    Raises:
+        RequestError: a number out of range, a name that is no linear layer, or a model that has an adapter.
+    """
+    if isinstance(model, PeftModel):
+        raise RequestError("the model already has an adapter; give its base model, or train that adapter as it is")
+    alpha = float(rank) if alpha is None else alpha
+    names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+    everything = names == [ALL_LINEAR]
+    problems = _out_of_range(rank, alpha, dropout)
+    if not everything:
+        problems += _unknown_targets(model, names)
+    if problems:
+        raise RequestError(problems)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=ALL_LINEAR if everything else names,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise RequestError(f"PEFT cannot put an adapter on {names}: {error}") from error
+
+
+def trainable_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many numbers of the model are trained, and how many it has, its adapter included.
+
+    A weight packed in 4 bits counts as the numbers it stands for, and one that is shared counts once.
+    """
+    trained = total = 0
+    for weight in model.parameters():
+        packed = getattr(weight, "quant_state", None)
+        count = weight.numel() if packed is None else packed.shape.numel()
+        total += count
+        trained += count if weight.requires_grad else 0
+    return trained, total
+
+
+def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
+    problems = []
+    if rank < 1:
+        problems.append(f"adapter rank {rank} is not a whole number from 1 on; 8 to 64 are usual")
+    if not alpha > 0:
+        problems.append(f"adapter alpha {alpha} is not above 0; the rank itself is a good value")
+    if not 0 <= dropout < 1:
+        problems.append(f"adapter dropout {dropout} is not in [0, 1); use 0 for none")
+    return problems
+
+
+def _unknown_targets(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    inside = [name for name in linear if model.get_submodule(name) is not head]
+    offered = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in inside))
+    problems = [] if names else [f"no target module is named; use all-linear or some of: {offered}"]
+    for target in names:
+        if any(name == target or name.endswith(f".{target}") for name in inside):
+            continue
+        if any(name == target or name.endswith(f".{target}") for name in linear):
+            problems.append(f"target module {target!r} is the output head, which stays frozen; use some of: {offered}")
+        else:
+            problems.append(f"target module {target!r} is no linear layer of this model; its linear layers: {offered}")
+    return problems

@@ -1,0 +1,96 @@
+"""Shared-prefix attention inside any transformers model, through its registered attention interface.
+
+transformers looks up the attention function of a layer by name on every call and hands it the keyword arguments that
+`model(...)` was called with. Within `shared_prefix_attention(model)` that name is ours: a call with
+`prefix_layout=layout` computes `prefix_attention` in every layer. No mask function is registered under the name, so no
+mask is built. Outside the context the model is exactly as its owner configured it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention
+
+NAME = "wishbone_prefix"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one layer asked for: recorded by `record_calls` to see that every layer went through the hook."""
+
+    layer_index: int | None
+    window: int | None
+
+
+_recorder: list[AttentionCall] | None = None
+
+
+def prefix_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prefix_layout: PrefixLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_ignored: Any,
+) -> tuple[Tensor, None]:
+    """Attention function as transformers calls it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
+
+    Raises:
+        NotImplementedError: for attention sinks, position biases, dropout or a mask beside the layout.
+    """
+    refused = {"attention sinks": s_aux, "a position bias": position_bias, "an attention mask": attention_mask}
+    named = [name for name, value in refused.items() if value is not None] + (["dropout"] if dropout else [])
+    if named:
+        raise NotImplementedError(f"shared-prefix attention does not support {', '.join(named)}")
+    if _recorder is not None:
+        _recorder.append(AttentionCall(getattr(module, "layer_idx", None), sliding_window))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = prefix_attention(query, key, value, prefix_layout, scale=scale, window=sliding_window, softcap=softcap)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, prefix_attention_forward)
+
+
+@contextmanager
+def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let every layer of `model` call `prefix_attention_forward`, in forward and in recomputation, within the context."""
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+    before = [(config, config._attn_implementation) for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def record_calls() -> Iterator[list[AttentionCall]]:
+    """Collect every call of the hook within the context."""
+    global _recorder
+    calls: list[AttentionCall] = []
+    _recorder = calls
+    try:
+        yield calls
+    finally:
+        _recorder = None
+
+
+__all__ = ["NAME", "AttentionCall", "record_calls", "shared_prefix_attention"]

@@ -1,0 +1,113 @@
+"""What a model has to be before any of its weights are read: whole, safe to open, and a causal language model.
+
+The same checks serve a local directory and the file list of a hub repository, so both are refused alike, and at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+        "spiece.model",
+        "tekken.json",
+    }
+)
+INDEX = "model.safetensors.index.json"
+
+
+def missing_files(files: Collection[str], *, weights: bool = True) -> list[str]:
+    """Return what a model made of these files lacks, one phrase for each; nothing when it can be loaded.
+
+    Args:
+        files: names at the top of the directory or repository.
+        weights: whether weights are needed, or only the tokenizer.
+    """
+    lacking = []
+    if weights and "config.json" not in files:
+        lacking.append("there is no config.json")
+    if TOKENIZER_FILES.isdisjoint(files):
+        lacking.append("there are no tokenizer files (tokenizer.json or tokenizer.model)")
+    if weights and not any(name.endswith(".safetensors") for name in files):
+        pickled = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
+        ggufs = sorted(name for name in files if name.endswith(".gguf"))
+        if pickled:
+            lacking.append(
+                f"the weights are pickle files ({pickled[0]}), which can run code when they are opened; save the model "
+                "again as safetensors"
+            )
+        elif ggufs:
+            lacking.append(f"the weights are GGUF files; give one of them, such as {ggufs[0]}, as the model")
+        else:
+            lacking.append("there are no weights (model.safetensors)")
+    return lacking
+
+
+def damaged_weights(directory: Path) -> list[str]:
+    """Return what is wrong with the safetensors files of a local model, from their headers and sizes only."""
+    index = directory / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return [f"{INDEX} cannot be read"]
+    else:
+        names = sorted(path.name for path in directory.glob("*.safetensors"))
+    wrong = []
+    for name in names:
+        path = directory / name
+        if not path.is_file():
+            wrong.append(f"{name}, which {INDEX} names, is missing")
+            continue
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            wrong.append(f"{name} is damaged or cut short ({error}); copy or download it again")
+    return wrong
+
+
+def not_causal(config: dict[str, Any], *, trust_remote_code: bool) -> str | None:
+    """Return why a model with this `config.json` is not one to load, or None for a causal language model."""
+    kind = config.get("model_type")
+    if "auto_map" in config and kind not in CONFIG_MAPPING:
+        if trust_remote_code:
+            return None
+        return "it needs Python code that comes with it; read that code, and set trust_remote_code only if you trust it"
+    if kind is None:
+        return "its config.json names no model_type"
+    if kind not in CONFIG_MAPPING:
+        return (
+            f"its architecture {kind!r} is not known to transformers {transformers.__version__}; a newer transformers "
+            "may know it"
+        )
+    try:
+        parsed = CONFIG_MAPPING[kind].from_dict(config)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        return f"its config.json is not valid for {kind!r} ({' '.join(str(error).split())})"
+    wanted = "; preference optimization here needs a causal (decoder-only) language model"
+    if getattr(parsed, "is_encoder_decoder", False):
+        return f"{kind!r} is an encoder-decoder model{wanted}"
+    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return f"{kind!r} is not a language model that generates text{wanted}"
+    if hasattr(parsed, "add_cross_attention") and getattr(parsed, "is_decoder", True) is False:
+        return f"{kind!r} is an encoder, whose tokens see the ones after them{wanted}"
+    made_as = config.get("architectures") or []
+    generates = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
+    classes = {c.__name__ for c in (generates if isinstance(generates, tuple) else (generates,))}
+    if made_as and not any(name in classes or name.endswith(("ForCausalLM", "LMHeadModel")) for name in made_as):
+        return f"it was saved as {made_as[0]}, which has no language-model head{wanted}"
+    return None

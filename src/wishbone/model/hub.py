@@ -1,0 +1,81 @@
+"""Whether a hub repository can be had: from the hub, or, without it, from what was downloaded before.
+
+The hub client retries an unreachable hub for most of a minute for each file, so it is asked once, with a time limit,
+before anything else; without an answer only the local cache is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from wishbone.errors import RequestError
+
+TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A repository that can be loaded: its files when the hub was reached, None when only the local copy is used."""
+
+    files: Collection[str] | None
+
+    @property
+    def local_files_only(self) -> bool:
+        """Whether the hub is out of reach, so that loading must not try it again."""
+        return self.files is None
+
+
+def find_on_hub(name: str, revision: str | None, *, instead: str) -> HubModel:
+    """Return the repository `name`, from one question to the hub.
+
+    Args:
+        name: "owner/model".
+        revision: branch, tag or commit, or None for the default branch.
+        instead: what the user can do when the model is not to be had; ends the error message.
+
+    Raises:
+        RequestError: no such repository or revision, no access, or no hub and no local copy.
+    """
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
+        if info.gated:
+            hf_hub_download(name, "config.json", revision=revision, etag_timeout=TIMEOUT_SECONDS)
+    except HFValidationError as error:
+        raise RequestError(f"{name!r} is no model: not a path that exists and not a hub id; {instead}") from error
+    except GatedRepoError as error:
+        raise RequestError(
+            f"{name!r} is gated: ask for access on its hub page and log in with `hf auth login`, or {instead}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise RequestError(f"{name!r} has no revision {revision!r} on the hub; name one that it has") from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(
+            f"{name!r} is neither a path here nor a repository on the hub that you can see (a private one needs "
+            f"`hf auth login`); {instead}"
+        ) from error
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return HubModel(files=None)
+        raise RequestError(f"{name!r}{at} is not on this machine, and {_why(error)}; {instead}") from error
+    return HubModel(files=[sibling.rfilename for sibling in info.siblings or []])
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids asking the hub"
+    if isinstance(error, HfHubHTTPError):
+        return f"the hub answered with an error (HTTP {error.response.status_code})"
+    return f"the hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"

@@ -1,0 +1,223 @@
+"""One way to load a model, wherever it is: the embedded model, a hub id, a directory, or a GGUF file.
+
+Whatever can be known to be wrong is known before weights are read. Weights are safetensors; a checkpoint that leaves
+some of the model's weights to chance is refused, because training would go on without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from wishbone.errors import RequestError
+from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal
+from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
+from wishbone.model.gguf import gguf_directory, one_line
+from wishbone.model.hub import find_on_hub
+
+INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where transformers reads a model from, and how it is asked to."""
+
+    path: str
+    options: dict[str, Any]
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: "smollm2-135m-instruct", a hub id, a model directory, or a .gguf file.
+        dtype: of the weights; "auto" is bfloat16 on GPUs that have it, float16 on older ones, float32 on the CPU.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python code that comes with the model.
+        device: where the weights go; None is this process's GPU if there is one, else the CPU.
+
+    Raises:
+        RequestError: the model cannot be had, is damaged, or is not a causal language model.
+    """
+    place = choose_device(device)
+    number_format = choose_dtype(dtype, place)
+    source = _find(name, revision, trust_remote_code, weights=True)
+    tokenizer = _tokenizer(name, source)
+    placement = {} if place.type == "cpu" else {"device_map": {"": place}}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=number_format,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **placement,
+            **source.options,
+        )
+    except SafetensorError as error:
+        raise RequestError(f"the weights of {name!r} are damaged ({error}); copy or download them again") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise _unloadable(name, error) from error
+    parameters = dict(model.named_parameters())
+    missing = sorted(key for key in report["missing_keys"] if key in parameters)
+    misfits = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
+    if problems := [
+        f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({', '.join(keys[:3])}"
+        f"{', ...' if len(keys) > 3 else ''}), which would be left random; give a checkpoint made for this config.json"
+        for what, keys in (("lacks", missing), ("has other shapes for", misfits))
+        if keys
+    ]:
+        raise RequestError(problems)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise RequestError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model {rows} embeddings, so some tokens "
+            "have none; use the tokenizer that belongs to the model"
+        )
+    return model, tokenizer
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load only the tokenizer of a model; `name` and errors as for `load_model`."""
+    return _tokenizer(name, _find(name, revision, trust_remote_code, weights=False))
+
+
+def resolve_model(name: str) -> str:
+    """Return the directory of a local, embedded or GGUF model (converted now if need be), or `name`, a hub id.
+
+    Raises:
+        RequestError: neither a path that exists nor a possible hub id.
+    """
+    if name == EMBEDDED_NAME:
+        return str(embedded_directory())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return str(gguf_directory(path))
+        raise RequestError(f"{name!r} is a file; {INSTEAD}")
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.lower().endswith(".gguf")
+    if looks_like_path or not HUB_ID.fullmatch(name):
+        raise RequestError(f"{name!r} does not exist{_nearest(path)}; {INSTEAD}")
+    return name
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device asked for; by default this process's GPU (LOCAL_RANK) if there is one, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype asked for; "auto" asks whether the device computes in bfloat16 itself, not by emulation."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if dtype not in DTYPES:
+        raise RequestError(f"dtype {dtype!r} is not one to load a model in; use auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _find(name: str, revision: str | None, trust_remote_code: bool, *, weights: bool) -> Source:
+    """Resolve `name` and refuse what cannot be loaded, before loading it."""
+    path = resolve_model(name)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    local = Path(path) if path != name or Path(path).is_dir() else None
+    if local is not None:
+        if revision is not None:
+            raise RequestError(f"revision {revision!r} was given for {name!r}, which is local; leave the revision out")
+        options["local_files_only"] = True
+        files: list[str] | None = [entry.name for entry in local.iterdir()]
+        if "adapter_config.json" in (files or []) and "config.json" not in (files or []):
+            raise RequestError(
+                f"{name!r} holds an adapter, not a model; name its base model, or merge the two with `wishbone export`"
+            )
+    else:
+        on_hub = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)))
+        options["local_files_only"] = on_hub.local_files_only
+        if revision is not None:
+            options["revision"] = revision
+        files = None if on_hub.files is None else list(on_hub.files)
+    problems = [] if files is None else missing_files(files, weights=weights)
+    if local is not None and weights and not problems:
+        problems = damaged_weights(local)
+    if not problems and weights:
+        reason = not_causal(_config(name, path, options), trust_remote_code=trust_remote_code)
+        problems = [reason] if reason else []
+    if problems:
+        raise RequestError([f"{name!r} cannot be loaded: {problem}" for problem in problems])
+    return Source(path, options)
+
+
+def _config(name: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
+    asked = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    try:
+        config, _ = PretrainedConfig.get_config_dict(path, **asked)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
+    return dict(config)
+
+
+def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options)
+    except Exception as error:
+        foreseen = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+        if type(error) is not Exception and not isinstance(error, foreseen):  # `tokenizers` raises bare Exceptions
+            raise
+        raise RequestError(f"the tokenizer of {name!r} cannot be loaded ({one_line(error)}); {INSTEAD}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _unloadable(name: str, error: BaseException) -> RequestError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return RequestError(f"{name!r} is gated: ask for access on its hub page and log in with `hf auth login`")
+        cause = cause.__cause__
+    return RequestError(f"{name!r} cannot be loaded ({one_line(error)}); {INSTEAD}")
+
+
+def _nearest(path: Path) -> str:
+    """Name what there is with a similar name: entries of the deepest directory that exists, and the embedded model."""
+    parent = path.parent
+    near = []
+    if parent.is_dir():
+        names = [entry.name for entry in parent.iterdir()]
+        near = [str(parent / match) for match in difflib.get_close_matches(path.name, names, n=3)]
+    if difflib.get_close_matches(path.name.lower(), [EMBEDDED_NAME], cutoff=0.7):
+        near.append(EMBEDDED_NAME)
+    return f" (near: {', '.join(near)})" if near else ""

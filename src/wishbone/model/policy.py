@@ -1,0 +1,134 @@
+"""A causal language model as the training step needs it: pairs in, log-probabilities of completion tokens out.
+
+`Policy` runs the backbone once over a batch, picks the hidden states that predict completion tokens and hands them with
+the output embedding to `token_logps`. The logits of the prompt, of padding and of whole rows never exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
+from wishbone.model.attention_hook import shared_prefix_attention
+from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
+
+Form = Literal["shared_prefix", "plain", "own_logits"]
+"""How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
+
+HEAD_CHUNK_TOKENS = 256
+
+
+class Policy:
+    """Runs one model over batches of pairs.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one.
+        form: how pairs are run; `choose_form` in `model/capability.py` finds out.
+        row_multiple: rows are padded to a multiple of this many tokens.
+        autocast: context of the forward pass, for mixed precision.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        form: Form = "shared_prefix",
+        row_multiple: int = 1,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.model = model
+        self.form = form
+        self.row_multiple = row_multiple
+        self._autocast = autocast
+        causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
+        assert isinstance(causal_lm, PreTrainedModel)
+        self.causal_lm = causal_lm
+        text_config = causal_lm.config.get_text_config()
+        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
+        self.logit_scale = _logit_scale(text_config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self.causal_lm.get_input_embeddings().weight.device
+
+    def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
+        """Return the pairs as tensors in the form that this policy runs."""
+        if self.form == "shared_prefix":
+            return SharedPrefixBatch.from_pairs(pairs, self.device, pad_to_multiple_of=self.row_multiple)
+        return PlainBatch.from_pairs(pairs, self.device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context for forward passes and for the backward passes that recompute them."""
+        with shared_prefix_attention(self.causal_lm) if self.form == "shared_prefix" else nullcontext():
+            yield
+
+    def hidden_states(self, batch: PreferenceBatch) -> Tensor:
+        """Return the last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
+        output = self.causal_lm.base_model(**batch.model_inputs, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictor_index)
+
+    def token_scores(self, batch: PreferenceBatch) -> TokenScores:
+        """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`."""
+        with self._autocast():
+            if self.form == "own_logits":
+                logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
+                logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)
+                return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
+            return self._head_scores(self.hidden_states(batch), batch.targets)
+
+    def _head_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+        head = self.causal_lm.get_output_embeddings()
+        if isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper)):
+            return self._scores_through_module(head, hidden, targets)
+        dtype = _compute_dtype(head.weight)
+        return token_logps(
+            hidden.to(head.weight.device, dtype),
+            head.weight.to(dtype),
+            targets,
+            bias=None if head.bias is None else head.bias.to(dtype),
+            logit_scale=self.logit_scale,
+            softcap=self.softcap,
+        )
+
+    def _scores_through_module(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+        """Score through a head that is more than one matrix (an adapter on it), recomputing each chunk in backward."""
+
+        def chunk_scores(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+            logits = head(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.logit_scale
+            if self.softcap is not None:
+                logits = self.softcap * torch.tanh(logits / self.softcap)
+            return tuple(vars(scores_of_logits(logits, targets)).values())
+
+        parts = [
+            checkpoint(chunk_scores, h, t, use_reentrant=False)
+            for h, t in zip(hidden.split(HEAD_CHUNK_TOKENS), targets.split(HEAD_CHUNK_TOKENS), strict=True)
+        ]
+        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype of the head's matrix product: autocast's where it is on, else the weight's."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _logit_scale(text_config: Any) -> float:
+    """Factor that the model family puts on its logits; `capability.py` verifies it against the model's own logits."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(text_config, name, None) is not None:
+            return float(getattr(text_config, name))
+    divisor = getattr(text_config, "logits_scaling", None)
+    return 1.0 if divisor is None else 1.0 / float(divisor)

@@ -1,0 +1,58 @@
+"""Attention over packed rows in which sequences share a prefix: one op, one readable reference, two fast backends."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from wishbone.ops.prefix_attention.layout import Document, PrefixLayout, plain_layout
+from wishbone.ops.prefix_attention.reference import prefix_attention_reference
+from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
+
+Backend = Literal["auto", "reference", "sdpa", "flex"]
+
+__all__ = ["Backend", "Document", "PrefixLayout", "plain_layout", "prefix_attention"]
+
+
+def prefix_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Return attention over one packed row in which every token sees its stem and its own branch's past.
+
+    Args:
+        query: [1, heads, tokens, head_dim].
+        key, value: [1, key_value_heads, tokens, head_dim].
+        layout: where the documents lie; `layout.length` equals `tokens`.
+        scale: factor on the scores.
+        window: a token sees only keys less than this many positions back, or None.
+        softcap: bound of the tanh soft-capping of the scores, or None.
+        backend: "sdpa" or "flex" by name, or "auto": flex on CUDA, sdpa elsewhere.
+
+    Returns:
+        [1, heads, tokens, head_dim], dtype of `value`.
+
+    Raises:
+        ValueError: if the row and its layout differ in length, or the backend is unknown.
+    """
+    if query.shape[0] != 1 or query.shape[2] != layout.length:
+        raise ValueError(f"query of shape {tuple(query.shape)} is not one row of {layout.length} tokens")
+    if backend == "auto":
+        backend = "flex" if query.is_cuda else "sdpa"
+    if backend == "sdpa":
+        return prefix_attention_sdpa(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+    if backend == "flex":
+        from wishbone.ops.prefix_attention.flex import prefix_attention_flex
+
+        return prefix_attention_flex(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+    if backend == "reference":
+        return prefix_attention_reference(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+    raise ValueError(f"backend {backend!r} is none of auto, reference, sdpa, flex")

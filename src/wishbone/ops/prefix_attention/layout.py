@@ -1,0 +1,119 @@
+"""Where the sequences lie in a packed row.
+
+A row is a list of documents. A document has one stem and any number of branches, laid out one after the other:
+
+    [ stem | branch 0 | branch 1 | ... ][ stem | branch 0 | ... ] ...
+
+Each branch continues the stem, so a token sees the stem and its own branch's past, never a sibling and never another
+document:
+
+    visible(q, k) = k <= q  and  document(q) == document(k)  and  (k in stem  or  branch(q) == branch(k))
+
+and with a sliding window w also position(q) - position(k) < w, where both branches count their positions from the end of
+the stem. One plain sequence is a document with a stem and no branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Document:
+    """Row offsets of one document: `start <= stem_end <= branch_ends[0] <= branch_ends[1] ...` (tokens)."""
+
+    start: int
+    stem_end: int
+    branch_ends: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Offset after the last token of the document."""
+        return self.branch_ends[-1] if self.branch_ends else self.stem_end
+
+    def branches(self) -> Iterator[tuple[int, int]]:
+        """Yield `(start, end)` of each branch."""
+        return pairwise((self.stem_end, *self.branch_ends))
+
+
+@dataclass(frozen=True)
+class PrefixLayout:
+    """The documents of one row, in order and without gaps from token 0 to the row's end.
+
+    Raises:
+        ValueError: if the documents leave a gap, overlap, or run backwards.
+    """
+
+    documents: tuple[Document, ...]
+    _cache: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        expected = 0
+        for document in self.documents:
+            offsets = (document.start, document.stem_end, *document.branch_ends)
+            if document.start != expected or any(a > b for a, b in pairwise(offsets)):
+                raise ValueError(f"document offsets {offsets} do not continue the row at token {expected}")
+            expected = document.end
+
+    @property
+    def length(self) -> int:
+        """Tokens in the row."""
+        return self.documents[-1].end if self.documents else 0
+
+    def segments(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield `(start, end, stem_start, stem_end)` of every stem and branch; a stem's own stem is empty."""
+        for document in self.documents:
+            yield document.start, document.stem_end, document.start, document.start
+            for start, end in document.branches():
+                yield start, end, document.start, document.stem_end
+
+    def token_tables(self, device: torch.device) -> TokenTables:
+        """Return the segment of every token as tensors on `device`, built once."""
+        key = ("token_tables", device)
+        if key not in self._cache:
+            rows = [(e - s, s, ps, pe, (pe - ps) - s) for s, e, ps, pe in self.segments() if e > s]
+            counts, starts, stem_starts, stem_ends, shifts = (torch.tensor(c) for c in zip(*rows, strict=True))
+            index = torch.arange(self.length)
+            tables = [column.repeat_interleave(counts) for column in (starts, stem_starts, stem_ends, shifts)]
+            self._cache[key] = TokenTables(
+                segment_start=tables[0].to(device, torch.int32),
+                stem_start=tables[1].to(device, torch.int32),
+                stem_end=tables[2].to(device, torch.int32),
+                position=(index + tables[3]).to(device, torch.int32),
+            )
+        tables_on_device = self._cache[key]
+        assert isinstance(tables_on_device, TokenTables)
+        return tables_on_device
+
+    def visible(self, query: Tensor, key: Tensor, tables: TokenTables, window: int | None) -> Tensor:
+        """Return whether token `query` may see token `key`: the rule of this module on index tensors that broadcast."""
+        own_past = key >= tables.segment_start[query]
+        stem = (key >= tables.stem_start[query]) & (key < tables.stem_end[query])
+        seen = (key <= query) & (own_past | stem)
+        if window is None:
+            return seen
+        return seen & (tables.position[query] - tables.position[key] < window)
+
+
+@dataclass(frozen=True)
+class TokenTables:
+    """Per token of the row, shape [tokens], int32: where its segment and its stem begin and end, and its position."""
+
+    segment_start: Tensor
+    stem_start: Tensor
+    stem_end: Tensor
+    position: Tensor
+
+
+def plain_layout(lengths: Sequence[int]) -> PrefixLayout:
+    """Return the layout of plain causal sequences of the given lengths (tokens), one after the other."""
+    documents, start = [], 0
+    for length in lengths:
+        documents.append(Document(start, start + length))
+        start += length
+    return PrefixLayout(tuple(documents))

@@ -1,0 +1,60 @@
+"""Shared-prefix attention document by document, with PyTorch's scaled-dot-product attention.
+
+The stem and the first branch are one causal sequence and need no mask. Every further branch is queried against
+`[stem | branch]`, so each pair costs what it must and nothing between documents is computed. No memory that grows with
+the square of the row: the largest mask is one branch by its sequence. Soft-capping has no fused kernel in PyTorch and
+takes the dense form within each sequence.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wishbone.ops.prefix_attention.layout import PrefixLayout
+from wishbone.ops.prefix_attention.reference import dense_attention
+
+
+def prefix_attention_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PrefixLayout,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return attention over one packed row, [1, heads, tokens, head_dim]; arguments as `prefix_attention`."""
+    out: list[Tensor] = []
+    for document in layout.documents:
+        first_end = document.branch_ends[0] if document.branch_ends else document.stem_end
+        first = slice(document.start, first_end)
+        if first_end > document.start:
+            out.append(_continue(query[:, :, first], key[:, :, first], value[:, :, first], scale, window, softcap))
+        stem = slice(document.start, document.stem_end)
+        for start, end in list(document.branches())[1:]:
+            if end > start:
+                keys = torch.cat((key[:, :, stem], key[:, :, start:end]), dim=2)
+                values = torch.cat((value[:, :, stem], value[:, :, start:end]), dim=2)
+                out.append(_continue(query[:, :, start:end], keys, values, scale, window, softcap))
+    return torch.cat(out, dim=2)
+
+
+def _continue(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """Causal attention of the last `query.shape[2]` tokens of a sequence over all of it."""
+    queries, keys = query.shape[2], key.shape[2]
+    grouped = query.shape[1] != key.shape[1]
+    if window is not None and window >= keys:
+        window = None
+    if softcap is None and window is None and queries == keys:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if window is not None:
+        seen = seen.triu(keys - queries - window + 1)
+    if softcap is not None:
+        return dense_attention(query, key, value, seen, scale, softcap)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=grouped)

@@ -1,0 +1,41 @@
+r"""Log-probability of each target token from the hidden state that predicts it: the definition.
+
+    z = cap(s (W h + b)),      log p = z_target - log sum_v exp z_v,      cap(z) = c tanh(z / c)  or z
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wishbone.ops.token_logps.scores import TokenScores
+
+
+def token_logps_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> TokenScores:
+    """Return the scores of `targets`, materializing all logits; arguments as `token_logps`."""
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    logits = torch.nn.functional.linear(hidden, weight, bias).to(precise) * logit_scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return scores_of_logits(logits, targets)
+
+
+def scores_of_logits(logits: Tensor, targets: Tensor) -> TokenScores:
+    """Return the scores of `targets` [tokens] under `logits` [tokens, vocabulary]."""
+    log_probs = torch.log_softmax(logits, dim=-1)
+    frozen = log_probs.detach()
+    return TokenScores(
+        logps=log_probs.gather(1, targets[:, None])[:, 0],
+        entropy=-(frozen.exp() * frozen).sum(-1),
+        mean_logit=logits.detach().mean(-1),
+        is_top1=logits.argmax(-1) == targets,
+        log_sum_sq_probs=(2 * frozen).logsumexp(-1),
+    )

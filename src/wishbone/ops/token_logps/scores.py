@@ -1,0 +1,26 @@
+"""What is read of each predicted token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """One value a scored token, shape [tokens]; float32 (float64 for float64 models). Only `logps` carries a gradient.
+
+    Attributes:
+        logps: log p(target).
+        entropy: -sum_v p_v log p_v, in nats.
+        mean_logit: mean over the vocabulary.
+        is_top1: bool, whether the target has the largest logit (the first one where several tie).
+        log_sum_sq_probs: log sum_v p_v^2, the normalizer of WPO (arXiv 2406.11827).
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    mean_logit: Tensor
+    is_top1: Tensor
+    log_sum_sq_probs: Tensor

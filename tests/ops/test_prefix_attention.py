@@ -1,0 +1,156 @@
+"""Shared-prefix attention against textbook attention on plain sequences, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from wishbone.ops.prefix_attention import Document, PrefixLayout, plain_layout, prefix_attention
+from wishbone.ops.prefix_attention.flex import visible_blocks
+
+LAYOUT = PrefixLayout(
+    (
+        Document(0, 5, (9, 16)),
+        Document(16, 17, (18, 30)),
+        Document(30, 33),
+        Document(33, 40, (40, 47)),
+        Document(47, 47, (52, 55)),
+    )
+)
+HEADS, KEY_VALUE_HEADS, HEAD_DIM = 6, 2, 8
+
+
+def sequences(layout: PrefixLayout) -> list[list[int]]:
+    """Row indices of every plain sequence: stem and one branch, in order."""
+    return [
+        list(range(d.start, d.stem_end)) + list(range(start, end))
+        for d in layout.documents
+        for start, end in (d.branches() if d.branch_ends else [(d.stem_end, d.stem_end)])
+    ]
+
+
+def textbook(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """Causal attention of one sequence, one query and one head at a time."""
+    heads = []
+    for h in range(q.shape[0]):
+        group = h // (q.shape[0] // k.shape[0])
+        rows = []
+        for i in range(q.shape[1]):
+            first = 0 if window is None else max(0, i - window + 1)
+            scores = (k[group, first : i + 1] @ q[h, i]) * scale
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            weights = scores.exp() / scores.exp().sum()
+            rows.append(weights @ v[group, first : i + 1])
+        heads.append(torch.stack(rows))
+    return torch.stack(heads)
+
+
+def inputs(layout: PrefixLayout, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        torch.randn(1, heads, layout.length, HEAD_DIM, generator=generator, dtype=dtype).requires_grad_()
+        for heads in (HEADS, KEY_VALUE_HEADS, KEY_VALUE_HEADS)
+    ]
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 4, 9, 100])
+def test_equals_plain_sequences(backend: str, window: int | None, softcap: float | None) -> None:
+    q, k, v = inputs(LAYOUT)
+    weights = torch.randn(HEADS, LAYOUT.length, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = prefix_attention(q, k, v, LAYOUT, scale=0.3, window=window, softcap=softcap, backend=backend)
+    got = torch.autograd.grad((out[0] * weights).sum(), (q, k, v))
+
+    expected_out = torch.zeros_like(out[0])
+    loss = torch.zeros((), dtype=torch.float64)
+    for document_sequence in sequences(LAYOUT):
+        if not document_sequence:
+            continue
+        index = torch.tensor(document_sequence)
+        part = textbook(q[0][:, index], k[0][:, index], v[0][:, index], 0.3, window, softcap)
+        expected_out[:, index] = part.detach()
+        counted = torch.tensor([1.0 / sum(i in s for s in sequences(LAYOUT)) for i in document_sequence])
+        loss = loss + (part * weights[:, index] * counted[:, None].double()).sum()
+    expected = torch.autograd.grad(loss, (q, k, v))
+
+    assert (out[0] - expected_out).norm() <= 1e-9 * expected_out.norm()
+    for value, wanted in zip(got, expected, strict=True):
+        assert (value - wanted).norm() <= 1e-9 * wanted.norm() + 1e-13
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_siblings_and_neighbours_are_invisible(backend: str) -> None:
+    q, k, v = inputs(LAYOUT)
+    before = prefix_attention(q, k, v, LAYOUT, scale=1.0, backend=backend)
+    with torch.no_grad():
+        for tensor in (k, v):
+            tensor[:, :, 9:16] += 3.0
+    after = prefix_attention(q, k, v, LAYOUT, scale=1.0, backend=backend)
+    changed = (before != after).any(dim=1).any(dim=-1)[0].nonzero()[:, 0].tolist()
+    assert changed == list(range(9, 16))
+
+
+def test_plain_layout_is_causal_attention() -> None:
+    layout = plain_layout([6, 3])
+    q, k, v = inputs(layout)
+    out = prefix_attention(q, k, v, layout, scale=0.5)
+    second = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, 6:], k[:, :, 6:], v[:, :, 6:], is_causal=True, scale=0.5, enable_gqa=True
+    )
+    torch.testing.assert_close(out[:, :, 6:], second)
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [(Document(1, 4),), (Document(0, 4), Document(5, 6)), (Document(0, 4, (3,)),), (Document(0, 4), Document(3, 6))],
+)
+def test_layout_refuses_gaps_and_overlaps(documents: tuple[Document, ...]) -> None:
+    with pytest.raises(ValueError, match="do not continue the row"):
+        PrefixLayout(documents)
+
+
+def test_refuses_a_row_that_is_not_the_layouts() -> None:
+    q, k, v = inputs(plain_layout([4]))
+    with pytest.raises(ValueError, match="not one row of 5 tokens"):
+        prefix_attention(q, k, v, plain_layout([5]), scale=1.0)
+    with pytest.raises(ValueError, match="none of auto, reference, sdpa, flex"):
+        prefix_attention(q, k, v, plain_layout([4]), scale=1.0, backend="flash")  # type: ignore[arg-type]
+
+
+def block_truth(layout: PrefixLayout, window: int | None, block: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.arange(layout.length)
+    seen = layout.visible(tokens[:, None], tokens[None, :], layout.token_tables(torch.device("cpu")), window)
+    blocks = layout.length // block
+    count = seen.view(blocks, block, blocks, block).sum((1, 3))
+    return count > 0, count == block * block
+
+
+@pytest.mark.parametrize("window", [None, 1, 50, 300])
+def test_block_lists_of_flex_are_those_of_the_mask(window: int | None) -> None:
+    layout = PrefixLayout((Document(0, 300, (520, 650)), Document(650, 660, (1100, 1500)), Document(1500, 1536)))
+    visible, full = visible_blocks(layout, window)
+    any_truth, full_truth = block_truth(layout, window, 128)
+    assert (torch.from_numpy(visible) >= any_truth).all()
+    assert (torch.from_numpy(full) <= full_truth).all()
+    assert torch.equal(torch.from_numpy(visible), any_truth)
+    if window is None:
+        assert torch.equal(torch.from_numpy(full), full_truth)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 90])
+def test_flex_equals_the_reference(window: int | None, softcap: float | None) -> None:
+    layout = PrefixLayout((Document(0, 100, (170, 200)), Document(200, 210, (240, 380)), Document(380, 384)))
+    q, k, v = (tensor.detach() for tensor in inputs(layout, torch.float32))
+    got = prefix_attention(q, k, v, layout, scale=0.3, window=window, softcap=softcap, backend="flex")
+    expected = prefix_attention(q, k, v, layout, scale=0.3, window=window, softcap=softcap, backend="reference")
+    torch.testing.assert_close(got, expected)
+
+
+def test_flex_refuses_rows_that_do_not_fill_blocks() -> None:
+    q, k, v = inputs(plain_layout([100]))
+    with pytest.raises(ValueError, match="not a multiple of 128"):
+        prefix_attention(q, k, v, plain_layout([100]), scale=1.0, backend="flex")

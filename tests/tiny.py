@@ -1,0 +1,162 @@
+"""Tiny random causal language models, tokenizers and pairs, for every test that needs some.
+
+`from tiny import tiny_model, tiny_tokenizer, tiny_pairs`. Weights are drawn large, so that attention is far from
+uniform and logits differ by more than rounding: a token that sees what it must not shows up in the first digits.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY = 128
+WINDOW = 8
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_HEAD_DIM = {"head_dim": 16}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW, **_HEAD_DIM},
+    "qwen2": {},
+    "qwen3": _HEAD_DIM,
+    "gemma2": {
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        **_HEAD_DIM,
+    },
+    "gemma3_text": {
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+        **_HEAD_DIM,
+    },
+    "phi3": {"sliding_window": None},
+    "olmo2": {},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layer_interval": 4},
+    "gpt_neox": {"num_key_value_heads": None},
+    "cohere": {"logit_scale": 0.25},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**_EXPERTS, **_HEAD_DIM},
+    "mamba": {"state_size": 8, "num_attention_heads": None, "num_key_value_heads": None},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "qwen3_next": {
+        **_EXPERTS,
+        **_HEAD_DIM,
+        "layer_types": ["linear_attention", "full_attention"],
+        "shared_expert_intermediate_size": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+}
+ATTENTION_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "qwen3_moe", "mamba", "lfm2", "qwen3_next"}]
+"""Dense models whose tokens mix through attention alone."""
+MOE_FAMILIES = ["mixtral", "qwen3_moe"]
+"""Attention models with a mixture of experts."""
+RECURRENT_FAMILIES = ["mamba", "lfm2", "qwen3_next"]
+"""Models in which a state, a convolution or linear attention carries tokens forward."""
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """Return a random model of `family` (one of FAMILIES) on the CPU, in evaluation mode.
+
+    Matrices have a standard deviation of 1.5 / sqrt(inputs), about 0.2; norm weights are spread around their neutral
+    value and biases around 0. The same seed gives the same model. `overrides` are fields of the configuration.
+    """
+    fields = {key: value for key, value in {**_COMMON, **FAMILIES[family], **overrides}.items() if value is not None}
+    if family == "phi3":
+        fields.setdefault("sliding_window", None)
+    config = CONFIG_MAPPING[family](**fields)
+    generator = torch.Generator().manual_seed(seed)
+    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}  # float64 too
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **experts)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if name.endswith(("A_log", "dt_bias", "dt_proj.bias", ".D")):
+                continue
+            if weight.ndim >= 2:
+                weight.copy_(noise * (1.5 / weight.shape[-1] ** 0.5))
+            else:
+                weight.add_(noise * 0.1)
+    return model.to(dtype).eval()
+
+
+_TEXT = [
+    "the wishbone has one stem and two branches and one side wins",
+    "a prompt, a chosen answer and a rejected answer make a pair",
+    "What is the capital of France? The capital of France is Paris.",
+    "Count: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10.",
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of a few hundred tokens that encodes any text; with a chat template, or without.
+
+    Ids 0, 1, 2 are <|im_start|>, <|im_end|> (the end of sequence) and <|pad|>. It has more tokens than VOCABULARY; for
+    a model that goes with it: `tiny_model(family, vocab_size=len(tokenizer))`.
+    """
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained_tokenizer()),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        model_max_length=_COMMON["max_position_embeddings"],
+        clean_up_tokenization_spaces=False,
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@cache
+def _trained_tokenizer() -> str:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_TEXT, trainer)
+    return backend.to_str()
+
+
+def tiny_pairs(n: int, vocab: int = VOCABULARY, seed: int = 0) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return `n` pairs (prompt_ids, chosen_ids, rejected_ids) of random lengths, 1 to 12 tokens each; ids from 3 on."""
+    rng = random.Random(seed)
+
+    def ids() -> list[int]:
+        return [rng.randrange(3, vocab) for _ in range(rng.randint(1, 12))]
+
+    return [(ids(), ids(), ids()) for _ in range(n)]
