@@ -119,7 +119,7 @@ CHAT_TEMPLATE = (
 
 
 def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of a few hundred tokens that encodes any text; with a chat template, or without.
+    """Return a byte-level BPE tokenizer of 320 tokens that encodes any text, with a chat template or without.
 
     Ids 0, 1, 2 are <|im_start|>, <|im_end|> (the end of sequence) and <|pad|>. It has more tokens than VOCABULARY; for
     a model that goes with it: `tiny_model(family, vocab_size=len(tokenizer))`.

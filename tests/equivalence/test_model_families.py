@@ -32,11 +32,12 @@ def pairs_of(model: PreTrainedModel) -> list[TokenizedPair]:
 
 def with_trained_adapter(model: PreTrainedModel, dtype: torch.dtype) -> PeftModel:
     """An adapter whose output is not zero, in the model's own dtype."""
-    adapted = add_adapter(model, rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0).to(dtype)
+    targets = ["in_proj", "x_proj"] if model.config.model_type == "mamba" else "all-linear"
+    adapted = add_adapter(model, rank=4, alpha=8, dropout=0.0, target_modules=targets, seed=0).to(dtype)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype) * 0.1
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype) * 0.3
     return adapted.eval()
 
 
@@ -81,8 +82,8 @@ def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> Non
     expected_loss.backward()
     expected = gradients(model)
 
-    assert got.norm() > 0 and abs(float(expected_loss) - math.log(2)) > 1e-3
-    assert float(loss) == pytest.approx(float(expected_loss), rel=TOLERANCE[dtype])
+    assert got.norm() > 0 and abs(expected_loss.item() - math.log(2)) > 1e-4
+    assert float(loss) == pytest.approx(expected_loss.item(), rel=TOLERANCE[dtype])
     assert (got - expected).norm() <= TOLERANCE[dtype] * expected.norm()
 
 

@@ -75,7 +75,7 @@ def test_accumulated_groups_are_the_mean_of_single_ones(
     single = [run(model, [group], 100, objective(name)) for group in groups]
     assert loss == pytest.approx(sum(part[0] for part in single) / 3, rel=1e-12)
     mean = sum(part[1] for part in single) / 3
-    assert (gradient - mean).norm() <= 1e-10 * mean.norm()
+    assert (gradient - mean).norm() <= 1e-6 * mean.norm()
 
 
 def test_recomputation_is_bitwise_keeping(model: PeftModel, groups: list[list[TokenizedPair]]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -47,13 +47,17 @@ _STYLES = {OK: "green", MISSING: "bold red", TOO_OLD: "bold red", ABSENT: "yello
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the report: a thing, what was found, the verdict on it (empty: a fact), what follows from it."""
+    """One line of the report: a thing, what was found, the verdict on it (empty: a fact), what follows from it.
+
+    `data` holds the same for programs, sizes in bytes.
+    """
 
     group: str
     name: str
     found: str
     verdict: str = ""
     note: str = ""
+    data: dict[str, Any] | None = None
 
 
 def doctor(
@@ -79,7 +83,7 @@ def _print(rows: list[Row], fit: bool) -> None:
     for group, members in groupby(rows, key=lambda row: row.group):
         table.add_row(plain(group, "bold"))
         for row in members:
-            detail = plain("  ".join(filter(None, (row.found, row.note))))
+            detail = plain("; ".join(filter(None, (row.found, row.note))))
             detail.stylize("dim", len(row.found))
             table.add_row(plain(f"  {row.name}"), plain(row.verdict, _STYLES.get(row.verdict, "")), detail)
     console.print(table)
@@ -93,11 +97,12 @@ def _machine() -> Iterator[Row]:
     yield Row(group, "System", f"{platform.system()} {platform.release()} {platform.machine()}")
     cpu = hardware.read_cpu()
     note = "bfloat16 in hardware" if cpu.bf16 else "no bfloat16 in hardware: float32 is faster on this processor"
-    yield Row(group, "Processor", f"{cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no AVX2'}", "", note)
+    yield Row(group, "Processor", f"{cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no AVX2'}", "", note, asdict(cpu))
     memory = hardware.read_memory()
-    yield Row(group, "Memory", f"{binary_size(memory.available)} free of {binary_size(memory.total)}")
+    yield Row(group, "Memory", f"{binary_size(memory.available)} free of {binary_size(memory.total)}", data=asdict(memory))
     for name, path in (("Disk, here", Path.cwd()), ("Disk, models", _hub_cache())):
-        yield Row(group, name, f"{binary_size(hardware.free_disk(path))} free", "", str(path))
+        free = hardware.free_disk(path)
+        yield Row(group, name, f"{binary_size(free)} free", "", str(path), {"available": free})
 
 
 def _packages() -> Iterator[Row]:
@@ -140,7 +145,7 @@ def _accelerators() -> Iterator[Row]:
         capability = ".".join(map(str, gpu.capability)) if gpu.capability else ""
         allows = [name for name, able in (("bfloat16", gpu.bf16), ("FP8", gpu.fp8)) if able]
         note = f"{f'compute capability {capability}: ' if capability else ''}{', '.join(allows) or 'float32, float16'}"
-        yield Row("Accelerators", f"{gpu.kind}:{index}", f"{gpu.name}{memory}", OK, note)
+        yield Row("Accelerators", f"{gpu.kind}:{index}", f"{gpu.name}{memory}", OK, note, asdict(gpu))
     if not found and hardware.has_nvidia_driver():
         note = "an NVIDIA driver is here and torch does not use it: install torch built for CUDA"
         yield Row("Accelerators", "GPU", "", ABSENT, note)

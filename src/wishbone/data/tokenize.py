@@ -6,21 +6,16 @@ the completions begin:
 
     n        = longest common prefix of ids(prompt), ids(prompt + chosen), ids(prompt + rejected)
     prompt   = ids(prompt)[:n]      chosen = ids(prompt + chosen)[n:]      rejected = ids(prompt + rejected)[n:]
-
-Three times the work is not needed. A special token such as `<|im_start|>` always is a token of its own, so a text may
-be cut before each one and the pieces be tokenized apart. Pieces that occur more than once - the prompt in its three
-roles, a system message in a thousand rows - are tokenized once, all pieces of a batch in one call on all cores.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import partial
-from inspect import signature
-from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,19 +27,18 @@ from datasets.fingerprint import Hasher
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from wishbone.data.encoding import Ids, encode_conversations, encode_texts
 from wishbone.data.formats import common_prompt
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
-Ids = list[int]
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CUT_COLUMN = "prompt_cut"
 _INPUTS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "source_row")
-_RENDERER_ARGUMENTS = {"conversation", "tools", "documents", "chat_template", "continue_final_message"}
-_TOKENIZER_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _RENDERER_ARGUMENTS
+_SHOWN = 10
 
 
 def tokenize_pairs(
@@ -127,26 +121,22 @@ def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
 def _tokenize_batch(
     tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]
 ) -> dict[str, list[Any]]:
-    chosen, rejected = batch["chosen"], batch["rejected"]
-    numbers = batch["source_row"] if "source_row" in batch else [i + 1 for i in indices]
-    if "prompt" in batch:
-        pairs = list(zip(batch["prompt"], chosen, rejected, strict=True))
-    else:
-        pairs = [common_prompt(*sides) for sides in zip(chosen, rejected, strict=True)]
-    ids: list[tuple[Ids, Ids, Ids]] = [([], [], [])] * len(pairs)
-    for rows, encode in _groups(tokenizer, batch, pairs, numbers):
-        for row, encoded in zip(rows, encode(), strict=True):
-            ids[row] = encoded
+    numbers = list(batch["source_row"]) if "source_row" in batch else [i + 1 for i in indices]
+    pairs = _pairs(batch, numbers)
+    encoded: list[EncodedPair] = [([], [], [])] * len(pairs)
+    for (tools, kwargs), rows in _grouped_by_settings(batch, len(pairs)):
+        chats = [row for row in rows if isinstance(pairs[row][0], list)]
+        texts = [row for row in rows if isinstance(pairs[row][0], str)]
+        encoders = (partial(_encode_chats, tools=tools, template_kwargs=kwargs), chats), (_encode_texts, texts)
+        for encode, members in encoders:
+            if members:
+                found = _located(partial(encode, tokenizer), [pairs[row] for row in members], [numbers[r] for r in members])
+                for row, ids in zip(members, found, strict=True):
+                    encoded[row] = ids
     columns: dict[str, list[Any]] = {name: [] for name in (*ID_COLUMNS, CUT_COLUMN)}
-    for prompt, with_chosen, with_rejected in ids:
+    for prompt, with_chosen, with_rejected in encoded:
         shared = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
         divided = prompt[:shared], with_chosen[shared:], with_rejected[shared:], len(prompt) - shared
         for column, value in zip(columns.values(), divided, strict=True):
             column.append(value)
     return columns
-
-
-def _common_length(ids: Ids, others: Ids) -> int:
-    if others[: len(ids)] == ids:
-        return len(ids)
-    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

@@ -82,22 +82,7 @@ def load_model(
         raise RequestError(f"the weights of {name!r} are damaged ({error}); copy or download them again") from error
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(name, error) from error
-    parameters = dict(model.named_parameters())
-    missing = sorted(key for key in report["missing_keys"] if key in parameters)
-    misfits = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])
-    if problems := [
-        f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({', '.join(keys[:3])}"
-        f"{', ...' if len(keys) > 3 else ''}), which would be left random; give a checkpoint made for this config.json"
-        for what, keys in (("lacks", missing), ("has other shapes for", misfits))
-        if keys
-    ]:
-        raise RequestError(problems)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise RequestError(
-            f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model {rows} embeddings, so some tokens "
-            "have none; use the tokenizer that belongs to the model"
-        )
+    _refuse_random_weights(name, model, report)
     return model, tokenizer
 
 
@@ -130,7 +115,10 @@ def resolve_model(name: str) -> str:
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the device asked for; by default this process's GPU (LOCAL_RANK) if there is one, else the CPU."""
     if device is not None:
-        return torch.device(device)
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise RequestError(f"device {str(device)!r} was asked for and PyTorch sees no GPU; leave the device out")
+        return chosen
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -200,6 +188,20 @@ def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    parameters = dict(model.named_parameters())
+    lacking = sorted(key for key in report["missing_keys"] if key in parameters)
+    misfit = sorted(key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
+    problems = [
+        f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({', '.join(keys[:3])}"
+        f"{', ...' if len(keys) > 3 else ''}), which would be left random; give a checkpoint made for its config.json"
+        for what, keys in (("lacks", lacking), ("has other shapes for", misfit))
+        if keys
+    ]
+    if problems:
+        raise RequestError(problems)
 
 
 def _unloadable(name: str, error: BaseException) -> RequestError:

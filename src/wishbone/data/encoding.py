@@ -1,0 +1,137 @@
+"""Texts and conversations as token ids, many at once, with the ids the tokenizer gives them one by one.
+
+A special token such as `<|im_start|>` is looked for before anything else and is always a token of its own, so
+
+    ids(text) = ids(piece 1) ++ ids(piece 2) ++ ...        pieces: the text, cut before each such token
+
+Rendered conversations repeat themselves: the prompt alone, with the chosen and with the rejected reply; one system
+message in a thousand rows. Each distinct piece is tokenized once, all pieces of a batch in one call on all cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from itertools import chain, islice
+from typing import Any
+
+from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from wishbone.errors import RequestError
+
+Ids = list[int]
+Conversation = list[dict[str, Any]]
+
+_TEMPLATE_ARGUMENTS = {"conversation", "tools", "documents", "chat_template", "continue_final_message", "kwargs"}
+_TOKENIZER_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
+    """The ids of each text, as `tokenizer(text, add_special_tokens=...)` gives them. No truncation, no padding."""
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return []
+    if _is_plain_fast(tokenizer):
+        tokenizer("", add_special_tokens=add_special_tokens)  # sets truncation, padding and special tokens of the backend
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(distinct, add_special_tokens=add_special_tokens)
+        ids = [encoding.ids for encoding in encodings]
+    else:
+        ids = tokenizer(
+            distinct, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
+        )["input_ids"]
+    ids_of = dict(zip(distinct, ids, strict=True))
+    return [ids_of[text] for text in texts]
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Conversation],
+    conversations: Sequence[Conversation],
+    *,
+    tools: list[Any] | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> tuple[list[Ids], list[Ids]]:
+    """The ids of prompts, each with the header that opens the reply, and of whole conversations.
+
+    They are those of `tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)`.
+
+    Raises:
+        RequestError: the tokenizer has no chat template.
+        jinja2.TemplateError, TypeError, ValueError: the template refuses a conversation.
+    """
+    given = dict(template_kwargs or {})
+    if not all(prompts):
+        raise ValueError("the prompt has no messages")
+    if (
+        type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        or given.keys() & _TOKENIZER_ARGUMENTS
+    ):
+
+        def encode(messages: Conversation, **more: Any) -> Ids:
+            output = tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=True, return_dict=True, **given, **more
+            )
+            return list(output["input_ids"])
+
+        return [encode(prompt, add_generation_prompt=True) for prompt in prompts], [encode(c) for c in conversations]
+    if tokenizer.chat_template is None and "chat_template" not in given:
+        raise RequestError(
+            "the rows are chat messages, but the tokenizer has no chat template to write them with. Choose a model that "
+            "has one (its name often ends in -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen "
+            "and rejected as texts"
+        )
+    texts = [
+        *tokenizer.apply_chat_template(list(prompts), tools=tools, tokenize=False, add_generation_prompt=True, **given),
+        *tokenizer.apply_chat_template(list(conversations), tools=tools, tokenize=False, **given),
+    ]
+    ids = _encode_in_pieces(tokenizer, texts)
+    return ids[: len(prompts)], ids[len(prompts) :]
+
+
+def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    opener = _opener(tokenizer, texts[0])
+    if opener is None:
+        return encode_texts(tokenizer, texts, add_special_tokens=False)
+    cut = []
+    for text in texts:
+        head, *turns = text.split(opener)
+        cut.append([head] * bool(head) + [opener + turn for turn in turns])
+    encoded = iter(encode_texts(tokenizer, list(chain.from_iterable(cut)), add_special_tokens=False))
+    return [list(chain.from_iterable(islice(encoded, len(pieces)))) for pieces in cut]
+
+
+def _opener(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """The special token before which texts like this one may be cut, and which occurs most often; None: there is none.
+
+    A cut is exact where the token is found whatever surrounds it: it is matched in the text as it is (not normalized),
+    takes no white space on its left, needs no word boundary, and no match of another added token can begin before it
+    and reach into it.
+    """
+    if not _is_plain_fast(tokenizer) or tokenizer.split_special_tokens:
+        return None
+    added: list[AddedToken] = list(tokenizer.added_tokens_decoder.values())
+    safe = [
+        token.content
+        for token in added
+        if token.special
+        and not (token.normalized or token.lstrip or token.single_word)
+        and token.content in text
+        and not token.content[0].isspace()
+        and not any(_reaches_into(other.content, token.content) for other in added)
+    ]
+    return max(safe, key=text.count, default=None)
+
+
+def _reaches_into(other: str, token: str) -> bool:
+    """Whether a text can hold `other` so that it begins before `token` and covers its first character."""
+    return any(other[i:].startswith(token[: len(other) - i]) for i in range(1, len(other)))
+
+
+def _is_plain_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether calling the tokenizer is calling its backend: a fast one, whose class does not step in between."""
+    kind = type(tokenizer)
+    return (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and kind.__call__ is PreTrainedTokenizerBase.__call__
+        and kind._encode_plus is PreTrainedTokenizerFast._encode_plus
+    )

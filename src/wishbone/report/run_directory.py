@@ -1,0 +1,178 @@
+"""Reads a run directory as it is: complete, still running, stopped halfway, or damaged.
+
+Whatever can be read is returned, and what cannot is named. Nothing in the files is trusted: values have any type, any
+key may be missing, the last line of `metrics.jsonl` may be cut off. A run that was resumed repeats steps it had already
+logged; the later attempt counts and what the earlier one logged beyond its checkpoint is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wishbone.config.document import read_document, show
+from wishbone.errors import RequestError
+
+CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
+ANSWERS, ERROR_LOG = "answers.json", "error.log"
+HELDOUT_PREFIX = "eval_"
+LARGEST = 1e100
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Content of a run directory.
+
+    Attributes:
+        path: the directory.
+        config: settings by section, unchecked.
+        environment, summary: as written, or empty.
+        metrics: points (step, value) by metric, in the order of steps; held-out metrics have the prefix `eval_`. A
+            value that was null or beyond 1e100 is NaN or infinite here.
+        answers: entries of `answers.json` that are mappings.
+        error_log: its last 20,000 characters, or empty.
+        status: "done", "failed" or "not finished", or another word the summary has.
+        problems: what could not be read, a sentence each.
+    """
+
+    path: Path
+    config: dict[str, dict[str, Any]] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    error_log: str = ""
+    status: str = "not finished"
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises:
+        RequestError: `path` is not a run directory; the message says what is missing.
+    """
+    if not (path / CONFIG).is_file():
+        raise RequestError(_not_a_run(path))
+    problems: list[str] = []
+    summary = _read_json(path / SUMMARY, dict, problems)
+    answers = [entry for entry in _read_json(path / ANSWERS, list, problems) if isinstance(entry, dict)]
+    error_log = _read_text(path / ERROR_LOG, problems)[-20_000:]
+    return RunRecord(
+        path=path,
+        config=_read_config(path / CONFIG, problems),
+        environment=_read_json(path / ENVIRONMENT, dict, problems),
+        summary=summary,
+        metrics=_read_metrics(path / METRICS, problems),
+        answers=answers,
+        error_log=error_log,
+        status=_status(path, summary, failed=bool(error_log)),
+        problems=problems,
+    )
+
+
+def _not_a_run(path: Path) -> str:
+    name = show(str(path))
+    if not path.exists():
+        return f"{name} does not exist; name the run directory that `wishbone train` wrote"
+    if not path.is_dir():
+        return f"{name} is a file; name the run directory it is in"
+    missing = [name for name in (CONFIG, ENVIRONMENT, METRICS) if not (path / name).is_file()]
+    runs = sorted(str(config.parent) for config in path.glob(f"*/{CONFIG}"))
+    near = f"; runs in it: {', '.join(map(show, runs[-3:]))}" if runs else ""
+    return f"{name} is not a run directory, it has no {' and no '.join(missing)}; name one that `wishbone train` wrote{near}"
+
+
+def _status(path: Path, summary: dict[str, Any], *, failed: bool) -> str:
+    """The word for how the run stands; an error older than the summary belongs to an earlier attempt."""
+    written = summary.get("status")
+    if isinstance(written, str) and written not in {"running", ""}:
+        return written
+    if failed and not (summary and (path / ERROR_LOG).stat().st_mtime < (path / SUMMARY).stat().st_mtime):
+        return "failed"
+    return "not finished"
+
+
+def _read_text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({error.strerror or type(error).__name__})")
+        return ""
+
+
+def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
+    """The content of a JSON file, or an empty value of its kind."""
+    text = _read_text(path, problems)
+    if not text:
+        return kind()
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path.name} is not JSON ({error})")
+        return kind()
+    if not isinstance(value, kind):
+        problems.append(f"{path.name} holds a {type(value).__name__} where a {kind.__name__} belongs")
+        return kind()
+    return value
+
+
+def _read_config(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
+    try:
+        value = read_document(_read_text(path, problems)).value
+    except RequestError as error:
+        problems.append(f"{path.name} cannot be read ({error})")
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): section for name, section in value.items() if isinstance(section, dict)}
+
+
+def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """Values by metric and step; a training line whose step goes back begins the history anew from there."""
+    by_step: dict[float, dict[str, float]] = {}
+    newest, unreadable, cut_off = -math.inf, 0, False
+    for text in _read_text(path, problems).splitlines(keepends=True):
+        line = _line(text)
+        step = _number(line.get("step"))
+        if step is None or not math.isfinite(step):
+            cut_off = not text.endswith("\n")
+            unreadable += bool(text.strip()) and not cut_off
+            continue
+        values = {str(name): number for name, value in line.items() if (number := _number(value)) is not None}
+        if "loss" in values:
+            if step < newest:
+                by_step = {earlier: kept for earlier, kept in by_step.items() if earlier < step}
+            newest = step
+        by_step.setdefault(step, {}).update(values)
+    if unreadable:
+        problems.append(f"{unreadable} lines of {path.name} have no step or are not JSON, and were left out")
+    if cut_off:
+        problems.append(f"the last line of {path.name} is cut off: it was being written, or the run was killed then")
+    metrics: dict[str, list[tuple[float, float]]] = {}
+    for step in sorted(by_step):
+        for name, value in by_step[step].items():
+            metrics.setdefault(name, []).append((step, value))
+    return metrics
+
+
+def _line(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    """The value as a float, NaN for null, infinite beyond `LARGEST`; None for what is no number."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if abs(value) > LARGEST:
+        return math.inf if value > 0 else -math.inf
+    return float(value)
