@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wishbone.training.arguments import DPOConfig
     from wishbone.training.run import train
-    from wishbone.training.trainer import DPOConfig, DPOTrainer
+    from wishbone.training.trainer import DPOTrainer
 
 __version__ = "0.1.0"
 __all__ = ["DPOConfig", "DPOTrainer", "__version__", "train"]
 
 _HOME = {
-    "DPOConfig": "wishbone.training.trainer",
+    "DPOConfig": "wishbone.training.arguments",
     "DPOTrainer": "wishbone.training.trainer",
     "train": "wishbone.training.run",
 }

@@ -99,14 +99,20 @@ def test_overrides_alone_can_make_a_configuration():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("data: {max_length: 0}", "data.max_length (line 1): 0 is not accepted. It takes a whole number from 2 to 16777216"),
-        ("preference: {beta: 0}", "preference.beta (line 1): 0 is not accepted. It takes a number above 0 (default: 0.1)"),
+        (
+            "data: {train: x, max_length: 0}",
+            "data.max_length (line 1): 0 is not accepted. It takes a whole number from 2",
+        ),
+        (
+            "preference: {beta: 0}",
+            "preference.beta (line 1): 0 is not accepted. It takes a number above 0 (default: 0.1)",
+        ),
         ("preference: {beta: -0.5}", "preference.beta (line 1): -0.5 is not accepted. It takes a number above 0"),
         ("preference: {beta: .nan}", "preference.beta (line 1): nan is not accepted"),
         ("preference: {beta: .inf}", "preference.beta (line 1): inf is not accepted"),
         ("preference: {beta: 1e999}", "preference.beta (line 1): inf is not accepted"),
-        ("preference: {loss: sigmod}", "preference.loss[0] (line 1): 'sigmod' is not accepted. Did you mean sigmoid?"),
-        ("preference: {loss: [ipo, SIMPO]}", "preference.loss[1] (line 1): 'SIMPO' is not accepted. Did you mean simpo?"),
+        ("preference: {loss: sigmod}", "loss[0] (line 1): 'sigmod' is not accepted. Did you mean sigmoid?"),
+        ("preference: {loss: [ipo, SIMPO]}", "loss[1] (line 1): 'SIMPO' is not accepted. Did you mean simpo?"),
         ("preference: {loss: []}", "preference.loss (line 1): [] is not accepted"),
         ("preference: {f_divergence: js}", "Did you mean js_divergence?"),
         ("preference: {label_smoothing: 0.5}", "It takes a number of at least 0 and below 0.5"),
@@ -114,12 +120,15 @@ def test_overrides_alone_can_make_a_configuration():
         ("preference: {ld_alpha: 2}", "2 is not accepted. It takes a number from 0 to 1, or null"),
         ("adapter: {rank: 8.0}", "adapter.rank (line 1): 8.0 is not accepted. It takes a whole number"),
         ("adapter: {rank: true}", "adapter.rank (line 1): true is not accepted. It takes a whole number"),
-        ("adapter: {target_modules: q_proj}", "It takes all-linear, or a list, each item one line of text"),
+        (
+            "adapter: {target_modules: q_proj}",
+            "It takes all-linear, or a list of at least one, each item one line of text",
+        ),
         ("training: {learning_rate: '1e-5'}", "'1e-5' is not accepted. Write the number without quotes."),
-        ("training: {learning_rate: fast}", "training.learning_rate (line 1): 'fast' is not accepted. It takes a number"),
+        ("training: {learning_rate: fast}", "training.learning_rate (line 1): 'fast' is not accepted. It takes"),
         ("training: {token_budget: none}", "It takes auto, or a whole number"),
         ("training: {lr: 1e-6}", "training.lr (line 1): no such key; did you mean training.learning_rate?"),
-        ("training: {epoch: 1}", "training.epoch (line 1): no such key; did you mean epochs? training takes learning_rate,"),
+        ("training: {epoch: 1}", "training.epoch (line 1): no such key; did you mean epochs? training takes"),
         ("training: {beta: 1}", "training.beta (line 1): no such key; did you mean preference.beta?"),
         ("training: 5", "training (line 1): 5 is not a section; write its keys below it (learning_rate,"),
         ("trainng: {epochs: 1}", "trainng (line 1): no such section; did you mean training? The sections are model,"),
@@ -127,9 +136,10 @@ def test_overrides_alone_can_make_a_configuration():
         ("'[red]x': 1", "'[red]x' (line 1): no such key"),
         ("'a\\u001b[31m': {}", "no such section"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_rule_and_remedy(text: str, expected: str):
-    message = only_problem(f"{text}\n{SMALLEST}")
+    rest = SMALLEST if not text.startswith("data") else SMALLEST.splitlines()[0]
+    message = only_problem(f"{text}\n{rest}")
     assert expected in message
     assert message.isprintable()
 
@@ -142,7 +152,7 @@ def test_a_wrong_value_is_named_with_rule_and_remedy(text: str, expected: str):
         ("- a\n- b\n", "the configuration is a list and must be sections of keys"),
         ("just text", "the configuration is 'just text' and must be sections of keys"),
         ("a: &x 1\nb: *x\n", "line 2: an alias (*x) is not accepted; write the value out"),
-        ("a: !!python/object:os.system x\n", "line 1: the tag 'tag:yaml.org,2002:python/object:os.system' is not accepted"),
+        ("a: !!python/object:os.system x\n", "line 1: the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("---\na: 1\n---\nb: 1\n", "line 3: a second document begins here"),
         ("a: [[[[[[[[[[]]]]]]]]]]", "values nest more than 7 deep"),
         ("[" * 100_000, "values nest more than 7 deep"),
@@ -156,7 +166,7 @@ def test_a_wrong_value_is_named_with_rule_and_remedy(text: str, expected: str):
         ("a: \x00", "this is not YAML (unacceptable character #x0000"),
         ("a" * 300_000, "the text has 300000 characters; a configuration has at most 262144"),
     ],
-)  # fmt: skip
+)
 def test_text_that_is_no_configuration(text: str, expected: str):
     assert expected in only_problem(text)
 
@@ -210,7 +220,7 @@ def test_an_override_that_is_none(override: str):
         ("preference.loss=[ipo", "override 'preference.loss=[ipo': line 1, column 5: this is not YAML"),
         ("preference.beta=-1", "preference.beta (override 'preference.beta=-1'): -1 is not accepted"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_override_is_named(override: str, expected: str):
     assert expected in only_problem(SMALLEST, override)
 
@@ -221,15 +231,33 @@ def test_a_wrong_override_is_named(override: str, expected: str):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("preference: {loss: [sigmoid, sft], loss_weights: [1]}", "preference.loss_weights (line 3): loss_weights has 1 entries and loss has 2 (sigmoid, sft); give one weight a loss"),
-        ("preference: {loss: exo_pair}", "preference.loss (line 3): label_smoothing 0 leaves exo_pair without a finite loss; set label_smoothing above 0"),
-        ("preference: {loss: simpo, f_divergence: forward_kl}", "preference.f_divergence (line 3): f_divergence forward_kl has no meaning for simpo; use reverse_kl, or a loss among discopop, exo_pair"),
-        ("preference: {loss: [sigmoid, aot], use_weighting: true}", "preference.use_weighting (line 3): use_weighting weighs single pairs while aot compares"),
-        ("data: {train: x, eval: y, eval_fraction: 0.1}", "data.eval_fraction (line 3): eval_fraction 0.1 holds out training pairs while eval names other pairs"),
+        (
+            "preference: {loss: [sigmoid, sft], loss_weights: [1]}",
+            "preference.loss_weights (line 3): loss_weights has 1 entries and loss has 2 (sigmoid, sft); give",
+        ),
+        (
+            "preference: {loss: exo_pair}",
+            "preference.loss (line 3): label_smoothing 0 leaves exo_pair without a finite loss; set",
+        ),
+        (
+            "preference: {loss: simpo, f_divergence: forward_kl}",
+            "preference.f_divergence (line 3): f_divergence forward_kl has no meaning for simpo; use",
+        ),
+        (
+            "preference: {loss: [sigmoid, aot], use_weighting: true}",
+            "preference.use_weighting (line 3): use_weighting weighs single pairs while aot compares",
+        ),
+        (
+            "data: {train: x, eval: y, eval_fraction: 0.1}",
+            "data.eval_fraction (line 3): eval_fraction 0.1 holds out training pairs while eval names",
+        ),
         ("data: {train: x, eval_split: y, eval_fraction: 0.1}", "while eval_split names other pairs"),
-        ("training: {eval_steps: 5}", "training.eval_steps (line 3): training.eval_steps 5 asks for evaluations and there are no pairs to evaluate on; set data.eval,"),
+        (
+            "training: {eval_steps: 5}",
+            "training.eval_steps (line 3): training.eval_steps 5 asks for evaluations and there are no",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_hold_together(text: str, expected: str):
     lines = SMALLEST.splitlines()
     kept = lines if not text.startswith("data") else [lines[0], ""]
@@ -298,10 +326,11 @@ def test_a_missing_file_names_the_nearest_one(tmp_path: Path):
         load_config(tmp_path / "dop.yml")
     with pytest.raises(RequestError, match=r"the YAML files in '.*' are 'dpo\.yaml'"):
         load_config(tmp_path / "something-else.yaml")
-    with pytest.raises(RequestError, match="its folder '.*' does not exist either"):
+    with pytest.raises(RequestError, match=r"its folder '.*' does not exist either"):
         load_config(tmp_path / "nowhere" / "dpo.yaml")
+    (tmp_path / "dpo.yaml").unlink()
     with pytest.raises(RequestError, match="there is no YAML file beside it"):
-        load_config(tmp_path / "nowhere.yaml" if (tmp_path / "dpo.yaml").unlink() is None else "")
+        load_config(tmp_path / "dpo.yaml")
 
 
 @pytest.mark.parametrize(
@@ -368,7 +397,7 @@ def test_names_that_lead_nowhere_are_reported_with_the_other_problems(tmp_path: 
     assert f"did you mean '{tmp_path}/pairs.jsonl'?" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "org/model", "hf://x/y.jsonl", "pairs-*.jsonl"])
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "org/model", "hf://x/y.jsonl", "name:configuration"])
 def test_names_that_are_no_paths_stay(tmp_path: Path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2-135m-instruct").mkdir()
@@ -387,10 +416,10 @@ def test_names_that_are_no_paths_stay(tmp_path: Path, monkeypatch, name: str):
         ("adapter: {method: full}\ntraining: {learning_rate: 5e-5}", []),
         ("preference: {simpo_gamma: 1}", ["preference.simpo_gamma 1 has no effect: only simpo reads it"]),
         ("preference: {simpo_gamma: 1, loss: simpo}", []),
-        ("preference: {label_smoothing: 0.1}", ["preference.label_smoothing 0.1 has no effect: only aot, aot_unpaired"]),
+        ("preference: {label_smoothing: 0.1}", ["preference.label_smoothing 0.1 has no effect: only aot,"]),
         ("preference: {f_alpha: 0.1}", ["preference.f_alpha 0.1 has no effect"]),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_probably_not_meant(tmp_path: Path, setting: str, warned: list[str]):
     path = write(tmp_path / "c.yaml", f"{SMALLEST}{setting}\n")
     with warnings.catch_warnings(record=True) as caught:

@@ -14,7 +14,11 @@ IDS = torch.arange(3, 23).unsqueeze(0)
 
 
 def _adapted(model: nn.Module) -> set[str]:
-    return {name.split(".lora_A")[0].removeprefix("base_model.model.") for name, _ in model.named_modules() if name.endswith("lora_A")}
+    return {
+        name.split(".lora_A")[0].removeprefix("base_model.model.")
+        for name, _ in model.named_modules()
+        if name.endswith("lora_A")
+    }
 
 
 def test_a_fresh_adapter_changes_nothing_and_trains_alone() -> None:

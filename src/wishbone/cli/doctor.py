@@ -97,9 +97,18 @@ def _machine() -> Iterator[Row]:
     yield Row(group, "System", f"{platform.system()} {platform.release()} {platform.machine()}")
     cpu = hardware.read_cpu()
     note = "bfloat16 in hardware" if cpu.bf16 else "no bfloat16 in hardware: float32 is faster on this processor"
-    yield Row(group, "Processor", f"{cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no AVX2'}", "", note, asdict(cpu))
+    yield Row(
+        group,
+        "Processor",
+        f"{cpu.model}, {cpu.cores} cores, {', '.join(cpu.features) or 'no AVX2'}",
+        "",
+        note,
+        asdict(cpu),
+    )
     memory = hardware.read_memory()
-    yield Row(group, "Memory", f"{binary_size(memory.available)} free of {binary_size(memory.total)}", data=asdict(memory))
+    yield Row(
+        group, "Memory", f"{binary_size(memory.available)} free of {binary_size(memory.total)}", data=asdict(memory)
+    )
     for name, path in (("Disk, here", Path.cwd()), ("Disk, models", _hub_cache())):
         free = hardware.free_disk(path)
         yield Row(group, name, f"{binary_size(free)} free", "", str(path), {"available": free})

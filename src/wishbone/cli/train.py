@@ -93,9 +93,8 @@ def _outcome(directory: Path | None, resume_command: str) -> Iterator[None]:
 def _interrupted(directory: Path | None, resume_command: str) -> str:
     if directory is None:
         return "nothing was written"
-    saved = directory / CHECKPOINTS
-    if saved.is_dir() and any(saved.iterdir()):
-        return f"checkpoints are in {saved}\nTo continue from the last one: {resume_command}"
+    if any((directory / CHECKPOINTS).glob("checkpoint-*")):
+        return f"checkpoints are in {directory / CHECKPOINTS}\nTo continue from the last one: {resume_command}"
     return "no checkpoint had been written, so there is nothing to resume; training.save_steps sets how often one is"
 
 

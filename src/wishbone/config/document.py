@@ -39,7 +39,7 @@ class Document:
     Attributes:
         value: dict, list, str, int, float, bool or None.
         lines: 1-based line of each key or list item, by its path from the root.
-        problems: keys given twice, and values that YAML can express but a configuration cannot hold.
+        problems: a sentence for each key that is given twice.
     """
 
     value: Any
@@ -79,8 +79,8 @@ def read_document(text: str) -> Document:
     """Parse one YAML document. An empty one has the value None.
 
     Raises:
-        RequestError: `text` is longer than `MAX_CHARACTERS`, is no YAML, nests too deep, or uses aliases, tags or
-            several documents. Problems that leave the rest readable are in `Document.problems` instead.
+        RequestError: `text` is longer than `MAX_CHARACTERS`, is no YAML, nests too deep, holds half a surrogate
+            pair, or uses aliases, tags or several documents. Keys given twice are in `Document.problems` instead.
     """
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"the text has {len(text)} characters; a configuration has at most {MAX_CHARACTERS}")
@@ -101,7 +101,9 @@ def read_document(text: str) -> Document:
         if event.tag not in (None, "!"):
             raise RequestError(f"line {line}: the tag {show(event.tag)} is not accepted; write the plain value")
         if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= letter <= "\udfff" for letter in event.value):
-            problems.append(f"line {line}: {show(event.value)} holds half a surrogate pair; write the character itself")
+            raise RequestError(
+                f"line {line}: {show(event.value)} holds half a surrogate pair; write the character itself"
+            )
         frame = frames[-1]
         if isinstance(frame.container, dict) and frame.key is None:
             frame.key = _key(event, line)

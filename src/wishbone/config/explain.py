@@ -82,7 +82,8 @@ def accepted(schema: dict[str, Any]) -> str:
         return f"one of {', '.join(schema['enum'])}"
     match schema["type"]:
         case "array":
-            return f"a list, each item {accepted(schema['items'])}"
+            least = " of at least one" if schema.get("minItems") else ""
+            return f"a list{least}, each item {accepted(schema['items'])}"
         case "string":
             return "one line of text" if "pattern" in schema else "text"
         case "boolean":

@@ -34,6 +34,13 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or `plain_value` would read as something else."""
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Unusual line breaks would be folded away in any but double quotes, where they are escaped."""
+    style = '"' if any(letter in text for letter in "\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"(?:{FLOAT.pattern})\Z"), list("-+.0123456789"))
 
 

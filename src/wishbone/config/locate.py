@@ -71,8 +71,6 @@ def _find(name: str, beside: Path) -> Path | None:
 
 
 def _must_be_path(name: str, suffixes: tuple[str, ...]) -> bool:
-    if any(letter in name for letter in "*?["):
-        return False
     return Path(name).is_absolute() or name.startswith((".", "~")) or name.lower().endswith(suffixes)
 
 

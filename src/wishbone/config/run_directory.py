@@ -32,7 +32,7 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
         if holds_run and not resume:
             raise RequestError(
                 f"output.dir: {show(str(directory))} already holds a run; continue it with --resume, "
-                "or name another directory"
+                "name another directory, or delete it"
             )
         if resume and not holds_run:
             raise RequestError(

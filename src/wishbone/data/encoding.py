@@ -32,13 +32,15 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, ad
     if not distinct:
         return []
     if _is_plain_fast(tokenizer):
-        tokenizer("", add_special_tokens=add_special_tokens)  # sets truncation, padding and special tokens of the backend
+        tokenizer(
+            "", add_special_tokens=add_special_tokens
+        )  # sets truncation, padding and special tokens of the backend
         encodings = tokenizer.backend_tokenizer.encode_batch_fast(distinct, add_special_tokens=add_special_tokens)
         ids = [encoding.ids for encoding in encodings]
     else:
-        ids = tokenizer(
-            distinct, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        ids = tokenizer(distinct, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
     ids_of = dict(zip(distinct, ids, strict=True))
     return [ids_of[text] for text in texts]
 
@@ -76,9 +78,8 @@ def encode_conversations(
         return [encode(prompt, add_generation_prompt=True) for prompt in prompts], [encode(c) for c in conversations]
     if tokenizer.chat_template is None and "chat_template" not in given:
         raise RequestError(
-            "the rows are chat messages, but the tokenizer has no chat template to write them with. Choose a model that "
-            "has one (its name often ends in -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen "
-            "and rejected as texts"
+            "the rows are chat messages, but the tokenizer has no chat template. Choose a model that has one (often "
+            "named -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen and rejected as texts"
         )
     texts = [
         *tokenizer.apply_chat_template(list(prompts), tools=tools, tokenize=False, add_generation_prompt=True, **given),

@@ -13,14 +13,14 @@ messages (the chat template of the model writes the turns). When the prompt is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wishbone.data import messages as chat
 from wishbone.data.messages import Message, Misfit
 from wishbone.errors import RequestError
 
-__all__ = ["FORMATS", "Message", "common_prompt", "normalize", "recognize"]
+__all__ = ["FORMATS", "Message", "columns_to_read", "common_prompt", "normalize", "recognize"]
 
 Row = Mapping[str, Any]
 
@@ -35,6 +35,19 @@ FORMATS: dict[str, str] = {
     "instruction": "instruction (or question), chosen, rejected; optional input, system, history (Alpaca)",
     "openai": "input.messages, preferred_output, non_preferred_output; optional input.tools (OpenAI)",
 }
+
+_COLUMNS = (
+    *("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "conversations", "system"),
+    *("instruction", "question", "input", "history", "preferred_output", "non_preferred_output"),
+)
+
+
+def columns_to_read(names: Iterable[str]) -> list[str]:
+    """Those columns of a table that a layout can make use of; all, if the table cannot be of any layout."""
+    found = list(names)
+    if {"chosen", "rejected"} <= set(found) or {"preferred_output", "non_preferred_output"} <= set(found):
+        return [name for name in found if name in _COLUMNS]
+    return found
 
 
 def recognize(row: Row) -> str:
@@ -81,7 +94,7 @@ def normalize(row: Row, format: str, *, system_prompt: str | None = None) -> dic
     Args:
         row: the row; columns that do not belong to the layout are ignored.
         format: a key of `FORMATS`.
-        system_prompt: put before a conversation that has no system message of its own; rows of text stay as they are.
+        system_prompt: put before a conversation that has no system message of its own; texts have no place for it.
 
     Returns:
         prompt, chosen, rejected: three texts or three lists of messages, whose roles are system, user, assistant,
@@ -103,8 +116,11 @@ def normalize(row: Row, format: str, *, system_prompt: str | None = None) -> dic
         prompt, chosen, rejected = _divide(pair)
     except Misfit as misfit:
         raise RequestError(str(misfit)) from None
-    if system_prompt is not None and isinstance(prompt, list) and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system_prompt}, *prompt]
+    if system_prompt is not None:
+        if isinstance(prompt, str):
+            raise RequestError("is text, not a conversation, so data.system_prompt has no place in it; leave that out")
+        if prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": system_prompt}, *prompt]
     return {
         "prompt": prompt,
         "chosen": chosen,
@@ -133,9 +149,7 @@ def common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
             cut = middle + 1
         else:
             differs = middle
-    if cut == shorter:
-        cut -= 1
-    elif cut > 0 and chosen[cut - 1] == " ":
+    if cut == shorter or (cut > 0 and chosen[cut - 1] == " "):
         cut -= 1
     return chosen[:cut], chosen[cut:], rejected[cut:]
 
@@ -190,8 +204,8 @@ def _instruction(fields: _Fields) -> _Pair:
 
 
 def _openai(fields: _Fields) -> _Pair:
-    request = _Fields(fields.require("input", chat.mapping) or {"messages": []})
-    prompt = request.require("messages", _openai_messages) if not fields.problems else None
+    request = _Fields(fields.require("input", chat.mapping) or {})
+    prompt = None if fields.problems else request.require("messages", _openai_messages)
     fields.problems += [f"input.{problem}" for problem in request.problems]
     fields.row = {"tools": request.row.get("tools"), **fields.row}
     sides = (fields.require(name, _openai_messages) for name in ("preferred_output", "non_preferred_output"))

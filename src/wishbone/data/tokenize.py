@@ -1,10 +1,10 @@
-"""Pairs as token ids: prompt, chosen, rejected, exactly as TRL's `DPOTrainer` would make them, a batch at a time.
+"""Pairs as token ids: prompt, chosen, rejected, exactly as TRL's `DPOTrainer` makes them, a batch at a time.
 
-A tokenizer does not commute with concatenation, so a pair is tokenized three times: the prompt alone (with the header
-that opens the reply), the prompt with the chosen reply, the prompt with the rejected one. Where the three first differ,
-the completions begin:
+Tokenizing does not commute with joining texts, so a pair is tokenized three times: the prompt alone (with the header
+that opens the reply), the prompt with the chosen reply, the prompt with the rejected one. The completions begin where
+the three part:
 
-    n        = longest common prefix of ids(prompt), ids(prompt + chosen), ids(prompt + rejected)
+    n        = length of the longest common prefix of ids(prompt), ids(prompt + chosen), ids(prompt + rejected)
     prompt   = ids(prompt)[:n]      chosen = ids(prompt + chosen)[n:]      rejected = ids(prompt + rejected)[n:]
 """
 
@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 import tokenizers
 import transformers
 from datasets import Dataset, IterableDataset, concatenate_datasets
@@ -34,10 +34,13 @@ from wishbone.errors import RequestError
 logger = logging.getLogger(__name__)
 
 AnyDataset = TypeVar("AnyDataset", Dataset, IterableDataset)
+IdTriple = tuple[Ids, Ids, Ids]
+Pair = tuple[Any, Any, Any]  # prompt, chosen, rejected: texts or lists of messages
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CUT_COLUMN = "prompt_cut"
 _INPUTS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "source_row")
+_REFUSALS = (TemplateError, TypeError, ValueError)
 _SHOWN = 10
 
 
@@ -46,8 +49,8 @@ def tokenize_pairs(
 ) -> AnyDataset:
     """Adds `prompt_ids`, `chosen_ids`, `rejected_ids` to a data set of pairs, as TRL's `DPOTrainer` tokenizes them.
 
-    Messages go through the chat template (`tools` and `chat_template_kwargs` of the row included), texts get the
-    end-of-sequence token if they do not end with it. Where the prompt column is missing, the prompt is what both
+    Messages go through the chat template (with `tools` and `chat_template_kwargs` of the row), texts get the
+    end-of-sequence token if they do not end with it. Where there is no prompt column, the prompt is what both
     completions begin with. Unlike TRL, a text that spells out the beginning-of-sequence token gets no second one.
 
     A data set that lies on disk is tokenized once: the result is cached beside it, under the fingerprint of data,
@@ -63,11 +66,11 @@ def tokenize_pairs(
         the prompt alone has beyond the prompt it shares with the completions (rarely more than 0; warned of).
 
     Raises:
-        RequestError: no rows, messages but no chat template, texts but no end-of-sequence token, rows that the
-            template refuses.
+        RequestError: no rows, messages but no chat template, texts but no end-of-sequence token, rows that are neither
+            texts nor messages or that the template refuses.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise RequestError(f"pairs are tokenized by a tokenizer, not by a {type(tokenizer).__name__}; pass its tokenizer")
+        raise RequestError(f"{type(tokenizer).__name__} is not a tokenizer; of a processor, pass its tokenizer")
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if set(ID_COLUMNS) <= set(columns):
         return dataset
@@ -83,11 +86,31 @@ def tokenize_pairs(
         batched=True,
         remove_columns=inputs.column_names,
         num_proc=num_proc,
-        new_fingerprint=Hasher.hash([inputs._fingerprint, _identity(tokenizer)]),
+        new_fingerprint=Hasher.hash((inputs._fingerprint, _identity(tokenizer))),
         desc="Tokenizing",
     )
     _warn_of_cut_prompts(ids.with_format("numpy")[CUT_COLUMN][:])
     return concatenate_datasets([dataset, ids], axis=1)
+
+
+def _identity(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    """Everything the ids depend on. The date is part of it for templates that print it."""
+    if isinstance(tokenizer, PreTrainedTokenizerFast):
+        # Truncation and padding come first in the JSON; they are no part of it, and change from call to call.
+        state = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
+    else:
+        state = Hasher.hash(tokenizer)
+    template = str(tokenizer.chat_template)
+    return (
+        type(tokenizer).__qualname__,
+        state,
+        template,
+        date.today().isoformat() if "strftime_now" in template else "",
+        sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items()),
+        tokenizer.split_special_tokens,
+        transformers.__version__,
+        tokenizers.__version__,
+    )
 
 
 def _tokenize_table(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]) -> pa.Table:
@@ -108,10 +131,10 @@ def _tokenize_stream(
 def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
     if rows := int(np.count_nonzero(cut)):
         logger.warning(
-            "In %d of %d rows the tokenized prompt is not how the tokenized prompt + completion begins: the chat template "
-            "renders it differently alone, or tokens merge across its end. The completion begins where they part, and "
-            "up to %d tokens of the prompt's end are not trained with. To avoid it, use a template that renders the "
-            "prompt the same way in both cases, or end the prompt where a token ends.",
+            "In %d of %d rows the tokenized prompt is not what the tokenized prompt + completion begins with: the chat "
+            "template writes it differently alone, or tokens merge across its end. The completion begins where they "
+            "part, so up to %d tokens of the prompt's end are left out of training. To avoid it, use a template that "
+            "writes the prompt the same way in both cases, or end the prompt where a token ends.",
             rows,
             len(cut),
             cut.max(),
@@ -121,22 +144,98 @@ def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
 def _tokenize_batch(
     tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]
 ) -> dict[str, list[Any]]:
-    numbers = list(batch["source_row"]) if "source_row" in batch else [i + 1 for i in indices]
+    numbers: list[int] = list(batch["source_row"]) if "source_row" in batch else [i + 1 for i in indices]
     pairs = _pairs(batch, numbers)
-    encoded: list[EncodedPair] = [([], [], [])] * len(pairs)
-    for (tools, kwargs), rows in _grouped_by_settings(batch, len(pairs)):
-        chats = [row for row in rows if isinstance(pairs[row][0], list)]
-        texts = [row for row in rows if isinstance(pairs[row][0], str)]
-        encoders = (partial(_encode_chats, tools=tools, template_kwargs=kwargs), chats), (_encode_texts, texts)
-        for encode, members in encoders:
-            if members:
-                found = _located(partial(encode, tokenizer), [pairs[row] for row in members], [numbers[r] for r in members])
-                for row, ids in zip(members, found, strict=True):
-                    encoded[row] = ids
+    nothing = [None] * len(pairs)
+    tools, kwargs = batch.get("tools", nothing), batch.get("chat_template_kwargs", nothing)
+    alike: defaultdict[str, list[int]] = defaultdict(list)  # rows of text, and rows of chat with the same settings
+    for row, (prompt, _, _) in enumerate(pairs):
+        alike["" if isinstance(prompt, str) else json.dumps((tools[row], kwargs[row]), default=repr)].append(row)
+    triples: dict[int, IdTriple] = {}
+    for settings, rows in alike.items():
+        members = [pairs[row] for row in rows]
+        if settings:
+            named = [numbers[row] for row in rows]
+            encoded = _encode_chats(tokenizer, members, named, tools=tools[rows[0]], template_kwargs=kwargs[rows[0]])
+        else:
+            encoded = _encode_texts(tokenizer, members)
+        triples |= zip(rows, encoded, strict=True)
     columns: dict[str, list[Any]] = {name: [] for name in (*ID_COLUMNS, CUT_COLUMN)}
-    for prompt, with_chosen, with_rejected in encoded:
+    for row in range(len(pairs)):
+        prompt, with_chosen, with_rejected = triples[row]
         shared = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
         divided = prompt[:shared], with_chosen[shared:], with_rejected[shared:], len(prompt) - shared
         for column, value in zip(columns.values(), divided, strict=True):
             column.append(value)
     return columns
+
+
+def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
+    sides = zip(batch["chosen"], batch["rejected"], strict=True)
+    if "prompt" in batch:
+        pairs = [(prompt, *side) for prompt, side in zip(batch["prompt"], sides, strict=True)]
+    else:
+        pairs = [common_prompt(*side) if all(side) else (None, *side) for side in sides]
+    _refuse_rows(
+        f"row {number}: prompt, chosen, rejected must be three texts or three lists of messages, but are "
+        f"{', '.join(type(field).__name__ for field in pair)}; load_pairs brings other layouts into this shape"
+        for number, pair in zip(numbers, pairs, strict=True)
+        if set(map(type, pair)) not in ({str}, {list})
+    )
+    return pairs
+
+
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[IdTriple]:
+    end, begin = tokenizer.eos_token, tokenizer.bos_token_id
+    if end is None:
+        raise RequestError("the tokenizer has no end-of-sequence token to end the completions; set tokenizer.eos_token")
+    ended = [(p, p + c.removesuffix(end) + end, p + r.removesuffix(end) + end) for p, c, r in pairs]
+    ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
+    if begin is not None:
+        ids = [row[1:] if row[:2] == [begin, begin] else row for row in ids]
+    return list(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
+
+
+def _encode_chats(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    numbers: Sequence[int],
+    *,
+    tools: str | list[Any] | None,
+    template_kwargs: dict[str, Any] | None,
+) -> list[IdTriple]:
+    def encode(some: Sequence[Pair]) -> list[IdTriple]:
+        whole = [prompt + chosen for prompt, chosen, _ in some] + [prompt + rejected for prompt, _, rejected in some]
+        prompts, ids = encode_conversations(
+            tokenizer,
+            [prompt for prompt, _, _ in some],
+            whole,
+            tools=json.loads(tools) if isinstance(tools, str) else tools,
+            template_kwargs=template_kwargs,
+        )
+        return list(zip(prompts, ids[: len(some)], ids[len(some) :], strict=True))
+
+    try:
+        return encode(pairs)
+    except RequestError:
+        raise
+    except _REFUSALS:
+        problems = []
+        for number, pair in zip(numbers, pairs, strict=True):
+            try:
+                encode([pair])
+            except _REFUSALS as refusal:
+                problems.append(f"row {number}: the chat template refuses it: {refusal}")
+        _refuse_rows(problems)
+        raise
+
+
+def _refuse_rows(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise RequestError(found[:_SHOWN] + [f"... and {len(found) - _SHOWN} more rows"] * (len(found) > _SHOWN))
+
+
+def _common_length(ids: Ids, others: Ids) -> int:
+    if others[: len(ids)] == ids:
+        return len(ids)
+    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))

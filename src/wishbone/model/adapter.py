@@ -18,6 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from wishbone.errors import RequestError
 
 ALL_LINEAR = "all-linear"
+FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
+"""Model types whose fused kernels read the weight of `out_proj` and pass by an adapter on it."""
 
 
 def add_adapter(
@@ -36,7 +38,9 @@ def add_adapter(
         rank: columns of B and rows of A.
         alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
         dropout: probability in [0, 1) that an input of A is dropped in training.
-        target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head.
+        target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head
+            (and but `out_proj` of state-space layers, whose fused kernels would pass by the adapter). Experts that are
+            kept as one stacked weight are no linear layers and stay frozen.
         seed: of the random A; the global random state stays as it was.
 
     Raises:
@@ -57,9 +61,10 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if everything else names,
+        exclude_modules=["out_proj"] if everything and model.config.model_type in FUSED_OUTPUT else None,
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=True)

@@ -81,11 +81,14 @@ def damaged_weights(directory: Path) -> list[str]:
 
 
 def not_causal(config: dict[str, Any], *, trust_remote_code: bool) -> str | None:
-    """Return why a model with this `config.json` is not one to load, or None for a causal language model."""
+    """Return why a model with this `config.json` is not one to load, or None for a causal language model.
+
+    A model that brings its own code is taken at its word when that code is trusted.
+    """
     kind = config.get("model_type")
+    if "auto_map" in config and trust_remote_code:
+        return None
     if "auto_map" in config and kind not in CONFIG_MAPPING:
-        if trust_remote_code:
-            return None
         return "it needs Python code that comes with it; read that code, and set trust_remote_code only if you trust it"
     if kind is None:
         return "its config.json names no model_type"

@@ -1,13 +1,12 @@
 """Whether a hub repository can be had: from the hub, or, without it, from what was downloaded before.
 
 The hub client retries an unreachable hub for most of a minute for each file, so it is asked once, with a time limit,
-before anything else; without an answer only the local cache is used.
+before anything else; without an answer a copy that was downloaded before is used as the directory it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -25,20 +24,8 @@ from wishbone.errors import RequestError
 TIMEOUT_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class HubModel:
-    """A repository that can be loaded: its files when the hub was reached, None when only the local copy is used."""
-
-    files: Collection[str] | None
-
-    @property
-    def local_files_only(self) -> bool:
-        """Whether the hub is out of reach, so that loading must not try it again."""
-        return self.files is None
-
-
-def find_on_hub(name: str, revision: str | None, *, instead: str) -> HubModel:
-    """Return the repository `name`, from one question to the hub.
+def find_on_hub(name: str, revision: str | None, *, instead: str) -> Path | list[str]:
+    """Ask the hub once for the repository `name`; return its file names or, without a hub, the local copy's directory.
 
     Args:
         name: "owner/model".
@@ -67,10 +54,11 @@ def find_on_hub(name: str, revision: str | None, *, instead: str) -> HubModel:
             f"`hf auth login`); {instead}"
         ) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return HubModel(files=None)
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(config, str):
+            return Path(config).parent
         raise RequestError(f"{name!r}{at} is not on this machine, and {_why(error)}; {instead}") from error
-    return HubModel(files=[sibling.rfilename for sibling in info.siblings or []])
+    return [sibling.rfilename for sibling in info.siblings or []]
 
 
 def _why(error: Exception) -> str:

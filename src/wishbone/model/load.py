@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -41,6 +40,7 @@ class Source:
 
     path: str
     options: dict[str, Any]
+    hub_id: str | None
 
 
 def load_model(
@@ -83,6 +83,8 @@ def load_model(
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(name, error) from error
     _refuse_random_weights(name, model, report)
+    if source.hub_id is not None:
+        model.name_or_path = source.hub_id  # it may have come from a local copy
     return model, tokenizer
 
 
@@ -99,6 +101,8 @@ def resolve_model(name: str) -> str:
     """
     if name == EMBEDDED_NAME:
         return str(embedded_directory())
+    if not name.strip():
+        raise RequestError(f"the model's name is empty; {INSTEAD}")
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
@@ -141,31 +145,35 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, *, weights: 
     """Resolve `name` and refuse what cannot be loaded, before loading it."""
     path = resolve_model(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    local = Path(path) if path != name or Path(path).is_dir() else None
+    local = Path(path) if Path(path).is_dir() else None
+    hub_id = None if local else name
+    where = ""
+    if local is not None and revision is not None:
+        raise RequestError(f"revision {revision!r} was given for {name!r}, which is local; leave the revision out")
+    if local is None:
+        found = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)))
+        if isinstance(found, Path):
+            local, path, where = found, str(found), " from its local copy, and the hub cannot be asked"
+        else:
+            files = found
+            if revision is not None:
+                options["revision"] = revision
     if local is not None:
-        if revision is not None:
-            raise RequestError(f"revision {revision!r} was given for {name!r}, which is local; leave the revision out")
         options["local_files_only"] = True
-        files: list[str] | None = [entry.name for entry in local.iterdir()]
-        if "adapter_config.json" in (files or []) and "config.json" not in (files or []):
-            raise RequestError(
-                f"{name!r} holds an adapter, not a model; name its base model, or merge the two with `wishbone export`"
-            )
-    else:
-        on_hub = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)))
-        options["local_files_only"] = on_hub.local_files_only
-        if revision is not None:
-            options["revision"] = revision
-        files = None if on_hub.files is None else list(on_hub.files)
-    problems = [] if files is None else missing_files(files, weights=weights)
+        files = [entry.name for entry in local.iterdir()]
+    if weights and "adapter_config.json" in files:
+        raise RequestError(
+            f"{name!r} holds an adapter, not a model; name its base model, or merge the two with `wishbone export`"
+        )
+    problems = missing_files(files, weights=weights)
     if local is not None and weights and not problems:
         problems = damaged_weights(local)
-    if not problems and weights:
+    if weights and not problems:
         reason = not_causal(_config(name, path, options), trust_remote_code=trust_remote_code)
         problems = [reason] if reason else []
     if problems:
-        raise RequestError([f"{name!r} cannot be loaded: {problem}" for problem in problems])
-    return Source(path, options)
+        raise RequestError([f"{name!r} cannot be loaded{where}: {problem}" for problem in problems])
+    return Source(path, options, hub_id)
 
 
 def _config(name: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -205,11 +213,6 @@ def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, 
 
 
 def _unloadable(name: str, error: BaseException) -> RequestError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, GatedRepoError):
-            return RequestError(f"{name!r} is gated: ask for access on its hub page and log in with `hf auth login`")
-        cause = cause.__cause__
     return RequestError(f"{name!r} cannot be loaded ({one_line(error)}); {INSTEAD}")
 
 

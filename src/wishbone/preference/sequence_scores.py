@@ -1,6 +1,6 @@
 """From tokens to sequences: sums over the scored tokens of each completion.
 
-    log pi(y|x) = sum_t w_t log pi(y_t | x, y_<t),      w_t = 1, or LD-DPO's weight
+log pi(y|x) = sum_t w_t log pi(y_t | x, y_<t),      w_t = 1, or LD-DPO's weight
 """
 
 from __future__ import annotations

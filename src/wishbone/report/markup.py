@@ -54,7 +54,9 @@ def clean(text: str) -> str:
 
 
 def _forbidden(letter: str) -> bool:
-    return (letter < " " and letter not in KEPT_CONTROLS) or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff"
+    return (
+        (letter < " " and letter not in KEPT_CONTROLS) or "\x7f" <= letter <= "\x9f" or "\ud800" <= letter <= "\udfff"
+    )
 
 
 def _written(value: str | int | float) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
     """Values by metric and step; a training line whose step goes back begins the history anew from there."""
     by_step: dict[float, dict[str, float]] = {}
     newest, unreadable, cut_off = -math.inf, 0, False
-    for text in _read_text(path, problems).splitlines(keepends=True):
+    for text in StringIO(_read_text(path, problems)):
         line = _line(text)
         step = _number(line.get("step"))
         if step is None or not math.isfinite(step):

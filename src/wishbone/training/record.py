@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wishbone
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-LIBRARIES = ("wishbone-dpo", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
@@ -51,6 +52,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "wishbone": wishbone.__version__,
         "libraries": {name: version(name) for name in LIBRARIES},
         "device": "cuda" if cuda else "cpu",
         "device_name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),

@@ -111,9 +111,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     return run_dir
 
 
-def prepare_data(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Dataset, Dataset | None, int]:
+def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None, int]:
     """Load, tokenize and check the pairs of a run.
 
     Returns:
@@ -138,7 +136,9 @@ def prepare_data(
         return pairs, heldout, dropped + heldout_dropped
     if data.eval_fraction > 0:
         if len(pairs) < 2:
-            raise RequestError(f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on")
+            raise RequestError(
+                f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
+            )
         count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
         parts = pairs.train_test_split(test_size=count, seed=config.training.seed)
         return parts["train"], parts["test"], dropped

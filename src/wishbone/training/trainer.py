@@ -196,6 +196,13 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         return self.preference_step.evaluate(inputs["pairs"], self._pair_metrics[mode])
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of a training step on one batch as transformers does, 6 a parameter and token."""
+        if self.preference_step is None:
+            return int(super().floating_point_ops(inputs))
+        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in inputs["pairs"])
+        return 6 * tokens * int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Read the metrics of the interval, reduced over processes, and pass everything on under TRL's names."""
         if self.preference_step is not None:

@@ -38,7 +38,9 @@ def prefix_attention_flex(
         ValueError: if the row is not a multiple of 128 tokens.
     """
     if layout.length % BLOCK:
-        raise ValueError(f"a row of {layout.length} tokens is not a multiple of {BLOCK}: pad it with a document of its own")
+        raise ValueError(
+            f"a row of {layout.length} tokens is not a multiple of {BLOCK}: pad it with a document of its own"
+        )
     attend = _compiled() if query.is_cuda else flex_attention
     out = attend(
         query,

@@ -13,7 +13,9 @@ from torch import Tensor
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 
-def dense_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, softcap: float | None) -> Tensor:
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, softcap: float | None
+) -> Tensor:
     """Return masked softmax attention with the mask `seen` [queries, keys] (bool).
 
     Args:

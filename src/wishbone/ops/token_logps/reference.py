@@ -1,6 +1,6 @@
 r"""Log-probability of each target token from the hidden state that predicts it: the definition.
 
-    z = cap(s (W h + b)),      log p = z_target - log sum_v exp z_v,      cap(z) = c tanh(z / c)  or z
+z = cap(s (W h + b)),      log p = z_target - log sum_v exp z_v,      cap(z) = c tanh(z / c)  or z
 """
 
 from __future__ import annotations

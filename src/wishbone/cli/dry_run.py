@@ -1,0 +1,103 @@
+"""The plan of a run, from its configuration, tokenizer and data; no weights are loaded and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.config.schema import AdapterConfig, PreferenceConfig, RunConfig
+from wishbone.data.inspect import Inspection, inspect_pairs
+from wishbone.model.load import load_tokenizer
+from wishbone.planning.schedule import schedule
+from wishbone.training.run import prepare_data
+
+
+def print_plan(config: RunConfig) -> None:
+    """Read and check the pairs of a run as training would, and print what training would do.
+
+    Raises:
+        RequestError: the tokenizer or the pairs cannot be had or used.
+    """
+    model, data = config.model, config.data
+    tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    pairs, heldout, dropped = prepare_data(config, tokenizer)
+    inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _lines(config, inspection, 0 if heldout is None else len(heldout), dropped):
+        table.add_row(plain(name, "bold"), plain(text))
+    screen().print(table)
+    for warning in inspection.warnings:
+        say(warning, marker="note: ", style="bold yellow", error=True)
+
+
+def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int) -> Iterator[tuple[str, str]]:
+    data, training = config.data, config.training
+    plan = schedule(inspection.rows, training)
+    revision = f" at {config.model.revision}" if config.model.revision else ""
+    yield "Model", f"{config.model.name}{revision}, dtype {config.model.dtype}"
+    yield "Trained", _trained(config.adapter)
+    yield (
+        "Pairs",
+        f"{inspection.rows} of {data.train}, split {data.split}" + (f"; {dropped} rows left out" if dropped else ""),
+    )
+    if heldout:
+        yield "Held out", f"{heldout} pairs" + (f" of {data.eval}" if data.eval else "")
+        every = "once an epoch" if training.eval_steps is None else f"every {training.eval_steps} steps"
+        yield "Evaluation", f"before, {every}, and after"
+    else:
+        yield "Held out", "none; data.eval_fraction=0.05 would show whether what is learned carries over"
+    for name, lengths in inspection.lengths.items():
+        yield f"Tokens, {name}", f"median {lengths.p50}, 95% up to {lengths.p95}, longest {lengths.max}"
+    yield "Truncation", _truncation(config, inspection)
+    saved = 1 - inspection.shared_tokens / inspection.separate_tokens
+    yield "An epoch", f"{inspection.shared_tokens:,} tokens, {saved:.0%} fewer than with every prompt computed twice"
+    yield "Loss", _loss(config.preference)
+    yield "Steps", f"{plan.steps:,} optimizer steps of {plan.pairs_a_step} pairs, epochs: {plan.epochs:.3g}"
+    yield (
+        "Learning rate",
+        f"{training.learning_rate:g}, {training.scheduler}, after {plan.warmup_steps} steps of warm-up",
+    )
+    yield (
+        "Optimizer",
+        f"{training.optimizer}, weight decay {training.weight_decay:g}, gradient norm up to {training.max_grad_norm:g}",
+    )
+    yield "Run directory", str(config.output.dir)
+
+
+def _trained(adapter: AdapterConfig) -> str:
+    if adapter.method == "full":
+        return "every weight"
+    targets = adapter.target_modules
+    where = "all linear layers" if isinstance(targets, str) else ", ".join(targets)
+    alpha = adapter.rank if adapter.alpha is None else adapter.alpha
+    return f"LoRA adapters of rank {adapter.rank}, alpha {alpha:g}, dropout {adapter.dropout:g}, on {where}"
+
+
+def _truncation(config: RunConfig, inspection: Inspection) -> str:
+    limit = config.data.max_length
+    if limit is None:
+        return "none"
+    end = config.data.truncation.removeprefix("keep_")
+    if not inspection.truncated_rows:
+        return f"none needed: every prompt with a completion fits in {limit} tokens"
+    return (
+        f"{inspection.truncated_rows} pairs lose {inspection.truncated_tokens:,} tokens beyond {limit} a sequence; "
+        f"the {end} is kept"
+    )
+
+
+def _loss(preference: PreferenceConfig) -> str:
+    weights = preference.loss_weights or [1.0] * len(preference.loss)
+    terms = " + ".join(
+        name if weight == 1 else f"{weight:g} {name}" for name, weight in zip(preference.loss, weights, strict=True)
+    )
+    unusual = {
+        name: value
+        for name, value in preference.model_dump(exclude={"loss", "loss_weights", "beta"}).items()
+        if value != PreferenceConfig.model_fields[name].default
+    }
+    return ", ".join([terms, f"beta {preference.beta:g}", *(f"{name} {value}" for name, value in unusual.items())])

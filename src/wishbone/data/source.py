@@ -1,0 +1,146 @@
+"""A data set of pairs from wherever it lies, in the one shape the rest of Wishbone works with.
+
+file | directory | hub name | Dataset | stream | list of rows   ->   numbered rows   ->   prompt, chosen, rejected
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import pyarrow as pa  # type: ignore[import-untyped]
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from wishbone.data import files
+from wishbone.data.formats import columns_to_read
+from wishbone.data.messages import kind
+from wishbone.data.rows import InvalidRows, NumberedRow, RowRules, rewrite_stream, store_rows
+from wishbone.errors import RequestError
+
+Rows = Sequence[Mapping[str, Any]]
+Source: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Rows
+
+_ID_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
+_BATCH = 1000
+
+
+def load_pairs(
+    source: Source,
+    *,
+    split: str = "train",
+    invalid_rows: InvalidRows = "refuse",
+    system_prompt: str | None = None,
+) -> Dataset | IterableDataset:
+    """Loads pairs and brings every row into the shape that `wishbone.data.formats.normalize` describes.
+
+    Args:
+        source: a file (.jsonl, .json, .csv, .parquet; .gz), a directory of such files or one written by
+            `Dataset.save_to_disk`, the name of a data set on the hub (`name` or `name:configuration`), a `datasets`
+            object, or a list of rows.
+        split: of a directory, hub data set or `DatasetDict`; the other sources have only one.
+        invalid_rows: "refuse" raises when rows do not fit, "drop" leaves them out and says how many.
+        system_prompt: put before every conversation that has no system message.
+
+    Returns:
+        A `Dataset` with columns prompt, chosen, rejected (texts or lists of messages), `source_row` (int64: the line of
+        a JSON lines file, else the row, from 1) and, where rows have them, tools (JSON text) and chat_template_kwargs.
+        Of a stream (`IterableDataset`) a stream, whose rows are looked at when they are read. A data set that has
+        token ids already is returned with `source_row` added.
+
+    Raises:
+        RequestError: nothing to read there, nothing that is a preference pair, or rows that do not fit: the first ten
+            by line or row, and how many there are.
+    """
+    rules = RowRules(invalid_rows, system_prompt)
+    found = _find(source, split)
+    if isinstance(found, IterableDataset):
+        return rewrite_stream(found, "the stream", rules)
+    if isinstance(found, Dataset):
+        if set(found.column_names) >= _ID_COLUMNS:
+            numbered = "source_row" in found.column_names
+            return found if numbered else found.add_column("source_row", list(range(1, len(found) + 1)))
+        name = str(source) if isinstance(source, str | Path) else "the data set"
+        state = found._fingerprint if found.cache_files else None
+        return store_rows(partial(_rows_of_dataset, found), name, rules, state=state)
+    if isinstance(found, _Files):
+        return store_rows(partial(files.read_rows, found.paths), str(source), rules, state=found.state())
+    return store_rows(partial(_rows_of_list, found), "the list of rows", rules, state=None)
+
+
+class _Files:
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def state(self) -> str:
+        """Names, sizes and times of the files: what was read from them holds as long as these do."""
+        return json.dumps([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths])
+
+
+def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Rows:
+    if isinstance(source, dict):
+        if split not in source:
+            raise RequestError(f"the data set has no split '{split}'; its splits: {', '.join(map(str, source))}")
+        return source[split]  # type: ignore[no-any-return]
+    if isinstance(source, Dataset | IterableDataset | list | tuple):
+        return source
+    if not isinstance(source, str | Path):
+        raise RequestError(
+            f"a {type(source).__name__} is no source of pairs; give a path, a hub name, a Dataset or rows"
+        )
+    path = Path(source).expanduser()
+    if any((path / written).exists() for written in ("dataset_dict.json", "dataset_info.json")):
+        return _find(_load_saved(path), split)
+    if path.exists() or isinstance(source, Path) or _spells_a_path(source):
+        return _Files(files.data_files(path, split))
+    return _load_from_hub(source, split)
+
+
+def _spells_a_path(source: str) -> bool:
+    endings = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz", ".arrow", ".txt", ".tsv", os.sep)
+    return source.startswith((".", "~", os.sep)) or source.count("/") > 1 or source.endswith(endings)
+
+
+def _load_saved(path: Path) -> Dataset | DatasetDict:
+    try:
+        return datasets.load_from_disk(path)
+    except (FileNotFoundError, ValueError, pa.ArrowException) as error:
+        raise RequestError(f"{path}: is no data set that save_to_disk has written whole ({error})") from None
+
+
+def _load_from_hub(name: str, split: str) -> Dataset:
+    repository, _, configuration = name.partition(":")
+    here = f"'{name}' is no file or directory here{files.similar_names(Path(name))}"
+    try:
+        return datasets.load_dataset(repository, configuration or None, split=split)
+    except ConnectionError as error:
+        raise RequestError(
+            f"{here}, and the hub cannot be reached to look for a data set of that name ({error}). Correct the path, "
+            "or download the data set where there is a network and give its directory"
+        ) from None
+    except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RequestError(f"{here}, and from the hub it cannot be loaded (split '{split}'): {reason}") from None
+
+
+def _rows_of_dataset(dataset: Dataset) -> Iterator[NumberedRow]:
+    plain = dataset.with_format(None).select_columns(columns_to_read(dataset.column_names))
+    number = 0
+    for batch in plain.iter(_BATCH):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            yield number, f"row {number}", dict(zip(batch, values, strict=True))
+
+
+def _rows_of_list(rows: Rows) -> Iterator[NumberedRow]:
+    for number, row in enumerate(rows, 1):
+        is_row = isinstance(row, Mapping)
+        yield (
+            number,
+            f"row {number}",
+            row if is_row else RequestError(f"is {kind(row)}, not an object with named fields"),
+        )

@@ -1,0 +1,144 @@
+"""What the curves of a run say: known ways in which preference optimization goes wrong.
+
+Every finding names its evidence in numbers and a remedy. The numbers are those of the held-out pairs where the run
+measured them at least twice, else means over the first and last tenth of training.
+
+The best known failure is the collapse of both rewards: the loss sees only the margin r_chosen - r_rejected, so it falls
+as well when both answers become less likely, the rejected one faster (Pal et al. 2024, "Smaug", arXiv:2402.13228;
+Razin et al. 2024, arXiv:2410.08847).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from wishbone.report.outcome import accuracy, in_words
+from wishbone.report.run_directory import HELDOUT_PREFIX, RunRecord
+from wishbone.report.series import Series, ends, finite, running_mean
+
+CLEAR_MARGIN = 0.05
+CLEAR_FALL = 0.1
+NO_MARGIN = 0.01
+ENOUGH_POINTS = 10
+EARLY = 1 / 3
+ALL_PAIRS = 0.995
+OVERFIT = 1.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the curves say, with its evidence and a remedy."""
+
+    severity: Literal["problem", "warning"]
+    title: str
+    evidence: str
+    remedy: str
+
+
+def diagnose(record: RunRecord) -> list[Finding]:
+    """Return what the curves of a run say, problems first; empty when nothing is unusual."""
+    checks: list[Callable[[RunRecord], Finding | None]] = [
+        _not_finite,
+        _both_rewards_fall,
+        _nothing_learned,
+        _told_apart_at_once,
+        _overfit,
+    ]
+    found = [finding for check in checks if (finding := check(record))]
+    return sorted(found, key=lambda finding: finding.severity != "problem")
+
+
+def _not_finite(record: RunRecord) -> Finding | None:
+    loss = record.metrics.get("loss", [])
+    steps = [step for step, value in loss if not math.isfinite(value)]
+    if not steps:
+        return None
+    return Finding(
+        "problem",
+        "The loss is not a finite number",
+        f"At {len(steps):,} of {len(loss):,} logged steps, first at step {steps[0]:,.0f}. What was learned after it "
+        "cannot be relied on.",
+        "Lower training.learning_rate, keep training.max_grad_norm at 1, and use bfloat16 or float32 for model.dtype.",
+    )
+
+
+def _both_rewards_fall(record: RunRecord) -> Finding | None:
+    chosen, rejected, margin = (_change(record, f"rewards/{name}") for name in ("chosen", "rejected", "margins"))
+    if chosen is None or rejected is None or margin is None:
+        return None
+    fell, grew = chosen[0] - chosen[1], margin[1] - margin[0]
+    if grew < CLEAR_MARGIN or fell < max(CLEAR_MARGIN, CLEAR_FALL * grew):
+        return None
+    return Finding(
+        "warning",
+        "Chosen answers became less likely",
+        f"The margin grew by {in_words(grew)} while the chosen reward went from {in_words(chosen[0])} to "
+        f"{in_words(chosen[1])} and the rejected reward from {in_words(rejected[0])} to {in_words(rejected[1])}: the "
+        "model moves away from both answers, from the rejected one faster.",
+        "Lower training.learning_rate or training.epochs, raise preference.beta, or hold the chosen answers up with "
+        "preference.loss [sigmoid, sft] or dpop. Read the answers below: they show whether it matters.",
+    )
+
+
+def _nothing_learned(record: RunRecord) -> Finding | None:
+    margin, gradient = ends(record.metrics.get("rewards/margins", [])), finite(record.metrics.get("grad_norm", []))
+    if margin is None or len(finite(record.metrics["rewards/margins"])) < ENOUGH_POINTS:
+        return None
+    if abs(margin[1] - margin[0]) >= NO_MARGIN:
+        return None
+    if gradient and all(value == 0 for _, value in gradient):
+        reason = "The gradient is zero at every logged step: nothing is being trained."
+        remedy = "Check adapter.target_modules, and that chosen and rejected answers differ."
+    else:
+        reason = f"The reward margin was {in_words(margin[0])} at first and {in_words(margin[1])} in the end."
+        remedy = "Train longer, or raise training.learning_rate two to five times; look at a few pairs of the data."
+    return Finding("warning", "Little was learned", reason, remedy)
+
+
+def _told_apart_at_once(record: RunRecord) -> Finding | None:
+    ranked = accuracy(record)
+    count = len(finite(ranked))
+    if count < ENOUGH_POINTS:
+        return None
+    window = max(5, count // 20) | 1
+    smooth = running_mean(ranked, window)[window // 2 : count - window // 2]
+    step = next((step for step, value in smooth if value >= ALL_PAIRS), None)
+    last = ranked[-1][0]
+    if step is None or step > EARLY * last:
+        return None
+    return Finding(
+        "warning",
+        "The pairs are told apart very early",
+        f"Nearly every training pair is ranked correctly from step {step:,.0f} of {last:,.0f} on. Often something simple "
+        "gives the chosen answers away: their length, a phrase, a format.",
+        "Compare chosen and rejected answers by hand, and judge the run by the answers below, not by its accuracy.",
+    )
+
+
+def _overfit(record: RunRecord) -> Finding | None:
+    heldout = finite(record.metrics.get(HELDOUT_PREFIX + "loss", []))
+    training = ends(record.metrics.get("loss", []))
+    if len(heldout) < 3 or training is None or training[1] >= training[0]:
+        return None
+    step, lowest = min(heldout, key=lambda point: point[1])
+    last_step, last = heldout[-1]
+    if lowest <= 0 or last < OVERFIT * lowest:
+        return None
+    return Finding(
+        "warning",
+        "The held-out loss rises again",
+        f"It was lowest at step {step:,.0f} ({in_words(lowest)}) and is {in_words(last)} at step {last_step:,.0f}, while "
+        "the training loss keeps falling: the training pairs are being memorized.",
+        f"Stop near step {step:,.0f} (training.max_steps), lower training.learning_rate, or train on more pairs.",
+    )
+
+
+def _change(record: RunRecord, name: str) -> tuple[float, float] | None:
+    """First and last value of a metric on the held-out pairs, else the ends of training."""
+    heldout: Series = finite(record.metrics.get(HELDOUT_PREFIX + name, []))
+    if len(heldout) > 1:
+        return heldout[0][1], heldout[-1][1]
+    return ends(record.metrics.get(name, []))

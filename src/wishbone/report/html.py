@@ -1,0 +1,62 @@
+"""`report.html`: a run on one page that needs nothing else, no network, no script, no other file.
+
+The page is for a browser, for a printer and for a screen reader, in a light and a dark scheme. A content security
+policy forbids it to load or run anything, so that even a mistake in escaping could not reach out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wishbone import __version__
+from wishbone.report import sections
+from wishbone.report.markup import Markup, element, join
+from wishbone.report.run_directory import RunRecord, read_run
+
+REPORT = "report.html"
+STYLE = Path(__file__).with_name("page.css")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write the report of a run into its directory, all or nothing, and return its path.
+
+    Args:
+        run_dir: a run directory: finished, still running, or stopped.
+
+    Raises:
+        RequestError: `run_dir` is not a run directory.
+    """
+    text = page(read_run(run_dir))
+    report = run_dir / REPORT
+    partial = run_dir / f".{REPORT}.{os.getpid()}"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(report)
+    return report
+
+
+def page(record: RunRecord) -> str:
+    """Return the page of a run."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name_="color-scheme", content="light dark"),
+        element("title", f"{record.path.resolve().name} - Wishbone"),
+        element("style", Markup(STYLE.read_text(encoding="utf-8"))),
+    )
+    main = element(
+        "main",
+        sections.heading(record),
+        sections.error_log(record),
+        sections.findings(record),
+        sections.result(record),
+        sections.charts(record),
+        sections.answers(record),
+        sections.settings(record),
+        sections.environment(record),
+        element("footer", f"Written by Wishbone {__version__}."),
+    )
+    return join(Markup("<!doctype html>\n"), element("html", head, element("body", main), lang="en"), "\n")

@@ -1,0 +1,163 @@
+"""The command line as a person meets it: what it prints where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from wishbone import __version__
+from wishbone.cli.doctor import OPTIONAL, PYTHON, REQUIRED
+
+ROOT = Path(__file__).parents[2]
+SMALLEST = "model: {name: org/model}\ndata: {train: org/pairs}\n"
+
+
+def wishbone(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wishbone", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | environment, check=False, timeout=300
+    )
+
+
+def refused(*arguments: str, cwd: Path | None = None) -> str:
+    """What standard error says of a request that is refused: exit status 2, nothing else printed, no traceback."""
+    outcome = wishbone(*arguments, cwd=cwd)
+    assert outcome.returncode == 2, outcome.stderr
+    assert outcome.stdout == ""
+    assert "Traceback" not in outcome.stderr
+    return outcome.stderr
+
+
+def test_help_names_the_commands_and_is_quick():
+    began = time.monotonic()
+    outcome = wishbone("--help")
+    assert time.monotonic() - began < 5
+    assert outcome.returncode == 0
+    assert {"train", "doctor"} <= set(outcome.stdout.split())
+    assert wishbone("train", "--help").stdout.count("--dry-run") >= 1
+
+
+def test_version():
+    assert wishbone("--version").stdout == f"wishbone {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "--nonsense"], ["doctor", "extra"]])
+def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
+    outcome = wishbone(*arguments)
+    assert outcome.returncode == 2
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("data: {max_length: 0, train: x}", [], ["data.max_length (line 2): 0 is not accepted. It takes a whole number from 2"]),
+        ("preference: {beta: 0}", [], ["preference.beta (line 3): 0 is not accepted. It takes a number above 0"]),
+        ("preference: {loss: sigmoind}", [], ["'sigmoind' is not accepted. Did you mean sigmoid?"]),
+        ("preference: {bta: 1}\ntraining: {epochs: many}", [], ["2 problems", "1. training.epochs (line 4): 'many'", "2. preference.bta (line 3): no such key; did you mean beta?"]),
+        ("preference: {loss: exo_pair, loss_weights: [1, 2]}", [], ["2 problems", "loss_weights has 2 entries", "label_smoothing 0"]),
+        ("", ["preference.beta"], ["override 'preference.beta': write it as section.key=value"]),
+        ("", ["preference.bta=1"], ["preference.bta (override 'preference.bta=1'): no such key; did you mean beta?"]),
+        ("", ["data.train=./none.jsonl"], ["'./none.jsonl' does not exist"]),
+        ("", ["--resume"], ["there is no run 'c' in"]),
+    ],
+)  # fmt: skip # noqa: E501
+def test_a_wrong_configuration_is_explained(tmp_path: Path, text: str, overrides: list[str], expected: list[str]):
+    head = SMALLEST if not text.startswith("data") else SMALLEST.splitlines()[0] + "\n"
+    (tmp_path / "c.yaml").write_text(head + text)
+    message = refused("train", "c.yaml", *overrides, cwd=tmp_path)
+    assert message.startswith("wishbone: ")
+    assert all(part in message for part in expected) or sorted(expected) == expected
+    assert [part for part in expected if re.sub(r"^\d\. ", "", part) not in message] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_into_a_pipe_each_problem_is_one_line(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("preference: {loss: nonsense}\nadapter: {rank: 0}\n")
+    lines = refused("train", "c.yaml", cwd=tmp_path).splitlines()
+    assert len(lines) == 5
+    assert max(map(len, lines)) > 200
+
+
+def test_names_from_outside_are_text(tmp_path: Path):
+    (tmp_path / "[red]c[/nope].yaml").write_text("'[bold]x': 1\n'\x85\\e[31m': 2\n")
+    message = refused("train", "[red]c[/nope].yml", cwd=tmp_path)
+    assert "'[red]c[/nope].yml' does not exist; did you mean '[red]c[/nope].yaml'?" in message
+    message = refused("train", "[red]c[/nope].yaml", cwd=tmp_path)
+    assert "'[bold]x' (line 1): no such key" in message
+    assert "\x1b" not in message
+
+
+def test_a_directory_that_holds_a_run_is_not_written_into(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").touch()
+    (tmp_path / "c.yaml").write_text(SMALLEST)
+    assert "already holds a run; continue it with --resume" in refused(
+        "train", "c.yaml", "output.dir=mine", cwd=tmp_path
+    )
+
+
+def test_cautions_come_before_the_run(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text(SMALLEST)
+    message = refused("train", "c.yaml", "training.learning_rate=1e-4", "output.dir=.", "--resume", cwd=tmp_path)
+    assert message.startswith("note: training.learning_rate 0.0001 is a rate for supervised fine-tuning")
+
+
+# doctor
+
+
+def test_doctor_says_what_is_there():
+    outcome = wishbone("doctor", COLUMNS="60")
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert outcome.stderr == ""
+    assert "Ready to train." in outcome.stdout
+    lines = [line.rstrip() for line in outcome.stdout.splitlines()]
+    assert max(map(len, lines)) <= 60
+    for name in ("Python", "Processor", "Memory", *REQUIRED, *OPTIONAL, "embedded"):
+        assert any(line.startswith(f"  {name} ") for line in lines), name
+
+
+def test_doctor_prints_json_for_programs():
+    outcome = wishbone("doctor", "--json")
+    report = json.loads(outcome.stdout)
+    assert outcome.stderr == ""
+    assert report["fit"] is True
+    rows = {row["name"]: row for row in report["rows"]}
+    assert rows["torch"]["verdict"] == "ok"
+    assert rows["Memory"]["data"]["total"] > rows["Memory"]["data"]["available"] > 0
+    assert rows["Processor"]["data"]["cores"] >= 1
+    assert "hub" not in rows
+
+
+def test_doctor_asks_the_hub_only_when_told_to():
+    outcome = wishbone("doctor", "--json", "--online", HF_ENDPOINT="http://127.0.0.1:9")
+    hub = next(row for row in json.loads(outcome.stdout)["rows"] if row["name"] == "hub")
+    assert (hub["found"], hub["verdict"]) == ("no answer", "absent")
+    assert hub["note"].startswith("http://127.0.0.1:9: ")
+
+
+def test_doctor_finds_missing_and_old_packages(tmp_path: Path):
+    """Metadata found first on the path count: a torch from long ago, and an environment without peft."""
+    (tmp_path / "torch-1.9.0.dist-info").mkdir()
+    (tmp_path / "torch-1.9.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.9.0\n")
+    search = f"{tmp_path}{os.pathsep}{ROOT / 'src'}"
+    outcome = wishbone("doctor", "--json", PYTHONPATH=search)
+    rows = {row["name"]: row for row in json.loads(outcome.stdout)["rows"]}
+    assert (rows["torch"]["found"], rows["torch"]["verdict"]) == ("1.9.0", "too old")
+    assert outcome.returncode == 1
+
+
+def test_doctor_asks_for_what_the_package_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == f">={PYTHON}"
+    gpu = dict(requirement.split(">=") for requirement in project["optional-dependencies"]["gpu"])
+    assert dict(requirement.split(">=") for requirement in project["dependencies"]) == REQUIRED
+    assert gpu == {name: minimum for name, (minimum, _) in OPTIONAL.items() if minimum}

@@ -1,0 +1,272 @@
+"""Every layout is recognized by its columns and becomes prompt, chosen, rejected; what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_tokenizers import assistant, user
+from trl import extract_prompt
+
+from wishbone.data.formats import FORMATS, common_prompt, normalize, recognize
+from wishbone.errors import RequestError
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+QUESTION, GOOD, BAD = user("What is 2+2?"), assistant("4"), assistant("5")
+CHAT = {"prompt": [QUESTION], "chosen": [GOOD], "rejected": [BAD]}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
+
+EXAMPLES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "text",
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green.", "score": 3},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    ),
+    ("messages", {**CHAT, "score_chosen": 9.0, "messages": [QUESTION, GOOD]}, CHAT),
+    ("messages", {"prompt": [QUESTION], "chosen": GOOD, "rejected": "5"}, CHAT),
+    ("messages", {"prompt": [QUESTION], "chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD]}, CHAT),
+    (
+        "messages",
+        {"prompt": [{"from": "human", "value": "What is 2+2?"}], "chosen": [GOOD], "rejected": [BAD]},
+        CHAT,
+    ),
+    (
+        "prompt_and_conversations",
+        {"prompt": "What is 2+2?", "prompt_id": "x", "chosen": [QUESTION, GOOD], "rejected": [QUESTION, BAD]},
+        CHAT,
+    ),
+    ("prompt_and_conversations", {"prompt": "What is 2+2?", "chosen": [GOOD], "rejected": [BAD]}, CHAT),
+    (
+        "implicit_text",
+        {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+        {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."},
+    ),
+    (
+        "implicit_messages",
+        {"chosen": [SYSTEM, QUESTION, GOOD], "rejected": [SYSTEM, QUESTION, BAD]},
+        {**CHAT, "prompt": [SYSTEM, QUESTION]},
+    ),
+    (
+        "transcript",
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you?\n\nHuman: What is 2+2?\n\nAssistant: 4",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHow are you?\n\nHuman: What is 2+2?\n\nAssistant: 5 ",
+        },
+        {**CHAT, "prompt": [user("Hi"), assistant("Hello.\n\nHow are you?"), QUESTION]},
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [{"from": "human", "value": "What is 2+2?"}],
+            "chosen": {"from": "gpt", "value": "4"},
+            "rejected": [{"from": "gpt", "value": "5"}],
+            "system": "Be brief.",
+        },
+        {**CHAT, "prompt": [SYSTEM, QUESTION]},
+    ),
+    (
+        "sharegpt",
+        {
+            "conversations": [
+                {"from": "system", "value": "Be brief."},
+                {"from": "human", "value": "What is 2+2?"},
+                {"from": "function_call", "value": json.dumps({"name": "add", "arguments": {"a": 2, "b": 2}})},
+                {"from": "observation", "value": "4"},
+            ],
+            "chosen": {"from": "gpt", "value": "4"},
+            "rejected": {"from": "gpt", "value": "5"},
+            "system": "",
+            "tools": '[{"name": "add"}]',
+        },
+        {
+            **CHAT,
+            "prompt": [
+                SYSTEM,
+                QUESTION,
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                {"role": "tool", "content": "4"},
+            ],
+            "tools": '[{"name": "add"}]',
+        },
+    ),
+    (
+        "instruction",
+        {
+            "instruction": "Add.",
+            "input": "2+2",
+            "chosen": "4",
+            "rejected": "5",
+            "system": "Be brief.",
+            "history": [["Hi", "Hello."]],
+        },
+        {**CHAT, "prompt": [SYSTEM, user("Hi"), assistant("Hello."), user("Add.\n2+2")]},
+    ),
+    ("instruction", {"question": "What is 2+2?", "system": "", "chosen": "4", "rejected": "5"}, CHAT),
+    ("instruction", {"instruction": "What is 2+2?", "input": None, "chosen": "4", "rejected": "5"}, CHAT),
+    (
+        "openai",
+        {
+            "input": {
+                "messages": [{"role": "developer", "content": "Be brief."}, QUESTION],
+                "tools": [],
+                "parallel_tool_calls": True,
+            },
+            "preferred_output": [
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'}}],
+                }
+            ],
+            "non_preferred_output": [BAD],
+        },
+        {
+            "prompt": [SYSTEM, QUESTION],
+            "chosen": [{"role": "assistant", "tool_calls": [CALL]}],
+            "rejected": [BAD],
+            "tools": [],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("layout", "row", "expected"), EXAMPLES, ids=[f"{e[0]}-{i}" for i, e in enumerate(EXAMPLES)])
+def test_a_layout_is_recognized_and_normalized(layout: str, row: dict[str, Any], expected: dict[str, Any]) -> None:
+    before = json.dumps(row)
+    assert recognize(row) == layout
+    assert normalize(row, layout) == expected
+    assert json.dumps(row) == before  # the row of the caller is left alone
+
+
+def test_there_is_an_example_of_every_layout() -> None:
+    assert {layout for layout, _, _ in EXAMPLES} == set(FORMATS)
+
+
+def test_what_a_template_may_want_is_kept() -> None:
+    said = {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning_content": "2+2", "name": None}
+    row = {**CHAT, "chosen": [said], "chat_template_kwargs": {"enable_thinking": False}, "tools": ""}
+    pair = normalize(row, recognize(row))
+    assert pair["chosen"] == [{key: value for key, value in said.items() if key != "name"}]
+    assert pair["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "tools" not in pair
+
+
+@given(st.text("ab c", min_size=1, max_size=8), st.text("ab c", min_size=1, max_size=8))
+def test_the_common_prompt_of_texts_is_that_of_trl(chosen: str, rejected: str) -> None:
+    prompt, *completions = common_prompt(chosen, rejected)
+    assert [prompt + completion for completion in completions] == [chosen, rejected]
+    if chosen[0] == rejected[0]:
+        expected = extract_prompt({"chosen": chosen, "rejected": rejected})
+        assert (prompt, *completions) == (expected["prompt"], expected["chosen"], expected["rejected"])
+    elif min(len(chosen), len(rejected)) > 1:
+        assert prompt == ""
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=6), st.lists(st.integers(0, 1), min_size=1, max_size=6))
+def test_the_common_prompt_of_conversations_is_that_of_trl(chosen: list[int], rejected: list[int]) -> None:
+    turns = [[user(str(turn)) for turn in side] for side in (chosen, rejected)]
+    expected = extract_prompt({"chosen": turns[0], "rejected": turns[1]})
+    assert common_prompt(*turns) == (expected["prompt"], expected["chosen"], expected["rejected"])
+
+
+def test_a_system_prompt_is_put_where_there_is_none() -> None:
+    assert normalize(CHAT, "messages", system_prompt="Be brief.")["prompt"] == [SYSTEM, QUESTION]
+    row = {**CHAT, "prompt": [{"role": "system", "content": "Own."}, QUESTION]}
+    assert normalize(row, "messages", system_prompt="Be brief.")["prompt"][0]["content"] == "Own."
+    with pytest.raises(RequestError, match=r"data\.system_prompt has no place"):
+        normalize({"prompt": "a", "chosen": "b", "rejected": "c"}, "text", system_prompt="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"chosen": None}, "chosen is empty (null); it must be a list of messages"),
+        ({"chosen": 3}, "chosen is a number"),
+        ({"chosen": []}, "chosen has no messages"),
+        ({"prompt": []}, "prompt has no messages"),
+        ({"prompt": [{"role": "narrator", "content": "x"}]}, "prompt message 1 has the unknown role 'narrator'"),
+        ({"prompt": [{"content": "x"}]}, "prompt message 1 has no role"),
+        ({"prompt": [QUESTION, {"role": "user", "content": None}]}, "prompt message 2 (user) has no content"),
+        ({"prompt": [{"role": "user", "content": 4}]}, "prompt message 1 has content that is a number"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "content block of type 'image'"),
+        ({"prompt": ["x"]}, "prompt message 1 is text; it must be an object"),
+        ({"chosen": [QUESTION]}, "chosen begins with a user message"),
+        ({"rejected": [BAD, QUESTION]}, "rejected does not end with an assistant message"),
+        ({"chosen": [assistant("\ud83d")]}, "half of a surrogate pair at character 0"),
+        ({"tools": "{"}, "tools must be a list of tools"),
+        ({"chat_template_kwargs": 1}, "chat_template_kwargs is a number"),
+    ],
+)
+def test_what_does_not_fit_is_named(change: dict[str, Any], problem: str) -> None:
+    row = {**CHAT, **change}
+    with pytest.raises(RequestError) as refused:
+        normalize(row, "messages")
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "row", "problem"),
+    [
+        ("text", {"prompt": "a", "chosen": "b"}, "rejected is missing"),
+        ("text", {"prompt": True, "chosen": "b", "rejected": "c"}, "prompt is a truth value; it must be text"),
+        ("implicit_text", {"chosen": "a", "rejected": ""}, "rejected is empty, so it holds no prompt"),
+        ("implicit_messages", {"chosen": [GOOD], "rejected": [BAD]}, "share no first message"),
+        ("transcript", {"chosen": "Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: 5"}, "chosen is no transcript"),
+        ("sharegpt", {"conversations": [{"from": "human"}], "chosen": "4", "rejected": "5"}, "(human) has no value"),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "function_call", "value": "add"}], "chosen": "4", "rejected": "5"},
+            "is not the JSON of {name, arguments}",
+        ),
+        ("instruction", {"instruction": None, "chosen": "4", "rejected": "5"}, "instruction is empty (null)"),
+        (
+            "instruction",
+            {"instruction": "a", "chosen": "4", "rejected": "5", "history": ["a"]},
+            "history must be a list of [question, answer]",
+        ),
+        ("openai", {"input": None, "preferred_output": [GOOD], "non_preferred_output": [BAD]}, "input is empty (null)"),
+        (
+            "openai",
+            {"input": {}, "preferred_output": [GOOD], "non_preferred_output": [BAD]},
+            "input.messages is missing",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_in_every_layout(layout: str, row: dict[str, Any], problem: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        normalize(row, layout)
+    assert problem in str(refused.value)
+
+
+def test_all_problems_of_a_row_come_at_once() -> None:
+    with pytest.raises(RequestError) as refused:
+        normalize({"prompt": None, "chosen": 1, "rejected": [[]]}, "messages")
+    assert [problem.split()[0] for problem in refused.value.problems] == ["prompt", "chosen", "rejected"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"text": "a"},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": "a", "chosen": "b", "rejected": ["c"]},
+        {"prompt": 1, "chosen": "a", "rejected": "b"},
+        {"chosen": None, "rejected": None},
+    ],
+)
+def test_an_unknown_layout_is_refused_with_what_was_found_and_what_is_accepted(row: dict[str, Any]) -> None:
+    with pytest.raises(RequestError) as refused:
+        recognize(row)
+    assert all(name in str(refused.value) for name in row)
+    assert all(description in str(refused.value) for description in FORMATS.values())
+
+
+def test_formats_need_neither_torch_nor_datasets() -> None:
+    check = "import sys, wishbone.data.formats; sys.exit(bool({'torch', 'datasets', 'numpy'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -1,0 +1,106 @@
+"""On a CUDA device: FlexAttention, log-probabilities and the whole step against float64 and plain sequences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_model, tiny_pairs
+from torch import Tensor
+
+from wishbone.data.batch import truncated_pair
+from wishbone.model.adapter import add_adapter
+from wishbone.model.capability import choose_form
+from wishbone.model.policy import Policy
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
+from wishbone.ops.token_logps import token_logps
+from wishbone.preference.metrics import PairMetrics
+from wishbone.preference.objective import Objective
+from wishbone.preference.reference import AdapterDisabled
+from wishbone.training.step import PreferenceStep
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+LAYOUT = PrefixLayout((Document(0, 300, (520, 650)), Document(650, 660, (1100, 1500)), Document(1500, 1536)))
+
+
+def attention_inputs(layout: PrefixLayout, heads: tuple[int, int], head_dim: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, count, layout.length, head_dim, generator=generator, dtype=torch.float64)
+        for count in (heads[0], heads[1], heads[1])
+    ]
+
+
+@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (9, 3)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (200, None), (None, 5.0)])
+def test_flex_loses_no_more_than_ordinary_attention(
+    heads: tuple[int, int], window: int | None, softcap: float | None
+) -> None:
+    exact_inputs = [tensor.requires_grad_() for tensor in attention_inputs(LAYOUT, heads, 64)]
+    options = {"scale": 0.125, "window": window, "softcap": softcap}
+    exact = prefix_attention(*exact_inputs, LAYOUT, backend="reference", **options)
+    direction = torch.randn(exact.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact_gradients = torch.autograd.grad((exact * direction).sum(), exact_inputs)
+
+    def error(backend: str) -> list[float]:
+        low = [tensor.detach().to("cuda", torch.bfloat16).requires_grad_() for tensor in exact_inputs]
+        out = prefix_attention(*low, LAYOUT, backend=backend, **options)
+        gradients = torch.autograd.grad((out.float() * direction.cuda().float()).sum(), low)
+        pairs = zip((out, *gradients), (exact, *exact_gradients), strict=True)
+        return [float((a.double().cpu() - b).norm() / b.norm()) for a, b in pairs]
+
+    for ours, ordinary in zip(error("flex"), error("reference"), strict=True):
+        assert ours <= 1.5 * ordinary
+
+
+def test_new_rows_compile_nothing_new() -> None:
+    compiled = []
+    for length in (256, 1536, 640, 2048, 384, 1024):
+        layout = PrefixLayout((Document(0, length // 3, (length // 2, length - 7)), Document(length - 7, length)))
+        inputs = [t.to("cuda", torch.bfloat16).requires_grad_() for t in attention_inputs(layout, (8, 2), 64)]
+        prefix_attention(*inputs, layout, scale=0.125).sum().backward()
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compiled[1:] == compiled[1:2] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_logps(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator, dtype=torch.float64) for n in (777, 5003))
+    targets = torch.randint(5003, (777,), generator=generator)
+    exact = token_logps(hidden.requires_grad_(), weight, targets, backend="reference").logps
+    (exact_gradient,) = torch.autograd.grad(exact.sum(), hidden)
+
+    def error(backend: str) -> tuple[float, float]:
+        low = hidden.detach().to("cuda", dtype).requires_grad_()
+        logps = token_logps(low, weight.to("cuda", dtype), targets.cuda(), backend=backend).logps
+        (gradient,) = torch.autograd.grad(logps.sum(), low)
+        return (
+            float((logps.double().cpu() - exact).norm() / exact.norm()),
+            float((gradient.double().cpu() - exact_gradient).norm() / exact_gradient.norm()),
+        )
+
+    for ours, ordinary in zip(error("chunked"), error("reference"), strict=True):
+        assert ours <= 1.5 * ordinary
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt_neox"])
+def test_step_on_cuda_equals_the_cpu(family: str) -> None:
+    pairs = [truncated_pair(p, c, r) for p, c, r in tiny_pairs(6, vocab=128, seed=2)]
+    results = []
+    for device in ("cpu", "cuda"):
+        model = add_adapter(tiny_model(family), rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0)
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        model.to(device)
+        multiple = 128 if device == "cuda" else 1
+        assert choose_form(model, row_multiple=multiple).form == "shared_prefix"
+        policy = Policy(model, row_multiple=multiple)
+        loss = PreferenceStep(policy, AdapterDisabled(policy), Objective(), 200).backward([pairs], PairMetrics(0.1))
+        gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+        results.append((float(loss), gradient))
+    (cpu_loss, cpu_gradient), (cuda_loss, cuda_gradient) = results
+    assert cuda_loss == pytest.approx(cpu_loss, rel=1e-4)
+    assert (cuda_gradient - cpu_gradient).norm() <= 2e-3 * cpu_gradient.norm()

@@ -1,0 +1,149 @@
+"""Imports go only downward, and what answers before a run begins does not load torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src"
+LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a module's name tells its layer
+    ["wishbone.errors", "wishbone.__version__"],
+    ["wishbone.config"],
+    ["wishbone.report"],  # reads run directories, knows nothing of what wrote them
+    ["wishbone.data.messages"],
+    ["wishbone.data.formats", "wishbone.data.packing"],
+    ["wishbone.ops"],
+    ["wishbone.data"],
+    ["wishbone.model"],
+    ["wishbone.preference"],
+    ["wishbone.planning"],
+    ["wishbone.training"],
+    ["wishbone.cli"],
+    ["wishbone"],
+]
+RANK = {prefix: rank for rank, layer in enumerate(LAYERS) for prefix in layer}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "triton"}
+LIGHT = ("wishbone.errors", "wishbone.config", "wishbone.data.formats", "wishbone.data.packing", "wishbone.planning")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted((SOURCE / "wishbone").rglob("*.py"))}
+
+
+def unit(module: str) -> str:
+    """The entry of LAYERS that a module belongs to."""
+    return max((prefix for prefix in RANK if f"{module}.".startswith(f"{prefix}.")), key=len)
+
+
+def imports(module: str, nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
+    """Names that import statements among `nodes` load, with their lines; of this package down to the module."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (start, node.module)))
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield (inner if inner in MODULES or inner in RANK else base), node.lineno
+
+
+def at_import_time(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements that run when a module is imported: no function bodies, nothing for type checkers alone."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from at_import_time(node.orelse)
+            continue
+        yield node
+        for name in ("body", "orelse", "finalbody"):
+            yield from at_import_time(getattr(node, name, []))
+        for handler in getattr(node, "handlers", []):
+            yield from at_import_time(handler.body)
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_only_downward(module: str):
+    own = unit(module)
+    upward = [
+        f"line {line}: {module} imports {name}"
+        for name, line in imports(module, ast.walk(parsed(module)))
+        if name.split(".")[0] == "wishbone" and unit(name) != own and RANK[unit(name)] >= RANK[own]
+    ]
+    assert not upward
+
+
+def loaded_by(module: str) -> set[str]:
+    """Everything that importing a module imports, through the modules of this package."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        if name in MODULES:
+            waiting += [".".join(name.split(".")[:depth]) for depth in range(1, name.count(".") + 1)]
+            waiting += [inner for inner, _ in imports(name, at_import_time(parsed(name).body))]
+    return seen
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if f"{module}.".startswith(tuple(f"{x}." for x in LIGHT))]
+)
+def test_what_is_decided_before_a_run_loads_no_torch(module: str):
+    assert not {name.split(".")[0] for name in loaded_by(module)} & HEAVY
+
+
+def test_the_light_modules_load_no_torch_when_they_are_imported():
+    light = [module for module in MODULES if f"{module}.".startswith(tuple(f"{x}." for x in LIGHT))]
+    program = f"import sys, {', '.join(light)}; print(*sorted(set(sys.modules) & {HEAVY!r}))"
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-c", "import wishbone"], ["-c", "import wishbone.config.load"], ["-m", "wishbone", "--help"]]
+)
+def test_the_package_and_its_help_load_no_torch(arguments: list[str]):
+    command = [sys.executable, "-X", "importtime", *arguments]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in outcome.stderr.splitlines()}
+    assert "wishbone" in loaded
+    assert not loaded & HEAVY
+
+
+def test_public_names_are_there():
+    import wishbone
+
+    assert wishbone.__version__
+    for name in wishbone.__all__:
+        assert getattr(wishbone, name) is not None
+    assert set(dir(wishbone)) == set(wishbone.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'DPOTrainr'"):
+        _ = wishbone.DPOTrainr
+
+
+def test_the_rules_see_what_they_forbid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("def f():\n    from wishbone.training import run\nif True:\n    import torch\n")
+    monkeypatch.setitem(MODULES, "wishbone.config.wrong", wrong)
+    with pytest.raises(AssertionError, match=r"line 2: wishbone\.config\.wrong imports wishbone\.training\.run"):
+        test_imports_go_only_downward("wishbone.config.wrong")
+    with pytest.raises(AssertionError, match="torch"):
+        test_what_is_decided_before_a_run_loads_no_torch("wishbone.config.wrong")
