@@ -22,6 +22,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.model"],
     ["wishbone.preference"],
     ["wishbone.planning"],
+    ["wishbone.report.answers"],  # the one part of the report that runs a model
     ["wishbone.training"],
     ["wishbone.cli"],
     ["wishbone"],

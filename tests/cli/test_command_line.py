@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -12,8 +11,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from wishbone import __version__
+from wishbone.cli import app
 from wishbone.cli.doctor import OPTIONAL, PYTHON, REQUIRED
 
 ROOT = Path(__file__).parents[2]
@@ -59,24 +60,35 @@ def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
 @pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
-        ("data: {max_length: 0, train: x}", [], ["data.max_length (line 2): 0 is not accepted. It takes a whole number from 2"]),
+        ("data: {max_length: 0, train: x}", [], ["data.max_length (line 2): 0 is not accepted. It takes a whole"]),
         ("preference: {beta: 0}", [], ["preference.beta (line 3): 0 is not accepted. It takes a number above 0"]),
         ("preference: {loss: sigmoind}", [], ["'sigmoind' is not accepted. Did you mean sigmoid?"]),
-        ("preference: {bta: 1}\ntraining: {epochs: many}", [], ["2 problems", "1. training.epochs (line 4): 'many'", "2. preference.bta (line 3): no such key; did you mean beta?"]),
-        ("preference: {loss: exo_pair, loss_weights: [1, 2]}", [], ["2 problems", "loss_weights has 2 entries", "label_smoothing 0"]),
+        (
+            "preference: {bta: 1}\ntraining: {epochs: many}",
+            [],
+            [
+                "2 problems",
+                "1. preference.bta (line 3): no such key; did you mean beta?",
+                "2. training.epochs (line 4): ",
+            ],
+        ),
+        (
+            "preference: {loss: exo_pair, loss_weights: [1, 2]}",
+            [],
+            ["2 problems", "has 2 entries", "label_smoothing 0"],
+        ),
         ("", ["preference.beta"], ["override 'preference.beta': write it as section.key=value"]),
         ("", ["preference.bta=1"], ["preference.bta (override 'preference.bta=1'): no such key; did you mean beta?"]),
         ("", ["data.train=./none.jsonl"], ["'./none.jsonl' does not exist"]),
         ("", ["--resume"], ["there is no run 'c' in"]),
     ],
-)  # fmt: skip # noqa: E501
+)
 def test_a_wrong_configuration_is_explained(tmp_path: Path, text: str, overrides: list[str], expected: list[str]):
     head = SMALLEST if not text.startswith("data") else SMALLEST.splitlines()[0] + "\n"
     (tmp_path / "c.yaml").write_text(head + text)
     message = refused("train", "c.yaml", *overrides, cwd=tmp_path)
     assert message.startswith("wishbone: ")
-    assert all(part in message for part in expected) or sorted(expected) == expected
-    assert [part for part in expected if re.sub(r"^\d\. ", "", part) not in message] == []
+    assert [part for part in expected if part not in message] == []
     assert not (tmp_path / "runs").exists()
 
 
@@ -88,11 +100,12 @@ def test_into_a_pipe_each_problem_is_one_line(tmp_path: Path):
 
 
 def test_names_from_outside_are_text(tmp_path: Path):
-    (tmp_path / "[red]c[/nope].yaml").write_text("'[bold]x': 1\n'\x85\\e[31m': 2\n")
-    message = refused("train", "[red]c[/nope].yml", cwd=tmp_path)
-    assert "'[red]c[/nope].yml' does not exist; did you mean '[red]c[/nope].yaml'?" in message
-    message = refused("train", "[red]c[/nope].yaml", cwd=tmp_path)
+    (tmp_path / "[red]c[blink].yaml").write_text("'[bold]x': 1\n\"\\e[31m\": 2\n")
+    message = refused("train", "[red]c[blink].yml", cwd=tmp_path)
+    assert "'[red]c[blink].yml' does not exist; did you mean '[red]c[blink].yaml'?" in message
+    message = refused("train", "[red]c[blink].yaml", cwd=tmp_path)
     assert "'[bold]x' (line 1): no such key" in message
+    assert r"'\x1b[31m' (line 2): no such key" in message
     assert "\x1b" not in message
 
 
@@ -144,15 +157,20 @@ def test_doctor_asks_the_hub_only_when_told_to():
     assert hub["note"].startswith("http://127.0.0.1:9: ")
 
 
-def test_doctor_finds_missing_and_old_packages(tmp_path: Path):
-    """Metadata found first on the path count: a torch from long ago, and an environment without peft."""
-    (tmp_path / "torch-1.9.0.dist-info").mkdir()
-    (tmp_path / "torch-1.9.0.dist-info" / "METADATA").write_text("Name: torch\nVersion: 1.9.0\n")
-    search = f"{tmp_path}{os.pathsep}{ROOT / 'src'}"
-    outcome = wishbone("doctor", "--json", PYTHONPATH=search)
+def test_doctor_finds_missing_and_old_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    old = tmp_path / "gguf-0.9.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Name: gguf\nVersion: 0.9.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(REQUIRED, "no-such-package-of-wishbone", "1.0")
+    outcome = CliRunner().invoke(app, ["doctor", "--json"])
     rows = {row["name"]: row for row in json.loads(outcome.stdout)["rows"]}
-    assert (rows["torch"]["found"], rows["torch"]["verdict"]) == ("1.9.0", "too old")
-    assert outcome.returncode == 1
+    assert (rows["gguf"]["found"], rows["gguf"]["verdict"]) == ("0.9.1", "too old")
+    assert (rows["no-such-package-of-wishbone"]["found"], rows["no-such-package-of-wishbone"]["verdict"]) == (
+        "",
+        "missing",
+    )
+    assert outcome.exit_code == 1
 
 
 def test_doctor_asks_for_what_the_package_asks_for():

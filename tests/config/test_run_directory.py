@@ -43,7 +43,7 @@ def test_the_latest_run_of_that_name_is_continued(tmp_path: Path):
     for name in ("x-20250101-000000", "x-20260101-000000", "x-y-20270101-000000", "xx-20280101-000000", "x-notes"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert choose_run_directory(config(), name="x", resume=True).name == "x-20260101-000000"
-    with pytest.raises(RequestError, match="there is no run 'z' in '.*' to continue"):
+    with pytest.raises(RequestError, match=r"there is no run 'z' in '.*' to continue"):
         choose_run_directory(config(), name="z", resume=True)
 
 

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from wishbone import __version__
+from wishbone.cli.compare import compare
 from wishbone.cli.doctor import doctor
+from wishbone.cli.report import report
 from wishbone.cli.train import train
 
 app = typer.Typer(
@@ -19,6 +21,8 @@ app = typer.Typer(
 )
 app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
 app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
+app.command(short_help="Compare answers before and after a run, side by side.")(compare)
+app.command(short_help="Write the page of a run and print its result.")(report)
 
 
 def _print_version(asked: bool) -> None:

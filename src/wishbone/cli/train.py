@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from wishbone.cli.console import refuse, say
+from wishbone.cli.console import plain, refuse, say, screen
 from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
@@ -83,19 +83,27 @@ def _outcome(directory: Path | None, resume_command: str) -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt as error:
-        say(_interrupted(directory, resume_command), marker="stopped: ", style="bold yellow", error=True)
+        _interrupted(directory, resume_command)
         raise typer.Exit(INTERRUPTED) from error
     except Exception as error:
         say(_failed(error, directory), marker="failed: ", style="bold red", error=True)
         raise typer.Exit(1) from error
 
 
-def _interrupted(directory: Path | None, resume_command: str) -> str:
+def _interrupted(directory: Path | None, resume_command: str) -> None:
+    """Print what is left of a run that was stopped, and on a line to copy the command that continues it."""
+    resumable = directory is not None and any((directory / CHECKPOINTS).glob("checkpoint-*"))
     if directory is None:
-        return "nothing was written"
-    if any((directory / CHECKPOINTS).glob("checkpoint-*")):
-        return f"checkpoints are in {directory / CHECKPOINTS}\nTo continue from the last one: {resume_command}"
-    return "no checkpoint had been written, so there is nothing to resume; training.save_steps sets how often one is"
+        left = "nothing was written"
+    elif resumable:
+        left = f"checkpoints are in {directory / CHECKPOINTS}; to continue from the last one:"
+    else:
+        left = (
+            "no checkpoint had been written, so there is nothing to resume; training.save_steps sets how often one is"
+        )
+    say(left, marker="stopped: ", style="bold yellow", error=True)
+    if resumable:
+        screen(error=True).print(plain(resume_command), soft_wrap=True)
 
 
 def _failed(error: Exception, directory: Path | None) -> str:

@@ -79,7 +79,7 @@ def _both_rewards_fall(record: RunRecord) -> Finding | None:
         f"{in_words(chosen[1])} and the rejected reward from {in_words(rejected[0])} to {in_words(rejected[1])}: the "
         "model moves away from both answers, from the rejected one faster.",
         "Lower training.learning_rate or training.epochs, raise preference.beta, or hold the chosen answers up with "
-        "preference.loss [sigmoid, sft] or dpop. Read the answers below: they show whether it matters.",
+        "preference.loss [sigmoid, sft] or dpop. `wishbone compare` shows whether it matters.",
     )
 
 
@@ -104,7 +104,7 @@ def _told_apart_at_once(record: RunRecord) -> Finding | None:
     if count < ENOUGH_POINTS:
         return None
     window = max(5, count // 20) | 1
-    smooth = running_mean(ranked, window)[window // 2 : count - window // 2]
+    smooth = finite(running_mean(ranked, window))[window // 2 : count - window // 2]
     step = next((step for step, value in smooth if value >= ALL_PAIRS), None)
     last = ranked[-1][0]
     if step is None or step > EARLY * last:
@@ -112,9 +112,9 @@ def _told_apart_at_once(record: RunRecord) -> Finding | None:
     return Finding(
         "warning",
         "The pairs are told apart very early",
-        f"Nearly every training pair is ranked correctly from step {step:,.0f} of {last:,.0f} on. Often something simple "
-        "gives the chosen answers away: their length, a phrase, a format.",
-        "Compare chosen and rejected answers by hand, and judge the run by the answers below, not by its accuracy.",
+        f"Nearly every training pair is ranked correctly from step {step:,.0f} of {last:,.0f} on. Often something "
+        "simple gives the chosen answers away: their length, a phrase, a format.",
+        "Compare chosen and rejected answers by hand, and judge the run by what it answers (`wishbone compare`).",
     )
 
 
@@ -130,8 +130,8 @@ def _overfit(record: RunRecord) -> Finding | None:
     return Finding(
         "warning",
         "The held-out loss rises again",
-        f"It was lowest at step {step:,.0f} ({in_words(lowest)}) and is {in_words(last)} at step {last_step:,.0f}, while "
-        "the training loss keeps falling: the training pairs are being memorized.",
+        f"It was lowest at step {step:,.0f} ({in_words(lowest)}) and is {in_words(last)} at step {last_step:,.0f}, "
+        "while the training loss keeps falling: the training pairs are being memorized.",
         f"Stop near step {step:,.0f} (training.max_steps), lower training.learning_rate, or train on more pairs.",
     )
 

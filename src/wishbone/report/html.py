@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 
 from wishbone import __version__
+from wishbone.config.document import show
+from wishbone.errors import RequestError
 from wishbone.report import sections
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.run_directory import RunRecord, read_run
@@ -26,13 +28,18 @@ def write_report(run_dir: Path) -> Path:
         run_dir: a run directory: finished, still running, or stopped.
 
     Raises:
-        RequestError: `run_dir` is not a run directory.
+        RequestError: `run_dir` is not a run directory, or cannot be written to.
     """
     text = page(read_run(run_dir))
     report = run_dir / REPORT
     partial = run_dir / f".{REPORT}.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(report)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(report)
+    except OSError as error:
+        raise RequestError(
+            f"{show(str(report))} cannot be written ({error.strerror}); check the permissions"
+        ) from error
     return report
 
 

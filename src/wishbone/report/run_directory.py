@@ -84,7 +84,8 @@ def _not_a_run(path: Path) -> str:
     missing = [name for name in (CONFIG, ENVIRONMENT, METRICS) if not (path / name).is_file()]
     runs = sorted(str(config.parent) for config in path.glob(f"*/{CONFIG}"))
     near = f"; runs in it: {', '.join(map(show, runs[-3:]))}" if runs else ""
-    return f"{name} is not a run directory, it has no {' and no '.join(missing)}; name one that `wishbone train` wrote{near}"
+    lacks = " and no ".join(missing)
+    return f"{name} is not a run directory, it has no {lacks}; name one that `wishbone train` wrote{near}"
 
 
 def _status(path: Path, summary: dict[str, Any], *, failed: bool) -> str:
@@ -150,7 +151,7 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
             newest = step
         by_step.setdefault(step, {}).update(values)
     if unreadable:
-        problems.append(f"{unreadable} lines of {path.name} have no step or are not JSON, and were left out")
+        problems.append(f"{path.name}: left out lines without a step or that are not JSON ({unreadable})")
     if cut_off:
         problems.append(f"the last line of {path.name} is cut off: it was being written, or the run was killed then")
     metrics: dict[str, list[tuple[float, float]]] = {}

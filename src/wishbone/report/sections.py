@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from wishbone.config.schema import RunConfig
@@ -67,8 +69,8 @@ def facts(record: RunRecord) -> dict[str, str]:
         "Computed as": None
         if form is None
         else FORMS.get(str(form), str(form)) + (f", because {reason}" if reason else ""),
-        "Started": summary.get("started"),
-        "Finished": summary.get("finished"),
+        "Started": _moment(summary.get("started")),
+        "Finished": _moment(summary.get("finished")),
     }
     return {name: _value(value) for name, value in shown.items() if value is not None and value != ""}
 
@@ -146,6 +148,8 @@ def environment(record: RunRecord) -> Markup | None:
     """What the result depends on beside its settings."""
     flat: dict[str, Any] = {}
     for name, value in record.environment.items():
+        if name == "command" and isinstance(value, list):
+            value = shlex.join(map(str, value))
         flat |= {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {str(name): value}
     if not flat:
         return None
@@ -235,6 +239,15 @@ def _duration(seconds: Any) -> str | None:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
+def _moment(written: Any) -> Any:
+    """A moment without seconds, in the time zone it was written in; what is no moment stays as it is."""
+    try:
+        moment = datetime.fromisoformat(written)
+    except (TypeError, ValueError):
+        return written
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
+
+
 def _known(*values: Any) -> Any:
     return next((value for value in values if value is not None and value != ""), None)
 
@@ -250,8 +263,8 @@ def _default(section: str, key: str) -> Any:
 
 
 def _value(value: Any) -> str:
-    """A value as text, of bounded length; None is a dash."""
-    if value is None:
+    """A value as text, of bounded length; None and an empty list are a dash."""
+    if value is None or value == []:
         return "\N{EN DASH}"
     if isinstance(value, str):
         return _cut(value, LONGEST_VALUE)

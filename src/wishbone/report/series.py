@@ -25,19 +25,25 @@ def ends(series: Series) -> tuple[float, float] | None:
 
 
 def running_mean(series: Series, window: int) -> list[tuple[float, float]]:
-    """Return the centred mean over `window` finite values, at their steps; shorter windows at both ends.
+    """Return the centred mean over `window` finite values, at their steps; windows are cut off at both ends.
+
+    Where a value is not finite, the mean is NaN, so that a gap stays a gap.
 
     Args:
         series: points in the order of their steps.
         window: an odd number of points.
     """
-    points = finite(series)
-    sums = [0.0, *accumulate(value for _, value in points)]
+    values = [value for _, value in finite(series)]
+    sums = [0.0, *accumulate(values)]
     half = window // 2
-    means = []
-    for i, (step, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        means.append((step, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+    means, seen = [], 0
+    for step, value in series:
+        if not math.isfinite(value):
+            means.append((step, math.nan))
+            continue
+        first, past = max(0, seen - half), min(len(values), seen + half + 1)
+        means.append((step, (sums[past] - sums[first]) / (past - first)))
+        seen += 1
     return means
 
 

@@ -1,0 +1,101 @@
+"""`wishbone compare`: what the model of a run answers before and after, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.request import requested
+from wishbone.config.load import parse_config
+from wishbone.config.schema import RunConfig
+from wishbone.report.html import write_report
+from wishbone.report.run_directory import CONFIG, read_run
+from wishbone.report.sections import message_text
+
+if TYPE_CHECKING:
+    from wishbone.report.answers import Answer, Question
+
+NARROWEST_SIDE = 24
+
+
+def compare(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="What to ask; can be given several times.", show_default=False),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=1, max=50, help="Without --prompt: how many prompts of the held-out pairs to take.")
+    ] = 3,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer, in tokens.")] = 80,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> None:
+    """Let the model answer before and after the run, side by side."""
+    with requested():
+        record = read_run(run)
+        from wishbone.report.answers import answer_before_and_after, learned_weights, to_json, write_answers
+
+        learned_weights(record.path)
+        config = parse_config((run / CONFIG).read_text(encoding="utf-8", errors="replace"))
+        with screen(error=True).status("answering before and after"):
+            questions = _questions(config, prompt or [], count)
+            answers = answer_before_and_after(run, config.model, questions, max_new_tokens=max_new_tokens)
+        write_answers(run, answers)
+        report = write_report(run)
+    if as_json:
+        typer.echo(to_json(answers), nl=False)
+        return
+    for number, answer in enumerate(answers, 1):
+        _print(number, answer)
+    say(str(report), marker="report: ", style="bold green")
+
+
+def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Question]:
+    """The prompts given; else the first ones that the run held out or, where it held out none, learned from."""
+    from wishbone.model.load import load_tokenizer
+    from wishbone.report.answers import question_from_text, questions_from_pairs
+
+    model = config.model
+    tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if prompts:
+        return [question_from_text(text, tokenizer, config.data.system_prompt) for text in prompts]
+    from wishbone.training.run import prepare_data
+
+    trained, heldout, _ = prepare_data(config, tokenizer)
+    return questions_from_pairs(trained if heldout is None else heldout, tokenizer, count)
+
+
+def _print(number: int, answer: Answer) -> None:
+    """One prompt above its answers: in two columns, or below each other where columns would be too narrow."""
+    console = screen()
+    turns = [answer.prompt] if isinstance(answer.prompt, str) else answer.prompt
+    named = [message_text(turn) for turn in turns]
+    last = len(named) - 1
+    title = Text("\n").join(
+        plain(f"{number}. " if i == last else f"{role}: ", "bold") + _shown(text)
+        for i, (role, text) in enumerate(named)
+    )
+    console.print(title)
+    table = Table(expand=True, show_lines=True)
+    before, after = _shown(answer.before), _shown(answer.after)
+    if console.width >= 2 * NARROWEST_SIDE + 7:
+        table.add_column("Before", ratio=1, overflow="fold")
+        table.add_column("After", ratio=1, overflow="fold")
+        table.add_row(before, after)
+    else:
+        table.add_column("", no_wrap=True)
+        table.add_column("", ratio=1, overflow="fold")
+        table.show_header = False
+        table.add_row("Before", before)
+        table.add_row("After", after)
+    console.print(table)
+
+
+def _shown(text: str) -> Text:
+    """Text of a model or a data set, safe to print; tabs become spaces, an empty answer says so."""
+    return plain(text.expandtabs(4)) if text.strip() else Text("(empty)", "dim")

@@ -1,0 +1,197 @@
+"""Answers to the same prompts before and after a run: at every token the one the model finds most likely.
+
+Before is the base model, which is the run's model with its adapter off; after is the adapter on, or for a run that
+trained every weight, the weights it wrote. Greedy answers need no seed and differ only by what was learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from wishbone.config.document import show
+from wishbone.config.schema import ModelConfig
+from wishbone.data.formats import Message
+from wishbone.errors import RequestError
+from wishbone.model.load import load_model
+from wishbone.report.run_directory import ANSWERS
+
+ADAPTER, WHOLE_MODEL = "adapter", "model"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, as text or chat messages, its token ids up to where the answer begins, and a good answer or None."""
+
+    prompt: str | list[Message]
+    ids: list[int]
+    chosen: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model answered to a prompt before and after a run, special tokens left out."""
+
+    prompt: str | list[Message]
+    before: str
+    after: str
+    chosen: str | None
+
+
+def question_from_text(text: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> Question:
+    """Return a text as what a user says, or where the tokenizer has no chat template, as what is to be continued."""
+    if tokenizer.chat_template is None:
+        return Question(text, list(tokenizer(text)["input_ids"]))
+    messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    messages.append({"role": "user", "content": text})
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return Question(messages, list(ids))
+
+
+def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Question]:
+    """Return the first `count` distinct prompts of tokenized pairs; pairs that are ids only are written out as text."""
+    questions: dict[tuple[int, ...], Question] = {}
+    for row in pairs:
+        ids = list(row["prompt_ids"])
+        prompt = row["prompt"] if "prompt" in row else tokenizer.decode(ids)
+        chosen = row["chosen"] if "chosen" in row else tokenizer.decode(row["chosen_ids"], skip_special_tokens=True)
+        questions.setdefault(tuple(ids), Question(prompt, ids, _text(chosen)))
+        if len(questions) == count:
+            break
+    return list(questions.values())
+
+
+def answer_before_and_after(
+    run_dir: Path, base: ModelConfig, questions: Sequence[Question], *, max_new_tokens: int
+) -> list[Answer]:
+    """Load the model of a run and let it answer without and with what it learned.
+
+    Args:
+        run_dir: holds `adapter/` (PEFT format) or, of a run that trained every weight, `model/`.
+        base: the model that the run began with.
+        questions: what to answer.
+        max_new_tokens: longest answer, in tokens.
+
+    Raises:
+        RequestError: nothing was learned yet, a model cannot be loaded, or a question is too long for it.
+    """
+    learned = learned_weights(run_dir)
+    model, tokenizer = load_model(
+        base.name, dtype=base.dtype, revision=base.revision, trust_remote_code=base.trust_remote_code
+    )
+    _refuse_too_long(questions, model, max_new_tokens)
+    answer = partial(_answers, questions=questions, tokenizer=tokenizer)
+    decode_greedily(model, tokenizer, max_new_tokens)
+    if learned.name == ADAPTER:
+        adapted = _with_adapter(model, learned)
+        with adapted.disable_adapter():
+            before = answer(adapted)
+        after = answer(adapted)
+    else:
+        before = answer(model)
+        del model
+        trained, _ = load_model(str(learned), dtype=base.dtype, trust_remote_code=base.trust_remote_code)
+        decode_greedily(trained, tokenizer, max_new_tokens)
+        after = answer(trained)
+    return [
+        Answer(question.prompt, first, second, question.chosen)
+        for question, first, second in zip(questions, before, after, strict=True)
+    ]
+
+
+def learned_weights(run_dir: Path) -> Path:
+    """Return the directory of what a run learned, `adapter/` or `model/`.
+
+    Raises:
+        RequestError: the run has neither.
+    """
+    for name, marker in ((ADAPTER, "adapter_config.json"), (WHOLE_MODEL, "config.json")):
+        if (run_dir / name / marker).is_file():
+            return run_dir / name
+    raise RequestError(
+        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/: they are written when a run ends; continue it "
+        "with `wishbone train --resume`, or name a run that is done"
+    )
+
+
+def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+    """Make `model.generate` take the likeliest token, whatever sampling the model's makers recommend.
+
+    Answers end after `max_new_tokens`, or with an end token of the model or the tokenizer.
+    """
+    ends: list[int] = []
+    for token in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ends += token if isinstance(token, list) else [] if token is None else [token]
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(dict.fromkeys(ends)) or None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.inference_mode()
+def _answers(
+    model: PreTrainedModel | PeftModel, *, questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """One answer a question, computed alone, so that no padding changes it."""
+    answers = []
+    for question in questions:
+        ids = torch.tensor([question.ids], device=model.device)
+        sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        answers.append(str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip())
+    return answers
+
+
+def write_answers(run_dir: Path, answers: Sequence[Answer]) -> Path:
+    """Write `answers.json` into a run directory, all or nothing, and return its path."""
+    path, partial_path = run_dir / ANSWERS, run_dir / f".{ANSWERS}.{os.getpid()}"
+    try:
+        partial_path.write_text(to_json(answers), encoding="utf-8")
+        partial_path.replace(path)
+    except OSError as error:
+        raise RequestError(f"{show(str(path))} cannot be written ({error.strerror})") from error
+    return path
+
+
+def to_json(answers: Sequence[Answer]) -> str:
+    """Return answers as JSON in ASCII, in which no control character of a model's output is left as it is."""
+    return json.dumps([asdict(answer) for answer in answers], indent=2) + "\n"
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(model, str(adapter)).eval()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RequestError(f"the adapter {show(str(adapter))} cannot be loaded ({error})") from error
+
+
+def _refuse_too_long(questions: Sequence[Question], model: PreTrainedModel, max_new_tokens: int) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is None:
+        return
+    problems = [
+        f"prompt {number} has {len(question.ids):,} tokens, which with an answer of {max_new_tokens} is more than the "
+        f"{longest:,} that the model takes; shorten it, or lower --max-new-tokens"
+        for number, question in enumerate(questions, 1)
+        if len(question.ids) + max_new_tokens > longest
+    ]
+    if problems:
+        raise RequestError(problems)
+
+
+def _text(completion: str | list[Message]) -> str:
+    """A completion as text: what the messages of it say."""
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(str(message.get("content") or "") for message in completion)

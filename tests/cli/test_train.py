@@ -1,0 +1,156 @@
+"""`wishbone train`, from the plan of a run to its end, its failure and its interruption, on a model of two layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+from wishbone.cli import app
+from wishbone.cli.train import ERROR_LOG, INTERRUPTED, TRACEBACK_VARIABLE
+
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64}
+adapter: {rank: 2}
+training: {batch_size: 2, gradient_accumulation: 2, max_steps: 2, save_steps: 1, warmup_ratio: 0.5}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "model").symlink_to(model)
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(TRACEBACK_VARIABLE, raising=False)
+    return tmp_path
+
+
+def train(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["train", "tiny.yaml", *arguments])
+
+
+def test_the_plan_is_printed_and_nothing_is_written(workplace: Path):
+    before = sorted(workplace.iterdir())
+    outcome = train("--dry-run", "training.max_steps=null", "training.epochs=3", "data.eval_fraction=0.2")
+    assert outcome.exit_code == 0, outcome.stderr
+    lines = {line[:17].strip(): line[17:].strip() for line in outcome.stdout.splitlines()}
+    assert lines["Model"] == f"{workplace}/model, dtype auto"
+    assert lines["Trained"] == "LoRA adapters of rank 2, alpha 2, dropout 0, on all linear layers"
+    assert lines["Pairs"] == f"8 of {workplace}/pairs.jsonl, split train"
+    assert lines["Held out"] == "2 pairs"
+    assert lines["Loss"] == "sigmoid, beta 0.1"
+    assert lines["Steps"] == "6 optimizer steps of 4 pairs, epochs: 3"
+    assert lines["Learning rate"] == "5e-06, linear, after 3 steps of warm-up"
+    assert lines["Run directory"].startswith(f"{workplace}/runs/tiny-")
+    assert sorted(workplace.iterdir()) == before
+
+
+def test_the_plan_counts_what_truncation_cuts(workplace: Path):
+    """Prompt "What is n?" and completions in tokens of the tokenizer itself; the limit leaves one token to cut."""
+    tokenizer = tiny_tokenizer()
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    row = {"prompt": "What is 1?", "chosen": " It is one, of course.", "rejected": " No."}
+    (workplace / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    longest = tokens(row["prompt"] + row["chosen"]) + 1  # and the end of the sequence
+    outcome = train("--dry-run", f"data.max_length={longest - 1}")
+    assert f"1 pairs lose 1 tokens beyond {longest - 1} a sequence; the start is kept" in outcome.stdout
+    outcome = train("--dry-run", f"data.max_length={longest}")
+    assert f"none needed: every prompt with a completion fits in {longest} tokens" in outcome.stdout
+
+
+def test_the_plan_refuses_what_training_would_refuse(workplace: Path):
+    (workplace / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "[red]b", "rejected": "[red]b"}\n')
+    outcome = train("--dry-run")
+    assert outcome.exit_code == 2
+    assert "chosen and rejected are the same" in outcome.stderr
+    assert outcome.stdout == ""
+
+
+def test_a_run_ends_in_its_directory_and_can_be_continued(workplace: Path):
+    outcome = train()
+    assert outcome.exit_code == 0, outcome.stderr
+    (run,) = (workplace / "runs").iterdir()
+    assert run.name.startswith("tiny-")
+    assert outcome.stdout == f"done: {run}\n"
+    assert {"adapter", "checkpoints", "config.yaml", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
+    outcome = train("training.max_steps=3", "--resume")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stdout == f"done: {run}\n"
+    assert (run / "checkpoints" / "checkpoint-3").is_dir()
+    assert train(f"output.dir={run}").exit_code == 2
+
+
+def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path):
+    """A run whose metrics cannot be written, because a directory has their name."""
+    (workplace / "mine[bold]" / "metrics.jsonl").mkdir(parents=True)
+    outcome = train("output.dir=mine[bold]")
+    assert outcome.exit_code == 1
+    log = workplace / "mine[bold]" / ERROR_LOG
+    failure = outcome.stderr[outcome.stderr.index("failed: ") :]
+    assert failure.splitlines() == [
+        f"failed: IsADirectoryError: [Errno 21] Is a directory: '{workplace}/mine[bold]/metrics.jsonl'",
+        f"Full traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)",
+    ]
+    assert log.read_text().startswith("Traceback (most recent call last)")
+
+
+def test_the_traceback_is_shown_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+    (workplace / "mine" / "metrics.jsonl").mkdir(parents=True)
+    outcome = train("output.dir=mine")
+    assert outcome.exit_code == 1
+    assert "Traceback (most recent call last)" in outcome.stderr
+    assert "failed: IsADirectoryError" in outcome.stderr
+
+
+def test_a_directory_that_cannot_be_made(workplace: Path):
+    (workplace / "file").touch()
+    outcome = train("output.dir=file/run")
+    assert outcome.exit_code == 1
+    assert f"The traceback could not be written (Not a directory); {TRACEBACK_VARIABLE}=1 shows it" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_says_how_to_continue(workplace: Path):
+    arguments = ["train", "tiny.yaml", "training.max_steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wishbone", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    until = time.monotonic() + 120
+    while not list(workplace.glob("runs/*/checkpoints/checkpoint-3")) and time.monotonic() < until:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=60)
+    (run,) = (workplace / "runs").iterdir()
+    assert process.returncode == INTERRUPTED
+    assert f"stopped: checkpoints are in {run}/checkpoints" in messages
+    assert f"wishbone train tiny.yaml training.max_steps=100000 output.dir={run} --resume" in messages.splitlines()
+    assert "Traceback" not in messages

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_run import WriteRun
+
+from wishbone.errors import RequestError
+from wishbone.report.run_directory import read_run
+
+
+def with_metrics(run: Path, *lines: Any, end: str = "\n") -> Path:
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (run / "metrics.jsonl").write_text("\n".join(texts) + end, encoding="utf-8")
+    return run
+
+
+def test_reads_every_metric_in_the_order_of_steps(write_run: WriteRun) -> None:
+    record = read_run(write_run(steps=120, every=20))
+    assert record.status == "done"
+    assert record.problems == []
+    assert [step for step, _ in record.metrics["loss"]] == list(range(1, 121))
+    assert [step for step, _ in record.metrics["eval_loss"]] == [0, 20, 40, 60, 80, 100, 120]
+    assert record.metrics["eval_loss"][0][1] == pytest.approx(math.log(2))
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out_and_named(write_run: WriteRun) -> None:
+    run = with_metrics(write_run(), {"step": 1, "loss": 0.7}, '{"step": 2, "lo', end="")
+    record = read_run(run)
+    assert record.metrics["loss"] == [(1, 0.7)]
+    assert len(record.problems) == 1
+    assert "cut off" in record.problems[0]
+
+
+def test_lines_that_are_no_metrics_are_counted(write_run: WriteRun) -> None:
+    deep = "[" * 100_000
+    run = with_metrics(write_run(), {"step": 1, "loss": 0.7}, "", "nonsense", "[1]", {"loss": 3}, {"step": "4"}, deep)
+    record = read_run(run)
+    assert record.metrics["loss"] == [(1, 0.7)]
+    assert record.problems == ["metrics.jsonl: left out lines without a step or that are not JSON (5)"]
+
+
+def test_what_is_no_number_is_skipped_and_what_is_not_finite_is_kept_as_such(write_run: WriteRun) -> None:
+    run = with_metrics(
+        write_run(),
+        '{"step": 1, "loss": NaN, "a": true, "b": "text", "c": [1], "big": 1' + "0" * 400 + "}",
+        '{"step": 2, "loss": null, "big": -1e999}',
+        '{"step": 3, "loss": 0.5, "big": 1}',
+    )
+    metrics = read_run(run).metrics
+    assert [math.isnan(value) for _, value in metrics["loss"]] == [True, True, False]
+    assert [value for _, value in metrics["big"]] == [math.inf, -math.inf, 1.0]
+    assert not {"a", "b", "c"} & metrics.keys()
+
+
+def test_a_resumed_run_keeps_the_later_attempt(write_run: WriteRun) -> None:
+    """Killed at step 40, resumed from a checkpoint at 20, now at 30; the evaluation at step 0 is repeated."""
+    run = with_metrics(
+        write_run(),
+        {"step": 0, "eval_loss": 0.69},
+        *({"step": step, "loss": 1.0} for step in (10, 20, 30, 40)),
+        {"step": 40, "eval_loss": 0.9},
+        {"step": 0, "eval_loss": 0.69},
+        {"step": 30, "loss": 2.0},
+    )
+    metrics = read_run(run).metrics
+    assert metrics["loss"] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+    assert metrics["eval_loss"] == [(0, 0.69)]
+
+
+def test_a_run_without_its_end_is_not_finished(write_run: WriteRun) -> None:
+    run = write_run(finished=False)
+    assert read_run(run).status == "not finished"
+    (run / "summary.json").unlink()
+    assert read_run(run).status == "not finished"
+
+
+def test_an_error_counts_until_the_run_is_started_again(write_run: WriteRun) -> None:
+    run = write_run(finished=False)
+    (run / "error.log").write_text("Traceback", encoding="utf-8")
+    os.utime(run / "summary.json", (1000, 1000))
+    os.utime(run / "error.log", (2000, 2000))
+    assert read_run(run).status == "failed"
+    os.utime(run / "summary.json", (3000, 3000))
+    assert read_run(run).status == "not finished"
+
+
+def test_damaged_files_leave_the_rest_readable(write_run: WriteRun) -> None:
+    run = write_run()
+    (run / "summary.json").write_text("[1, 2]", encoding="utf-8")
+    (run / "environment.json").write_bytes(b"\xff\xfe{")
+    (run / "answers.json").write_text('[1, {"before": "b"}]', encoding="utf-8")
+    (run / "config.yaml").write_text("a: *b", encoding="utf-8")
+    record = read_run(run)
+    assert [problem.split()[0] for problem in record.problems] == ["summary.json", "config.yaml", "environment.json"]
+    assert record.answers == [{"before": "b"}]
+    assert len(record.metrics["loss"]) == 120
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_what_is_not_a_run_directory_is_refused(tmp_path: Path, absent: bool) -> None:
+    place = tmp_path / "nothing\x1b[31m" if absent else tmp_path / "file"
+    if not absent:
+        place.write_text("", encoding="utf-8")
+    with pytest.raises(RequestError, match="does not exist" if absent else "is a file") as refusal:
+        read_run(place)
+    assert "\x1b" not in str(refusal.value)
+
+
+def test_the_directory_of_runs_is_refused_with_what_is_missing_and_the_runs_in_it(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    run = write_run()
+    with pytest.raises(RequestError) as refusal:
+        read_run(tmp_path)
+    for part in ("no config.yaml", "no environment.json", "no metrics.jsonl", str(run)):
+        assert part in str(refusal.value)
