@@ -153,7 +153,9 @@ def main() -> None:
         "benchmark": "cpu",
         "command": "python -m benchmarks.cpu --data PAIRS.json --steps " + str(args.steps),
         "date": f"{datetime.now():%Y-%m-%d}",
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
         "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count()},
         "python": platform.python_version(),
         "results": [ours, theirs],

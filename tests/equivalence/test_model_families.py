@@ -27,7 +27,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 
 def pairs_of(model: PreTrainedModel) -> list[TokenizedPair]:
-    return [truncated_pair(p, c, r) for p, c, r in tiny_pairs(5, vocab=model.config.get_text_config().vocab_size, seed=4)]
+    return [
+        truncated_pair(p, c, r) for p, c, r in tiny_pairs(5, vocab=model.config.get_text_config().vocab_size, seed=4)
+    ]
 
 
 def with_trained_adapter(model: PreTrainedModel, dtype: torch.dtype) -> PeftModel:

@@ -61,7 +61,9 @@ def test_any_token_budget_is_any_other(model: PeftModel, groups: list[list[Token
 
 
 @pytest.mark.parametrize("options", [{"ld_alpha": 0.3}, {"use_weighting": True}, {"losses": ("sigmoid", "sft", "aot")}])
-def test_token_budget_with_options(model: PeftModel, groups: list[list[TokenizedPair]], options: dict[str, object]) -> None:
+def test_token_budget_with_options(
+    model: PeftModel, groups: list[list[TokenizedPair]], options: dict[str, object]
+) -> None:
     results = [run(model, groups, budget, Objective(**options)) for budget in (1, 10_000)]  # type: ignore[arg-type]
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
     assert (results[0][1] - results[1][1]).norm() <= 1e-10 * results[1][1].norm()

@@ -68,6 +68,10 @@ def chart(page: Node, title: str) -> Node:
     return next(figure for figure in page.all("figure") if figure.all("h3")[0].text == title)
 
 
+def picture(figure: Node) -> Node:
+    return next(svg for svg in figure.all("svg") if svg.attributes.get("role") == "img")
+
+
 def places(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.-]+) ([\d.-]+)", path)]
 
@@ -92,9 +96,9 @@ def test_tables_and_charts_say_what_they_are(write_run: WriteRun) -> None:
            if "id" in node.attributes]  # fmt: skip
     assert len(ids) == len(set(ids)) == 16
     for figure in figures:
-        picture = next(svg for svg in figure.all("svg") if svg.attributes.get("role") == "img")
-        assert set(picture.attributes["aria-labelledby"].split()) <= set(ids)
-        assert len(picture.all("desc")[0].text) > 20
+        svg = picture(figure)
+        assert set(svg.attributes["aria-labelledby"].split()) <= set(ids)
+        assert len(svg.all("desc")[0].text) > 20
         legend = [entry.text for entry in figure.all("li")]
         assert legend[0] in {"training", "chosen"}
 
@@ -116,7 +120,7 @@ def test_points_are_drawn_where_the_axes_say(write_run: WriteRun) -> None:
     lines += [{"step": 30, "eval_loss": 0.75}, {"step": 40, "eval_loss": 0.8}]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     figure = chart(parsed(write_report(run)), "Loss")
-    svg = figure.all("svg")[-1]
+    svg = picture(figure)
     labels = [node for node in svg.all("text") if re.fullmatch(r"[\d.]+", node.text)]
     y_ticks = {float(n.text): float(n.attributes["y"]) - 4 for n in labels if n.attributes["text-anchor"] == "end"}
     x_ticks = {float(n.text): float(n.attributes["x"]) for n in labels if n.attributes["text-anchor"] == "middle"}
@@ -143,7 +147,7 @@ def test_points_are_drawn_where_the_axes_say(write_run: WriteRun) -> None:
 
 def test_nothing_is_drawn_outside_the_axes(write_run: WriteRun) -> None:
     for figure in parsed(write_report(write_run(steps=400, every=50, collapse=True))).all("figure"):
-        for path in figure.all("svg")[-1].all("path"):
+        for path in picture(figure).all("path"):
             for x, y in places(path.attributes["d"]):
                 assert 62 <= x <= 420
                 assert 12 <= y <= 208
@@ -155,8 +159,8 @@ def test_values_that_are_not_finite_leave_a_gap_and_a_mark(write_run: WriteRun) 
     text = "".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in enumerate(losses, 1))
     (run / "metrics.jsonl").write_text(text, encoding="utf-8")
     page = parsed(write_report(run))
-    svg = chart(page, "Loss").all("svg")[-1]
-    line, marks = (path.attributes["d"] for path in svg.all("path"))
+    svg = picture(chart(page, "Loss"))
+    marks, line = (path.attributes["d"] for path in svg.all("path"))
     assert line.count("M") == 2
     assert len(places(line)) == 3
     assert marks.count("M") == 3

@@ -12,7 +12,28 @@ from peft import LoraConfig
 from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
-WORDS = "the cat sat on a mat and looked at birds while rain fell over green hills near old stone walls".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "looked",
+    "at",
+    "birds",
+    "while",
+    "rain",
+    "fell",
+    "over",
+    "green",
+    "hills",
+    "near",
+    "old",
+    "stone",
+    "walls",
+]
 
 
 def chat_pairs(count: int, seed: int = 0) -> Dataset:

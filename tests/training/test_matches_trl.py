@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 import trl
-from training.preference_runs import adapter, losses, run
 
+from training.preference_runs import adapter, losses, run
 from wishbone import DPOConfig, DPOTrainer
 
-NOT_COMPARED = {"num_tokens", "epoch", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+NOT_COMPARED = {
+    "num_tokens",
+    "epoch",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "total_flos",
+}
 
 
 @pytest.mark.parametrize(
@@ -47,5 +54,3 @@ def test_same_losses_metrics_and_weights(tmp_path: Path, options: dict[str, obje
 
 TOKEN_MEANS = {"entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy"}
 """TRL averages these over micro-batches, each a mean over its tokens; ours are means over all tokens."""
-
-

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
-from training.preference_runs import adapter, losses, run
 
+from training.preference_runs import adapter, losses, run
 from wishbone import DPOConfig, DPOTrainer
 
 TESTS = Path(__file__).parent.parent
@@ -20,7 +20,9 @@ def worker(folder: Path) -> None:
     trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
     assert trainer.accelerator.num_processes == 2
     if trainer.is_world_process_zero():
-        torch.save({"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}, folder / "r")
+        torch.save(
+            {"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}, folder / "r"
+        )
     torch.distributed.barrier()
     os._exit(0)
 

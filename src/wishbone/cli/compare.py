@@ -51,7 +51,7 @@ def compare(
         typer.echo(to_json(answers), nl=False)
         return
     for number, answer in enumerate(answers, 1):
-        _print(number, answer)
+        print_answer(number, answer)
     say(str(report), marker="report: ", style="bold green")
 
 
@@ -70,7 +70,7 @@ def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Questi
     return questions_from_pairs(trained if heldout is None else heldout, tokenizer, count)
 
 
-def _print(number: int, answer: Answer) -> None:
+def print_answer(number: int, answer: Answer) -> None:
     """One prompt above its answers: in two columns, or below each other where columns would be too narrow."""
     console = screen()
     turns = [answer.prompt] if isinstance(answer.prompt, str) else answer.prompt

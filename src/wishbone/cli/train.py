@@ -14,11 +14,13 @@ from typing import Annotated
 import typer
 
 from wishbone.cli.console import plain, refuse, say, screen
+from wishbone.cli.libraries import settle_libraries
 from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
+from wishbone.model.host_memory import keep_host_memory
 
 TRACEBACK_VARIABLE = "WISHBONE_TRACEBACK"
 ERROR_LOG = "error.log"
@@ -42,11 +44,13 @@ def train(
         config = _configured(config_path, overrides, resume=resume)
     directory = Path(str(config.output.dir))
     with _outcome(None if dry_run else directory, _resume_command(config_path, overrides, directory)), _request():
+        settle_libraries()
         if dry_run:
             from wishbone.cli.dry_run import print_plan
 
             print_plan(config)
         else:
+            keep_host_memory()
             from wishbone.training.run import train as run
 
             say(str(run(config, resume=resume)), marker="done: ", style="bold green")

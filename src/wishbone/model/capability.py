@@ -82,9 +82,9 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int) -
             return f"its layers cannot take the shared-prefix mask ({error})"
     if not _every_layer_called(calls, config):
         return f"only {len(calls)} of its {config.num_hidden_layers} layers take the shared-prefix mask"
-    error = _relative_error(got, _hidden(plain))
-    if not error <= TOLERANCE[plain.causal_lm.dtype]:
-        return f"a shared prefix changes its hidden states (relative difference {error:.1e})"
+    difference = _relative_error(got, _hidden(plain))
+    if not difference <= TOLERANCE[plain.causal_lm.dtype]:
+        return f"a shared prefix changes its hidden states (relative difference {difference:.1e})"
     return None
 
 

@@ -40,7 +40,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to a prompt before and after a run, special tokens left out."""
+    """What a model answered to a prompt before and after a run, special tokens left out; " …" ends what was cut off."""
 
     prompt: str | list[Message]
     before: str
@@ -149,7 +149,9 @@ def _answers(
     for question in questions:
         ids = torch.tensor([question.ids], device=model.device)
         sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        answers.append(str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip())
+        text = str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip()
+        ended = int(sequence[-1]) in (model.generation_config.eos_token_id or [])
+        answers.append(text if ended else f"{text} \N{HORIZONTAL ELLIPSIS}")
     return answers
 
 

@@ -22,7 +22,7 @@ from wishbone.report.series import Series, ends, finite, running_mean
 CLEAR_MARGIN = 0.05
 CLEAR_FALL = 0.1
 NO_MARGIN = 0.01
-ENOUGH_POINTS = 10
+ENOUGH_POINTS, ENOUGH_RANKED = 10, 30
 EARLY = 1 / 3
 ALL_PAIRS = 0.995
 OVERFIT = 1.05
@@ -79,7 +79,7 @@ def _both_rewards_fall(record: RunRecord) -> Finding | None:
         f"{in_words(chosen[1])} and the rejected reward from {in_words(rejected[0])} to {in_words(rejected[1])}: the "
         "model moves away from both answers, from the rejected one faster.",
         "Lower training.learning_rate or training.epochs, raise preference.beta, or hold the chosen answers up with "
-        "preference.loss [sigmoid, sft] or dpop. `wishbone compare` shows whether it matters.",
+        "preference.loss [sigmoid, sft] or dpop. The answers of wishbone compare show whether it matters.",
     )
 
 
@@ -101,7 +101,7 @@ def _nothing_learned(record: RunRecord) -> Finding | None:
 def _told_apart_at_once(record: RunRecord) -> Finding | None:
     ranked = accuracy(record)
     count = len(finite(ranked))
-    if count < ENOUGH_POINTS:
+    if count < ENOUGH_RANKED:
         return None
     window = max(5, count // 20) | 1
     smooth = finite(running_mean(ranked, window))[window // 2 : count - window // 2]
@@ -114,7 +114,7 @@ def _told_apart_at_once(record: RunRecord) -> Finding | None:
         "The pairs are told apart very early",
         f"Nearly every training pair is ranked correctly from step {step:,.0f} of {last:,.0f} on. Often something "
         "simple gives the chosen answers away: their length, a phrase, a format.",
-        "Compare chosen and rejected answers by hand, and judge the run by what it answers (`wishbone compare`).",
+        "Compare chosen and rejected answers by hand, and judge the run by its answers in wishbone compare.",
     )
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wishbone
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wishbone import __version__
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -52,7 +53,7 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "wishbone": wishbone.__version__,
+        "wishbone": __version__,
         "libraries": {name: version(name) for name in LIBRARIES},
         "device": "cuda" if cuda else "cpu",
         "device_name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),

@@ -123,7 +123,9 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     data = config.data
 
     def usable(source: str, split: str) -> tuple[Dataset, int]:
-        pairs = tokenize_pairs(load_pairs(source, split=split, system_prompt=data.system_prompt), tokenizer)
+        pairs = tokenize_pairs(
+            load_pairs(source, split=split, invalid_rows=data.invalid_rows, system_prompt=data.system_prompt), tokenizer
+        )
         inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
         kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
         if len(kept) == 0:
@@ -222,7 +224,9 @@ def _newest_checkpoint(run_dir: Path) -> str:
     checkpoints = run_dir / CHECKPOINTS
     newest = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if newest is None:
-        raise RequestError(f"there is no checkpoint in {checkpoints} to resume from; leave out --resume to start anew")
+        raise RequestError(
+            f"there is no checkpoint in {checkpoints} to resume from; start anew in another directory, or delete this one"
+        )
     return newest
 
 

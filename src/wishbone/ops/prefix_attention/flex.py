@@ -46,7 +46,7 @@ def prefix_attention_flex(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _softcapped(softcap),
+        score_mod=None if softcap is None else _softcapped(softcap, query.device),
         block_mask=block_mask(layout, window, query.device),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -145,9 +145,12 @@ def _mask_mod(
 
 
 @cache
-def _softcapped(softcap: float) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+def _softcapped(softcap: float, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return soft-capping as FlexAttention wants it; the bound is a tensor because the compiled form takes no floats."""
+    bound = torch.tensor(softcap, device=device)
+
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return bound * torch.tanh(score / bound)
 
     return capped
 

@@ -42,9 +42,14 @@ def token_logps_chunked(
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Logits [tokens, vocabulary] in float32 or better."""
-    logits = F.linear(hidden, weight, bias)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    """Logits [tokens, vocabulary] in float32 or better; on CUDA 16-bit products are not rounded to 16 bits on the way."""
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+        logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        if bias is not None:
+            logits += bias
+    else:
+        logits = F.linear(hidden, weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if scale != 1.0:
         logits *= scale
     if softcap is not None:

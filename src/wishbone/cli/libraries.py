@@ -1,0 +1,38 @@
+"""What other libraries may say on our terminal.
+
+Their progress bars stay where a person watches and vanish from pipes. Warnings about their own future are for their
+developers. What Wishbone itself has to say through `logging` is printed as notes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+
+from wishbone.cli.console import say
+
+
+class _Notes(logging.Handler):
+    """Prints log records of Wishbone as notes on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        style = "bold yellow" if record.levelno >= logging.WARNING else "bold"
+        say(record.getMessage(), marker="note: ", style=style, error=True)
+
+
+def settle_libraries() -> None:
+    """Set verbosity of the libraries beneath; call it before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    own = logging.getLogger("wishbone")
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    if not own.handlers:
+        own.addHandler(_Notes())

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fake_run import WriteRun
+from learned import Learned
+from rich.cells import cell_len
+from typer.testing import CliRunner, Result
+
+from wishbone.cli import app
+from wishbone.cli.compare import print_answer
+from wishbone.config import dump_config, parse_config
+from wishbone.report.answers import Answer
+
+EVIL = "\x1b[31mred\x1b]0;title\x07 [bold red]markup[/] \x9b2J\ttab"
+
+
+def wishbone(*words: str, width: int = 100) -> Result:
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": str(width)}, catch_exceptions=False)
+
+
+def harmless(text: str) -> bool:
+    return all(letter.isprintable() or letter == "\n" for letter in text)
+
+
+@pytest.fixture
+def comparable(learned: Learned, tmp_path: Path) -> Path:
+    """A run of the tiny model with an adapter, data of five prompts, and one in five held out."""
+    rows = [
+        {"prompt": f"Count to {n}", "chosen": " one two", "rejected": " three"}
+        for n in ("ten", "six", "two", "one", "me")
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run = tmp_path / "run"
+    shutil.copytree(learned.run, run)
+    config = parse_config(
+        f"model: {{name: {learned.base.name}, dtype: float32}}\ndata: {{train: {data}, eval_fraction: 0.4}}\n"
+    )
+    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return run
+
+
+def test_report_writes_the_page_and_prints_the_result(write_run: WriteRun) -> None:
+    run = write_run(collapse=True)
+    result = wishbone("report", str(run))
+    assert result.exit_code == 0
+    assert (run / "report.html").is_file()
+    assert "0.6931" in result.stdout
+    assert "Chosen answers became less likely" in result.stdout
+    assert result.stdout.rstrip().endswith("report.html")
+
+
+def test_report_of_something_else_is_a_wrong_request(tmp_path: Path) -> None:
+    result = wishbone("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert "no metrics.jsonl" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_report_prints_values_of_a_run_as_text(write_run: WriteRun) -> None:
+    run = write_run()
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    (run / "summary.json").write_text(json.dumps(summary | {"status": EVIL, "model": EVIL, "form": EVIL}))
+    result = wishbone("report", str(run))
+    assert result.exit_code == 0
+    assert harmless(result.stdout)
+    assert "[bold red]markup[/]" in result.stdout
+
+
+def test_compare_takes_the_prompts_that_the_run_held_out(comparable: Path) -> None:
+    """Two of five are held out; which ones, only the training's own split says."""
+    from wishbone.config import load_config
+    from wishbone.model.load import load_tokenizer
+    from wishbone.training.run import prepare_data
+
+    config = load_config(comparable / "config.yaml")
+    _, heldout, _ = prepare_data(config, load_tokenizer(config.model.name))
+    assert heldout is not None
+    result = wishbone("compare", str(comparable), "--max-new-tokens", "6", "--json")
+    assert result.exit_code == 0
+    answers = json.loads(result.stdout)
+    assert [answer["prompt"] for answer in answers] == heldout["prompt"]
+    assert [answer["chosen"] for answer in answers] == [" one two", " one two"]
+    assert json.loads((comparable / "answers.json").read_text(encoding="utf-8")) == answers
+
+
+def test_compare_answers_prompts_and_refreshes_the_report(comparable: Path, learned: Learned) -> None:
+    (comparable / "config.yaml").write_text(
+        f"model: {{name: {learned.base.name}, dtype: float32}}\ndata: {{train: gone.jsonl}}\n", encoding="utf-8"
+    )
+    result = wishbone("compare", str(comparable), "--prompt", "Hi <b>", "--prompt", EVIL, "--max-new-tokens", "8")
+    assert result.exit_code == 0
+    assert harmless(result.stdout)
+    assert "1. Hi <b>" in result.stdout
+    page = (comparable / "report.html").read_text(encoding="utf-8")
+    assert "Hi &lt;b&gt;" in page
+    answers = json.loads((comparable / "answers.json").read_text(encoding="utf-8"))
+    assert answers[1]["prompt"] == [{"role": "user", "content": EVIL}]
+
+
+def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: WriteRun) -> None:
+    result = wishbone("compare", str(write_run()), "--prompt", "Hi")
+    assert result.exit_code == 2
+    assert "no adapter/" in result.stderr
+
+
+@pytest.mark.parametrize("width", [100, 60, 40])
+def test_answers_fit_the_terminal_whatever_they_hold(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    prompt = [{"role": "system", "content": EVIL}, {"role": "user", "content": "多" * 80}]
+    print_answer(1, Answer(prompt, EVIL + " word" * 60, "x" * 300, None))
+    shown = capsys.readouterr().out
+    assert harmless(shown)
+    assert "[boldred]markup[/]" in "".join(shown.split())
+    lines = shown.splitlines()
+    assert max(map(cell_len, lines)) <= width
+    assert shown.count("x") >= 300
+    side_by_side = any("Before" in line and "After" in line for line in lines)
+    assert side_by_side is (width > 50)
+
+
+def test_an_empty_answer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    print_answer(1, Answer("Hi", " \n", "there", None))
+    assert "(empty)" in capsys.readouterr().out
