@@ -3,8 +3,8 @@
     python -m benchmarks.cpu --data PAIRS.json [--trl 1.9.2] [--steps 4] [--out benchmarks/results/cpu.json]
 
 SmolLM2-135M-Instruct in float32, LoRA of rank 16 on all linear layers, max_length 1024, 4 pairs an optimizer step, the
-same pairs in the same order. Each system runs in a process of its own, one after the other, and prints one JSON line. TRL
-lives in an environment of its own (default `.venv-trl-VERSION`, made on first use), because its versions need other
+same pairs in the same order. Each system runs in a process of its own, one after the other, and prints one JSON line.
+TRL lives in an environment of its own (default `.venv-trl-VERSION`, made on first use), because its versions need other
 libraries. Resident memory is the process's peak; the first step warms up and is not timed.
 """
 
@@ -47,15 +47,14 @@ def pairs(path: Path, count: int) -> list[dict[str, Any]]:
 
 def work(system: str, model_dir: str, data: Path, steps: int) -> None:
     """Train for `steps` timed steps after one that is not, and print the measurements."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-
     if system == "wishbone":
         from wishbone import DPOConfig, DPOTrainer
     else:
         from trl import DPOConfig, DPOTrainer
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
     step_ends: list[float] = []
 
@@ -83,7 +82,6 @@ def work(system: str, model_dir: str, data: Path, steps: int) -> None:
             seed=0,
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            gradient_checkpointing=system != "wishbone",
         ),
         train_dataset=Dataset.from_list(pairs(data, PAIRS_A_STEP * (steps + 1))),
         processing_class=AutoTokenizer.from_pretrained(model_dir),

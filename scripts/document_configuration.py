@@ -2,9 +2,9 @@
 
     python scripts/document_configuration.py [--check]
 
-A page is written by hand, except for the text between `<!-- generated: NAME -->` and `<!-- end -->`. That text comes from
-the schema of `RunConfig`, from the docstrings of the losses, and from asking both how they answer. With `--check` nothing
-is written, and the exit status is 1 if a page is not what it would be.
+A page is written by hand, except for the text between `<!-- generated: NAME -->` and `<!-- end -->`. That text comes
+from the schema of `RunConfig`, from the docstrings of the losses, and from asking both how they answer. With `--check`
+nothing is written, and the exit status is 1 if a page is not what it would be.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def problems() -> Iterator[str]:
 
 def overview() -> Iterator[str]:
     """A table of all losses."""
-    yield "| Loss | What it does | Reads from `preference` | Reference | Divergences |\n|---|---|---|---|---|"
+    yield "| Loss | What it does | Reads from `preference` | Reference | `f_divergence` |\n|---|---|---|---|---|"
     for name, loss in LOSSES.items():
         purpose = _cell(_teaching(loss).partition("\n")[0])
-        read = ", ".join(f"`{parameter}`" for parameter in _parameters_read(name))
+        read = ", ".join(f"`{parameter}`" for parameter in _parameters_read(name)) or "nothing"
         reference = "no" if name in REFERENCE_FREE or name == "sft" else "yes"
-        divergences = "all" if name in F_DIVERGENCE_LOSSES and name != "sft" else "reverse_kl"
+        divergences = "any" if name in F_DIVERGENCE_LOSSES else "reverse_kl"
         coupled = " Couples the pairs of a batch." if name in COUPLED else ""
         yield f"| [`{name}`](#{name}) | {purpose}{coupled} | {read} | {reference} | {divergences} |"
 

@@ -1,12 +1,15 @@
 """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light, on GPU and CPU.
 
-Public names load on first use, so that `import wishbone` costs nothing.
+Public names load on first use, so that `import wishbone` costs nothing. Before that, the host's memory is settled for
+training (`wishbone.model.host_memory`), which works best before anything else imports torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from wishbone.model.host_memory import keep_host_memory
 
 if TYPE_CHECKING:
     from wishbone.training.arguments import DPOConfig
@@ -27,6 +30,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
     if name not in _HOME:
         raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
+    keep_host_memory()
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

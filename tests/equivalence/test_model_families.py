@@ -50,7 +50,7 @@ def textbook_logp(model: nn.Module, ids: list[int], start: int) -> Tensor:
 
 
 def textbook_dpo(model: PeftModel, pairs: list[TokenizedPair], beta: float) -> Tensor:
-    """Two plain sequences a pair, the reference with the adapter off, the loss of Rafailov et al. (2305.18290), eq. 7."""
+    """Two plain sequences a pair, the reference with the adapter off, and eq. 7 of arXiv 2305.18290."""
     total = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
         policy = [textbook_logp(model, ids, start) for ids, start in pair.sequences()]

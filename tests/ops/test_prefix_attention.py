@@ -60,7 +60,9 @@ def inputs(layout: PrefixLayout, dtype: torch.dtype = torch.float64) -> list[Ten
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 100])
 def test_equals_plain_sequences(backend: str, window: int | None, softcap: float | None) -> None:
     q, k, v = inputs(LAYOUT)
-    weights = torch.randn(HEADS, LAYOUT.length, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(
+        HEADS, LAYOUT.length, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     out = prefix_attention(q, k, v, LAYOUT, scale=0.3, window=window, softcap=softcap, backend=backend)
     got = torch.autograd.grad((out[0] * weights).sum(), (q, k, v))
 

@@ -53,10 +53,10 @@ def test_answers_are_the_likeliest_tokens_without_and_with_the_adapter(learned: 
 
 def test_only_an_answer_that_was_cut_off_ends_with_dots(learned: Learned) -> None:
     """Prompts are tried until the model ends an answer by itself."""
-    asked = [Question("", [3 + n, 9, 30 + n]) for n in range(60)]
-    answers = answer_before_and_after(learned.run, learned.base, asked, max_new_tokens=40)
+    asked = [Question("", [3 + n, 9, 30 + n]) for n in range(24)]
+    answers = answer_before_and_after(learned.run, learned.base, asked, max_new_tokens=30)
     base = tiny_model("llama", vocab_size=len(learned.tokenizer))
-    expected = [likeliest(base, learned.tokenizer, q.ids, 40) for q in asked]
+    expected = [likeliest(base, learned.tokenizer, q.ids, 30) for q in asked]
     assert [a.before for a in answers] == expected
     assert {text.endswith(" …") for text in expected} == {True, False}
 

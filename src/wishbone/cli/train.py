@@ -13,16 +13,14 @@ from typing import Annotated
 
 import typer
 
-from wishbone.cli.console import plain, refuse, say, screen
+from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.request import TRACEBACK_VARIABLE, requested
 from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
-from wishbone.errors import RequestError
-from wishbone.model.host_memory import keep_host_memory
 
-TRACEBACK_VARIABLE = "WISHBONE_TRACEBACK"
 ERROR_LOG = "error.log"
 INTERRUPTED = 130
 
@@ -40,18 +38,17 @@ def train(
 ) -> None:
     """Train on preference pairs."""
     overrides = overrides or []
-    with _request():
+    with requested():
         config = _configured(config_path, overrides, resume=resume)
     directory = Path(str(config.output.dir))
-    with _outcome(None if dry_run else directory, _resume_command(config_path, overrides, directory)), _request():
+    with _outcome(None if dry_run else directory, _resume_command(config_path, overrides, directory)), requested():
         settle_libraries()
         if dry_run:
             from wishbone.cli.dry_run import print_plan
 
             print_plan(config)
         else:
-            keep_host_memory()
-            from wishbone.training.run import train as run
+            from wishbone import train as run
 
             say(str(run(config, resume=resume)), marker="done: ", style="bold green")
 
@@ -65,18 +62,6 @@ def _configured(path: Path, overrides: list[str], *, resume: bool) -> RunConfig:
         say(caution, marker="note: ", style="bold yellow", error=True)
     directory = choose_run_directory(config, name=path.stem, resume=resume)
     return config.model_copy(update={"output": config.output.model_copy(update={"dir": str(directory)})})
-
-
-@contextmanager
-def _request() -> Iterator[None]:
-    """Turn a wrong request into its list of problems and exit status 2."""
-    try:
-        yield
-    except RequestError as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            traceback.print_exc()
-        refuse(error.problems)
-        raise typer.Exit(2) from error
 
 
 @contextmanager

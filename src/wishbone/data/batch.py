@@ -10,8 +10,8 @@ rejected's rest]` and token t of a sequence lies at
 Its log-probability is read from the hidden state of token t - 1 of the same sequence, by the same rule; the last shared
 token is therefore read twice. A token with no predecessor cannot be scored and is not.
 
-`SharedPrefixBatch` is that row. `PlainBatch` holds the same pairs as two right-padded rows a pair, for architectures whose
-layers cannot take the mask. Both answer the same questions, so the step does not know which one it has.
+`SharedPrefixBatch` is that row. `PlainBatch` holds the same pairs as two right-padded rows a pair, for architectures
+whose layers cannot take the mask. Both answer the same questions, so the step does not know which one it has.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def truncated_pair(
     ref_chosen_logps: float | None = None,
     ref_rejected_logps: float | None = None,
 ) -> TokenizedPair:
-    """Join prompt and completions and cut each sequence to `max_length` tokens, from its end or (`keep_end`) its start."""
+    """Join prompt and completions; cut each sequence to `max_length` tokens, at its end or (`keep_end`) its start."""
 
     def cut(completion: list[int]) -> tuple[list[int], int]:
         ids = prompt + completion

@@ -1,7 +1,7 @@
 """Which pairs share a row: packing by token budget.
 
-A micro-batch is one row of at most `budget` tokens. How the pairs of an optimizer step are cut into rows is a question of
-memory alone; the loss is a mean over pairs and does not depend on it.
+A micro-batch is one row of at most `budget` tokens. How the pairs of an optimizer step are cut into rows is a question
+of memory alone; the loss is a mean over pairs and does not depend on it.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def prefix_attention_forward(
     position_bias: Tensor | None = None,
     **_ignored: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function as transformers calls it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
+    """Attend as transformers asks for it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
 
     Raises:
         NotImplementedError: for attention sinks, position biases, dropout or a mask beside the layout.
@@ -69,7 +69,7 @@ AttentionInterface.register(NAME, prefix_attention_forward)
 
 @contextmanager
 def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let every layer of `model` call `prefix_attention_forward`, in forward and in recomputation, within the context."""
+    """Let every layer of `model` call `prefix_attention_forward` within the context, in recomputation too."""
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
     before = [(config, config._attn_implementation) for config in configs]
     try:

@@ -1,10 +1,9 @@
 """Memory of the host: kept instead of given back, in large pages.
 
 A training step on a CPU allocates and frees tensors of many megabytes. By default glibc returns each of them to the
-kernel, which must clear the pages again at the next allocation, and pages of 4 KiB cost address look-ups besides. On a
-2-core Xeon this halves the speed of float32 matrix products (docs/log.md). Two documented settings avoid it: `mallopt`
-keeps freed memory in the process, and `THP_MEM_ALLOC_ENABLE` lets PyTorch ask for 2 MiB pages. PyTorch reads its setting
-at its first large allocation, so it should be made before models are loaded.
+kernel, which must clear the pages again at the next allocation, in pages of 4 KiB. Two documented settings avoid it:
+`mallopt` keeps freed memory in the process, and `THP_MEM_ALLOC_ENABLE` lets PyTorch ask for 2 MiB pages. Together they
+made a step on a 2-core Xeon 1.2 times faster (docs/log.md). PyTorch reads its setting when it is imported.
 """
 
 from __future__ import annotations

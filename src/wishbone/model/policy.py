@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
+from wishbone.model.activations import Activations
 from wishbone.model.attention_hook import shared_prefix_attention
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 
@@ -36,6 +37,7 @@ class Policy:
         form: how pairs are run; `choose_form` in `model/capability.py` finds out.
         row_multiple: rows are padded to a multiple of this many tokens.
         autocast: context of the forward pass, for mixed precision.
+        activations: which rows keep their activations; None leaves the model's layers as they are.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Policy:
         form: Form = "shared_prefix",
         row_multiple: int = 1,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        activations: Activations | None = None,
     ) -> None:
         self.model = model
         self.form = form
         self.row_multiple = row_multiple
         self._autocast = autocast
+        self._activations = activations
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
@@ -60,7 +64,8 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where batches go."""
-        return self.causal_lm.get_input_embeddings().weight.device
+        device: torch.device = self.causal_lm.get_input_embeddings().weight.device
+        return device
 
     def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
         """Return the pairs as tensors in the form that this policy runs."""
@@ -75,13 +80,14 @@ class Policy:
             yield
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
-        """Return the last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
+        """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
         output = self.causal_lm.base_model(**batch.model_inputs, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictor_index)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
     def token_scores(self, batch: PreferenceBatch) -> TokenScores:
         """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`."""
-        with self._autocast():
+        with self._autocast(), self._activations.of_row(batch.tokens) if self._activations else nullcontext():
             if self.form == "own_logits":
                 logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
                 logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)

@@ -27,8 +27,9 @@ class PairMetrics:
     """Accumulates the metrics of pairs.
 
     Means over pairs: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies` (share of pairs with
-    r_chosen > r_rejected), `logps/chosen`, `logps/rejected`. Means over scored tokens: `entropy` (both completions, nats),
-    `logits/chosen`, `logits/rejected` (mean logit), `mean_token_accuracy` (chosen tokens that are the model's first choice).
+    r_chosen > r_rejected), `logps/chosen`, `logps/rejected`. Means over scored tokens: `entropy` (of both completions,
+    nats), `logits/chosen`, `logits/rejected` (mean logit), `mean_token_accuracy` (chosen tokens that are the model's
+    first choice).
     """
 
     def __init__(self, beta: float) -> None:

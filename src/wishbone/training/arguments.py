@@ -17,6 +17,14 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     token_budget: int | str = field(
         default="auto", metadata={"help": "Most tokens in one row, or 'auto'. Changes memory and speed, never results."}
     )
+    activations: str = field(
+        default="auto",
+        metadata={
+            "help": "With gradient_checkpointing: 'auto' recomputes only the rows whose activations do not fit, "
+            "'recompute' all of them. The gradients are the same.",
+            "choices": ["auto", "recompute"],
+        },
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
@@ -27,5 +35,5 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     def from_trl(cls, config: TRLDPOConfig) -> DPOConfig:
         """Return `config` as this class; what TRL resolved stays resolved."""
         own = object.__new__(cls)
-        vars(own).update(vars(config))
+        own.__dict__.update(config.__dict__)
         return own

@@ -180,7 +180,8 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         dataloader_pin_memory=cuda,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        gradient_checkpointing=training.activations == "recompute",
+        gradient_checkpointing=training.activations != "keep",
+        activations="recompute" if training.activations == "recompute" else "auto",
         max_length=data.max_length,
         truncation_mode=data.truncation,
         beta=preference.beta,
@@ -222,10 +223,10 @@ def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
 
 def _newest_checkpoint(run_dir: Path) -> str:
     checkpoints = run_dir / CHECKPOINTS
-    newest = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    newest: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if newest is None:
         raise RequestError(
-            f"there is no checkpoint in {checkpoints} to resume from; start anew in another directory, or delete this one"
+            f"there is no checkpoint in {checkpoints} to resume from; start anew in another directory or delete it"
         )
     return newest
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import psutil
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
@@ -22,9 +23,10 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.data.tokenize import tokenize_pairs
+from wishbone.model.activations import Activations
 from wishbone.model.capability import choose_form
 from wishbone.model.policy import Policy
-from wishbone.planning.budget import token_budget
+from wishbone.planning.budget import kept_tokens, token_budget
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
@@ -90,9 +92,9 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
-            pad_token_id=self.data_collator.pad_token_id,
-            max_length=self.data_collator.max_length,
-            truncation_mode=self.data_collator.truncation_mode,
+            pad_token_id=self._tokenizer.pad_token_id,
+            max_length=self.args.max_length,
+            truncation_mode=self.args.truncation_mode,
         )
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._pending: list[list[TokenizedPair]] = []
@@ -132,9 +134,26 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         capability = choose_form(model, max_length=self.args.max_length, row_multiple=row_multiple)
         if capability.reason:
             logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
-        autocast = self.accelerator.autocast
-        policy = Policy(model, form=capability.form, row_multiple=row_multiple, autocast=autocast)
+        policy = Policy(
+            model,
+            form=capability.form,
+            row_multiple=row_multiple,
+            autocast=self.accelerator.autocast,
+            activations=self._activations(model) if model is self.model else None,
+        )
         return policy, capability.reason
+
+    def _activations(self, model: nn.Module) -> Activations:
+        """Keep every row without gradient checkpointing; with it, what fits ("auto") or none ("recompute")."""
+        causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        if not self.args.gradient_checkpointing:
+            return Activations(causal_lm, None)
+        if self.args.activations == "recompute":
+            return Activations(causal_lm, 0)
+        numbers = 2 if self.args.bf16 or self.args.fp16 else causal_lm.dtype.itemsize
+        device = next(model.parameters()).device.type
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+        return Activations(causal_lm, kept_tokens(causal_lm.config.get_text_config(), numbers, free, device))
 
     def _reference(self, policy: Policy, objective: Objective) -> ReferencePolicy:
         if objective.reference_free:
@@ -170,7 +189,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
         if self.preference_step is None:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
         model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()

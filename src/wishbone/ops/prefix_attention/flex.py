@@ -20,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 BLOCK = 128
+Blocks = np.ndarray[Any, Any]
 
 
 def prefix_attention_flex(
@@ -77,7 +78,7 @@ def block_mask(layout: PrefixLayout, window: int | None, device: torch.device) -
     return mask
 
 
-def visible_blocks(layout: PrefixLayout, window: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def visible_blocks(layout: PrefixLayout, window: int | None = None) -> tuple[Blocks, Blocks]:
     """Return which blocks of 128 queries by 128 keys hold a visible pair, and which are visible throughout.
 
     Returns:
@@ -105,7 +106,7 @@ def visible_blocks(layout: PrefixLayout, window: int | None = None) -> tuple[np.
     return visible, full
 
 
-def _overlap(start: int, end: int) -> tuple[slice, np.ndarray]:
+def _overlap(start: int, end: int) -> tuple[slice, Blocks]:
     """Return the blocks that tokens `start:end` touch and how many of the tokens lie in each."""
     blocks = slice(start // BLOCK, -(-end // BLOCK) if end > start else start // BLOCK)
     edges = np.arange(blocks.start, blocks.stop)
@@ -114,15 +115,20 @@ def _overlap(start: int, end: int) -> tuple[slice, np.ndarray]:
 
 def _distance(
     queries: slice, keys: slice, query_start: int, key_start: int, key_end: int, query_position: int, key_position: int
-) -> np.ndarray:
+) -> Blocks:
     """Return the least position distance between the tokens of each pair of blocks, [query blocks, key blocks]."""
-    first_query = np.maximum(np.arange(queries.start, queries.stop) * BLOCK, query_start) - query_start + query_position
-    last_key = np.minimum((np.arange(keys.start, keys.stop) + 1) * BLOCK, key_end) - 1 - key_start + key_position
-    return first_query[:, None] - last_key[None, :]
+    first_query: Blocks = (
+        np.maximum(np.arange(queries.start, queries.stop) * BLOCK, query_start) - query_start + query_position
+    )
+    last_key: Blocks = (
+        np.minimum((np.arange(keys.start, keys.stop) + 1) * BLOCK, key_end) - 1 - key_start + key_position
+    )
+    distance: Blocks = first_query[:, None] - last_key[None, :]
+    return distance
 
 
-def _block_lists(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return per row of blocks how many are set, [1, 1, rows], and their columns first, [1, 1, rows, columns]; int32."""
+def _block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return per row of blocks how many are set, [1, 1, rows], and which, first, [1, 1, rows, columns]; int32."""
     order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     counts = blocks.sum(axis=1).astype(np.int32)
     return torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(order)[None, None].to(device)
@@ -138,15 +144,19 @@ def _mask_mod(
         stem = (key >= stem_start[query]) & (key < stem_end[query])
         return (key <= query) & (own_past | stem)
 
-    def seen_in_window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return seen(batch, head, query, key) & (position[query] - position[key] < window)
+    if window is None:
+        return seen
+    reach: int = window
 
-    return seen if window is None else seen_in_window
+    def seen_in_window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return seen(batch, head, query, key) & (position[query] - position[key] < reach)
+
+    return seen_in_window
 
 
 @cache
 def _softcapped(softcap: float, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return soft-capping as FlexAttention wants it; the bound is a tensor because the compiled form takes no floats."""
+    """Return soft-capping as FlexAttention wants it; compiled for any shape it takes no floats, so it gets a tensor."""
     bound = torch.tensor(softcap, device=device)
 
     def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

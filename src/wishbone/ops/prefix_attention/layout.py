@@ -9,8 +9,8 @@ document:
 
     visible(q, k) = k <= q  and  document(q) == document(k)  and  (k in stem  or  branch(q) == branch(k))
 
-and with a sliding window w also position(q) - position(k) < w, where both branches count their positions from the end of
-the stem. One plain sequence is a document with a stem and no branches.
+and with a sliding window w also position(q) - position(k) < w, where both branches count their positions from the end
+of the stem. One plain sequence is a document with a stem and no branches.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def token_logps_chunked(
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Logits [tokens, vocabulary] in float32 or better; on CUDA 16-bit products are not rounded to 16 bits on the way."""
+    """Logits [tokens, vocabulary] in float32 or better; on CUDA 16-bit products are not rounded on the way."""
     if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
         if bias is not None:
@@ -80,7 +80,7 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _logit_gradient(probabilities: Tensor, targets: Tensor, capped: Tensor | None, scale: float) -> Tensor:
-    """Return d log p_target / d (W h + b), overwriting `probabilities`; `capped` is z / c where soft-capping applies."""
+    """Return d log p_target / d (W h + b), overwriting `probabilities`; `capped` is z / c where logits are capped."""
     gradient = probabilities.neg_()
     gradient.scatter_add_(1, targets[:, None], torch.ones_like(gradient[:, :1]))
     if capped is not None:
