@@ -20,6 +20,7 @@ from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
+from wishbone.model.host_memory import keep_host_memory
 
 ERROR_LOG = "error.log"
 INTERRUPTED = 130
@@ -48,7 +49,8 @@ def train(
 
             print_plan(config)
         else:
-            from wishbone import train as run
+            keep_host_memory()
+            from wishbone.training.run import train as run
 
             say(str(run(config, resume=resume)), marker="done: ", style="bold green")
 

@@ -66,6 +66,11 @@ def show(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
+def show_path(path: object) -> str:
+    """A path for a message: whole, because a part of it helps nobody; control characters escaped."""
+    return repr(str(path))
+
+
 def plain_value(text: str) -> Any:
     """The value of an unquoted scalar: None, bool, int, float or, where it is none of these, the text itself."""
     if text in _WORDS:

@@ -152,7 +152,8 @@ def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
 def _remedy(value: Any, schema: dict[str, Any]) -> str:
     if not isinstance(value, str):
         return ""
-    close = nearest(value, _choices(schema))
+    choices = _choices(schema)
+    close = "sigmoid" if value.lower() == "dpo" and "sigmoid" in choices else nearest(value, choices)
     if close:
         return f"Did you mean {close}? "
     return "Write the number without quotes. " if FLOAT.fullmatch(value) or value.isdecimal() else ""

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from wishbone.config.cautions import cautions
-from wishbone.config.document import FLOAT, MAX_CHARACTERS, plain_value, read_document, show
+from wishbone.config.document import FLOAT, MAX_CHARACTERS, plain_value, read_document, show, show_path
 from wishbone.config.explain import Where, explain, nearest, sections
 from wishbone.config.locate import locate_paths
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
@@ -159,7 +159,7 @@ def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[
 
 def _read(path: Path) -> str:
     """The text of a configuration file."""
-    name = show(str(path))
+    name = show_path(path)
     if path.is_dir():
         raise RequestError(f"{name} is a directory; name the YAML file in it")
     try:
@@ -181,11 +181,11 @@ def _files_beside(path: Path) -> str:
     """What may have been meant by a file that does not exist."""
     folder = path.parent
     if not folder.is_dir():
-        return f"its folder {show(str(folder))} does not exist either"
+        return f"its folder {show_path(folder)} does not exist either"
     files = {entry.stem: entry for entry in sorted(folder.iterdir()) if entry.suffix in {".yaml", ".yml"}}
     if close := nearest(path.stem, files):
-        return f"did you mean {show(str(files[close]))}?"
+        return f"did you mean {show_path(files[close])}?"
     names = ", ".join(show(entry.name) for entry in list(files.values())[:5])
     return (
-        f"the YAML files in {show(str(folder.absolute()))} are {names}" if names else "there is no YAML file beside it"
+        f"the YAML files in {show_path(folder.absolute())} are {names}" if names else "there is no YAML file beside it"
     )

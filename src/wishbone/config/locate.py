@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wishbone.config.document import show
+from wishbone.config.document import show_path
 from wishbone.config.explain import Where, nearest
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 
@@ -50,7 +50,7 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
         found = _find(name, beside)
         if found is None and _must_be_path(name, suffixes):
             problems.append(
-                f"{section}.{key}{where((section, key))}: {show(name)} does not exist; {_hint(name, beside)}"
+                f"{section}.{key}{where((section, key))}: {show_path(name)} does not exist; {_hint(name, beside)}"
             )
         return name if found is None else str(found)
 
@@ -80,5 +80,5 @@ def _hint(name: str, beside: Path) -> str:
     )
     for folder in folders:
         if os.path.isdir(folder) and (close := nearest(Path(name).name, sorted(os.listdir(folder)))):
-            return f"did you mean {show(os.path.join(folder, close))}?"
-    return f"looked in {' and in '.join(map(show, folders))}"
+            return f"did you mean {show_path(os.path.join(folder, close))}?"
+    return f"looked in {' and in '.join(map(show_path, folders))}"

@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from wishbone.config.document import show
+from wishbone.config.document import show, show_path
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
 
@@ -31,12 +31,12 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
         holds_run = (directory / CONFIG_FILE).exists() or (directory / CHECKPOINTS).exists()
         if holds_run and not resume:
             raise RequestError(
-                f"output.dir: {show(str(directory))} already holds a run; continue it with --resume, "
+                f"output.dir: {show_path(directory)} already holds a run; continue it with --resume, "
                 "name another directory, or delete it"
             )
         if resume and not holds_run:
             raise RequestError(
-                f"output.dir: {show(str(directory))} holds no run to continue; start one without --resume, "
+                f"output.dir: {show_path(directory)} holds no run to continue; start one without --resume, "
                 "or name the directory of a run"
             )
         return directory
@@ -46,7 +46,7 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
         earlier = sorted(path for path in runs.glob(f"{stem}-{_STAMP}*") if path.is_dir())
         if not earlier:
             raise RequestError(
-                f"there is no run {show(stem)} in {show(str(runs))} to continue; start one without --resume, "
+                f"there is no run {show(stem)} in {show_path(runs)} to continue; start one without --resume, "
                 "or name its directory with output.dir"
             )
         return earlier[-1]

@@ -7,7 +7,7 @@ layers; A and B are float32 whatever the dtype of W, because updates smaller tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,16 +22,15 @@ FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemot
 """Model types whose fused kernels read the weight of `out_proj` and pass by an adapter on it."""
 
 
-def add_adapter(
+def lora_config(
     model: PreTrainedModel,
     *,
     rank: int,
     alpha: float | None = None,
     dropout: float = 0.0,
     target_modules: Literal["all-linear"] | Sequence[str] = ALL_LINEAR,
-    seed: int = 0,
-) -> PeftModel:
-    """Freeze `model` and put a LoRA adapter, in float32, on its linear layers; the model is changed in place.
+) -> LoraConfig:
+    """Return the configuration of a LoRA adapter (arXiv 2106.09685) that fits `model`.
 
     Args:
         model: a causal language model without adapter.
@@ -41,7 +40,6 @@ def add_adapter(
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head
             (and but `out_proj` of state-space layers, whose fused kernels would pass by the adapter). Experts that are
             kept as one stacked weight are no linear layers and stay frozen.
-        seed: of the random A; the global random state stays as it was.
 
     Raises:
         RequestError: a number out of range, a name that is no linear layer, or a model that has an adapter.
@@ -56,7 +54,7 @@ def add_adapter(
         problems += _unknown_targets(model, names)
     if problems:
         raise RequestError(problems)
-    config = LoraConfig(
+    return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
@@ -64,12 +62,26 @@ def add_adapter(
         exclude_modules=["out_proj"] if everything and model.config.model_type in FUSED_OUTPUT else None,
         task_type="CAUSAL_LM",
     )
+
+
+def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> PeftModel:
+    """Freeze `model` and put a LoRA adapter, in float32, on its linear layers; the model is changed in place.
+
+    Args:
+        model: a causal language model without adapter.
+        seed: of the random A; the global random state stays as it was.
+        settings: as `lora_config` takes them.
+
+    Raises:
+        RequestError: as `lora_config`, or PEFT refuses.
+    """
+    config = lora_config(model, **settings)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
-            raise RequestError(f"PEFT cannot put an adapter on {names}: {error}") from error
+            raise RequestError(f"PEFT cannot put an adapter on {config.target_modules}: {error}") from error
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:

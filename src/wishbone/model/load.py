@@ -162,9 +162,7 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, *, weights: 
         options["local_files_only"] = True
         files = [entry.name for entry in local.iterdir()]
     if weights and "adapter_config.json" in files:
-        raise RequestError(
-            f"{name!r} holds an adapter, not a model; name its base model, or merge the two with `wishbone export`"
-        )
+        raise RequestError(f"{name!r} holds an adapter, not a model; name its base model, or merge the two with PEFT")
     problems = missing_files(files, weights=weights)
     if local is not None and weights and not problems:
         problems = damaged_weights(local)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig as TRLDPOConfig
 
+from wishbone.errors import RequestError
+
 
 @dataclass
 class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
@@ -30,6 +32,16 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
     cpo_alpha: float = field(default=1.0, metadata={"help": "Weight of the likelihood term of the `cpo` loss."})
     orpo_lambda: float = field(default=0.1, metadata={"help": "Weight of the odds ratio term of the `orpo` loss."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if self.activations not in ("auto", "recompute"):
+            problems.append(f"activations {self.activations!r} is not known: choose 'auto' or 'recompute'")
+        if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
+            problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
+        if problems:
+            raise RequestError(problems)
 
     @classmethod
     def from_trl(cls, config: TRLDPOConfig) -> DPOConfig:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import LoraConfig
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
@@ -30,7 +30,7 @@ from wishbone.data.inspect import inspect_pairs, refuse_or_drop
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
-from wishbone.model.adapter import add_adapter
+from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model
 from wishbone.report.html import write_report
 from wishbone.training.arguments import DPOConfig
@@ -62,11 +62,12 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     train_pairs, heldout, dropped = prepare_data(config, tokenizer)
     lora = config.adapter.method == "lora"
     trainer = DPOTrainer(
-        model=_with_adapter(config, model) if lora else model,
+        model=model,
         args=training_arguments(config, run_dir, model.dtype),
         train_dataset=train_pairs,
         eval_dataset=heldout,
         processing_class=tokenizer,
+        peft_config=_adapter(config, model) if lora else None,
         callbacks=[MetricsFile(run_dir / "metrics.jsonl"), ProgressBar(console)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -129,7 +130,8 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
         inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
         kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
         if len(kept) == 0:
-            raise RequestError(f"{source} holds no pair that can teach anything; see `wishbone check {source}`")
+            raise RequestError(f"{source} holds no usable pair: all of its {len(pairs)} rows were dropped")
+
         return kept, len(pairs) - len(kept)
 
     pairs, dropped = usable(data.train, data.split)
@@ -203,15 +205,14 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
     )
 
 
-def _with_adapter(config: RunConfig, model: PreTrainedModel) -> PeftModel:
+def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
     adapter = config.adapter
-    return add_adapter(
+    return lora_config(
         model,
         rank=adapter.rank,
         alpha=adapter.alpha,
         dropout=adapter.dropout,
         target_modules=adapter.target_modules,
-        seed=config.training.seed,
     )
 
 

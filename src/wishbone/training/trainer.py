@@ -32,6 +32,7 @@ from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
 from wishbone.preference.scores import LossParameters
 from wishbone.training.arguments import DPOConfig
+from wishbone.training.compatibility import check_trl
 from wishbone.training.distributed import average_gradients, sum_over_processes
 from wishbone.training.step import PreferenceStep
 
@@ -80,6 +81,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         *positional: Any,
         **options: Any,
     ) -> None:
+        check_trl()
         if args is not None and not isinstance(args, DPOConfig):
             args = DPOConfig.from_trl(args)
         super().__init__(model, ref_model, args, data_collator, *positional, **options)
@@ -239,6 +241,7 @@ def _trl_path_reason(trainer: DPOTrainer, *, collator_given: bool) -> str | None
     """Return what the run asks for that only TRL's path does, or None."""
     model = trainer.model
     dropout = {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.0}
+    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     prompt_learning = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
     reasons = {
         "the data has images": trainer._is_vision_dataset,
@@ -247,6 +250,7 @@ def _trl_path_reason(trainer: DPOTrainer, *, collator_given: bool) -> str | None
         "compute_metrics reads logits": trainer.compute_metrics is not None,
         "the model's mixture of experts has an auxiliary loss over whole batches": trainer.aux_loss_enabled,
         "dropout is on (disable_dropout=False)": bool(dropout),
+        "attention dropout is on in the model's configuration": bool(attention_dropout),
         "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
         "the model is sharded by DeepSpeed or FSDP": trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
         "the reference model is synchronized with the policy": trainer.args.sync_ref_model,

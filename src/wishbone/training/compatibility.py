@@ -1,0 +1,45 @@
+"""Is the TRL beneath the one this trainer was written against? It is checked before anything is overridden.
+
+`DPOTrainer` overrides a few methods of TRL's and reads a few of its attributes, which TRL may change without notice. An
+untested version, or a method with other parameters, is refused instead of being trusted.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import trl
+from packaging.version import Version
+
+from wishbone.errors import RequestError
+
+TESTED = (Version("1.15"), Version("1.17"))
+"""From the first of these versions on, and below the second."""
+
+OVERRIDDEN = {
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
+    "log": ["self", "logs", "start_time"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "training_step": ["self", "args", "kwargs"],
+}
+
+
+def check_trl(version: str = trl.__version__, trainer: type = trl.DPOTrainer) -> None:
+    """Do nothing if TRL's version and the signatures of the overridden methods are those tested.
+
+    Raises:
+        RequestError: naming the version found, the versions tested, and every method whose parameters differ.
+    """
+    lowest, below = TESTED
+    problems = []
+    if not lowest <= Version(version) < below:
+        problems.append(f"TRL {version} is not tested: install trl>={lowest},<{below}")
+    for name, expected in OVERRIDDEN.items():
+        method = getattr(trainer, name, None)
+        found = list(inspect.signature(method).parameters) if method else None
+        if found != expected:
+            problems.append(
+                f"TRL {version}'s DPOTrainer.{name} takes {found}, not {expected}: install trl>={lowest},<{below}"
+            )
+    if problems:
+        raise RequestError(problems)
