@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wishbone.cli.console import plain, say, screen
+from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.load import parse_config
 from wishbone.config.schema import RunConfig
@@ -36,6 +37,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Let the model answer before and after the run, side by side."""
+    settle_libraries()
     with requested():
         record = read_run(run)
         from wishbone.report.answers import answer_before_and_after, learned_weights, to_json, write_answers
