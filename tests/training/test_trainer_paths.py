@@ -13,6 +13,7 @@ from tiny import tiny_tokenizer
 
 from training.preference_runs import arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
+from wishbone.errors import RequestError
 
 
 def test_a_model_that_cannot_take_the_mask_is_named_and_trained_on_plain_sequences(
@@ -99,3 +100,12 @@ def test_what_only_trl_does_goes_to_trl_with_its_reason(
         )
     assert trainer.preference_step is None and trainer.form_reason == reason
     assert reason in caplog.text
+    with pytest.raises(RequestError, match=f"loss_type simpo needs Wishbone's step.*{reason}"):
+        DPOTrainer(
+            model_for(tokenizer),
+            args=DPOConfig(**arguments(tmp_path, loss_type="simpo")),
+            train_dataset=chat_pairs(16),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+            **options,
+        )

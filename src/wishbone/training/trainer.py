@@ -23,10 +23,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.data.tokenize import tokenize_pairs
+from wishbone.errors import RequestError
 from wishbone.model.activations import Activations
 from wishbone.model.capability import choose_form
 from wishbone.model.policy import Policy
 from wishbone.planning.budget import kept_tokens, token_budget
+from wishbone.preference.losses import LOSSES
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
@@ -37,6 +39,8 @@ from wishbone.training.distributed import average_gradients, sum_over_processes
 from wishbone.training.step import PreferenceStep
 
 logger = logging.getLogger(__name__)
+
+TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 
 
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
@@ -91,6 +95,12 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self.form_reason = _trl_path_reason(self, collator_given=data_collator is not None)
         self.trained_pairs = 0
         if self.form_reason:
+            own_losses = sorted(set(self.loss_types) - TRL_LOSSES)
+            if own_losses:
+                raise RequestError(
+                    f"loss_type {', '.join(own_losses)} needs Wishbone's step, and this run needs TRL's own path, "
+                    f"because {self.form_reason}: change that, or choose a loss of TRL's"
+                )
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
@@ -254,7 +264,6 @@ def _trl_path_reason(trainer: DPOTrainer, *, collator_given: bool) -> str | None
         "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
         "the model is sharded by DeepSpeed or FSDP": trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
         "the reference model is synchronized with the policy": trainer.args.sync_ref_model,
-        "reference log-probabilities are precomputed by TRL": trainer.args.precompute_ref_log_probs,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     return " and ".join(found) or None
