@@ -155,3 +155,17 @@ def test_an_interrupted_run_says_how_to_continue(workplace: Path):
     assert f"stopped: checkpoints are in {run}/checkpoints" in messages
     assert f"wishbone train tiny.yaml training.max_steps=100000 output.dir={run} --resume" in messages.splitlines()
     assert "Traceback" not in messages
+
+
+def test_malformed_rows_and_rows_that_cannot_teach_are_refused_together(workplace: Path):
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(1000)]
+    rows[10]["chosen"] = rows[10]["rejected"]
+    rows[500]["chosen"] = ""
+    rows[900]["rejected"] = None
+    (workplace / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = train("--dry-run")
+    assert outcome.exit_code == 2
+    for place in ("line 901 rejected is empty", "(rows 11)", "(rows 501)", "data.invalid_rows: drop"):
+        assert place in outcome.stderr
+    dropped = train("--dry-run", "data.invalid_rows=drop")
+    assert dropped.exit_code == 0 and "997" in dropped.stdout

@@ -156,6 +156,15 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     return replace(inspection, warnings=tuple(_warnings(inspection, tokenized)))
 
 
+def unteachable(inspection: Inspection) -> list[str]:
+    """Return one problem for each reason for which rows cannot teach, with the first ten rows and the remedy."""
+    return [
+        f"{len(rows)} of {inspection.rows} rows: {reason} (rows {_few(rows)}). To train without them, set "
+        f"data.invalid_rows: drop; else {_REMEDIES[reason]}"
+        for reason, rows in inspection.problems.items()
+    ]
+
+
 def refuse_or_drop(tokenized: Dataset, inspection: Inspection, policy: InvalidRows) -> Dataset:
     """Answers the rows that cannot teach: "refuse" raises, "drop" leaves them out.
 
@@ -171,13 +180,7 @@ def refuse_or_drop(tokenized: Dataset, inspection: Inspection, policy: InvalidRo
     if not inspection.invalid:
         return tokenized
     if policy == "refuse" or len(inspection.invalid) == inspection.rows:
-        raise RequestError(
-            [
-                f"{len(rows)} of {inspection.rows} rows: {reason} (rows {_few(rows)}). To train without them, set "
-                f"data.invalid_rows: drop; else {_REMEDIES[reason]}"
-                for reason, rows in inspection.problems.items()
-            ]
-        )
+        raise RequestError(unteachable(inspection))
     for reason, rows in inspection.problems.items():
         logger.warning("%d of %d rows are left out: %s (rows %s).", len(rows), inspection.rows, reason, _few(rows))
     return tokenized.select(np.setdiff1d(np.arange(inspection.rows), inspection.invalid))

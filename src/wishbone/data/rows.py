@@ -35,6 +35,10 @@ _BATCH = 1000
 _GIVEN_UP_AFTER = 100
 
 
+class MalformedRows(RequestError):
+    """Some rows of a source do not fit its layout, and others do."""
+
+
 @dataclass(frozen=True)
 class RowRules:
     """How rows are rewritten.
@@ -111,7 +115,8 @@ class RowReader:
                 if misfits < self._total
                 else "Correct them"
             )
-            raise RequestError(
+            kind = MalformedRows if misfits < self._total else RequestError
+            raise kind(
                 f"{self.name}{layout}: {misfits} of {self._total} rows do not fit. {remedy}.{listed(self._misfits)}"
             )
         if misfits:

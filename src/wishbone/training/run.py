@@ -26,7 +26,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
-from wishbone.data.inspect import inspect_pairs, refuse_or_drop
+from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
+from wishbone.data.rows import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
@@ -123,15 +124,18 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     """
     data = config.data
 
-    def usable(source: str, split: str) -> tuple[Dataset, int]:
-        pairs = tokenize_pairs(
-            load_pairs(source, split=split, invalid_rows=data.invalid_rows, system_prompt=data.system_prompt), tokenizer
-        )
-        inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
-        kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
-        if len(kept) == 0:
-            raise RequestError(f"{source} holds no usable pair: all of its {len(pairs)} rows were dropped")
+    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
+        rows = load_pairs(source, split=split, invalid_rows=invalid_rows, system_prompt=data.system_prompt)
+        pairs = tokenize_pairs(rows, tokenizer)
+        return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 
+    def usable(source: str, split: str) -> tuple[Dataset, int]:
+        try:
+            pairs, inspection = tokenized(source, split, data.invalid_rows)
+        except MalformedRows as malformed:
+            _, inspection = tokenized(source, split, "drop")
+            raise RequestError([*malformed.problems, *unteachable(inspection)]) from malformed
+        kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
         return kept, len(pairs) - len(kept)
 
     pairs, dropped = usable(data.train, data.split)
