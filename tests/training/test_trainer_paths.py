@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import trl
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 
-from training.preference_runs import arguments, chat_pairs, losses, model_for
+from training.preference_runs import adapter, arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
@@ -55,6 +56,31 @@ def test_full_fine_tuning_with_a_separate_reference(tmp_path: Path, options: dic
     assert trainer.form_reason is None
     assert our_losses == pytest.approx(their_losses, rel=1e-5)
     assert (our_weights - their_weights).norm() <= 1e-4 * their_weights.norm()
+
+
+def test_an_existing_adapter_is_compared_with_its_frozen_copy(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    results = []
+    for trainer_class, config_class in ((trl.DPOTrainer, trl.DPOConfig), (DPOTrainer, DPOConfig)):
+        model = get_peft_model(model_for(tokenizer), LoraConfig(r=4, target_modules="all-linear"))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in sorted(model.named_parameters()):
+            if "lora_" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+        trainer = trainer_class(
+            model,
+            args=config_class(**arguments(tmp_path)),
+            train_dataset=chat_pairs(40),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        results.append((losses(trainer), adapter(trainer)))
+    (their_losses, their_weights), (our_losses, our_weights) = results
+    assert our_losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert our_losses == pytest.approx(their_losses, rel=1e-5)
+    assert (our_weights - their_weights).norm() <= 1e-4 * their_weights.norm()
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert trained and all(".default." in name for name in trained)
 
 
 def test_evaluation_has_trls_metrics(tmp_path: Path) -> None:
