@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import Tensor
 
-from wishbone.ops.prefix_attention import Document, PrefixLayout, plain_layout, prefix_attention
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
 from wishbone.ops.prefix_attention.flex import visible_blocks
 
 LAYOUT = PrefixLayout(
@@ -19,6 +21,12 @@ LAYOUT = PrefixLayout(
     )
 )
 HEADS, KEY_VALUE_HEADS, HEAD_DIM = 6, 2, 8
+
+
+def plain_layout(lengths: list[int]) -> PrefixLayout:
+    """Plain causal sequences, one after the other."""
+    ends = list(accumulate(lengths))
+    return PrefixLayout(tuple(Document(end - n, end) for n, end in zip(lengths, ends, strict=True)))
 
 
 def sequences(layout: PrefixLayout) -> list[list[int]]:

@@ -5,7 +5,7 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wishbone.report.axis import linear_axis, log_axis
@@ -50,6 +50,8 @@ def test_thinning_keeps_both_ends_every_spike_and_every_gap() -> None:
 
 
 @given(st.lists(finite_values, min_size=1, max_size=20))
+@example([5e-324])
+@example([-1e-13, 1e-14])
 def test_a_linear_axis_shows_all_values_at_few_ticks_that_say_where_they_are(values: list[float]) -> None:
     axis = linear_axis(values, 200.0, 10.0)
     assert all(10 - 1e-6 <= axis.at(value) <= 200 + 1e-6 for value in values)

@@ -20,7 +20,8 @@ class Activations:
 
     Args:
         model: the causal language model whose layers are concerned.
-        keep_tokens: most tokens of a row whose activations are kept; 0 recomputes every row, None keeps every row.
+        keep_tokens: most tokens of a row whose activations are kept; 0 recomputes every row, None leaves the
+            layers as their owner set them.
     """
 
     def __init__(self, model: PreTrainedModel, keep_tokens: int | None) -> None:
@@ -32,7 +33,7 @@ class Activations:
     @contextmanager
     def of_row(self, tokens: int) -> Iterator[None]:
         """Context of the forward pass of a row of that many tokens."""
-        recompute = self._keep_tokens is not None and tokens > self._keep_tokens
-        for layer in self._layers:
-            layer.gradient_checkpointing = recompute
+        if self._keep_tokens is not None:
+            for layer in self._layers:
+                layer.gradient_checkpointing = tokens > self._keep_tokens
         yield

@@ -40,7 +40,7 @@ def linear_axis(values: Sequence[float], start: float, end: float, *, whole: boo
     """
     low, high = min(values), max(values)
     if high - low <= max(SMALLEST_SPAN, 1e-9 * max(abs(low), abs(high))):
-        room = 0.5 if low == 0 or whole else abs(low) * 0.1
+        room = 0.5 if whole or abs(low) <= SMALLEST_SPAN else abs(low) * 0.1
         low, high = low - room, high + room
     elif not whole:
         room = 0.04 * (high - low)

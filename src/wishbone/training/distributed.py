@@ -12,14 +12,17 @@ from torch import nn
 
 
 def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    """Replace the gradients of all trainable parameters by their mean over processes; absent ones count as zero."""
+    """Replace the gradients of all trainable parameters by their mean over processes; absent ones count as zero.
+
+    Dtypes are reduced in the order of their names, which is the same in every process.
+    """
     if accelerator.num_processes == 1:
         return
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for dtype in {parameter.dtype for parameter in trainable}:
+    for dtype in sorted({parameter.dtype for parameter in trainable}, key=str):
         gradients = [p.grad for p in trainable if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)

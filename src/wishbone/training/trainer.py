@@ -156,7 +156,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return policy, capability.reason
 
     def _activations(self, model: nn.Module) -> Activations:
-        """Keep every row without gradient checkpointing; with it, what fits ("auto") or none ("recompute")."""
+        """Leave the layers alone without gradient checkpointing; with it, what fits ("auto") or none ("recompute")."""
         causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if not self.args.gradient_checkpointing:
             return Activations(causal_lm, None)

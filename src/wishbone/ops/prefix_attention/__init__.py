@@ -6,13 +6,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.layout import Document, PrefixLayout, plain_layout
+from wishbone.ops.prefix_attention.layout import Document, PrefixLayout
 from wishbone.ops.prefix_attention.reference import prefix_attention_reference
 from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
 
 Backend = Literal["auto", "reference", "sdpa", "flex"]
 
-__all__ = ["Backend", "Document", "PrefixLayout", "plain_layout", "prefix_attention"]
+__all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention"]
 
 
 def prefix_attention(

@@ -15,7 +15,7 @@ of the stem. One plain sequence is a document with a stem and no branches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -108,12 +108,3 @@ class TokenTables:
     stem_start: Tensor
     stem_end: Tensor
     position: Tensor
-
-
-def plain_layout(lengths: Sequence[int]) -> PrefixLayout:
-    """Return the layout of plain causal sequences of the given lengths (tokens), one after the other."""
-    documents, start = [], 0
-    for length in lengths:
-        documents.append(Document(start, start + length))
-        start += length
-    return PrefixLayout(tuple(documents))
