@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 _HF_HOME = tempfile.mkdtemp(prefix="wishbone-tests-")
 atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
@@ -30,6 +31,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
 from wishbone.errors import RequestError  # noqa: E402
 from wishbone.model.cache import cache_root  # noqa: E402
+
+settings.register_profile("reproducible", derandomize=True)
+if "CI" in os.environ:
+    settings.load_profile("reproducible")
+
 
 os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
