@@ -15,13 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 120
+PAGE_HEIGHT = 25
 
 
 def screen(*, error: bool = False) -> Console:
     """Standard output, or standard error, as a console."""
     stream = sys.stderr if error else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(file=stream, highlight=False, width=width)
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isdigit() else None if stream.isatty() else PIPE_WIDTH
+    height = (
+        None if width is None else PAGE_HEIGHT
+    )  # rich takes a width for a dumb terminal only together with a height
+    return Console(file=stream, highlight=False, width=width, height=height)
 
 
 def plain(text: str, style: str = "") -> Text:
