@@ -23,9 +23,7 @@ def screen(*, error: bool = False) -> Console:
     stream = sys.stderr if error else sys.stdout
     asked = os.environ.get("COLUMNS", "")
     width = int(asked) if asked.isdigit() else None if stream.isatty() else PIPE_WIDTH
-    height = (
-        None if width is None else PAGE_HEIGHT
-    )  # rich takes a width for a dumb terminal only together with a height
+    height = None if width is None else PAGE_HEIGHT  # on a dumb terminal rich takes both or none
     return Console(file=stream, highlight=False, width=width, height=height)
 
 
