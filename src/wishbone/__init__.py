@@ -12,16 +12,31 @@ from typing import TYPE_CHECKING, Any
 from wishbone.model.host_memory import keep_host_memory
 
 if TYPE_CHECKING:
+    from wishbone.model.fast_language_model import FastLanguageModel, is_bfloat16_supported
     from wishbone.training.arguments import DPOConfig
+    from wishbone.training.patch import PatchDPOTrainer, UnpatchDPOTrainer
     from wishbone.training.run import train
     from wishbone.training.trainer import DPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["DPOConfig", "DPOTrainer", "__version__", "train"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "FastLanguageModel",
+    "PatchDPOTrainer",
+    "UnpatchDPOTrainer",
+    "__version__",
+    "is_bfloat16_supported",
+    "train",
+]
 
 _HOME = {
     "DPOConfig": "wishbone.training.arguments",
     "DPOTrainer": "wishbone.training.trainer",
+    "FastLanguageModel": "wishbone.model.fast_language_model",
+    "PatchDPOTrainer": "wishbone.training.patch",
+    "UnpatchDPOTrainer": "wishbone.training.patch",
+    "is_bfloat16_supported": "wishbone.model.fast_language_model",
     "train": "wishbone.training.run",
 }
 

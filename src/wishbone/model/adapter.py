@@ -84,6 +84,33 @@ def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Pe
             raise RequestError(f"PEFT cannot put an adapter on {config.target_modules}: {error}") from error
 
 
+@torch.no_grad()
+def copy_adapter(model: PeftModel, source: str, target: str) -> None:
+    """Give adapter `target` the values of adapter `source`, parameter by parameter; both have one configuration."""
+    copies = _adapter_parameters(model, target)
+    for name, parameter in _adapter_parameters(model, source).items():
+        copies[name].copy_(parameter)
+
+
+@torch.no_grad()
+def scale_adapter(model: PeftModel, adapter: str, factor: float) -> None:
+    """Multiply what a LoRA adapter adds to its layers by `factor`: its B."""
+    for name, parameter in _adapter_parameters(model, adapter).items():
+        if name.split(".")[-2] in ("lora_B", "lora_embedding_B") or ".lora_B." in name:
+            parameter.mul_(factor)
+
+
+def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
+    """Parameters of one adapter, by their names with the adapter's own left out."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        if adapter in parts:
+            parts[parts.index(adapter)] = "*"
+            found[".".join(parts)] = parameter
+    return found
+
+
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """Return how many numbers of the model are trained, and how many it has, its adapter included.
 

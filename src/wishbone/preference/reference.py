@@ -42,6 +42,11 @@ class AdapterDisabled:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
 
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the frozen adapters that are on in the reference; none means the base model."""
+        return [] if self._adapter is None else [self._adapter]
+
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs]."""
         with torch.no_grad(), self._switched(), self._policy.running():
@@ -49,13 +54,14 @@ class AdapterDisabled:
 
     @contextmanager
     def _switched(self) -> Iterator[None]:
-        if self._adapter is None:
+        adapters = self.adapters
+        if not adapters:
             with self._model.disable_adapter():
                 yield
             return
         trained = self._model.active_adapter
         trainable = [p for p in self._model.parameters() if p.requires_grad]
-        self._model.set_adapter(self._adapter)
+        self._model.base_model.set_adapter(adapters)
         try:
             yield
         finally:

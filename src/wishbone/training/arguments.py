@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
 
-from trl import DPOConfig as TRLDPOConfig
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.errors import RequestError
+
+ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 
 
 @dataclass
@@ -22,10 +28,14 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     activations: str = field(
         default="auto",
         metadata={
-            "help": "With gradient_checkpointing: 'auto' recomputes only the rows whose activations do not fit, "
-            "'recompute' all of them. The gradients are the same.",
-            "choices": ["auto", "recompute"],
+            "help": "With gradient_checkpointing: 'auto' recomputes only the rows whose activations do not fit, 'keep' "
+            "none, 'recompute' all of them, 'offload' too, with layer inputs in host memory. Gradients are the same.",
+            "choices": list(ACTIVATIONS),
         },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of a prompt; of a longer one the end is kept. TRL took it before 1.0."},
     )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
@@ -34,18 +44,51 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     orpo_lambda: float = field(default=0.1, metadata={"help": "Weight of the odds ratio term of the `orpo` loss."})
 
     def __post_init__(self) -> None:
+        if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
+            self.bf16 = False  # TRL's default is True, which a machine without such a GPU cannot do
         super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse values that have no meaning, all at once; normalize those that TRL takes in two forms."""
+        self.loss_type: list[str] = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
         problems = []
-        if self.activations not in ("auto", "recompute"):
-            problems.append(f"activations {self.activations!r} is not known: choose 'auto' or 'recompute'")
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            problems.append(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
+        if self.activations not in ACTIVATIONS:
+            problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
         if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
         if problems:
             raise RequestError(problems)
 
     @classmethod
-    def from_trl(cls, config: TRLDPOConfig) -> DPOConfig:
-        """Return `config` as this class; what TRL resolved stays resolved."""
+    def from_arguments(cls, arguments: TrainingArguments) -> DPOConfig:
+        """Return TRL's or transformers' arguments as this class; what was resolved stays resolved.
+
+        Options that `arguments` has no field for get their defaults, as if they had not been given.
+        """
+        if isinstance(arguments, cls):
+            return arguments
         own = object.__new__(cls)
-        own.__dict__.update(config.__dict__)
+        own.__dict__.update({f.name: _default(f) for f in fields(cls)} | arguments.__dict__)
+        own._check()
         return own
+
+    def changed(self, settings: dict[str, Any]) -> DPOConfig:
+        """Return a copy with other values for some fields, which are checked as at construction."""
+        if not settings:
+            return self
+        own = copy(self)
+        own.__dict__.update(settings)
+        own._check()
+        return own
+
+
+def _default(option: Field[Any]) -> Any:
+    """The default of an option; "auto" paddings, which TRL resolves at construction, are none."""
+    if option.name == "pad_to_multiple_of":
+        return None
+    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -10,6 +10,7 @@ import inspect
 
 import trl
 from packaging.version import Version
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError
 
@@ -17,6 +18,21 @@ TESTED = (Version("1.15"), Version("1.17"))
 """From the first of these versions on, and below the second."""
 
 OVERRIDDEN = {
+    "__init__": [
+        "self",
+        "model",
+        "ref_model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "quantization_config",
+        "peft_config",
+    ],
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "log": ["self", "logs", "start_time"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
@@ -24,7 +40,7 @@ OVERRIDDEN = {
 }
 
 
-def check_trl(version: str = trl.__version__, trainer: type = trl.DPOTrainer) -> None:
+def check_trl(version: str = trl.__version__, trainer: type = TRLDPOTrainer) -> None:
     """Do nothing if TRL's version and the signatures of the overridden methods are those tested.
 
     Raises:

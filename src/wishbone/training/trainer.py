@@ -9,6 +9,7 @@ on TRL's own path, and one line says why.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import psutil
@@ -16,31 +17,32 @@ import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-from trl import DPOConfig as TRLDPOConfig
-from trl import DPOTrainer as TRLDPOTrainer
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.data.tokenize import tokenize_pairs
-from wishbone.errors import RequestError
-from wishbone.model.activations import Activations
+from wishbone.model.activations import Activations, chosen_activations
+from wishbone.model.adapter import copy_adapter
 from wishbone.model.capability import choose_form
 from wishbone.model.policy import Policy
 from wishbone.planning.budget import kept_tokens, token_budget
-from wishbone.preference.losses import LOSSES
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
 from wishbone.preference.scores import LossParameters
+from wishbone.preference.synchronized import SynchronizedAdapter
 from wishbone.training.arguments import DPOConfig
-from wishbone.training.compatibility import check_trl
+from wishbone.training.compatibility import OVERRIDDEN, check_trl
 from wishbone.training.distributed import average_gradients, sum_over_processes
+from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
+from wishbone.training.legacy import modern_arguments
 from wishbone.training.step import PreferenceStep
+from wishbone.training.synchronization import Synchronization, refuse_stale_reference
+from wishbone.training.trl_path import refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
-
-TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 
 
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
@@ -80,27 +82,35 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self,
         model: Any,
         ref_model: Any = None,
-        args: TRLDPOConfig | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Any = None,
         *positional: Any,
         **options: Any,
     ) -> None:
         check_trl()
-        if args is not None and not isinstance(args, DPOConfig):
-            args = DPOConfig.from_trl(args)
-        super().__init__(model, ref_model, args, data_collator, *positional, **options)
-        if not isinstance(self.args, DPOConfig):
-            self.args = DPOConfig.from_trl(self.args)
+        options |= dict(zip(OVERRIDDEN["__init__"][5 : 5 + len(positional)], positional, strict=True))
+        config, options = modern_arguments(args, options)
+        adapter_added = adapts_head(model, options.get("peft_config"))
+        if adapter_added:
+            model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
+        synchronized = False
+        if config is not None and config.sync_ref_model and (isinstance(model, PeftModel) or options.get("peft_config")):
+            config, synchronized = config.changed({"sync_ref_model": False}), True
+        with head_hidden(model) as head_adapted:
+            refuse_stale_reference(config, head_adapted=head_adapted, synchronized=synchronized)
+            super().__init__(model, ref_model, config, data_collator, **options)
+        self.args = DPOConfig.from_arguments(self.args)
+        self.args.sync_ref_model |= synchronized
+        if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
+            if adapter_added:
+                self.model.delete_adapter("ref")
+            else:
+                copy_adapter(self.model, "default", "ref")
         self.preference_step: PreferenceStep | None = None
-        self.form_reason = _trl_path_reason(self, collator_given=data_collator is not None)
+        self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=data_collator is not None)
         self.trained_pairs = 0
         if self.form_reason:
-            own_losses = sorted(set(self.loss_types) - TRL_LOSSES)
-            if own_losses:
-                raise RequestError(
-                    f"loss_type {', '.join(own_losses)} needs Wishbone's step, and this run needs TRL's own path, "
-                    f"because {self.form_reason}: change that, or choose a loss of TRL's"
-                )
+            refuse_on_trl_path(self, head_adapted=head_adapted, synchronized=synchronized)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
@@ -156,12 +166,13 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return policy, capability.reason
 
     def _activations(self, model: nn.Module) -> Activations:
-        """Leave the layers alone without gradient checkpointing; with it, what fits ("auto") or none ("recompute")."""
+        """What the arguments say, or else what was noted on the model; without either the layers are left alone."""
         causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if not self.args.gradient_checkpointing:
+        asked = self.args.activations if self.args.activations != "auto" else chosen_activations(causal_lm)
+        if asked is None and not self.args.gradient_checkpointing:
             return Activations(causal_lm, None)
-        if self.args.activations == "recompute":
-            return Activations(causal_lm, 0)
+        if asked is not None:
+            return Activations(causal_lm, sys.maxsize if asked == "keep" else 0, offload=asked == "offload")
         numbers = 2 if self.args.bf16 or self.args.fp16 else causal_lm.dtype.itemsize
         device = next(model.parameters()).device.type
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
@@ -175,6 +186,10 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.ref_model is not None:
             return SeparateModel(self._policy(self.ref_model)[0], objective.ld_alpha)
         assert isinstance(policy.model, PeftModel)
+        if self.args.sync_ref_model:
+            reference = SynchronizedAdapter(policy, objective.ld_alpha)
+            self.add_callback(Synchronization(reference))
+            return reference
         return AdapterDisabled(policy, "ref" if "ref" in policy.model.peft_config else None, objective.ld_alpha)
 
     def _prepare_dataset(
@@ -184,6 +199,9 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         tokenized = tokenize_pairs(dataset, processing_class, num_proc=args.dataset_num_proc)
+        if isinstance(args, DPOConfig) and args.max_prompt_length is not None:
+            first = -args.max_prompt_length
+            tokenized = tokenized.map(lambda prompt_ids: {"prompt_ids": prompt_ids[first:]}, input_columns="prompt_ids")
         if args.max_length is None or args.truncation_mode != "keep_start":
             return tokenized
         longest = args.max_length
@@ -245,25 +263,3 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             if metrics:
                 self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         super().log(logs, start_time)
-
-
-def _trl_path_reason(trainer: DPOTrainer, *, collator_given: bool) -> str | None:
-    """Return what the run asks for that only TRL's path does, or None."""
-    model = trainer.model
-    dropout = {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.0}
-    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
-    prompt_learning = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
-    reasons = {
-        "the data has images": trainer._is_vision_dataset,
-        "the model takes more than text": trainer._is_vlm,
-        "a data collator was given": collator_given,
-        "compute_metrics reads logits": trainer.compute_metrics is not None,
-        "the model's mixture of experts has an auxiliary loss over whole batches": trainer.aux_loss_enabled,
-        "dropout is on (disable_dropout=False)": bool(dropout),
-        "attention dropout is on in the model's configuration": bool(attention_dropout),
-        "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
-        "the model is sharded by DeepSpeed or FSDP": trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
-        "the reference model is synchronized with the policy": trainer.args.sync_ref_model,
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
-    return " and ".join(found) or None

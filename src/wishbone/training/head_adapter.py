@@ -1,0 +1,67 @@
+"""An adapter on the output head: TRL refuses it, because its own path multiplies by the head's weight alone.
+
+Wishbone's step calls an adapted head as the module it is (`Policy`), so the adapter is there and is trained. TRL looks
+for it while a trainer is constructed; for that long the model does not show its head.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel, set_seed
+
+from wishbone.errors import RequestError
+
+HEAD_NAMES = ("lm_head", "embed_out")
+"""What output heads are called, for models that are given by name and are not loaded yet."""
+
+
+def adapts_head(model: str | nn.Module, peft_config: Any) -> bool:
+    """Return whether an adapter's configuration names the model's output head.
+
+    Raises:
+        RequestError: it does and `model` is a name: the adapter must be put on before TRL sees the model.
+    """
+    targets = getattr(peft_config, "target_modules", None)
+    if targets is None or targets == "all-linear":
+        return False
+    if isinstance(model, str):
+        if not isinstance(targets, str) and not set(HEAD_NAMES).isdisjoint(targets):
+            raise RequestError(
+                f"peft_config puts an adapter on the output head of {model!r}, a model that is not loaded yet; "
+                "load it with AutoModelForCausalLM.from_pretrained and give the trainer the model itself"
+            )
+        return False
+    if not isinstance(model, PreTrainedModel) or isinstance(model, PeftModel):
+        return False
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
+    if isinstance(targets, str):
+        return any(re.fullmatch(targets, name) for name in names)
+    return any(name == target or name.endswith(f".{target}") for name in names for target in targets)
+
+
+def add_adapter_on_head(model: PreTrainedModel, peft_config: Any, seed: int) -> PeftModel:
+    """Return the model with its adapter, drawn from the same random numbers as TRL would."""
+    set_seed(seed)
+    return get_peft_model(model, peft_config)
+
+
+@contextmanager
+def head_hidden(model: Any) -> Iterator[bool]:
+    """Context in which a model whose output head has an adapter says that it has none; yields whether it has."""
+    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else None
+    if causal_lm is None or not isinstance(causal_lm.get_output_embeddings(), BaseTunerLayer):
+        yield False
+        return
+    causal_lm.get_output_embeddings = lambda: None
+    try:
+        yield True
+    finally:
+        del causal_lm.get_output_embeddings
