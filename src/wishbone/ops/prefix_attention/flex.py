@@ -20,6 +20,24 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 BLOCK = 128
+TUNED: dict[tuple[tuple[int, int], int], dict[str, int]] = {
+    ((9, 0), 128): {
+        "BLOCK_M": 64,
+        "BLOCK_N": 64,
+        "fwd_num_warps": 4,
+        "fwd_num_stages": 3,
+        "BLOCK_M1": 32,
+        "BLOCK_N1": 64,
+        "BLOCK_M2": 64,
+        "BLOCK_N2": 32,
+        "bwd_num_warps": 4,
+        "bwd_num_stages": 3,
+    },
+    ((9, 0), 64): {"BLOCK_M": 128, "BLOCK_N": 64, "fwd_num_warps": 8, "fwd_num_stages": 3},
+}
+"""Kernel options by compute capability and head size, where they beat the compiler's own choice on an H200 with torch
+2.11 (forward and backward of 8,192 tokens, 32 query and 8 key heads): 0.44 and 1.72 ms instead of 0.47 and 2.41 for
+128, 0.35 and 1.29 ms instead of 1.00 and 1.37 for 64."""
 Blocks = np.ndarray[Any, Any]
 
 
@@ -51,6 +69,7 @@ def prefix_attention_flex(
         block_mask=block_mask(layout, window, query.device),
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=_kernel_options(query),
     )
     assert isinstance(out, Tensor)
     return out
@@ -163,6 +182,12 @@ def _softcapped(softcap: float, device: torch.device) -> Callable[[Tensor, Tenso
         return bound * torch.tanh(score / bound)
 
     return capped
+
+
+def _kernel_options(query: Tensor) -> dict[str, int] | None:
+    if not query.is_cuda:
+        return None
+    return TUNED.get((torch.cuda.get_device_capability(query.device), query.shape[-1]))
 
 
 @cache

@@ -1,0 +1,120 @@
+"""Rows to FP8 on the way: alone, with RMSNorm before it, or with SwiGLU before it, each reading its input once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from wishbone.ops.fp8_quantize.reference import (
+    quantize_rows_reference,
+    rms_norm_backward_reference,
+    rms_norm_quantize_reference,
+    rms_norm_reference,
+    swiglu_quantize_reference,
+)
+from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, QuantizedRows
+
+Backend = Literal["auto", "reference", "triton"]
+
+__all__ = [
+    "E4M3",
+    "E4M3_MAX",
+    "Backend",
+    "QuantizedRows",
+    "quantize_rows",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_quantize",
+    "swiglu_quantize",
+]
+
+
+def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Backend = "auto") -> QuantizedRows:
+    """Return x, or x * column_scale, in e4m3 with one scale a row.
+
+    Args:
+        x: [rows, columns], float16, bfloat16, float32 or float64.
+        column_scale: [columns], float32, or None.
+        backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
+
+    Returns:
+        scale = max |row| / 448 and values = round(x * (448 / max |row|)), to the nearest, ties to even. A row with NaN
+        or infinity has a scale that is not finite, so that nothing finite comes of it.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
+
+        return quantize_rows_triton(x, column_scale)
+    return quantize_rows_reference(x, column_scale)
+
+
+def rms_norm_quantize(
+    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
+) -> tuple[Tensor, QuantizedRows, Tensor]:
+    """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row, in one pass over x.
+
+    Args:
+        x: [rows, columns].
+        weight: [columns].
+        eps: added to the mean square.
+        offset: added to the weight; a family that has one (Gemma, 1) multiplies before it rounds.
+        backend: as for `quantize_rows`.
+
+    Returns:
+        normed [rows, columns] in the dtype of x; its rows in e4m3, exactly `quantize_rows(normed)`; reciprocal rms
+        [rows], float32.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_triton
+
+        return rms_norm_quantize_triton(x, weight, eps, offset=offset)
+    return rms_norm_quantize_reference(x, weight, eps, offset=offset)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return RMSNorm of x and 1 / rms of each row; arguments and results as `rms_norm_quantize`."""
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import rms_norm_triton
+
+        return rms_norm_triton(x, weight, eps, offset=offset)
+    return rms_norm_reference(x, weight, eps, offset=offset)
+
+
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0, backend: Backend = "auto"
+) -> Tensor:
+    """Return the gradient of x [rows, columns] from that of its RMSNorm, for a weight that is not trained."""
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import rms_norm_backward_triton
+
+        return rms_norm_backward_triton(grad, x, weight, reciprocal_rms, offset=offset)
+    return rms_norm_backward_reference(grad, x, weight, reciprocal_rms, offset=offset)
+
+
+def swiglu_quantize(
+    gate: Tensor, up: Tensor, *, keep: bool = True, backend: Backend = "auto"
+) -> tuple[Tensor | None, QuantizedRows]:
+    """Return silu(gate) * up and the same in e4m3, in one pass.
+
+    Args:
+        gate, up: [rows, columns], of one dtype.
+        keep: whether the product itself is wanted, too.
+        backend: as for `quantize_rows`.
+
+    Returns:
+        product [rows, columns] in the dtype of gate, or None; its rows in e4m3, exactly `quantize_rows(product)`.
+    """
+    if _by_triton(gate, backend):
+        from wishbone.ops.fp8_quantize.triton import swiglu_quantize_triton
+
+        return swiglu_quantize_triton(gate, up, keep=keep)
+    return swiglu_quantize_reference(gate, up, keep=keep)
+
+
+def _by_triton(x: Tensor, backend: Backend) -> bool:
+    if backend not in ("auto", "reference", "triton"):
+        raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
+    return backend == "triton" or (backend == "auto" and x.is_cuda)

@@ -1,0 +1,63 @@
+r"""Rows in FP8: the definition.
+
+With c the column scale, or 1, and m_t = max_k |x_tk c_k|, kept above 2^-100,
+
+    scale_t = m_t / 448        values_tk = e4m3( x_tk c_k (448 / m_t) )        x_tk c_k ~ scale_t values_tk
+
+computed in float32. e4m3 has 3 bits of mantissa, 448 is its largest number and 2^-9 its smallest: in a row, numbers
+down to 1 / 28672 of the largest keep a relative error of 1/16, smaller ones an absolute one. Rounding is to the nearest,
+ties to even (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433, table 1).
+
+Norm and activation round as the layers of transformers do, so that fused and separate steps agree bit by bit.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, QuantizedRows
+
+
+def quantize_rows_reference(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
+    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
+    exact = x.float() if column_scale is None else x.float() * column_scale.float()
+    amax = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
+    scaled = (exact * (E4M3_MAX / amax)).clamp(-E4M3_MAX, E4M3_MAX)
+    return QuantizedRows(scaled.to(E4M3), amax / E4M3_MAX, x.dtype)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return RMSNorm of x and 1 / rms of each row; as `rms_norm`."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    reciprocal_rms = torch.rsqrt(precise.square().mean(-1) + eps)
+    unit = precise * reciprocal_rms[:, None]
+    if offset:
+        return (unit * (offset + weight.to(precise.dtype))).to(x.dtype), reciprocal_rms.float()
+    return weight.to(x.dtype) * unit.to(x.dtype), reciprocal_rms.float()
+
+
+def rms_norm_backward_reference(
+    grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0
+) -> Tensor:
+    """Return dx = r (h - u mean(h u)) with r = 1 / rms, u = r x and h = grad * (offset + weight)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    reciprocal = reciprocal_rms.to(precise)[:, None]
+    unit = x.to(precise) * reciprocal
+    weighted = grad.to(precise) * (offset + weight.to(precise))
+    return (reciprocal * (weighted - unit * (weighted * unit).mean(-1, keepdim=True))).to(x.dtype)
+
+
+def rms_norm_quantize_reference(
+    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, QuantizedRows, Tensor]:
+    """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row; as `rms_norm_quantize`."""
+    normed, reciprocal_rms = rms_norm_reference(x, weight, eps, offset=offset)
+    return normed, quantize_rows_reference(normed), reciprocal_rms
+
+
+def swiglu_quantize_reference(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:
+    """Return silu(gate) * up and the same in e4m3; as `swiglu_quantize`."""
+    product = F.silu(gate) * up
+    return product if keep else None, quantize_rows_reference(product)
