@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
-from wishbone.ops.prefix_attention.flex import visible_blocks
+from wishbone.ops.prefix_attention.blocks import visible_blocks
 
 LAYOUT = PrefixLayout(
     (
@@ -126,23 +126,23 @@ def test_refuses_a_row_that_is_not_the_layouts() -> None:
     q, k, v = inputs(plain_layout([4]))
     with pytest.raises(ValueError, match="not one row of 5 tokens"):
         prefix_attention(q, k, v, plain_layout([5]), scale=1.0)
-    with pytest.raises(ValueError, match="none of auto, reference, sdpa, flex"):
+    with pytest.raises(ValueError, match="none of auto, reference, sdpa, flex, triton"):
         prefix_attention(q, k, v, plain_layout([4]), scale=1.0, backend="flash")  # type: ignore[arg-type]
 
 
-def block_truth(layout: PrefixLayout, window: int | None, block: int) -> tuple[Tensor, Tensor]:
+def block_truth(layout: PrefixLayout, window: int | None, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     tokens = torch.arange(layout.length)
     seen = layout.visible(tokens[:, None], tokens[None, :], layout.token_tables(torch.device("cpu")), window)
-    blocks = layout.length // block
-    count = seen.view(blocks, block, blocks, block).sum((1, 3))
-    return count > 0, count == block * block
+    count = seen.view(layout.length // rows, rows, layout.length // columns, columns).sum((1, 3))
+    return count > 0, count == rows * columns
 
 
 @pytest.mark.parametrize("window", [None, 1, 50, 300])
-def test_block_lists_of_flex_are_those_of_the_mask(window: int | None) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(128, 128), (128, 64), (32, 128)])
+def test_block_lists_are_those_of_the_mask(window: int | None, rows: int, columns: int) -> None:
     layout = PrefixLayout((Document(0, 300, (520, 650)), Document(650, 660, (1100, 1500)), Document(1500, 1536)))
-    visible, full = visible_blocks(layout, window)
-    any_truth, full_truth = block_truth(layout, window, 128)
+    visible, full = visible_blocks(layout, window, rows=rows, columns=columns)
+    any_truth, full_truth = block_truth(layout, window, rows, columns)
     assert (torch.from_numpy(visible) >= any_truth).all()
     assert (torch.from_numpy(full) <= full_truth).all()
     assert torch.equal(torch.from_numpy(visible), any_truth)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention.layout import Document, PrefixLayout
 from wishbone.ops.prefix_attention.reference import prefix_attention_reference
 from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
 
-Backend = Literal["auto", "reference", "sdpa", "flex"]
+Backend = Literal["auto", "reference", "sdpa", "flex", "triton"]
+
+HEAD_DIMS = frozenset({16, 32, 64, 128, 256})
+"""Head sizes of the Triton kernels."""
+
+KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 __all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention"]
 
@@ -35,7 +42,8 @@ def prefix_attention(
         scale: factor on the scores.
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
-        backend: "sdpa" or "flex" by name, or "auto": flex on CUDA, sdpa elsewhere.
+        backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and has the head
+            size and dtype, else flex there, sdpa elsewhere.
 
     Returns:
         [1, heads, tokens, head_dim], dtype of `value`.
@@ -46,13 +54,24 @@ def prefix_attention(
     if query.shape[0] != 1 or query.shape[2] != layout.length:
         raise ValueError(f"query of shape {tuple(query.shape)} is not one row of {layout.length} tokens")
     if backend == "auto":
-        backend = "flex" if query.is_cuda else "sdpa"
+        backend = _fastest(query)
     if backend == "sdpa":
         return prefix_attention_sdpa(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     if backend == "flex":
         from wishbone.ops.prefix_attention.flex import prefix_attention_flex
 
         return prefix_attention_flex(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+    if backend == "triton":
+        from wishbone.ops.prefix_attention.triton import prefix_attention_triton
+
+        return prefix_attention_triton(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     if backend == "reference":
         return prefix_attention_reference(query, key, value, layout, scale=scale, window=window, softcap=softcap)
-    raise ValueError(f"backend {backend!r} is none of auto, reference, sdpa, flex")
+    raise ValueError(f"backend {backend!r} is none of auto, reference, sdpa, flex, triton")
+
+
+def _fastest(query: Tensor) -> Backend:
+    if not query.is_cuda:
+        return "sdpa"
+    kernels = find_spec("triton") is not None and query.shape[-1] in HEAD_DIMS and query.dtype in KERNEL_DTYPES
+    return "triton" if kernels else "flex"

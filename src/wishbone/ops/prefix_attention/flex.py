@@ -1,9 +1,7 @@
 """Shared-prefix attention on CUDA with FlexAttention.
 
 FlexAttention computes only the blocks of the score matrix that a BlockMask lists, and applies the mask function only to
-blocks that are not wholly visible. Both lists follow from the segment table: every segment sees its stem (a rectangle)
-and its own past (a triangle). They are built on the host from a few numbers a segment, without evaluating the mask, and
-the row's tokens never leave the host for it.
+blocks that are not wholly visible. Both lists come from `blocks.py`, so the mask is never evaluated to find them.
 """
 
 from __future__ import annotations
@@ -12,11 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from wishbone.ops.prefix_attention.blocks import block_lists, visible_blocks
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 BLOCK = 128
@@ -38,7 +36,6 @@ TUNED: dict[tuple[tuple[int, int], int], dict[str, int]] = {
 """Kernel options by compute capability and head size, where they beat the compiler's own choice on an H200 with torch
 2.11 (forward and backward of 8,192 tokens, 32 query and 8 key heads): 0.44 and 1.72 ms instead of 0.47 and 2.41 for
 128, 0.35 and 1.29 ms instead of 1.00 and 1.37 for 64."""
-Blocks = np.ndarray[Any, Any]
 
 
 def prefix_attention_flex(
@@ -80,14 +77,14 @@ def block_mask(layout: PrefixLayout, window: int | None, device: torch.device) -
     key = ("block_mask", window, device)
     if key not in layout._cache:
         visible, full = visible_blocks(layout, window)
-        partial_count, partial_index = _block_lists(visible & ~full, device)
-        full_count, full_index = _block_lists(full, device)
+        partial_count, partial_index = block_lists(visible & ~full, device)
+        full_count, full_index = block_lists(full, device)
         tables = layout.token_tables(device)
         layout._cache[key] = BlockMask.from_kv_blocks(
-            partial_count,
-            partial_index,
-            full_count,
-            full_index,
+            partial_count[None, None],
+            partial_index[None, None],
+            full_count[None, None],
+            full_index[None, None],
             BLOCK_SIZE=BLOCK,
             mask_mod=_mask_mod(tables.segment_start, tables.stem_start, tables.stem_end, tables.position, window),
             seq_lengths=(layout.length, layout.length),
@@ -95,62 +92,6 @@ def block_mask(layout: PrefixLayout, window: int | None, device: torch.device) -
     mask = layout._cache[key]
     assert isinstance(mask, BlockMask)
     return mask
-
-
-def visible_blocks(layout: PrefixLayout, window: int | None = None) -> tuple[Blocks, Blocks]:
-    """Return which blocks of 128 queries by 128 keys hold a visible pair, and which are visible throughout.
-
-    Returns:
-        Two bool arrays [blocks, blocks]. With a window, blocks within reach count as visible and none as full; the mask
-        function decides inside them.
-    """
-    blocks = -(-layout.length // BLOCK)
-    pairs = np.zeros((blocks, blocks), dtype=np.int64)
-    visible = np.zeros((blocks, blocks), dtype=bool)
-    for start, end, stem_start, stem_end in layout.segments():
-        own, rows = _overlap(start, end)
-        stem, columns = _overlap(stem_start, stem_end)
-        triangle = np.tril(np.outer(rows, rows))
-        rectangle = np.outer(rows, columns)
-        if window is not None:
-            before = stem_end - stem_start
-            near_own = _distance(own, own, start, start, end, 0, 0) < window
-            near_stem = _distance(own, stem, start, stem_start, stem_end, before, 0) < window
-            triangle, rectangle = triangle * near_own, rectangle * near_stem
-        visible[own, own] |= triangle > 0
-        visible[own, stem] |= rectangle > 0
-        pairs[own, own] += np.tril(triangle, -1)
-        pairs[own, stem] += rectangle
-    full = pairs == BLOCK * BLOCK if window is None else np.zeros_like(visible)
-    return visible, full
-
-
-def _overlap(start: int, end: int) -> tuple[slice, Blocks]:
-    """Return the blocks that tokens `start:end` touch and how many of the tokens lie in each."""
-    blocks = slice(start // BLOCK, -(-end // BLOCK) if end > start else start // BLOCK)
-    edges = np.arange(blocks.start, blocks.stop)
-    return blocks, np.minimum((edges + 1) * BLOCK, end) - np.maximum(edges * BLOCK, start)
-
-
-def _distance(
-    queries: slice, keys: slice, query_start: int, key_start: int, key_end: int, query_position: int, key_position: int
-) -> Blocks:
-    """Return the least position distance between the tokens of each pair of blocks, [query blocks, key blocks]."""
-    first_query: Blocks = (
-        np.maximum(np.arange(queries.start, queries.stop) * BLOCK, query_start) - query_start + query_position
-    )
-    last_key: Blocks = (
-        np.minimum((np.arange(keys.start, keys.stop) + 1) * BLOCK, key_end) - 1 - key_start + key_position
-    )
-    distance: Blocks = first_query[:, None] - last_key[None, :]
-    return distance
-
-
-def _block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return per row of blocks how many are set, [1, 1, rows], and which, first, [1, 1, rows, columns]; int32."""
-    order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
-    counts = blocks.sum(axis=1).astype(np.int32)
-    return torch.from_numpy(counts)[None, None].to(device), torch.from_numpy(order)[None, None].to(device)
 
 
 def _mask_mod(

@@ -80,12 +80,8 @@ class PrefixLayout:
             counts, starts, stem_starts, stem_ends, shifts = (torch.tensor(c) for c in zip(*rows, strict=True))
             index = torch.arange(self.length)
             tables = [column.repeat_interleave(counts) for column in (starts, stem_starts, stem_ends, shifts)]
-            self._cache[key] = TokenTables(
-                segment_start=tables[0].to(device, torch.int32),
-                stem_start=tables[1].to(device, torch.int32),
-                stem_end=tables[2].to(device, torch.int32),
-                position=(index + tables[3]).to(device, torch.int32),
-            )
+            tables[3] += index
+            self._cache[key] = TokenTables(*to_device(torch.stack(tables).int(), device).unbind())
         tables_on_device = self._cache[key]
         assert isinstance(tables_on_device, TokenTables)
         return tables_on_device
@@ -98,6 +94,11 @@ class PrefixLayout:
         if window is None:
             return seen
         return seen & (tables.position[query] - tables.position[key] < window)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor without waiting for the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
