@@ -1,16 +1,21 @@
-"""Log-probabilities of completion tokens straight from hidden states: one op, its reference and its chunked form."""
+"""Log-probabilities of completion tokens straight from hidden states: one op, its reference and two fast backends."""
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from wishbone.ops.token_logps.chunked import token_logps_chunked
 from wishbone.ops.token_logps.reference import scores_of_logits, token_logps_reference
 from wishbone.ops.token_logps.scores import TokenScores
 
-__all__ = ["TokenScores", "scores_of_logits", "token_logps"]
+Backend = Literal["auto", "triton", "chunked", "reference"]
+
+__all__ = ["Backend", "TokenScores", "scores_of_logits", "token_logps"]
 
 
 def token_logps(
@@ -21,7 +26,9 @@ def token_logps(
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-    backend: Literal["chunked", "reference"] = "chunked",
+    chunk_bytes: int | None = None,
+    statistics: bool = True,
+    backend: Backend = "auto",
 ) -> TokenScores:
     """Return log p(target) and its companions for each hidden state that predicts a completion token.
 
@@ -32,7 +39,37 @@ def token_logps(
         bias: [vocabulary] or None.
         logit_scale: factor on the logits (Cohere, Granite, Falcon-H1).
         softcap: bound of the tanh soft-capping of the logits (Gemma), or None.
-        backend: "chunked", or "reference" for the definition.
+        chunk_bytes: memory for the logits of the tokens that are scored at a time, as far as a chunk of the least size
+            allows; None takes the backend's own. "reference" takes all tokens at once.
+        statistics: whether anyone reads more than `logps`; the others are NaN (`is_top1` False) where nobody does.
+        backend: "triton", "chunked", or "reference" for the definition, by name; or "auto": "triton" on CUDA where it
+            is installed and takes the dtype, "chunked" elsewhere.
+
+    Raises:
+        ValueError: if the backend is unknown, or one asked for by name cannot run here or on these tensors.
     """
-    function = token_logps_chunked if backend == "chunked" else token_logps_reference
-    return function(hidden, weight, targets, bias=bias, logit_scale=logit_scale, softcap=softcap)
+    if backend == "auto":
+        takes_dtype = hidden.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        backend = "triton" if hidden.is_cuda and takes_dtype and _triton_installed() else "chunked"
+    options: dict[str, Any] = {
+        "bias": bias,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "statistics": statistics,
+    }
+    if backend == "triton":
+        if not _triton_installed():
+            raise ValueError("backend 'triton' needs the package triton, which is not installed: pip install triton")
+        from wishbone.ops.token_logps.triton import token_logps_triton
+
+        return token_logps_triton(hidden, weight, targets, chunk_bytes=chunk_bytes, **options)
+    if backend == "chunked":
+        return token_logps_chunked(hidden, weight, targets, chunk_bytes=chunk_bytes, **options)
+    if backend == "reference":
+        return token_logps_reference(hidden, weight, targets, **options)
+    raise ValueError(f"backend {backend!r} is none of auto, triton, chunked, reference")
+
+
+@cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None

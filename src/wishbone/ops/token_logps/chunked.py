@@ -31,14 +31,17 @@ def token_logps_chunked(
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    chunk_bytes: int | None = None,
     chunk_tokens: int | None = None,
+    statistics: bool = True,
 ) -> TokenScores:
-    """Return the scores of `targets`; arguments as `token_logps`, and `chunk_tokens` tokens at a time."""
+    """Return the scores of `targets`; arguments as `token_logps`, or `chunk_tokens` tokens at a time."""
     if chunk_tokens is None:
-        chunk_tokens = max(16, CHUNK_BYTES // (4 * weight.shape[0]))
+        chunk_tokens = max(16, (chunk_bytes or CHUNK_BYTES) // (4 * weight.shape[0]))
     trained_head = weight.requires_grad or (bias is not None and bias.requires_grad)
     function = _TrainedHead if trained_head and torch.is_grad_enabled() else _FrozenHead
-    return TokenScores(*function.apply(hidden, weight, bias, targets, logit_scale, softcap, chunk_tokens))
+    scores = function.apply(hidden, weight, bias, targets, logit_scale, softcap, chunk_tokens, statistics)
+    return TokenScores(*scores) if statistics else TokenScores.logps_alone(scores[0])
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
@@ -57,26 +60,22 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, s
     return logits
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Scores of one chunk and its probabilities, which overwrite the logits."""
+def _score(logits: Tensor, targets: Tensor, statistics: bool) -> tuple[list[Tensor], Tensor]:
+    """Scores of one chunk, log p alone without `statistics`, and its probabilities, which overwrite the logits."""
     top, top_index = logits.max(-1)
     at_target = logits.gather(1, targets[:, None])[:, 0]
-    mean = logits.mean(-1)
+    mean = logits.mean(-1) if statistics else None
     logits -= top[:, None]
     exponentials = torch.exp(logits)
     total = exponentials.sum(-1)
     log_total = total.log()
-    weighted = torch.linalg.vecdot(exponentials, logits) / total
-    squares = torch.linalg.vecdot(exponentials, exponentials)
+    scores = [at_target - top - log_total]
+    if mean is not None:
+        weighted = torch.linalg.vecdot(exponentials, logits) / total
+        squares = torch.linalg.vecdot(exponentials, exponentials)
+        scores += [log_total - weighted, mean, top_index == targets, squares.log() - 2 * log_total]
     exponentials /= total[:, None]
-    return (
-        at_target - top - log_total,
-        log_total - weighted,
-        mean,
-        top_index == targets,
-        squares.log() - 2 * log_total,
-        exponentials,
-    )
+    return scores, exponentials
 
 
 def _logit_gradient(probabilities: Tensor, targets: Tensor, capped: Tensor | None, scale: float) -> Tensor:
@@ -101,6 +100,7 @@ class _FrozenHead(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunk: int,
+        statistics: bool,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         wants_gradient = ctx.needs_input_grad[0]
@@ -110,14 +110,14 @@ class _FrozenHead(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = _logits(hidden[rows], weight, bias, scale, softcap)
             capped = logits / softcap if softcap is not None and wants_gradient else None
-            *scores, probabilities = _score(logits, targets[rows])
+            scores, probabilities = _score(logits, targets[rows], statistics)
             parts.append(scores)
             if unit is not None:
                 gradient = _logit_gradient(probabilities, targets[rows], capped, scale)
                 torch.mm(gradient.to(weight.dtype), weight, out=unit[rows])
         if unit is not None:
             ctx.save_for_backward(unit)
-        outputs = _join(parts, hidden)
+        outputs = _join(parts, hidden, statistics)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -125,9 +125,9 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         coefficient = grads[0]
         if coefficient is None:
-            return (None,) * 7
+            return (None,) * 8
         (unit,) = ctx.saved_tensors
-        return (unit * coefficient[:, None].to(unit.dtype), *(None,) * 6)
+        return (unit * coefficient[:, None].to(unit.dtype), *(None,) * 7)
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -141,6 +141,7 @@ class _TrainedHead(torch.autograd.Function):
         scale: float,
         softcap: float | None,
         chunk: int,
+        statistics: bool,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, bias, targets)
@@ -148,9 +149,9 @@ class _TrainedHead(torch.autograd.Function):
         parts = []
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            *scores, _ = _score(_logits(hidden[rows], weight, bias, scale, softcap), targets[rows])
+            scores, _ = _score(_logits(hidden[rows], weight, bias, scale, softcap), targets[rows], statistics)
             parts.append(scores)
-        outputs = _join(parts, hidden)
+        outputs = _join(parts, hidden, statistics)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
@@ -158,7 +159,7 @@ class _TrainedHead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         coefficient = grads[0]
         if coefficient is None:
-            return (None,) * 7
+            return (None,) * 8
         hidden, weight, bias, targets = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         precise = coefficient.dtype
@@ -169,7 +170,7 @@ class _TrainedHead(torch.autograd.Function):
             rows = slice(start, start + ctx.chunk)
             logits = _logits(hidden[rows], weight, bias, ctx.scale, ctx.softcap)
             capped = logits / ctx.softcap if ctx.softcap is not None else None
-            *_, probabilities = _score(logits, targets[rows])
+            _, probabilities = _score(logits, targets[rows], statistics=False)
             gradient = _logit_gradient(probabilities, targets[rows], capped, ctx.scale)
             gradient *= coefficient[rows, None]
             if bias_grad is not None:
@@ -183,13 +184,13 @@ class _TrainedHead(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
-def _join(parts: list[list[Tensor]], hidden: Tensor) -> tuple[Tensor, ...]:
-    """Concatenate the scores of all chunks; five empty tensors where there was no token."""
-    if not parts:
-        empty = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        return empty, empty.clone(), empty.clone(), empty.bool(), empty.clone()
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+def _join(parts: list[list[Tensor]], hidden: Tensor, statistics: bool) -> tuple[Tensor, ...]:
+    """Concatenate the scores of all chunks; empty tensors where there was no token."""
+    if parts:
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    empty = hidden.new_empty(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    return (empty, empty.clone(), empty.clone(), empty.bool(), empty.clone()) if statistics else (empty,)

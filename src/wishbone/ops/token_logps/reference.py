@@ -19,13 +19,15 @@ def token_logps_reference(
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
+    statistics: bool = True,
 ) -> TokenScores:
     """Return the scores of `targets`, materializing all logits; arguments as `token_logps`."""
     precise = torch.promote_types(hidden.dtype, torch.float32)
     logits = torch.nn.functional.linear(hidden, weight, bias).to(precise) * logit_scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return scores_of_logits(logits, targets)
+    scores = scores_of_logits(logits, targets)
+    return scores if statistics else TokenScores.logps_alone(scores.logps)
 
 
 def scores_of_logits(logits: Tensor, targets: Tensor) -> TokenScores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +25,9 @@ class TokenScores:
     mean_logit: Tensor
     is_top1: Tensor
     log_sum_sq_probs: Tensor
+
+    @classmethod
+    def logps_alone(cls, logps: Tensor) -> TokenScores:
+        """Return scores of which only `logps` was asked for: NaN for every other number, False for `is_top1`."""
+        unknown = torch.full_like(logps, float("nan"), requires_grad=False)
+        return cls(logps, unknown, unknown, torch.zeros_like(logps, dtype=torch.bool), unknown)
