@@ -4,11 +4,12 @@ With c the column scale, or 1, and m_t = max_k |x_tk c_k|, kept above 2^-100,
 
     scale_t = m_t / 448        values_tk = e4m3( x_tk c_k (448 / m_t) )        x_tk c_k ~ scale_t values_tk
 
-computed in float32. e4m3 has 3 bits of mantissa, 448 is its largest number and 2^-9 its smallest: in a row, numbers
-down to 1 / 28672 of the largest keep a relative error of 1/16, smaller ones an absolute one. Rounding is to the nearest,
-ties to even (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433, table 1).
+computed in float32. e4m3 has 3 bits of mantissa; its numbers go from 2^-9 over 2^-6, where they begin to thin out, to
+448. So numbers of a row down to 1 / 28672 of its largest keep a relative error of 1/16, smaller ones an absolute one.
+Rounding is to the nearest, ties to even (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433,
+table 1).
 
-Norm and activation round as the layers of transformers do, so that fused and separate steps agree bit by bit.
+What a norm or an activation returns is rounded to the dtype of its input first: one step and two give the same rows.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def quantize_rows_reference(x: Tensor, column_scale: Tensor | None = None) -> Qu
     """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
     exact = x.float() if column_scale is None else x.float() * column_scale.float()
     amax = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
-    scaled = (exact * (E4M3_MAX / amax)).clamp(-E4M3_MAX, E4M3_MAX)
-    return QuantizedRows(scaled.to(E4M3), amax / E4M3_MAX, x.dtype)
+    limit = torch.full_like(amax, E4M3_MAX)  # a quotient with a plain number would be a product with its reciprocal
+    scaled = (exact * (limit / amax)).clamp(-E4M3_MAX, E4M3_MAX)
+    return QuantizedRows(scaled.to(E4M3), amax / limit, x.dtype)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -59,5 +61,6 @@ def rms_norm_quantize_reference(
 
 def swiglu_quantize_reference(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:
     """Return silu(gate) * up and the same in e4m3; as `swiglu_quantize`."""
-    product = F.silu(gate) * up
+    precise = torch.promote_types(gate.dtype, torch.float32)
+    product = (F.silu(gate.to(precise)) * up).to(gate.dtype)
     return product if keep else None, quantize_rows_reference(product)

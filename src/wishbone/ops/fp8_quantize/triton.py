@@ -6,7 +6,9 @@ by its scale. And the maximum is taken over bit patterns: without their sign, fl
 one order, in which NaN and infinity come last, so that both reach the scale.
 
 Division and square root, once a row, are rounded correctly, and so are all products: values and scales are those of the
-reference bit by bit.
+reference bit by bit. (On GPUs of compute capability 8.9 Triton converts by way of float16, cut off, which can take what
+lies just above the middle between two numbers to the lower one.) In Triton's interpreter, whose conversion to e4m3
+loses carries of the mantissa, numbers are brought onto the grid of e4m3 first.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> Quant
             x.shape[1],
             SCALED=column_scale is not None,
             BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
         )
     return out
@@ -98,6 +101,7 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
             gate.shape[1],
             KEEP=keep,
             BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
         )
     return product, out
@@ -125,6 +129,7 @@ def _rms_norm(
             OFFSET=offset != 0,
             QUANTIZE=quantized is not None,
             BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
         )
     return normed, reciprocal_rms
@@ -147,19 +152,37 @@ def _block(columns: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _store_quantized(exact, values, scale, row, columns, at, inside):  # type: ignore[no-untyped-def]
+def _on_grid(x):
+    """Round to 3 bits of mantissa, or to multiples of 2^-9: by adding 1.5 2^20 times the power of two below |x|."""
+    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    shift = tl.maximum(power, 0.015625) * 1572864.0
+    return (x + shift) - shift
+
+
+@triton.jit
+def _store_quantized(exact, values, scale, row, columns, at, inside, INTERPRETED: tl.constexpr):
     """Store one row of float32 numbers, zero outside, as e4m3 and its scale."""
     pattern = exact.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     amax = tl.max(pattern, axis=0).to(tl.float32, bitcast=True)
     amax = tl.where(amax < SMALLEST, SMALLEST, amax)
     scaled = exact * tl.div_rn(LARGEST, amax)
+    if INTERPRETED:
+        scaled = _on_grid(scaled)
     tl.store(values + row * columns + at, scaled.to(tl.float8e4nv), mask=inside)
     tl.store(scale + row, tl.div_rn(amax, LARGEST))
 
 
 @triton.jit
-def _quantize_kernel(  # type: ignore[no-untyped-def]
-    x, column_scale, values, scale, stride, columns, SCALED: tl.constexpr, BLOCK: tl.constexpr
+def _quantize_kernel(
+    x,
+    column_scale,
+    values,
+    scale,
+    stride,
+    columns,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -167,11 +190,11 @@ def _quantize_kernel(  # type: ignore[no-untyped-def]
     exact = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
     if SCALED:
         exact = exact * tl.load(column_scale + at, mask=inside, other=0.0).to(tl.float32)
-    _store_quantized(exact, values, scale, row, columns, at, inside)
+    _store_quantized(exact, values, scale, row, columns, at, inside, INTERPRETED)
 
 
 @triton.jit
-def _rms_norm_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_kernel(
     x,
     weight,
     normed,
@@ -185,6 +208,7 @@ def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     OFFSET: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -203,11 +227,11 @@ def _rms_norm_kernel(  # type: ignore[no-untyped-def]
     tl.store(reciprocal_rms + row, reciprocal)
     if QUANTIZE:
         rounded = tl.where(inside, result.to(tl.float32), 0.0)
-        _store_quantized(rounded, values, scale, row, columns, at, inside)
+        _store_quantized(rounded, values, scale, row, columns, at, inside, INTERPRETED)
 
 
 @triton.jit
-def _rms_norm_backward_kernel(  # type: ignore[no-untyped-def]
+def _rms_norm_backward_kernel(
     grad, x, weight, reciprocal_rms, out, grad_stride, x_stride, columns, offset, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -223,7 +247,7 @@ def _rms_norm_backward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _swiglu_kernel(  # type: ignore[no-untyped-def]
+def _swiglu_kernel(
     gate,
     up,
     product,
@@ -234,6 +258,7 @@ def _swiglu_kernel(  # type: ignore[no-untyped-def]
     columns,
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
@@ -242,8 +267,7 @@ def _swiglu_kernel(  # type: ignore[no-untyped-def]
     u = tl.load(up + row * up_stride + at, mask=inside, other=0.0)
     dtype = product.dtype.element_ty
     exact = g.to(tl.float32)
-    activated = (exact / (1.0 + tl.exp(-exact))).to(dtype)
-    result = (activated.to(tl.float32) * u.to(tl.float32)).to(dtype)
+    result = (exact / (1.0 + tl.exp(-exact)) * u.to(tl.float32)).to(dtype)
     if KEEP:
         tl.store(product + row * columns + at, result, mask=inside)
-    _store_quantized(result.to(tl.float32), values, scale, row, columns, at, inside)
+    _store_quantized(result.to(tl.float32), values, scale, row, columns, at, inside, INTERPRETED)

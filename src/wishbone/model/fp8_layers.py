@@ -1,0 +1,139 @@
+"""Which layers of a model are in FP8.
+
+Of a 16-bit checkpoint: the linear layers of its backbone. Embeddings, output head, norms and the routers of experts
+stay in 16 bits, and so do layers whose sizes are no multiples of 16, which FP8 hardware cannot multiply, and experts
+that are kept as one stacked weight.
+
+Of a checkpoint in FP8: the layers whose weights are float8_e4m3fn in its files. Their headers say that, and whether a
+scale belongs to a row, to a block of 128 x 128 or to the whole weight; what the configuration claims is not asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from wishbone.errors import RequestError
+from wishbone.model.fp8_linear import BLOCKS, ROWS
+from wishbone.ops.frozen_linear.fp8 import BLOCK
+from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
+
+ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+SCALE_DTYPES = frozenset({"F32", "BF16", "F16", "F8_E8M0"})
+SHOWN = 3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredScales:
+    """Scales of one weight in a checkpoint: the name of their parameter, and their shape there."""
+
+    parameter: str
+    shape: tuple[int, ...]
+
+
+def layers_for_fp8(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers to put into FP8."""
+    head = model.get_output_embeddings()
+    whole = tuple(model._keep_in_fp32_modules or ()) + tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    names: list[str] = []
+    odd: list[str] = []
+    for name, module in model.named_modules():
+        if type(module) is not nn.Linear or module is head:
+            continue
+        parts = name.split(".")
+        if parts[-1] in ROUTERS or not {*parts}.isdisjoint(whole):
+            continue
+        fits = module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
+        (names if fits else odd).append(name)
+    if not names:
+        raise RequestError(
+            f"this {model.config.model_type} model has no linear layer for FP8 (their sizes must be multiples of "
+            f"{MULTIPLE}); load it in 16 bits"
+        )
+    if odd:
+        logger.warning(
+            "%d linear layers stay in 16 bits, as their sizes are no multiples of %d: %s.",
+            len(odd),
+            MULTIPLE,
+            _some(odd),
+        )
+    if any(parameter.dim() == 3 for parameter in model.parameters()):
+        logger.warning("Experts that are kept as one stacked weight stay in 16 bits.")
+    return names
+
+
+def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, StoredScales]:
+    """Linear layers whose weights the checkpoint has as codes, and their scales.
+
+    Raises:
+        RequestError: codes without a layer that reads them, or without scales that are understood.
+    """
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 (no iterator)
+                part = opened.get_slice(key)
+                tensors[key] = (part.get_dtype(), tuple(part.get_shape()))
+    linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    layers: dict[str, StoredScales] = {}
+    homeless, unscaled, odd = [], [], []
+    for key, (dtype, shape) in tensors.items():
+        if dtype != "F8_E4M3":
+            continue
+        stem, _, last = key.rpartition(".")
+        name = next((n for n in _names(stem, model.base_model_prefix) if n in linear), None)
+        if last != "weight" or name is None:
+            homeless.append(key)
+            continue
+        scales = _scales_of(stem, shape, tensors)
+        if scales is None:
+            unscaled.append(key)
+        elif shape[0] % MULTIPLE or shape[1] % MULTIPLE:
+            odd.append(key)
+        else:
+            layers[name] = scales
+    problems = [
+        f"{len(keys)} FP8 weights of the checkpoint {what} ({_some(keys)}); name the 16-bit model that it was made from"
+        for keys, what in (
+            (homeless, "belong to no linear layer, such as experts in one stacked weight"),
+            (unscaled, f"have no scales of rows or of blocks of {BLOCK} x {BLOCK}"),
+            (odd, f"have sizes that are no multiples of {MULTIPLE}"),
+        )
+        if keys
+    ]
+    if not layers and not problems:
+        problems = [
+            "its config.json says that it is in FP8, and no weight is float8_e4m3fn; remove quantization_config"
+        ]
+    if problems:
+        raise RequestError(problems)
+    return layers
+
+
+def _scales_of(
+    stem: str, weight: tuple[int, ...], tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> StoredScales | None:
+    blocks = tuple(-(-size // BLOCK) for size in weight)
+    for parameter in (ROWS, BLOCKS):
+        dtype, shape = tensors.get(f"{stem}.{parameter}", ("", ()))
+        if dtype in SCALE_DTYPES and shape in ((), (1,), (1, 1), weight[:1], (weight[0], 1), blocks):
+            return StoredScales(parameter, shape)
+    return None
+
+
+def _names(stem: str, prefix: str) -> Iterator[str]:
+    """Names that a module may have in the model: with or without the prefix of the backbone."""
+    yield stem
+    yield f"{prefix}.{stem}"
+    yield stem.removeprefix(f"{prefix}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

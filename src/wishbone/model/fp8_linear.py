@@ -1,0 +1,175 @@
+"""A linear layer whose frozen weight is kept in FP8, with scales of rows or of blocks.
+
+What it computes is said in `ops/frozen_linear/fp8.py`. To PEFT it is an `nn.Linear` with a `compute_dtype`, so it takes
+LoRA as any linear layer does. Its weight holds codes, and what takes them for numbers computes nonsense. PyTorch will
+not add to them, which stops merging in place; DoRA and some initializations of LoRA are refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wishbone.errors import RequestError
+from wishbone.ops.fp8_quantize import E4M3, quantize_rows
+from wishbone.ops.frozen_linear import FP8BlockWeight, FP8Weight, frozen_linear
+
+ROWS, BLOCKS = "weight_scale", "weight_scale_inv"
+"""What checkpoints call scales of rows and of blocks; both are factors of the codes, in spite of the second name."""
+BLIND_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin a LoRA adapter that do not look at the base's weights."""
+
+
+class FP8Linear(nn.Linear):
+    """y = x W^T + b with W = scale * weight.
+
+    Args:
+        in_features, out_features, bias: as of `nn.Linear`.
+        dtype: of the bias and, as PEFT sees it, of the arithmetic.
+        scale: name of the scales' parameter, `ROWS` or `BLOCKS`.
+        scale_shape: [out_features, 1] if None.
+        weight_dtype: of the weight until it is loaded.
+        device: "meta" for a layer that is loaded later.
+
+    Attributes:
+        weight: [out_features, in_features], float8_e4m3fn; not trained.
+        weight_scale: [out_features, 1], float32; or weight_scale_inv: a scale a block of 128 x 128.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: torch.dtype = torch.float32,
+        scale: str = ROWS,
+        scale_shape: tuple[int, ...] | None = None,
+        weight_dtype: torch.dtype = E4M3,
+        device: torch.device | str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.compute_dtype = dtype
+        self.rounds_input = True
+        empty = torch.empty((out_features, in_features), dtype=weight_dtype, device=device)
+        self.weight = nn.Parameter(empty, requires_grad=False)
+        scales = torch.empty(
+            (out_features, 1) if scale_shape is None else scale_shape, dtype=torch.float32, device=device
+        )
+        self.register_parameter(scale, nn.Parameter(scales, requires_grad=False))
+        own = nn.Parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
+        self.register_parameter("bias", own)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> FP8Linear:
+        """Return a layer with the rows of `linear` in FP8 and its bias itself."""
+        weight = linear.weight
+        layer = cls(linear.in_features, linear.out_features, False, dtype=weight.dtype, device="meta")
+        rows = quantize_rows(weight.detach())
+        layer.weight = nn.Parameter(rows.values, requires_grad=False)
+        layer.weight_scale = nn.Parameter(rows.scale, requires_grad=False)
+        layer.register_parameter("bias", linear.bias)
+        return layer.train(linear.training)
+
+    @property
+    def frozen_weight(self) -> FP8Weight | FP8BlockWeight:
+        """The weight in the form that `ops/frozen_linear` multiplies with."""
+        if hasattr(self, BLOCKS):
+            return FP8BlockWeight(self.weight, getattr(self, BLOCKS))
+        return FP8Weight(self.weight, getattr(self, ROWS))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return x W^T + b, [..., out_features], in the dtype of x [..., in_features], or autocast's."""
+        weight = self.frozen_weight
+        if self.rounds_input:
+            return frozen_linear(input, weight, self.bias)
+        return F.linear(input, weight.dense().to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
+
+    def dequantized(self, dtype: torch.dtype) -> nn.Linear:
+        """Return a plain layer with the weights that the codes stand for."""
+        layer = nn.Linear(self.in_features, self.out_features, False, device="meta")
+        layer.weight = nn.Parameter(self.frozen_weight.dense().to(dtype))
+        bias = None if self.bias is None else nn.Parameter(self.bias.detach().to(dtype))
+        layer.register_parameter("bias", bias)
+        return layer.train(self.training)
+
+    def settle(self) -> None:
+        """Bring scales, as a checkpoint had them, into one of the two forms; nothing of it is trained.
+
+        One scale for all rows becomes one for each; scales are float32 whatever they were stored in.
+        """
+        name = BLOCKS if hasattr(self, BLOCKS) else ROWS
+        scale = getattr(self, name).detach().float()
+        delattr(self, name)
+        if scale.numel() == 1 and (name == ROWS or scale.dim() < 2):
+            scale = scale.view(1).expand(self.out_features)
+        if scale.dim() == 1:
+            scale = scale[:, None]
+        by_rows = scale.shape == (self.out_features, 1)
+        self.register_parameter(ROWS if by_rows else BLOCKS, nn.Parameter(scale.contiguous(), requires_grad=False))
+        self.weight = nn.Parameter(self.weight.detach().contiguous(), requires_grad=False)
+
+    def extra_repr(self) -> str:
+        """Return sizes and the form of the scales, for printing."""
+        return f"{super().extra_repr()}, scales={'128x128' if hasattr(self, BLOCKS) else 'rows'}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FP8Linear:
+        """Move codes and scales with the module, but never cast them."""
+        kept = {id(self.weight), *(id(p) for name, p in self._parameters.items() if name in (ROWS, BLOCKS))}
+
+        def uncast(tensor: Tensor) -> Tensor:
+            if id(tensor) not in kept:
+                return fn(tensor)
+            return fn(tensor.detach().view(torch.uint8)).view(tensor.dtype)
+
+        result: FP8Linear = super()._apply(uncast, recurse)
+        return result
+
+
+@contextmanager
+def inputs_not_rounded(model: nn.Module) -> Iterator[None]:
+    """Let FP8 layers multiply with what their weights stand for, so that outputs depend on inputs continuously.
+
+    Rounding to e4m3 makes a large difference of a small one. Two ways to compute one thing are told apart by this.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FP8Linear)]
+    for layer in layers:
+        layer.rounds_input = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rounds_input = True
+
+
+def refuse_readers_of_codes(model: object, adapters: Mapping[str, Any]) -> None:
+    """Refuse adapters that compute with the numbers in an FP8 weight.
+
+    Args:
+        model: anything; without FP8 layers nothing is refused.
+        adapters: PEFT configurations of its adapters, by name, or None.
+
+    Raises:
+        RequestError: adapters with DoRA, or that begin with a decomposition of the weights.
+    """
+    on_fp8 = isinstance(model, nn.Module) and any(isinstance(module, FP8Linear) for module in model.modules())
+    problems = []
+    for name, config in adapters.items() if on_fp8 else ():
+        if getattr(config, "use_dora", False):
+            problems.append(
+                f"adapter {name!r} uses DoRA, which reads the base's weights, and they are in FP8; leave use_dora out, "
+                "or load the model in 4 or 16 bits"
+            )
+        if (start := getattr(config, "init_lora_weights", True)) not in BLIND_STARTS:
+            problems.append(
+                f"adapter {name!r} starts with init_lora_weights={start!r}, which reads the base's weights, and they "
+                "are in FP8; leave init_lora_weights out, or load the model in 16 bits"
+            )
+    if problems:
+        raise RequestError(problems)

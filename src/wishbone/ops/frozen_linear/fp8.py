@@ -1,0 +1,156 @@
+r"""A frozen weight in FP8: one byte a number, and for scales of rows FP8 products forward and backward.
+
+**One scale a row**, W_nk = s_n q_nk. With e(.) the rounding of each row to e4m3 (`fp8_quantize`), the layer computes
+
+    y_t = W e(x_t)                dx_t = sum_n e(g_t s)_n q_n
+
+so it is a linear layer with the weights W whose input is rounded, row by row; rounding counts as the identity in the
+derivative. The gradient that the matrix product sees is rounded likewise, after the scales of W, which lie along the
+summed dimension there, are multiplied into it. Policy and reference round alike, as rows do not depend on each other.
+
+There is one copy of q. The forward product reads it as it is. FP8 tensor cores of Hopper want both factors with the
+summed dimension innermost, so the backward product reads a transpose, made anew each time in scratch memory.
+
+**One scale a block of 128 x 128** (DeepSeek-V3, arXiv:2412.19437, section 3.3), W_nk = s_{n/128, k/128} q_nk. These
+scales change along the summed dimension, so partial sums would have to be scaled every 128 columns, which costs what
+FP8 gains unless the kernel is tuned for one GPU. W is dequantized to the dtype of x in scratch memory instead, 4% of
+the time of the product that follows, and x and g are not rounded at all.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wishbone.ops.fp8_quantize import E4M3, QuantizedRows, quantize_rows
+from wishbone.ops.frozen_linear.scaled_product import MULTIPLE, scaled_product
+from wishbone.ops.frozen_linear.scratch import scratch
+from wishbone.ops.frozen_linear.weight import InputForm, Prepared
+
+BLOCK = 128
+
+
+class FP8Weight:
+    """W = scale * qweight, one scale a row.
+
+    Args:
+        qweight: [N, K], float8_e4m3fn, contiguous; N and K are multiples of 16.
+        scale: [N] or [N, 1], float32.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
+    """
+
+    input_form: InputForm = "fp8_rows"
+
+    def __init__(self, qweight: Tensor, scale: Tensor) -> None:
+        _check(qweight, scale)
+        self.qweight, self.scale = qweight.detach(), scale.detach().view(-1)
+        self.out_features, self.in_features = qweight.shape
+        if self.scale.shape != (self.out_features,):
+            raise ValueError(f"{self.scale.numel()} scales are not one for each of {self.out_features} rows")
+        if self.out_features % MULTIPLE or self.in_features % MULTIPLE:
+            raise ValueError(f"a weight of shape {tuple(qweight.shape)} is not a multiple of {MULTIPLE} both ways")
+
+    def prepare(self, x: Tensor) -> QuantizedRows:
+        """Return the rows of x in e4m3."""
+        return quantize_rows(x)
+
+    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
+        """Return e(x) W^T + bias."""
+        assert isinstance(prepared, QuantizedRows)
+        return _product(prepared, self.qweight, self.scale, bias)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Return e(grad * scale) q."""
+        rows = quantize_rows(grad, self.scale)
+        return _product(rows, self._transposed(), _ones(self.in_features, grad.device))
+
+    def dense(self) -> Tensor:
+        """Return scale * q in float32."""
+        return self.qweight.float() * self.scale[:, None]
+
+    def _transposed(self) -> Tensor:
+        if not self.qweight.is_cuda:
+            return self.qweight.t()
+        from wishbone.ops.frozen_linear.triton import transpose_bytes
+
+        shape = (self.in_features, self.out_features)
+        return transpose_bytes(self.qweight, scratch(shape, E4M3, self.qweight.device))
+
+
+class FP8BlockWeight:
+    """W = scale * qweight, one scale a block of 128 x 128.
+
+    Args:
+        qweight: [N, K], float8_e4m3fn, contiguous.
+        scale: [ceil(N / 128), ceil(K / 128)], float32.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
+    """
+
+    input_form: InputForm = "plain"
+
+    def __init__(self, qweight: Tensor, scale: Tensor) -> None:
+        _check(qweight, scale)
+        self.qweight, self.scale = qweight.detach(), scale.detach().contiguous()
+        self.out_features, self.in_features = qweight.shape
+        blocks = tuple(-(-size // BLOCK) for size in qweight.shape)
+        if self.scale.shape != blocks:
+            raise ValueError(f"scales of shape {tuple(scale.shape)} are not one for each of {blocks} blocks")
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + bias."""
+        assert isinstance(prepared, Tensor)
+        return F.linear(prepared, self._dequantized(prepared.dtype), bias)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Return grad W."""
+        return grad @ self._dequantized(grad.dtype)
+
+    def dense(self) -> Tensor:
+        """Return scale * q in float32."""
+        rows, columns = self.qweight.shape
+        scale = self.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+        return self.qweight.float() * scale
+
+    def _dequantized(self, dtype: torch.dtype) -> Tensor:
+        if not self.qweight.is_cuda:
+            return self.dense().to(dtype)
+        from wishbone.ops.frozen_linear.triton import dequantize_blocks
+
+        shape = (self.out_features, self.in_features)
+        return dequantize_blocks(self.qweight, self.scale, scratch(shape, dtype, self.qweight.device))
+
+
+def _check(qweight: Tensor, scale: Tensor) -> None:
+    if qweight.dtype != E4M3 or qweight.dim() != 2 or not qweight.is_contiguous() or scale.dtype != torch.float32:
+        raise ValueError(
+            f"an FP8 weight is a contiguous float8_e4m3fn matrix with float32 scales, not {qweight.dtype} of shape "
+            f"{tuple(qweight.shape)} with {scale.dtype}"
+        )
+
+
+def _product(rows: QuantizedRows, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return (rows) (scale * q)^T + bias, [T, N], in the dtype that `rows` had; without FP8 hardware in float32."""
+    if not rows.values.is_cuda:
+        exact = rows.dequantized()
+        product = exact @ (q.to(exact.dtype) * scale.to(exact.dtype)[:, None]).t()
+        return (product if bias is None else product + bias).to(rows.dtype)
+    fused = bias if bias is not None and bias.dtype == torch.bfloat16 else None
+    product = scaled_product(rows.values, rows.scale, q, scale[None, :], fused).to(rows.dtype)
+    return product if bias is None or fused is not None else product + bias
+
+
+@functools.cache
+def _ones(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(size, dtype=torch.float32, device=device)

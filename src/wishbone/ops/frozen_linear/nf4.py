@@ -1,0 +1,60 @@
+"""A frozen weight in 4 bits, as bitsandbytes keeps it: dequantized into scratch memory before each product.
+
+Dequantizing writes 2 bytes a number and reads half a byte and the scales: 0.15 GB, 0.04 ms of an H200's memory for
+14,336 x 4,096, where the product with 8,192 tokens takes 1.3 ms. Activations are not rounded, and forward and backward
+use the same numbers, so this is an ordinary linear layer with the weights that the codes stand for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from wishbone.ops.frozen_linear.scratch import scratch
+from wishbone.ops.frozen_linear.weight import InputForm, Prepared
+
+
+class NF4Weight:
+    """W as 4-bit codes (NF4 or FP4) with their scales.
+
+    Args:
+        weight: bitsandbytes' `Params4bit`, quantized; or its codes.
+        quant_state: of the codes; None is that of `weight`.
+    """
+
+    input_form: InputForm = "plain"
+
+    def __init__(self, weight: Tensor, quant_state: Any = None) -> None:
+        state: Any = weight.quant_state if quant_state is None else quant_state  # type: ignore[attr-defined]
+        self.codes = weight.detach().view(-1, 1)
+        self.state = state
+        self.out_features, self.in_features = state.shape
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + bias."""
+        assert isinstance(prepared, Tensor)
+        return F.linear(prepared, self._dequantized(prepared), bias)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Return grad W."""
+        return grad @ self._dequantized(grad)
+
+    def dense(self) -> Tensor:
+        """Return what the codes stand for, in the dtype that they were quantized from."""
+        return self._dequantized(None).clone()
+
+    def _dequantized(self, other: Tensor | None) -> Tensor:
+        """W in scratch memory, in the dtype of what it is multiplied with."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        out = None
+        if self.codes.is_cuda:
+            out = scratch((self.out_features, self.in_features), self.state.dtype, self.codes.device)
+        dequantized: Tensor = dequantize_4bit(self.codes, self.state, out=out)
+        return dequantized if other is None else dequantized.to(other.dtype)

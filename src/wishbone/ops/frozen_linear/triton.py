@@ -1,0 +1,83 @@
+"""FP8 weights on their way to a matrix product, in Triton: transposed byte for byte, or dequantized from blocks.
+
+The transpose moves each byte once in and once out: for 14,336 x 4,096 that is 117 MB, 0.03 ms of an H200's memory where
+the product with 8,192 tokens takes 0.7 ms. Hardware moves words, not bytes. So a program reads words of 4 neighbouring
+columns from 4 neighbouring rows, turns each such square of 4 x 4 bytes in registers, and writes words of 4 neighbouring
+rows; between threads only whole words change places.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, COLUMNS = 128, 128
+"""Bytes of a tile that one program turns."""
+SCALE_BLOCK = 128
+
+
+def transpose_bytes(matrix: Tensor, out: Tensor) -> Tensor:
+    """Write the transpose of `matrix` [N, K] to `out` [K, N], both contiguous, of 1-byte elements; return `out`.
+
+    Raises:
+        ValueError: if N or K is not a multiple of 4.
+    """
+    rows, columns = matrix.shape
+    if rows % 4 or columns % 4:
+        raise ValueError(f"a matrix of {rows} x {columns} bytes does not consist of squares of 4 x 4")
+    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
+    _transpose_kernel[grid](
+        matrix.view(torch.int32), out.view(torch.int32), rows // 4, columns // 4, ROWS // 4, COLUMNS // 4, num_warps=4
+    )
+    return out
+
+
+def dequantize_blocks(values: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """Write values * scale to `out`; return `out`.
+
+    Args:
+        values: [N, K] float8_e4m3fn, contiguous.
+        scale: [ceil(N / 128), ceil(K / 128)], float32, contiguous.
+        out: [N, K], contiguous.
+    """
+    rows, columns = values.shape
+    grid = (triton.cdiv(columns, SCALE_BLOCK), triton.cdiv(rows, SCALE_BLOCK))
+    _dequantize_kernel[grid](values, scale, out, rows, columns, scale.shape[1], SCALE_BLOCK, num_warps=8)
+    return out
+
+
+@triton.jit
+def _transpose_kernel(matrix, out, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows and columns count words of 4: `matrix` is [4 rows, columns] words, `out` is [4 columns, rows]."""
+    down = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    right = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (down < rows)[:, None] & (right < columns)[None, :]
+    source = matrix + (4 * down * columns)[:, None] + right[None, :]
+    a = tl.load(source, mask=inside, other=0)
+    b = tl.load(source + columns, mask=inside, other=0)
+    c = tl.load(source + 2 * columns, mask=inside, other=0)
+    d = tl.load(source + 3 * columns, mask=inside, other=0)
+    target = out + (4 * right * rows)[:, None] + down[None, :]
+    turned = tl.trans(inside)
+    for byte in tl.static_range(4):
+        shift = 8 * byte
+        word = (
+            ((a >> shift) & 0xFF)
+            | (((b >> shift) & 0xFF) << 8)
+            | (((c >> shift) & 0xFF) << 16)
+            | (((d >> shift) & 0xFF) << 24)
+        )
+        tl.store(target + byte * rows, tl.trans(word), mask=turned)
+
+
+@triton.jit
+def _dequantize_kernel(values, scale, out, rows, columns, scales_a_row, BLOCK: tl.constexpr):
+    down = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    right = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = (down < rows)[:, None] & (right < columns)[None, :]
+    at = (down * columns)[:, None] + right[None, :]
+    factor = tl.load(scale + tl.program_id(1).to(tl.int64) * scales_a_row + tl.program_id(0))
+    exact = tl.load(values + at, mask=inside, other=0.0).to(tl.float32) * factor
+    tl.store(out + at, exact.to(out.dtype.element_ty), mask=inside)

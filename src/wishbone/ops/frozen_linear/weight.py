@@ -1,0 +1,57 @@
+r"""What every form of a frozen weight W [N, K] can do: y = x W^T, dx = g W.
+
+A frozen weight has no gradient, so these two products are all that training an adapter asks of it, and W may be stored
+in any form that gives them. Layers that read one input share its preparation (quantized rows, for FP8):
+
+    prepared = weight.prepare(x)      # once for q, k and v
+    y = weight.forward(prepared)
+    dx = weight.backward(g)
+
+Plain tensors go in and come out; autograd is the business of who calls (`frozen_linear`, `lora_linear`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from wishbone.ops.fp8_quantize import QuantizedRows
+
+Prepared = Tensor | QuantizedRows
+InputForm = Literal["plain", "fp8_rows"]
+
+
+class FrozenWeight(Protocol):
+    """A weight [out_features, in_features] that is not trained.
+
+    Attributes:
+        out_features: N.
+        in_features: K.
+        input_form: what `prepare` makes. Weights that read one input may share it if this is equal.
+    """
+
+    @property
+    def out_features(self) -> int: ...  # noqa: D102
+
+    @property
+    def in_features(self) -> int: ...  # noqa: D102
+
+    @property
+    def input_form(self) -> InputForm: ...  # noqa: D102
+
+    def prepare(self, x: Tensor) -> Prepared:
+        """Return x [T, K] as `forward` wants it."""
+        ...
+
+    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
+        """Return x W^T + bias, [T, N], in the dtype of x."""
+        ...
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Return grad W, [T, K], in the dtype of grad [T, N]."""
+        ...
+
+    def dense(self) -> Tensor:
+        """Return the numbers that W stands for, [N, K], in 16 bits if they are stored so, else float32."""
+        ...
