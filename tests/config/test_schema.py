@@ -26,7 +26,7 @@ def test_every_field_is_described_and_bounded_in_the_json_schema():
         for name, section in SECTIONS.items()
         for key, field in schema["$defs"][section.__name__]["properties"].items()
     }
-    assert len(fields) == 50
+    assert len(fields) == 52
     for path, field in fields.items():
         assert field["description"].endswith("."), path
         for branch in field.get("anyOf", [field]):
@@ -87,6 +87,21 @@ def test_configurations_cannot_be_changed():
 def test_conflicts_reach_python_as_well():
     with pytest.raises(ValidationError, match="label_smoothing 0 leaves exo_pair without a finite loss"):
         s.PreferenceConfig(loss=["exo_pair"])
+
+
+def test_rules_across_sections_are_reported_together():
+    settings = {
+        "model": {"name": "x", "quantization": "nf4"},
+        "data": {"train": "y"},
+        "adapter": {"method": "full"},
+        "training": {"eval_steps": 5},
+    }
+    with pytest.raises(ValidationError) as refused:
+        RunConfig(**settings)
+    conflicts = refused.value.errors()[0]["ctx"]["conflicts"]
+    assert [conflict.fields[0] for conflict in conflicts] == ["model.quantization", "training.eval_steps"]
+    assert "set adapter.method to lora, or model.quantization to none" in conflicts[0].text
+    assert RunConfig(**settings | {"adapter": {}, "training": {}}).model.quantization == "nf4"
 
 
 # any configuration

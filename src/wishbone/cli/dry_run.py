@@ -38,7 +38,8 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
     data, training = config.data, config.training
     plan = schedule(inspection.rows, training)
     revision = f" at {config.model.revision}" if config.model.revision else ""
-    yield "Model", f"{config.model.name}{revision}, dtype {config.model.dtype}"
+    weights = "" if config.model.quantization == "none" else f", {config.model.quantization}"
+    yield "Model", f"{config.model.name}{revision}, dtype {config.model.dtype}{weights}"
     yield "Trained", _trained(config.adapter)
     yield (
         "Pairs",

@@ -60,7 +60,11 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
     if output.dir is not None:
         directory = _find(output.dir, beside) or Path(output.dir).expanduser().absolute()
         output = output.model_copy(update={"dir": str(directory)})
-    changed = {"model": model, "data": config.data.model_copy(update=pairs), "output": output}
+    training = config.training
+    if training.reference_store not in ("auto", "off"):
+        store = _find(training.reference_store, beside) or Path(training.reference_store).expanduser().absolute()
+        training = training.model_copy(update={"reference_store": str(store)})
+    changed = {"model": model, "data": config.data.model_copy(update=pairs), "training": training, "output": output}
     return config.model_copy(update=changed), problems
 
 

@@ -77,6 +77,9 @@ class ModelConfig(Section):
         default="auto",
         description="Number format of the weights; auto: bfloat16 where the device computes in it, or float32.",
     )
+    quantization: Literal["none", "nf4"] = Field(
+        default="none", description="Frozen weights in 4 bits (nf4, through bitsandbytes), or as dtype says (none)."
+    )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
 
 
@@ -241,6 +244,10 @@ class TrainingConfig(Section):
         default="auto",
         description="Intermediate values for the backward pass: keep them, recompute them, or what fits.",
     )
+    reference_store: Line = Field(
+        default="auto",
+        description="Where reference values are kept for later epochs and runs: auto (user's cache), off, or a file.",
+    )
 
 
 class OutputConfig(Section):
@@ -263,8 +270,14 @@ class RunConfig(Section):
     output: OutputConfig = Field(default=OutputConfig(), description="Where the result goes.")
 
     @model_validator(mode="after")
-    def _evaluation_has_pairs(self) -> Self:
-        data = self.data
+    def _sections_agree(self) -> Self:
+        data, conflicts = self.data, []
+        if self.model.quantization != "none" and self.adapter.method == "full":
+            text = (
+                f"model.quantization {self.model.quantization} freezes weights and adapter.method full trains them; "
+                "set adapter.method to lora, or model.quantization to none"
+            )
+            conflicts.append(Conflict(("model.quantization", "adapter.method"), text))
         if (
             self.training.eval_steps is not None
             and data.eval is None
@@ -276,5 +289,6 @@ class RunConfig(Section):
                 "evaluate on; set data.eval, data.eval_split or data.eval_fraction, or leave out training.eval_steps"
             )
             fields = ("training.eval_steps", "data.eval", "data.eval_split", "data.eval_fraction")
-            refuse([Conflict(fields, text)])
+            conflicts.append(Conflict(fields, text))
+        refuse(conflicts)
         return self

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wishbone.errors import RequestError
+from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.quantization import is_quantized
 
 ALL_LINEAR = "all-linear"
 FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
@@ -29,6 +31,7 @@ def lora_config(
     alpha: float | None = None,
     dropout: float = 0.0,
     target_modules: Literal["all-linear"] | Sequence[str] = ALL_LINEAR,
+    **further: Any,
 ) -> LoraConfig:
     """Return the configuration of a LoRA adapter (arXiv 2106.09685) that fits `model`.
 
@@ -40,6 +43,7 @@ def lora_config(
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head
             (and but `out_proj` of state-space layers, whose fused kernels would pass by the adapter). Experts that are
             kept as one stacked weight are no linear layers and stay frozen.
+        further: other fields of PEFT's `LoraConfig`, such as `use_rslora` or `modules_to_save`.
 
     Raises:
         RequestError: a number out of range, a name that is no linear layer, or a model that has an adapter.
@@ -59,8 +63,9 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if everything else names,
-        exclude_modules=["out_proj"] if everything and model.config.model_type in FUSED_OUTPUT else None,
         task_type="CAUSAL_LM",
+        **({"exclude_modules": ["out_proj"]} if everything and model.config.model_type in FUSED_OUTPUT else {})
+        | further,
     )
 
 
@@ -76,12 +81,32 @@ def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Pe
         RequestError: as `lora_config`, or PEFT refuses.
     """
     config = lora_config(model, **settings)
+    refuse_readers_of_codes(model, {"default": config})
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise RequestError(f"PEFT cannot put an adapter on {config.target_modules}: {error}") from error
+
+
+def parameter_values(model: Any) -> dict[nn.Parameter, Tensor]:
+    """Return the tensors that the parameters of a model hold now; nothing for what is no model yet."""
+    return {parameter: parameter.data for parameter in model.parameters()} if isinstance(model, nn.Module) else {}
+
+
+def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
+    """Keep adapters on quantized weights in float32, where TRL's trainer rounds them to bfloat16 as it is constructed.
+
+    Args:
+        model: the trainer's model.
+        before: `parameter_values` of the model that it was given; an adapter that came later keeps its rounded values.
+    """
+    if not is_quantized(model):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = before.get(parameter, parameter.data).float()
 
 
 @torch.no_grad()

@@ -24,22 +24,23 @@ from wishbone.errors import RequestError
 TIMEOUT_SECONDS = 5.0
 
 
-def find_on_hub(name: str, revision: str | None, *, instead: str) -> Path | list[str]:
+def find_on_hub(name: str, revision: str | None, *, instead: str, token: str | None = None) -> Path | list[str]:
     """Ask the hub once for the repository `name`; return its file names or, without a hub, the local copy's directory.
 
     Args:
         name: "owner/model".
         revision: branch, tag or commit, or None for the default branch.
         instead: what the user can do when the model is not to be had; ends the error message.
+        token: to ask with; None is the token of `hf auth login`, if there is one.
 
     Raises:
         RequestError: no such repository or revision, no access, or no hub and no local copy.
     """
     at = f" at revision {revision!r}" if revision else ""
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS)
+        info = HfApi().model_info(name, revision=revision, timeout=TIMEOUT_SECONDS, token=token)
         if info.gated:
-            hf_hub_download(name, "config.json", revision=revision, etag_timeout=TIMEOUT_SECONDS)
+            hf_hub_download(name, "config.json", revision=revision, etag_timeout=TIMEOUT_SECONDS, token=token)
     except HFValidationError as error:
         raise RequestError(f"{name!r} is no model: not a path that exists and not a hub id; {instead}") from error
     except GatedRepoError as error:

@@ -26,8 +26,10 @@ from transformers import (
 from wishbone.errors import RequestError
 from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
+from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory, one_line
 from wishbone.model.hub import find_on_hub
+from wishbone.model.quantization import quantization_config, quantization_obstacle, settle_quantized_layers
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,11 +38,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where transformers reads a model from, and how it is asked to."""
+    """Where transformers reads a model from, how it is asked to, and the model's config.json where weights are read."""
 
     path: str
     options: dict[str, Any]
     hub_id: str | None
+    config: dict[str, Any]
 
 
 def load_model(
@@ -50,6 +53,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    load_in_4bit: bool = False,
+    load_in_8bit: bool = False,
+    load_in_fp8: bool = False,
+    token: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
@@ -59,15 +66,29 @@ def load_model(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go; None is this process's GPU if there is one, else the CPU.
+        load_in_4bit: quantize the linear layers to NF4, which then compute in `dtype`. A checkpoint that is quantized
+            already is loaded as it is, whatever is asked here.
+        load_in_8bit: quantize them to LLM.int8, whose rounding depends on what else is in a batch.
+        load_in_fp8: quantize them to FP8 with a scale a row, and multiply in FP8.
+        token: for hub repositories that need one; None is the token of `hf auth login`.
 
     Raises:
-        RequestError: the model cannot be had, is damaged, or is not a causal language model.
+        RequestError: the model cannot be had, is damaged, cannot be quantized here, or is not a causal language model.
     """
     place = choose_device(device)
     number_format = choose_dtype(dtype, place)
-    source = _find(name, revision, trust_remote_code, weights=True)
+    source = _find(name, revision, trust_remote_code, weights=True, token=token)
+    if sum((load_in_4bit, load_in_8bit, load_in_fp8)) > 1:
+        raise RequestError("load_in_4bit, load_in_8bit and load_in_fp8 exclude each other; set one of them")
+    quantization: dict[str, Any] | None
+    if load_in_fp8 or (is_stored_in_fp8(source.config) and not (load_in_4bit or load_in_8bit)):
+        quantization = fp8_options(name, source.path, source.config, source.options, place)
+    else:
+        quantization = _quantization(
+            name, source.config, place, number_format, bits=4 if load_in_4bit else 8 * load_in_8bit
+        )
+    placement = {} if place.type == "cpu" and quantization is None else {"device_map": {"": place}}
     tokenizer = _tokenizer(name, source)
-    placement = {} if place.type == "cpu" else {"device_map": {"": place}}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -75,17 +96,45 @@ def load_model(
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **(quantization or {}),
             **placement,
             **source.options,
         )
     except SafetensorError as error:
         raise RequestError(f"the weights of {name!r} are damaged ({error}); copy or download them again") from error
+    except RequestError as error:
+        raise RequestError([f"{name!r}: {problem}" for problem in error.problems]) from error
     except (OSError, ValueError, ImportError) as error:
         raise _unloadable(name, error) from error
     _refuse_random_weights(name, model, report)
+    settle_quantized_layers(model, number_format)
     if source.hub_id is not None:
         model.name_or_path = source.hub_id  # it may have come from a local copy
     return model, tokenizer
+
+
+def _quantization(
+    name: str, config: dict[str, Any], place: torch.device, dtype: torch.dtype, *, bits: int
+) -> dict[str, Any] | None:
+    """Return the options that give layers of 4 or 8 bits, or None if they stay whole.
+
+    Args:
+        config: of the checkpoint, which may be quantized already.
+        bits: asked for; 0 for none.
+    """
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if bits and method not in (None, "bitsandbytes"):
+        raise RequestError(
+            f"{name!r} is quantized already, with {method}, and cannot be loaded in {bits} bits; name the model "
+            "that it was made from"
+        )
+    if not bits and method != "bitsandbytes":
+        return None
+    obstacle = quantization_obstacle(place)
+    if obstacle:
+        kept = "its weights are quantized" if method else f"it cannot be loaded in {bits} bits"
+        raise RequestError(f"{name!r}: {kept}, and {obstacle}")
+    return {} if method else {"quantization_config": quantization_config(bits, dtype)}
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -141,17 +190,21 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _find(name: str, revision: str | None, trust_remote_code: bool, *, weights: bool) -> Source:
+def _find(
+    name: str, revision: str | None, trust_remote_code: bool, *, weights: bool, token: str | None = None
+) -> Source:
     """Resolve `name` and refuse what cannot be loaded, before loading it."""
     path = resolve_model(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if token is not None:
+        options["token"] = token
     local = Path(path) if Path(path).is_dir() else None
     hub_id = None if local else name
     where = ""
     if local is not None and revision is not None:
         raise RequestError(f"revision {revision!r} was given for {name!r}, which is local; leave the revision out")
     if local is None:
-        found = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)))
+        found = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)), token=token)
         if isinstance(found, Path):
             local, path, where = found, str(found), " from its local copy, and the hub cannot be asked"
         else:
@@ -166,12 +219,14 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, *, weights: 
     problems = missing_files(files, weights=weights)
     if local is not None and weights and not problems:
         problems = damaged_weights(local)
+    config: dict[str, Any] = {}
     if weights and not problems:
-        reason = not_causal(_config(name, path, options), trust_remote_code=trust_remote_code)
+        config = _config(name, path, options)
+        reason = not_causal(config, trust_remote_code=trust_remote_code)
         problems = [reason] if reason else []
     if problems:
         raise RequestError([f"{name!r} cannot be loaded{where}: {problem}" for problem in problems])
-    return Source(path, options, hub_id)
+    return Source(path, options, hub_id, config)
 
 
 def _config(name: str, path: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,11 @@ def answer_before_and_after(
     """
     learned = learned_weights(run_dir)
     model, tokenizer = load_model(
-        base.name, dtype=base.dtype, revision=base.revision, trust_remote_code=base.trust_remote_code
+        base.name,
+        dtype=base.dtype,
+        revision=base.revision,
+        trust_remote_code=base.trust_remote_code,
+        load_in_4bit=base.quantization == "nf4",
     )
     _refuse_too_long(questions, model, max_new_tokens)
     answer = partial(_answers, questions=questions, tokenizer=tokenizer)

@@ -1,0 +1,118 @@
+"""GGUF files for llama.cpp, written by llama.cpp's own tools: the format follows their code, not a specification.
+
+`convert_hf_to_gguf.py` turns a model directory into a GGUF file of 16 or 32 bits or of Q8_0; every other kind is made
+from the 16-bit file by `llama-quantize`. Both are looked for in $LLAMA_CPP (a checkout of llama.cpp) and in PATH.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from wishbone.errors import RequestError
+
+CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "llama-quantize"
+CONVERTED = ("f32", "f16", "bf16", "q8_0")
+QUANTIZED = (
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k", "q4_k_s", "q4_k_m", "q5_0", "q5_1", "q5_k", "q5_k_s",
+    "q5_k_m", "q6_k",
+)  # fmt: skip
+ALIASES = {"not_quantized": "bf16", "fast_quantized": "q8_0", "quantized": "q4_k_m"}
+"""Unsloth's names for a choice by effect."""
+
+
+def gguf_kinds(asked: str | Sequence[str]) -> list[str]:
+    """Return llama.cpp's names of the kinds asked for, one or several.
+
+    Raises:
+        RequestError: a name that is not known.
+    """
+    names = [asked] if isinstance(asked, str) else list(asked)
+    kinds, problems = [], []
+    for name in names:
+        kind = ALIASES.get(str(name).lower(), str(name).lower())
+        if kind in CONVERTED + QUANTIZED:
+            kinds.append(kind)
+            continue
+        near = difflib.get_close_matches(kind, [*ALIASES, *CONVERTED, *QUANTIZED], n=3) or [*ALIASES, "f16", "q4_k_m"]
+        problems.append(f"quantization_method {name!r} is not known; use one of {', '.join(near)}")
+    if problems:
+        raise RequestError(problems)
+    return list(dict.fromkeys(kinds))
+
+
+def check_gguf_tools(kinds: Sequence[str]) -> None:
+    """Raise RequestError if a tool of llama.cpp that these kinds need is not found."""
+    _tools(kinds)
+
+
+def export_gguf(model: Path, directory: Path, kinds: Sequence[str]) -> list[Path]:
+    """Write one GGUF file a kind, `<model's name>.<KIND>.gguf`, and return their paths.
+
+    Args:
+        model: a directory with a merged model and its tokenizer.
+        directory: where the files go; its name is the model's.
+        kinds: as `gguf_kinds` returns them.
+
+    Raises:
+        RequestError: a tool is missing or fails; nothing is written then.
+    """
+    converter, quantizer = _tools(kinds)
+    stem = directory.absolute().name
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".gguf-", dir=directory) as inside:
+        temporary = Path(inside)
+        base = next((kind for kind in ("f32", "bf16", "f16") if kind in kinds), "bf16")
+        for kind in dict.fromkeys([base] if set(kinds) - {"q8_0"} else []) | dict.fromkeys(kinds):
+            out = temporary / f"{stem}.{kind.upper()}.gguf"
+            if kind in CONVERTED:
+                _run([sys.executable, converter, model, "--outfile", out, "--outtype", kind], out)
+            else:
+                _run([quantizer, temporary / f"{stem}.{base.upper()}.gguf", out, kind.upper()], out)
+        return [
+            Path(shutil.move(temporary / f"{stem}.{kind.upper()}.gguf", directory / f"{stem}.{kind.upper()}.gguf"))
+            for kind in kinds
+        ]
+
+
+def _tools(kinds: Sequence[str]) -> tuple[Path, Path | None]:
+    converter, quantizer = _find(CONVERTER), _find(QUANTIZER)
+    problems = []
+    if converter is None:
+        problems.append(
+            f"llama.cpp's {CONVERTER} is not found; clone llama.cpp, `pip install -r requirements.txt` in it, and set "
+            "LLAMA_CPP to the directory of the clone"
+        )
+    made = sorted(set(kinds) & set(QUANTIZED))
+    if made and quantizer is None:
+        problems.append(
+            f"{', '.join(made)} needs llama.cpp's {QUANTIZER}, which is not found; build llama.cpp (or install it) and "
+            f"set LLAMA_CPP or PATH, or use one of {', '.join(CONVERTED)}"
+        )
+    if problems:
+        raise RequestError(problems)
+    assert converter is not None
+    return converter, quantizer
+
+
+def _find(tool: str) -> Path | None:
+    root = os.environ.get("LLAMA_CPP")
+    places = [Path(root) / part / tool for part in (".", "build/bin", "bin")] if root else []
+    found = next((place for place in places if place.is_file()), None) or shutil.which(tool)
+    return Path(found) if found else None
+
+
+def _run(command: Sequence[str | Path | None], out: Path) -> None:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode or not out.is_file():
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise RequestError(
+            f"{Path(str(command[1] if str(command[0]) == sys.executable else command[0])).name} failed with status "
+            f"{done.returncode} ({said[-1] if said else 'it said nothing'}); update llama.cpp, or keep the 16-bit model"
+        )

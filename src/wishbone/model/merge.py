@@ -1,0 +1,218 @@
+"""Merging: W' = W + (alpha / rank) B A once and for all, so that a model runs without an adapter.
+
+W are the original 16-bit weights. A model that was trained on 4-bit weights is loaded anew in 16 bits first, so that
+the merged model does not inherit their rounding. PEFT merges layer by layer (and knows DoRA, rank stabilization and
+adapters on embeddings); every merged weight is rounded to 16 bits once.
+
+A merge is believed when the files that were written, loaded again, give the log-probabilities of the adapter model on
+real text. Rounding moves them a little. How much is measured, not assumed: the merged weights are moved at random by as
+much as rounding moves them, and the merge may differ from the adapter by no more than four times what that changes.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from wishbone.errors import RequestError
+from wishbone.model.agreement import difference, move_by_rounding, real_sequences, sequence_logps
+from wishbone.model.load import load_model
+from wishbone.model.merged_weights import active_adapters, base_of, merged_weights
+from wishbone.model.quantization import dequantized, is_quantized
+from wishbone.model.saved_adapter import not_finite
+from wishbone.model.whole_files import beside
+
+PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva")
+"""Ways to begin an adapter that leave the base model's weights alone."""
+FLOAT_NOISE = 1e-4
+"""Nats a token by which two orders of the same float32 arithmetic differ at most."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge was found to be.
+
+    Attributes:
+        directory: where the merged model is.
+        dtype: of its weights.
+        difference: mean |log p merged - log p adapter| over tokens of real text, in nats.
+        allowed: what rounding to `dtype` explains.
+        quantization: the same difference to the quantized model that was trained, or None if it is not quantized.
+    """
+
+    directory: Path
+    dtype: torch.dtype
+    difference: float
+    allowed: float
+    quantization: float | None = None
+
+
+def merge_adapter(
+    model: nn.Module,
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_shard_size: int | str = "5GB",
+) -> Merge:
+    """Write the model with its active adapter merged into 16-bit weights; the model itself is left as it is.
+
+    Args:
+        model: a PEFT model, or one that PEFT has put adapters into; without an adapter its weights are written alone.
+        directory: files in it with the same names are replaced; on failure nothing is written.
+        tokenizer: written beside the weights, and used for the comparison.
+        max_shard_size: of a file of weights.
+
+    Raises:
+        RequestError: the adapter has NaN or infinite values, the directory holds something that a model must not stand
+            beside, the 16-bit weights cannot be had, or the merged model does not say what the adapter model says.
+    """
+    target = Path(directory).expanduser().absolute()
+    problems = [*_unusable(target, model), *not_finite(model)]
+    if problems:
+        raise RequestError(problems)
+    sequences = real_sequences(tokenizer)
+    trained = sequence_logps(model, sequences) if is_quantized(model) else None
+    dtype = _sixteen_bits(model)
+    whole = _in_sixteen_bits(model, dtype) if trained is not None else model
+    expected = sequence_logps(whole, sequences)
+    with beside(target) as temporary:
+        rounded = _write(whole, temporary, dtype, max_shard_size)
+        tokenizer.save_pretrained(temporary)
+        base = base_of(whole)
+        merged, _ = load_model(
+            str(temporary), dtype=base.dtype, device=base.device, trust_remote_code=base.is_remote_code()
+        )
+        found = sequence_logps(merged, sequences)
+        move_by_rounding(merged, rounded, dtype)
+        allowed = 4 * difference(sequence_logps(merged, sequences), found) + FLOAT_NOISE
+        result = Merge(
+            target,
+            dtype,
+            difference=difference(found, expected),
+            allowed=allowed,
+            quantization=None if trained is None else difference(found, trained),
+        )
+        if not result.difference <= allowed:
+            raise RequestError(
+                f"the merged model differs from the adapter model by {result.difference:.2g} nats a token, and "
+                f"rounding to {dtype} explains {allowed:.2g}; nothing was written. Save the adapter itself instead"
+            )
+    logger.info(
+        "merged into %s: %.2g nats a token from the adapter model, of %.2g that rounding explains",
+        target,
+        result.difference,
+        allowed,
+    )
+    return result
+
+
+def _unusable(target: Path, model: nn.Module) -> list[str]:
+    """Return why a merged model must not be written to `target`."""
+    if target.is_file():
+        return [f"{str(target)!r} is a file; name a directory"]
+    source = Path(base_of(model).name_or_path or "?")
+    if target.exists() and source.exists() and target.samefile(source):
+        return [f"{str(target)!r} is the base model's own directory; name another one"]
+    if (target / "adapter_config.json").exists():
+        return [f"{str(target)!r} holds an adapter, which a model must not stand beside; name another one"]
+    return []
+
+
+def _sixteen_bits(model: nn.Module) -> torch.dtype:
+    """Return the 16-bit dtype of the checkpoint, or of the model in memory; bfloat16 where neither has one."""
+    base = base_of(model)
+    found: Any = base.dtype
+    if found not in (torch.bfloat16, torch.float16) and base.name_or_path:
+        try:
+            config, _ = PretrainedConfig.get_config_dict(base.name_or_path, revision=_revision(base))
+        except OSError:
+            config = {}
+        found = config.get("dtype", config.get("torch_dtype"))
+    return torch.float16 if found in ("float16", torch.float16) else torch.bfloat16
+
+
+def _revision(base: PreTrainedModel) -> str | None:
+    return None if Path(base.name_or_path).exists() else getattr(base.config, "_commit_hash", None)
+
+
+def _in_sixteen_bits(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return the adapter on the weights that its quantized base was made from, on the same device if they fit."""
+    quantized = base_of(model)
+    if not quantized.name_or_path:
+        raise RequestError("the model does not say where its 16-bit weights are; set model.config.name_or_path")
+    device = quantized.device
+    if device.type == "cuda" and 2 * quantized.num_parameters() > 0.8 * torch.cuda.mem_get_info(device)[0]:
+        device = torch.device("cpu")
+    base: Any
+    base, _ = load_model(
+        quantized.name_or_path,
+        dtype=torch.float32 if device.type == "cpu" else dtype,
+        device=device,
+        revision=_revision(quantized),
+        trust_remote_code=quantized.is_remote_code(),
+    )
+    if is_quantized(base):
+        logger.warning(
+            "%s has quantized weights only; the adapter is merged into what they stand for.", quantized.name_or_path
+        )
+        base = dequantized(base)
+    rows = quantized.get_input_embeddings().weight.shape[0]
+    if base.get_input_embeddings().weight.shape[0] != rows:
+        base.resize_token_embeddings(rows)
+        for mine, theirs in (
+            (base.get_input_embeddings(), quantized.get_input_embeddings()),
+            (base.get_output_embeddings(), quantized.get_output_embeddings()),
+        ):
+            mine.load_state_dict(theirs.state_dict())
+    adapters = active_adapters(model)
+    if not adapters:
+        return cast(nn.Module, base)
+    if len(adapters) > 1:
+        raise RequestError(
+            f"{len(adapters)} adapters are active ({', '.join(adapters)}); activate one with set_adapter"
+        )
+    configs: Any = model.peft_config
+    config = copy.deepcopy(configs[adapters[0]])
+    if config.init_lora_weights not in PLAIN_INITIALIZATIONS:
+        raise RequestError(
+            f"the adapter began with init_lora_weights={config.init_lora_weights!r}, which changes the base's weights, "
+            "and they are quantized now; save the adapter itself, or train it on 16-bit weights"
+        )
+    config.init_lora_weights = True
+    whole: nn.Module = get_peft_model(base, config)
+    weights = get_peft_model_state_dict(model, adapter_name=adapters[0], save_embedding_layers=False)
+    prefix = "base_model.model."
+    set_peft_model_state_dict(whole, {prefix + key.removeprefix(prefix): value for key, value in weights.items()})
+    whole.eval()
+    return whole
+
+
+def _write(model: nn.Module, directory: Path, dtype: torch.dtype, max_shard_size: int | str) -> list[str]:
+    """Write the merged weights and the configuration; return the names of weights that were rounded."""
+    base = base_of(model)
+    weights, rounded = merged_weights(base, dtype)
+    base.save_pretrained(directory, state_dict=weights, max_shard_size=max_shard_size)
+    config = copy.deepcopy(base.config)
+    config.dtype = dtype
+    embedding, head = (f"{name}.weight" for name in _embedding_names(base))
+    if weights.get(embedding) is not weights.get(head, weights.get(embedding)):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
+    config.save_pretrained(directory)
+    return rounded
+
+
+def _embedding_names(base: PreTrainedModel) -> tuple[str, str]:
+    """Names that the input embedding and the output head have without adapters."""
+    both = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [next((name for name, module in base.named_modules() if module is wanted), "") for wanted in both]
+    return names[0], names[1]

@@ -1,0 +1,102 @@
+"""Frozen weights in 4 bits: NF4 with double quantization (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3).
+
+A weight is one of 16 quantiles of a normal distribution times the scale of its block of 64, and the scales are 8-bit
+numbers themselves:
+
+    w = s_block q[code],    s_block = s2 c[code2] + mean
+
+bitsandbytes keeps the codes and multiplies by the numbers they stand for, in the forward pass and in the backward pass
+alike. So a 4-bit model is an ordinary model with other weights, and training an adapter on it is exact with respect to
+them. Embeddings, output head and norms are not quantized.
+
+On CPUs with AVX512-BF16 bitsandbytes would break that: a layer that runs in evaluation mode is packed anew for good,
+with scales and products rounded to bfloat16. `settle_quantized_layers` takes that choice from it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import is_bitsandbytes_available
+
+INSTALL = "install it with `pip install -U bitsandbytes`"
+
+
+def quantization_obstacle(device: torch.device) -> str | None:
+    """Return why weights cannot be quantized for `device`, in one phrase that ends with the remedy, or None."""
+    if find_spec("bitsandbytes") is None:
+        return f"bitsandbytes is not installed; {INSTALL}"
+    if not is_bitsandbytes_available():
+        return f"the installed bitsandbytes is too old for this transformers; {INSTALL}"
+    if device.type not in ("cpu", "cuda"):
+        return f"there is no 4-bit arithmetic for {device.type!r} devices here; use a CUDA GPU or the CPU"
+    return None
+
+
+def quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how transformers quantizes while it loads: NF4 (4 bits) or LLM.int8 (8 bits), computing in `dtype`."""
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def settle_quantized_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Make every 4-bit layer compute in `dtype` and keep its weights as they are in evaluation mode too."""
+    for layer in _four_bit_layers(model):
+        layer.compute_dtype, layer.compute_type_is_set = dtype, True
+    forbid_repacking(model)
+
+
+def forbid_repacking(model: nn.Module) -> None:
+    """Keep the weights of every 4-bit layer as they are in evaluation mode too, whoever loaded the model."""
+    for layer in _four_bit_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether some weights of the model are kept in 4 or 8 bits."""
+    codes = (torch.uint8, torch.int8, torch.float8_e4m3fn)
+    return any(weight.dtype in codes or getattr(weight, "quant_state", None) for weight in model.parameters())
+
+
+def dequantized_weight(layer: nn.Module) -> Tensor:
+    """Return the numbers that a 4-bit layer's codes stand for, [out, in], in the dtype they were quantized from."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    weight: Any = layer.weight
+    value: Tensor = dequantize_4bit(weight.data, weight.quant_state)
+    return value
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """Return an ordinary model with the numbers that a quantized model's codes stand for; the given one is used up.
+
+    It is a new model around the same tensors, as transformers cannot save one that it once loaded from codes.
+    """
+    whole: Any = model.dequantize()
+    with torch.device("meta"):
+        plain: PreTrainedModel = type(whole)(copy.deepcopy(whole.config))
+    for name, tensor in [*whole.named_parameters(remove_duplicate=False), *whole.named_buffers(remove_duplicate=False)]:
+        module, _, own = name.rpartition(".")
+        setattr(plain.get_submodule(module), own, tensor)
+    plain.generation_config = whole.generation_config
+    return plain.eval()
+
+
+def _four_bit_layers(model: nn.Module) -> list[Any]:
+    if "bitsandbytes" not in sys.modules:
+        return []
+    from bitsandbytes.nn import Linear4bit
+
+    return [module for module in model.modules() if isinstance(module, Linear4bit)]

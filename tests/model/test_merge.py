@@ -1,0 +1,253 @@
+"""Merging an adapter: the weights are W + B A, the files say what the adapter says, and failures leave nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny import tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from wishbone.errors import RequestError
+from wishbone.model import merge as merging
+from wishbone.model.agreement import difference, move_by_rounding, real_sequences, sequence_logps
+from wishbone.model.load import load_model
+from wishbone.model.merge import merge_adapter
+from wishbone.model.quantization import dequantized_weight
+
+TOKENIZER = tiny_tokenizer()
+BF16_HALF_SPACING = 2.0**-8
+
+
+def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.bfloat16, **overrides: Any) -> Path:
+    model = tiny_model(family, vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, **overrides).to(dtype)
+    model.save_pretrained(directory)
+    TOKENIZER.save_pretrained(directory)
+    return directory
+
+
+def adapted(model: PreTrainedModel, **options: Any) -> PeftModel:
+    """An adapter of which every tensor does something."""
+    peft = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **options}))
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name or "lora_embedding" in name or "modules_to_save" in name:
+            weight.data.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return peft.eval()
+
+
+def loaded(path: Path, **options: Any) -> PreTrainedModel:
+    model, _ = load_model(str(path), device="cpu", **options)
+    return model
+
+
+def test_weights_are_w_plus_scaled_b_a_rounded_once(tmp_path: Path):
+    base = loaded(save(tmp_path / "base"))
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    model = adapted(base)
+    found = merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert merged.keys() == original.keys()
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+    for name, weight in merged.items():
+        layer = model.get_base_model().get_submodule(name.removesuffix(".weight"))
+        if not hasattr(layer, "lora_A"):
+            assert torch.equal(weight, original[name])
+            continue
+        exact = original[name].float() + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        assert ((weight.float() - exact).abs() <= BF16_HALF_SPACING * exact.abs() * 1.0001 + 1e-30).all()
+        assert not torch.equal(weight, original[name])
+    assert found.difference <= found.allowed
+    assert found.quantization is None
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def test_the_model_itself_stays_as_it_is(tmp_path: Path):
+    model = adapted(loaded(save(tmp_path / "base")))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    merge_adapter(model.train(), tmp_path / "merged", TOKENIZER)
+    assert model.training
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not any(layer.merged for layer in model.modules() if hasattr(layer, "merged"))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "head trained whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "biases": {"target_modules": ["q_proj"], "bias": "lora_only"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_kind_of_adapter(tmp_path: Path, kind: str, tied: bool):
+    family = "qwen2" if kind == "biases" else "llama"
+    model = adapted(loaded(save(tmp_path / "base", family, tie_word_embeddings=tied)), **KINDS[kind])
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    with model.disable_adapter():
+        without = sequence_logps(model, real_sequences(TOKENIZER))
+    wanted = sequence_logps(model, real_sequences(TOKENIZER))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    found = sequence_logps(merged, real_sequences(TOKENIZER))
+    assert difference(found, wanted) < 0.1 * difference(without, wanted)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "phi3", "mixtral", "qwen3_moe", "olmo2"])
+def test_names_in_the_files_are_those_of_the_original(tmp_path: Path, family: str):
+    base = loaded(save(tmp_path / "base", family))
+    merge_adapter(adapted(base), tmp_path / "merged", TOKENIZER)
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {n: w.shape for n, w in merged.items()} == {n: w.shape for n, w in original.items()}
+
+
+def test_a_quantized_model_is_merged_into_the_original_weights(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    save(tmp_path / "base", dtype=torch.float16)
+    model = adapted(loaded(tmp_path / "base", load_in_4bit=True))
+    found = merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    assert found.dtype == torch.float16
+    assert found.quantization is not None
+    assert found.quantization > 10 * found.difference
+    name = "model.layers.1.mlp.down_proj"
+    layer = model.get_base_model().get_submodule(name)
+    original = load_file(tmp_path / "base" / "model.safetensors")[f"{name}.weight"].float()
+    exact = original + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"].float()
+    assert (merged - exact).abs().max() <= 2.0**-11 * exact.abs().max()
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+
+
+def test_a_checkpoint_that_is_quantized_itself_is_merged_into_what_its_codes_stand_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    pytest.importorskip("bitsandbytes")
+    loaded(save(tmp_path / "base"), load_in_4bit=True).save_pretrained(tmp_path / "small")
+    TOKENIZER.save_pretrained(tmp_path / "small")
+    model = adapted(loaded(tmp_path / "small"))
+    found = merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    assert "has quantized weights only" in caplog.text
+    assert found.quantization == pytest.approx(found.difference, abs=1e-4)
+    layer = model.get_base_model().get_submodule("model.layers.0.self_attn.q_proj")
+    exact = dequantized_weight(layer.base_layer).float()
+    exact = exact + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    merged = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].float()
+    assert (merged - exact).abs().max() <= BF16_HALF_SPACING * exact.abs().max()
+
+
+def test_a_model_that_is_given_with_its_adapter_inside_is_merged_too(tmp_path: Path):
+    model = adapted(loaded(save(tmp_path / "base")))
+    one = merge_adapter(model, tmp_path / "one", TOKENIZER)
+    other = merge_adapter(model.get_base_model(), tmp_path / "other", TOKENIZER)
+    assert one.difference == other.difference
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other")]
+    assert files[0] == files[1]
+
+
+def test_a_model_without_adapter_is_written_in_16_bits(tmp_path: Path):
+    model = loaded(save(tmp_path / "base", dtype=torch.float32))
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    assert all(torch.equal(weight, original[name].bfloat16()) for name, weight in merged.items())
+
+
+def test_nan_and_infinity_are_refused_by_name_and_nothing_is_written(tmp_path: Path):
+    model = adapted(loaded(save(tmp_path / "base")))
+    layer = model.get_base_model().model.layers[1].mlp.up_proj
+    layer.lora_A["default"].weight.data[0, 0] = float("nan")
+    layer.lora_B["default"].weight.data[0, 0] = float("inf")
+    with pytest.raises(RequestError, match=r"2 of 28 adapter tensors hold NaN or infinite values \(.*up_proj\.lora_A"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_wrong_merge_is_noticed_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = adapted(loaded(save(tmp_path / "base")))
+    right = merging.merged_weights
+
+    def one_layer_forgotten(base: PreTrainedModel, dtype: torch.dtype) -> Any:
+        weights, rounded = right(base, dtype)
+        name = "model.layers.0.mlp.down_proj"
+        weights[f"{name}.weight"] = base.get_submodule(name).base_layer.weight.to(dtype)
+        return weights, rounded
+
+    monkeypatch.setattr(merging, "merged_weights", one_layer_forgotten)
+    with pytest.raises(RequestError, match=r"differs from the adapter model by .* nats a token, and rounding"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_failure_while_writing_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = adapted(loaded(save(tmp_path / "base")))
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(TOKENIZER, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "merged"]
+
+
+def test_a_directory_in_use_keeps_what_is_not_a_model(tmp_path: Path):
+    model = adapted(loaded(save(tmp_path / "base")))
+    target = tmp_path / "merged"
+    target.mkdir()
+    (target / "notes.txt").write_text("mine")
+    (target / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier model")
+    merge_adapter(model, target, TOKENIZER, max_shard_size="20KB")
+    assert (target / "notes.txt").read_text() == "mine"
+    index = json.loads((target / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {path.name for path in target.glob("*.safetensors")}
+    assert len(set(index["weight_map"].values())) > 2
+    loaded(target)
+
+
+def test_directories_that_a_model_must_not_be_written_to(tmp_path: Path):
+    model = adapted(loaded(save(tmp_path / "base")))
+    with pytest.raises(RequestError, match="is the base model's own directory; name another one"):
+        merge_adapter(model, tmp_path / "base", TOKENIZER)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match="is a file; name a directory"):
+        merge_adapter(model, tmp_path / "file", TOKENIZER)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RequestError, match="holds an adapter, which a model must not stand beside"):
+        merge_adapter(model, tmp_path / "adapter", TOKENIZER)
+
+
+def test_what_changed_the_base_cannot_be_moved_to_other_weights(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    model = adapted(loaded(save(tmp_path / "base"), load_in_4bit=True))
+    model.peft_config["default"].init_lora_weights = "pissa"
+    with pytest.raises(RequestError, match="init_lora_weights='pissa', which changes the base's weights"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    model.get_base_model().config.name_or_path = ""
+    model.get_base_model().name_or_path = ""
+    with pytest.raises(RequestError, match="does not say where its 16-bit weights are"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+
+
+def test_moving_by_rounding_has_the_variance_of_rounding():
+    layer = nn.Linear(300, 300, bias=False)
+    exact = layer.weight.detach().clone()
+    rounded = exact.bfloat16().float()
+    layer.weight.data.copy_(rounded)
+    move_by_rounding(layer, ["weight"], torch.bfloat16)
+    moved = layer.weight.detach()
+    assert torch.equal(moved.bfloat16().float(), moved)  # neighbours in bfloat16
+    ratio = (moved - rounded).pow(2).mean() / (rounded - exact).pow(2).mean()
+    assert ratio.item() == pytest.approx(1.0, abs=0.1)
