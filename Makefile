@@ -29,6 +29,7 @@ $(VENV)/tested: $(VENV)/installed $(CHECKED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops
 	@touch $@
 
 $(VENV)/installed: pyproject.toml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import shutil
 import sys
@@ -38,7 +39,15 @@ if "CI" in os.environ:
 
 
 os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
+os.environ["WISHBONE_REFERENCE_STORE"] = f"{_HF_HOME}/references.sqlite"  # never the user's own
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def own_reference_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads what another one stored."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()
+    monkeypatch.setenv("WISHBONE_REFERENCE_STORE", f"{_HF_HOME}/references-{name}.sqlite")
 
 
 @pytest.fixture(scope="session")

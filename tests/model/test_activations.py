@@ -12,16 +12,23 @@ from training.preference_runs import adapter, run
 
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.data.batch import TokenizedPair
-from wishbone.model.activations import Activations, choose_activations, chosen_activations
+from wishbone.model.activations import (
+    EVERYTHING,
+    NOTHING,
+    Activations,
+    Room,
+    choose_activations,
+    chosen_activations,
+)
 from wishbone.model.policy import Policy
 
 PAIRS = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(4)]
 
 
-def gradient(keep_tokens: int | None, offload: bool) -> torch.Tensor:
+def gradient(room: Room | None, offload: str = "never") -> torch.Tensor:
     torch.manual_seed(0)
     model = get_peft_model(tiny_model("llama"), LoraConfig(r=3, init_lora_weights=False))
-    activations = Activations(model.get_base_model(), keep_tokens, offload=offload)
+    activations = Activations(model.get_base_model(), room, offload=offload)
     policy = Policy(model.train(), activations=activations)
     with policy.running():
         policy.token_scores(policy.collate(PAIRS)).logps.sum().backward()
@@ -29,10 +36,32 @@ def gradient(keep_tokens: int | None, offload: bool) -> torch.Tensor:
 
 
 def test_every_treatment_has_the_same_gradient_to_the_bit():
-    kept = gradient(None, False)
-    assert torch.equal(kept, gradient(0, False))
-    assert torch.equal(kept, gradient(0, True))
-    assert torch.equal(kept, gradient(10**6, True))
+    kept = gradient(None)
+    assert torch.equal(kept, gradient(EVERYTHING))
+    assert torch.equal(kept, gradient(NOTHING))
+    assert torch.equal(kept, gradient(NOTHING, "always"))
+    assert torch.equal(kept, gradient(Room(total=1500.0, base=1.0, layer=10.0)))
+
+
+def test_a_row_keeps_the_layers_that_fit_the_last_ones_first():
+    model = tiny_model("llama", num_hidden_layers=4)
+    activations = Activations(model, Room(total=1000.0, base=1.0, layer=3.0))
+    recomputed = {}
+    for tokens in (50, 76, 77, 100, 143, 250, 1000, 1001):
+        with activations.of_row(tokens):
+            recomputed[tokens] = [layer.gradient_checkpointing for layer in model.model.layers]
+    assert recomputed == {
+        50: [False] * 4,  # (1000 - 50) / 150 = 6 layers fit
+        76: [False] * 4,
+        77: [True, False, False, False],  # (1000 - 77) / 231 = 3.996
+        100: [True, False, False, False],
+        143: [True, True, True, False],  # (1000 - 143) / 429 = 1.998
+        250: [True, True, True, False],
+        1000: [True] * 4,
+        1001: [True] * 4,
+    }
+    assert activations.room.layers(1001) < 0 <= activations.room.layers(1000)
+    assert activations.room.tokens() == 1000
 
 
 def test_what_is_noted_on_a_model_is_found_through_its_adapter():

@@ -1,14 +1,14 @@
 """Shared-prefix attention inside any transformers model, through its registered attention interface.
 
 transformers looks up the attention function of a layer by name on every call and hands it the keyword arguments that
-`model(...)` was called with. Within `shared_prefix_attention(model)` that name is ours: a call with
+`model(...)` was called with. Within `shared_prefix_attention(...)` that name is ours: a call with
 `prefix_layout=layout` computes `prefix_attention` in every layer. No mask function is registered under the name, so no
 mask is built. Outside the context the model is exactly as its owner configured it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +67,18 @@ def prefix_attention_forward(
 AttentionInterface.register(NAME, prefix_attention_forward)
 
 
+def attention_configs(model: PreTrainedModel) -> list[Any]:
+    """Return the configurations by which the layers of `model` choose their attention; of any one, the same object."""
+    return list({id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values())
+
+
 @contextmanager
-def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let every layer of `model` call `prefix_attention_forward` within the context, in recomputation too."""
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
+def shared_prefix_attention(configs: Sequence[Any]) -> Iterator[None]:
+    """Let every layer of a model call `prefix_attention_forward` within the context, in recomputation too.
+
+    Args:
+        configs: the model's `attention_configs`.
+    """
     before = [(config, config._attn_implementation) for config in configs]
     try:
         for config in configs:
@@ -93,4 +101,4 @@ def record_calls() -> Iterator[list[AttentionCall]]:
         _recorder = None
 
 
-__all__ = ["NAME", "AttentionCall", "record_calls", "shared_prefix_attention"]
+__all__ = ["NAME", "AttentionCall", "attention_configs", "record_calls", "shared_prefix_attention"]

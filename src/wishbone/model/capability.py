@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.model.attention_hook import AttentionCall, record_calls
+from wishbone.model.fp8_linear import inputs_not_rounded
 from wishbone.model.policy import Form, Policy
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
@@ -46,7 +47,7 @@ def choose_form(model: torch.nn.Module, *, max_length: int | None = None, row_mu
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), inputs_not_rounded(model):
             own = _logps(Policy(model, form="own_logits"))
             head = _logps(plain)
             if not _relative_error(head, own) <= TOLERANCE[plain.causal_lm.dtype]:
@@ -55,6 +56,23 @@ def choose_form(model: torch.nn.Module, *, max_length: int | None = None, row_mu
     finally:
         model.train(was_training)
     return Capability("plain", reason) if reason else Capability("shared_prefix")
+
+
+def varies_in_training(model: torch.nn.Module) -> bool:
+    """Return whether the model in training mode gives other numbers each time it runs, as with dropout.
+
+    A shared prompt would share its random numbers. Nothing of the model or of the random state is changed.
+    """
+    policy = Policy(model, form="own_logits")
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    was_training = model.training
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            first, second = _logps(policy), _logps(policy)
+    finally:
+        model.train(was_training)
+    return not _relative_error(second, first) <= TOLERANCE[policy.causal_lm.dtype]
 
 
 def _reason_from_config(config: Any, max_length: int | None) -> str | None:

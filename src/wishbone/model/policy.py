@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
 from wishbone.model.activations import Activations
-from wishbone.model.attention_hook import shared_prefix_attention
+from wishbone.model.attention_hook import attention_configs, shared_prefix_attention
+from wishbone.model.fused_layers import FusedLayers
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
@@ -38,6 +39,8 @@ class Policy:
         row_multiple: rows are padded to a multiple of this many tokens.
         autocast: context of the forward pass, for mixed precision.
         activations: which rows keep their activations; None leaves the model's layers as they are.
+        fused: the model's layers as they run within `running()`; None leaves them as they are.
+        head_chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the op's own choice.
     """
 
     def __init__(
@@ -48,15 +51,20 @@ class Policy:
         row_multiple: int = 1,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         activations: Activations | None = None,
+        fused: FusedLayers | None = None,
+        head_chunk_bytes: int | None = None,
     ) -> None:
         self.model = model
         self.form = form
         self.row_multiple = row_multiple
         self._autocast = autocast
-        self._activations = activations
+        self.activations = activations
+        self.fused = fused
+        self.head_chunk_bytes = head_chunk_bytes
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
+        self._configs = attention_configs(causal_lm)
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.logit_scale = _logit_scale(text_config)
@@ -76,7 +84,10 @@ class Policy:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Context for forward passes and for the backward passes that recompute them."""
-        with shared_prefix_attention(self.causal_lm) if self.form == "shared_prefix" else nullcontext():
+        with (
+            shared_prefix_attention(self._configs) if self.form == "shared_prefix" else nullcontext(),
+            self.fused.running() if self.fused else nullcontext(),
+        ):
             yield
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
@@ -85,16 +96,21 @@ class Policy:
         hidden: Tensor = output.last_hidden_state
         return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
-    def token_scores(self, batch: PreferenceBatch) -> TokenScores:
-        """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`."""
-        with self._autocast(), self._activations.of_row(batch.tokens) if self._activations else nullcontext():
+    def token_scores(self, batch: PreferenceBatch, *, statistics: bool = True) -> TokenScores:
+        """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`.
+
+        Args:
+            batch: the pairs.
+            statistics: whether anyone reads more of the scores than `logps`.
+        """
+        with self._autocast(), self.activations.of_row(batch.tokens) if self.activations else nullcontext():
             if self.form == "own_logits":
                 logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
                 logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
-            return self._head_scores(self.hidden_states(batch), batch.targets)
+            return self._head_scores(self.hidden_states(batch), batch.targets, statistics)
 
-    def _head_scores(self, hidden: Tensor, targets: Tensor) -> TokenScores:
+    def _head_scores(self, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
         head = self.causal_lm.get_output_embeddings()
         if isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper)):
             return self._scores_through_module(head, hidden, targets)
@@ -106,6 +122,8 @@ class Policy:
             bias=None if head.bias is None else head.bias.to(dtype),
             logit_scale=self.logit_scale,
             softcap=self.softcap,
+            chunk_bytes=self.head_chunk_bytes,
+            statistics=statistics,
         )
 
     def _scores_through_module(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:

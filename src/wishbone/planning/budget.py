@@ -24,21 +24,23 @@ def token_budget(asked: int | str, device_type: str) -> int:
     return int(asked)
 
 
-def kept_bytes_a_token(text_config: Any, bytes_a_number: int) -> int:
-    """Return the bytes that keeping the activations of one token takes, by the rule of this module."""
-    width = text_config.hidden_size
-    inner = getattr(text_config, "intermediate_size", None) or 4 * width
-    return int(text_config.num_hidden_layers * (18 * width + 5 * inner) * bytes_a_number)
-
-
-def kept_tokens(text_config: Any, bytes_a_number: int, free_bytes: int, device_type: str) -> int:
-    """Return how many tokens of a row to keep activations of.
+def activation_bytes(text_config: Any, bytes_a_number: int) -> tuple[int, int]:
+    """Return the bytes a token takes with every layer recomputed, and those of each layer kept, by this module's rule.
 
     Args:
         text_config: the language model's configuration.
         bytes_a_number: of an activation.
-        free_bytes: memory free on the device once the model is there.
+    """
+    width = text_config.hidden_size
+    inner = getattr(text_config, "intermediate_size", None) or 4 * width
+    return text_config.num_hidden_layers * width * bytes_a_number, (18 * width + 5 * inner) * bytes_a_number
+
+
+def activation_room(free_bytes: int, device_type: str) -> float:
+    """Return how many bytes the activations of a row may take, of those free once the model is there.
+
+    Args:
+        free_bytes: memory free on the device.
         device_type: "cuda" or "cpu".
     """
-    share = SHARE_OF_FREE_MEMORY.get(device_type, SHARE_OF_FREE_MEMORY["cpu"])
-    return int(share * free_bytes) // kept_bytes_a_token(text_config, bytes_a_number)
+    return SHARE_OF_FREE_MEMORY.get(device_type, SHARE_OF_FREE_MEMORY["cpu"]) * free_bytes

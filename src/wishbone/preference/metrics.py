@@ -62,6 +62,16 @@ class PairMetrics:
         )
         self._sums = sums if self._sums is None else self._sums + sums
 
+    @classmethod
+    def like(cls, other: PairMetrics) -> PairMetrics:
+        """Return empty metrics of the same kind."""
+        return cls(other._beta)
+
+    def absorb(self, other: PairMetrics) -> None:
+        """Add everything that `other` was given."""
+        if other._sums is not None:
+            self._sums = other._sums if self._sums is None else self._sums + other._sums
+
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Return the metrics of everything added since the last reading, and start over.
 

@@ -50,7 +50,7 @@ class AdapterDisabled:
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs]."""
         with torch.no_grad(), self._switched(), self._policy.running():
-            return sequence_scores(self._policy.token_scores(batch), batch, self._ld_alpha).logps
+            return sequence_scores(self._policy.token_scores(batch, statistics=False), batch, self._ld_alpha).logps
 
     @contextmanager
     def _switched(self) -> Iterator[None]:
@@ -83,7 +83,9 @@ class SeparateModel:
         device = batch.input_ids.device
         own = self._policy.collate(batch.pairs)
         with torch.no_grad(), self._policy.running():
-            return sequence_scores(self._policy.token_scores(own), own, self._ld_alpha).logps.to(device)
+            return sequence_scores(self._policy.token_scores(own, statistics=False), own, self._ld_alpha).logps.to(
+                device
+            )
 
 
 class Stored:

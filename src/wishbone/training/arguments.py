@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.errors import RequestError
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    TokenBudget = int | str
+else:
+    TokenBudget = str  # parsers of command lines take one type, and of a union with int they would refuse "auto"
 
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 
@@ -22,7 +31,13 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     `loss_type` also takes `dpop`, `rdpo`, `simpo`, `cpo` and `orpo`.
     """
 
-    token_budget: int | str = field(
+    if TYPE_CHECKING:  # what TRL declares and this class assigns to
+        bf16: bool | None
+        fp16: bool
+        loss_type: list[str]
+        warmup_steps: float
+
+    token_budget: TokenBudget = field(
         default="auto", metadata={"help": "Most tokens in one row, or 'auto'. Changes memory and speed, never results."}
     )
     activations: str = field(
@@ -37,6 +52,16 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         default=None,
         metadata={"help": "Most tokens of a prompt; of a longer one the end is kept. TRL took it before 1.0."},
     )
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "`warmup_steps` as a share of all steps, as transformers took it before 5.0."}
+    )
+    reference_store: str = field(
+        default="auto",
+        metadata={
+            "help": "Where reference log-probabilities are kept for later epochs and runs: 'auto' (a file in the "
+            "user's cache, where that is right), 'off', or the path of an SQLite file."
+        },
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
@@ -46,12 +71,19 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False  # TRL's default is True, which a machine without such a GPU cannot do
+        if self.warmup_ratio is not None and not self.warmup_steps:
+            self.warmup_steps = self.warmup_ratio
         super().__post_init__()
         self._check()
 
     def _check(self) -> None:
         """Refuse values that have no meaning, all at once; normalize those that TRL takes in two forms."""
-        self.loss_type: list[str] = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        if isinstance(self.token_budget, str) and self.token_budget.isdecimal():
+            self.token_budget = int(self.token_budget)
+        if self.fp16 and not torch.accelerator.is_available():
+            logger.warning("fp16=True needs a GPU, and there is none: the run computes in the model's own dtype.")
+            self.fp16, self.mixed_precision = False, "no"
         problems = []
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             problems.append(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
@@ -59,6 +91,8 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
+        if not (isinstance(self.reference_store, str) and self.reference_store):
+            problems.append(f"reference_store {self.reference_store!r} must be 'auto', 'off' or the path of a file")
         if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
         if problems:

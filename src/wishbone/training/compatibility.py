@@ -7,6 +7,7 @@ untested version, or a method with other parameters, is refused instead of being
 from __future__ import annotations
 
 import inspect
+import os
 
 import trl
 from packaging.version import Version
@@ -59,3 +60,14 @@ def check_trl(version: str = trl.__version__, trainer: type = TRLDPOTrainer) -> 
             )
     if problems:
         raise RequestError(problems)
+
+
+def trl_path_obstacle(device_type: str, version: str = trl.__version__) -> str | None:
+    """Return why TRL's own path cannot run on a kind of device, in one phrase that ends with the remedy, or None.
+
+    Before 1.16 TRL computes log-probabilities with Triton alone, which runs on GPUs and in its interpreter.
+    """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if Version(version) >= Version("1.16") or device_type != "cpu" or interpreted:
+        return None
+    return f"TRL {version} cannot compute log-probabilities on a CPU; install trl>=1.16"

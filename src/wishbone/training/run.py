@@ -37,6 +37,7 @@ from wishbone.report.html import write_report
 from wishbone.training.arguments import DPOConfig
 from wishbone.training.progress import ProgressBar
 from wishbone.training.record import MetricsFile, environment, peak_memory_gib, write_json, write_text
+from wishbone.training.remembering import reference_use
 from wishbone.training.trainer import DPOTrainer
 
 
@@ -59,6 +60,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         dtype=config.model.dtype,
         revision=config.model.revision,
         trust_remote_code=config.model.trust_remote_code,
+        load_in_4bit=config.model.quantization == "nf4",
     )
     train_pairs, heldout, dropped = prepare_data(config, tokenizer)
     lora = config.adapter.method == "lora"
@@ -93,6 +95,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     heldout_after = None if heldout is None else _evaluate(trainer)
+    reference = reference_use(trainer)
     if writes:
         save_to = run_dir / ("adapter" if lora else "model")
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(save_to)
@@ -107,8 +110,12 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             "tokens_per_second": round(trainer.trained_tokens / seconds, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "device": trainer.args.device.type,
+            "reference_pairs": reference or None,
         }
         write_json(run_dir / "summary.json", summary)
+        if reference:
+            counts = f"{reference['computed']} computed, {reference['reused']} reused"
+            console.print(f"reference log-probabilities: {counts}", highlight=False)
         write_report(run_dir)
     return run_dir
 
@@ -205,6 +212,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         cpo_alpha=preference.cpo_alpha,
         orpo_lambda=preference.orpo_lambda,
         token_budget=training.token_budget,
+        reference_store=training.reference_store,
         disable_dropout=config.adapter.dropout == 0,
     )
 

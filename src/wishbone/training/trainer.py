@@ -9,61 +9,43 @@ on TRL's own path, and one line says why.
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
-import psutil
 import torch
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
-from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.data.batch import TokenizedPair
 from wishbone.data.tokenize import tokenize_pairs
-from wishbone.model.activations import Activations, chosen_activations
-from wishbone.model.adapter import copy_adapter
-from wishbone.model.capability import choose_form
-from wishbone.model.policy import Policy
-from wishbone.planning.budget import kept_tokens, token_budget
+from wishbone.model.adapter import copy_adapter, parameter_values, undo_rounding
+from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.preference.metrics import PairMetrics
-from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
-from wishbone.preference.scores import LossParameters
-from wishbone.preference.synchronized import SynchronizedAdapter
 from wishbone.training.arguments import DPOConfig
+from wishbone.training.assembly import assemble_step
+from wishbone.training.collator import PairCollator
 from wishbone.training.compatibility import OVERRIDDEN, check_trl
 from wishbone.training.distributed import average_gradients, sum_over_processes
+from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
+from wishbone.training.rehearsal import longest_row, rehearse
+from wishbone.training.remembering import reference_use
 from wishbone.training.step import PreferenceStep
-from wishbone.training.synchronization import Synchronization, refuse_stale_reference
-from wishbone.training.trl_path import refuse_on_trl_path, trl_path_reason
+from wishbone.training.synchronization import refuse_stale_reference
+from wishbone.training.trl_path import (
+    refuse_adapter_of_another_name,
+    refuse_on_trl_path,
+    refuse_trl_path_values,
+    trl_path_reason,
+)
+from wishbone.training.without_effect import name_options_without_effect
 
 logger = logging.getLogger(__name__)
-
-
-class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
-    """Turns rows of token ids into `TokenizedPair`s, truncated as TRL truncates; tensors are made by the step."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return `{"pairs": [TokenizedPair, ...]}`."""
-        return {
-            "pairs": [
-                truncated_pair(
-                    list(example["prompt_ids"]),
-                    list(example["chosen_ids"]),
-                    list(example["rejected_ids"]),
-                    max_length=self.max_length,
-                    keep_end=self.truncation_mode == "keep_end",
-                    ref_chosen_logps=example.get("ref_chosen_logps"),
-                    ref_rejected_logps=example.get("ref_rejected_logps"),
-                )
-                for example in examples
-            ]
-        }
 
 
 class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
@@ -90,15 +72,26 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         check_trl()
         options |= dict(zip(OVERRIDDEN["__init__"][5 : 5 + len(positional)], positional, strict=True))
         config, options = modern_arguments(args, options)
+        if config is not None:
+            config = name_options_without_effect(config)
+            refuse_trl_path_values(config)
+        refuse_adapter_of_another_name(model, ref_model)
+        refuse_readers_of_codes(model, {"default": options.get("peft_config")})
         adapter_added = adapts_head(model, options.get("peft_config"))
         if adapter_added:
             model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
         synchronized = False
-        if config is not None and config.sync_ref_model and (isinstance(model, PeftModel) or options.get("peft_config")):
+        if (
+            config is not None
+            and config.sync_ref_model
+            and (isinstance(model, PeftModel) or options.get("peft_config"))
+        ):
             config, synchronized = config.changed({"sync_ref_model": False}), True
         with head_hidden(model) as head_adapted:
             refuse_stale_reference(config, head_adapted=head_adapted, synchronized=synchronized)
+            before = parameter_values(model)
             super().__init__(model, ref_model, config, data_collator, **options)
+            undo_rounding(self.model, before)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= synchronized
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
@@ -109,6 +102,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self.preference_step: PreferenceStep | None = None
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=data_collator is not None)
         self.trained_pairs = 0
+        self._pending: list[list[TokenizedPair]] = []
+        self._rehearsed = False
         if self.form_reason:
             refuse_on_trl_path(self, head_adapted=head_adapted, synchronized=synchronized)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
@@ -117,80 +112,17 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             pad_token_id=self._tokenizer.pad_token_id,
             max_length=self.args.max_length,
             truncation_mode=self.args.truncation_mode,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
         )
+        if self.accelerator.dataloader_config.dispatch_batches is None:
+            self.accelerator.dataloader_config.dispatch_batches = False  # streams too: pairs cannot be sliced
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
-        self._pending: list[list[TokenizedPair]] = []
-        self.preference_step = self._build_step()
+        self.preference_step, self.form_reason = assemble_step(self)
 
     @property
     def trained_tokens(self) -> int:
         """Tokens of all sequences trained on since construction."""
         return int(self._total_train_tokens)
-
-    def _build_step(self) -> PreferenceStep:
-        args = self.args
-        objective = Objective(
-            losses=tuple(self.loss_types),
-            loss_weights=tuple(self.loss_weights),
-            parameters=LossParameters(
-                beta=args.beta,
-                label_smoothing=args.label_smoothing,
-                f_divergence=args.f_divergence_type,
-                f_alpha=args.f_alpha_divergence_coef,
-                discopop_tau=args.discopop_tau,
-                simpo_gamma=args.simpo_gamma,
-                dpop_lambda=args.dpop_lambda,
-                rdpo_alpha=args.rdpo_alpha,
-                cpo_alpha=args.cpo_alpha,
-                orpo_lambda=args.orpo_lambda,
-            ),
-            ld_alpha=args.ld_alpha,
-            use_weighting=args.use_weighting,
-        )
-        policy, self.form_reason = self._policy(self.model)
-        budget = token_budget(args.token_budget, policy.device.type)
-        return PreferenceStep(policy, self._reference(policy, objective), objective, budget)
-
-    def _policy(self, model: nn.Module) -> tuple[Policy, str | None]:
-        row_multiple = 128 if next(model.parameters()).is_cuda else 1
-        capability = choose_form(model, max_length=self.args.max_length, row_multiple=row_multiple)
-        if capability.reason:
-            logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
-        policy = Policy(
-            model,
-            form=capability.form,
-            row_multiple=row_multiple,
-            autocast=self.accelerator.autocast,
-            activations=self._activations(model) if model is self.model else None,
-        )
-        return policy, capability.reason
-
-    def _activations(self, model: nn.Module) -> Activations:
-        """What the arguments say, or else what was noted on the model; without either the layers are left alone."""
-        causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        asked = self.args.activations if self.args.activations != "auto" else chosen_activations(causal_lm)
-        if asked is None and not self.args.gradient_checkpointing:
-            return Activations(causal_lm, None)
-        if asked is not None:
-            return Activations(causal_lm, sys.maxsize if asked == "keep" else 0, offload=asked == "offload")
-        numbers = 2 if self.args.bf16 or self.args.fp16 else causal_lm.dtype.itemsize
-        device = next(model.parameters()).device.type
-        free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-        return Activations(causal_lm, kept_tokens(causal_lm.config.get_text_config(), numbers, free, device))
-
-    def _reference(self, policy: Policy, objective: Objective) -> ReferencePolicy:
-        if objective.reference_free:
-            return NoReference()
-        if self.precompute_ref_logps:
-            return Stored()
-        if self.ref_model is not None:
-            return SeparateModel(self._policy(self.ref_model)[0], objective.ld_alpha)
-        assert isinstance(policy.model, PeftModel)
-        if self.args.sync_ref_model:
-            reference = SynchronizedAdapter(policy, objective.ld_alpha)
-            self.add_callback(Synchronization(reference))
-            return reference
-        return AdapterDisabled(policy, "ref" if "ref" in policy.model.peft_config else None, objective.ld_alpha)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
@@ -216,6 +148,11 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             )
         return kept
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as TRL and transformers do; what an earlier call left unfinished is forgotten."""
+        self._pending = []
+        return super().train(*args, **kwargs)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
         if self.preference_step is None:
@@ -225,26 +162,58 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._pending.append(inputs["pairs"])
-        if not self.accelerator.sync_gradients:
+        # A stream may end before a step is complete; what it ended with then counts towards the next step, as in TRL.
+        if not self.accelerator.sync_gradients and len(self._pending) < self.current_gradient_accumulation_steps:
             return torch.zeros((), device=self.args.device)
+        if not self._rehearsed:
+            self._rehearsed = True
+            longest = longest_row(self.train_dataset, self.args.max_length)
+            rehearse(self.preference_step, longest, budget_fixed=self.args.token_budget != "auto")
         groups, self._pending = self._pending, []
         pairs = [pair for group in groups for pair in group]
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         self.trained_pairs += sum_over_processes(len(pairs), self.accelerator)
         self._total_train_tokens += sum_over_processes(tokens, self.accelerator)
+        share = len(groups) / self.current_gradient_accumulation_steps  # 1, but where a callback ended a step early
         with self.maybe_activation_offload_context:
-            loss = self.preference_step.backward(groups, self._pair_metrics["train"], self.accelerator.backward)
+            loss = share * backward_that_fits(
+                self.preference_step,
+                groups,
+                self._pair_metrics["train"],
+                lambda loss: self.accelerator.backward(share * loss),
+            )
         average_gradients(self.preference_step.policy.model, self.accelerator)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return loss.to(self.args.device)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean loss of one batch without gradients (evaluation); training goes through `training_step`."""
+        """Return the mean loss of one batch without gradients (evaluation); training goes through `training_step`.
+
+        With `return_outputs` (`predict()`), also what the model gives for the padded batch, logits among it.
+        """
         if self.preference_step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mode = "train" if self.model.training else "eval"
-        return self.preference_step.evaluate(inputs["pairs"], self._pair_metrics[mode])
+        loss = self.preference_step.evaluate(inputs["pairs"], self._pair_metrics[mode])
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return TRL's reference log-probabilities of a padded batch, for values that are computed beforehand."""
+        return super().compute_ref_log_probs(model, {name: inputs[name] for name in inputs if name != "pairs"})  # type: ignore[no-any-return]
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as transformers does; the metrics of what is predicted are in no log, and in no later one either."""
+        output = super().predict(*args, **kwargs)
+        if self.preference_step is not None:
+            self._pair_metrics["eval"].read()
+        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a training step on one batch as transformers does, 6 a parameter and token."""
@@ -262,4 +231,6 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 self._metrics[mode][name] = [value]
             if metrics:
                 self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            if "train_runtime" in logs:
+                logs |= {f"train_reference_{name}": count for name, count in reference_use(self).items()}
         super().log(logs, start_time)

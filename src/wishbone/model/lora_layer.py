@@ -1,0 +1,189 @@
+"""What a linear layer of a model computes at this moment, read off the layer: frozen weight, bias, adapter.
+
+PEFT keeps the state of an adapter in each layer: switched off, merged, which of several are on, scaled by what. It is
+read at every call, so that switching adapters needs no word to us. A layer that does anything beyond
+
+    W x + b + sum over active adapters of s B A x
+
+(dropout, DoRA and other variants, biases of adapters, a base that is trained or unknown) is none of ours and runs its
+own forward.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+from wishbone.model.fp8_linear import FP8Linear
+from wishbone.ops.frozen_linear import FrozenWeight, NF4Weight, frozen_weight_of
+from wishbone.ops.lora_linear import Adapter
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class PlainLinear:
+    """A linear layer as `lora_linears` computes it."""
+
+    weight: FrozenWeight
+    bias: Tensor | None
+    adapter: Adapter | None
+
+
+def is_lora_linear(module: nn.Module) -> bool:
+    """Return whether a module is PEFT's LoRA over a linear layer, of the kinds that can be read."""
+    return type(module) in (LoraLinear, _lora_linear_4bit())
+
+
+def base_of(module: Any) -> Any:
+    """Return the linear layer under PEFT's LoRA layer, or the layer itself where there is none."""
+    return module.base_layer if is_lora_linear(module) else module
+
+
+def input_features(module: Any) -> int:
+    """Return the size of a linear layer's input."""
+    features: int = module.in_features
+    return features
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks, which see its inputs and outputs only if it is called itself."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def columns(
+    layers: Sequence[PlainLinear],
+) -> tuple[list[FrozenWeight], list[Tensor | None], list[Adapter | None]]:
+    """Return weights, biases and adapters of layers, as the ops take them."""
+    return [one.weight for one in layers], [one.bias for one in layers], [one.adapter for one in layers]
+
+
+class LayerReader:
+    """Reads what one linear layer computes now.
+
+    What kind of adapters are on is looked at closely only when something of the layer's state has changed since.
+
+    Args:
+        module: PEFT's LoRA layer, or a linear layer without adapter.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._state: tuple[Any, ...] | None = None
+        self._is_lora = is_lora_linear(module)
+        self._names: list[str] | None = None
+        self._own: FrozenWeight | None = None
+
+    def read_own(self) -> None:
+        """Read the frozen weight of a layer without adapter; to be called while the layer has its own forward."""
+        self._own = None if self._is_lora else frozen_weight_of(self.module)
+
+    def state(self) -> tuple[Any, ...]:
+        """Return a value that is equal at two times only if the layer was in the same state of adapters at both.
+
+        PEFT's and PyTorch's attributes are looked up directly, as this runs at each call of each layer.
+        """
+        own = vars(self.module)
+        if not self._is_lora:
+            return (_identity(own["_parameters"]["weight"]),)
+        modules = own["_modules"]
+        base = vars(modules["base_layer"])
+        active = own["_active_adapter"]
+        a, b = vars(modules["lora_A"])["_modules"], vars(modules["lora_B"])["_modules"]
+        found = [
+            (name, own["scaling"].get(name), _factor_state(a[name]), _factor_state(b[name]))
+            for name in ((active,) if isinstance(active, str) else active)
+            if name in a
+        ]
+        hooks = len(base["_forward_hooks"]) + len(base["_forward_pre_hooks"]) + ("forward" in base)
+        weight = _identity(base["_parameters"]["weight"])
+        return own["_disable_adapters"], len(own["merged_adapters"]), found, weight, hooks
+
+    def read(self, x: Tensor, dtype: torch.dtype) -> PlainLinear | None:
+        """Return what the layer computes, or None where it must run its own forward.
+
+        Args:
+            x: the input, for its device and dtype.
+            dtype: that of the matrix product, autocast's or that of `x`.
+        """
+        layer: Any = self.module
+        if not self._is_lora:
+            base, weight, adapter = layer, self._own, None
+        else:
+            state = self.state()
+            if state != self._state:
+                self._names, self._state = _active_names(layer), state
+            if self._names is None:
+                return None
+            base = layer.base_layer
+            weight, adapter = frozen_weight_of(base), _active_adapter(layer, self._names)
+        if weight is None or not _takes(base, weight, x, dtype):
+            return None
+        return PlainLinear(weight, base.bias, adapter)
+
+
+def _active_names(layer: Any) -> list[str] | None:
+    """Names of the adapters that a LoRA layer adds now, or None where it does anything but add them."""
+    if layer.disable_adapters:
+        return None if layer.merged else []
+    if layer.merged:
+        return []
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    return active if all(_is_plain(layer, name) for name in active) else None
+
+
+def _factor_state(module: nn.Module) -> tuple[Any, ...]:
+    own = vars(module)
+    return _identity(own["_parameters"]["weight"]), len(own["_forward_hooks"]) + len(own["_forward_pre_hooks"])
+
+
+def _identity(tensor: Tensor) -> tuple[int, int, bool]:
+    """Which tensor it is, and its version."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad
+
+
+def _is_plain(layer: Any, name: str) -> bool:
+    """Whether an adapter adds s B A x and nothing else."""
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    return (
+        name not in layer.lora_variant
+        and type(layer.lora_dropout[name]) is nn.Identity
+        and type(a) is type(b) is nn.Linear
+        and a.bias is None
+        and b.bias is None
+        and not has_hooks(a)
+        and not has_hooks(b)
+        and isinstance(layer.scaling[name], (int, float))
+    )
+
+
+def _active_adapter(layer: Any, names: list[str]) -> Adapter | None:
+    """The adapters that are on, as one: their A one under the other, their scaled B side by side."""
+    parts = [Adapter(layer.lora_A[n].weight, layer.lora_B[n].weight, float(layer.scaling[n])) for n in names]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return Adapter(torch.cat([part.a for part in parts]), torch.cat([part.b * part.scale for part in parts], dim=1))
+
+
+def _takes(base: Any, weight: FrozenWeight, x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the base layer multiplies an input like x as its frozen weight does."""
+    if base.bias is not None and base.bias.requires_grad:
+        return False
+    if x.device != base.weight.device or not x.is_floating_point():
+        return False
+    if isinstance(base, FP8Linear):
+        return base.rounds_input
+    if isinstance(weight, NF4Weight):
+        return base.compute_dtype in (None, dtype)
+    return bool(base.weight.dtype == dtype or torch.is_autocast_enabled(x.device.type))
+
+
+def _lora_linear_4bit() -> type | None:
+    """PEFT's LoRA over 4-bit layers, if it was loaded, without which there are none."""
+    return getattr(sys.modules.get("peft.tuners.lora.bnb"), "Linear4bit", None)

@@ -1,0 +1,237 @@
+r"""A gated MLP as one function of autograd.
+
+With G, U the outputs of gate and up, P = act(G) U and g the gradient of y = down(P):
+
+    dP = (gradient of down's input),    dG = dP U act'(G),    dU = dP act(G),    dx = dG W_gate + dU W_up + ...
+
+Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]. The backward pass makes P again together
+with dG and dU in one elementwise pass that writes over dP, G and U. So the graph of such a call can be used once; a
+second backward pass is refused.
+
+Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
+x, then never exist for the whole row, for the price of computing them again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wishbone.ops.fp8_quantize import swiglu_quantize
+from wishbone.ops.frozen_linear import FrozenWeight, Prepared
+from wishbone.ops.gated_mlp import elementwise
+from wishbone.ops.gated_mlp.elementwise import Activation
+from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
+from wishbone.ops.lora_linear.group import Adapter, LinearGroup, compute_dtype
+
+BEFORE_FACTORS = 7
+"""Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
+
+
+def gated_mlp(
+    x: Tensor,
+    weights: Sequence[FrozenWeight],
+    biases: Sequence[Tensor | None],
+    adapters: Sequence[Adapter | None],
+    *,
+    activation: Activation,
+    tile_tokens: int | None = None,
+    prepared: Prepared | None = None,
+) -> Tensor:
+    """Return `down(act(gate(x)) * up(x))`.
+
+    Args:
+        x: [..., K]; with autocast on it is cast to autocast's dtype first.
+        weights: frozen W of gate [I, K], up [I, K], down [K, I]; or of gate and up in one [2 I, K], down [K, I].
+        biases: of each weight, frozen, or None.
+        adapters: of each weight, or None, as in `lora_linears`.
+        activation: act.
+        tile_tokens: most tokens computed at once, in rows that are longer; None computes every row at once.
+        prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x.
+
+    Returns:
+        [..., K].
+    """
+    x = x.to(compute_dtype(x))
+    rows = x.reshape(-1, x.shape[-1])
+    factors = [adapter.a if adapter else None for adapter in adapters]
+    factors += [adapter.b if adapter else None for adapter in adapters]
+    scales = [adapter.scale if adapter else 1.0 for adapter in adapters]
+    tile = tile_tokens if tile_tokens and tile_tokens < rows.shape[0] else None
+    with without_autocast(x.device):
+        if has_graph(rows, *factors):
+            y: Tensor = _GatedMLP.apply(rows, prepared, weights, biases, scales, activation, tile, *factors)
+        else:
+            with torch.no_grad():
+                block = _Block(weights, biases, adapters, x.dtype, activation)
+                y = block.forward(rows, prepared) if tile is None else _forward_tiled(block, rows, tile)[0]
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+class _Block:
+    """The arithmetic of one MLP for one pass, on plain tensors."""
+
+    def __init__(
+        self,
+        weights: Sequence[FrozenWeight],
+        biases: Sequence[Tensor | None],
+        adapters: Sequence[Adapter | None],
+        dtype: torch.dtype,
+        activation: Activation,
+    ) -> None:
+        self.into = LinearGroup(weights[:-1], biases[:-1], adapters[:-1], dtype, join=True)
+        self.down = LinearGroup(weights[-1:], biases[-1:], adapters[-1:], dtype)
+        self.activation = activation
+
+    def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
+        """Return y."""
+        return self.contract(self.expand(x, prepared)[0])[0]
+
+    def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product."""
+        if self.into.joined is None:
+            return self.into.forward(x, prepared)
+        together, low = self.into.forward_together(x)
+        return (together,), low
+
+    def contract(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return y from the outputs of gate and up, and the low-rank product of down."""
+        gate, up = _gate_and_up(outputs)
+        weight, rows = self.down.weights[0], None
+        if weight.input_form == "fp8_rows" and self.activation == "silu":
+            product, rows = swiglu_quantize(gate, up, keep=self.down.a is not None)
+            if product is None:
+                return weight.forward(rows, self.down.biases[0]), None
+        else:
+            product = _elementwise(gate).gated_product(gate, up, self.activation)
+        (y,), low = self.down.forward(product, rows)
+        return y, low
+
+    def backward(
+        self, grad: Tensor, x: Tensor | None, outputs: tuple[Tensor, ...], lows: _Lows, wants_input: bool
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return dx and the gradients of A_1 .. A_m, B_1 .. B_m, float32 or better; `outputs` are written over.
+
+        Without x [T, K] there are no gradients of the A of gate and up; without low-rank products none of the B.
+        """
+        low, down_low = lows
+        down_h = self.down.down([grad])
+        down_b = self.down.b_gradients([grad], down_low)
+        product = self.down.input_gradient([grad], down_h)
+        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
+        down_a = self.down.a_gradients(down_h, product)
+        del product
+        together = outputs[0] if len(outputs) == 1 else None
+        grads = outputs if together is None else together.split(self.into.sizes, dim=1)
+        h = self.into.down(grads)
+        dx = self.into.input_gradient(grads, h, together) if wants_input else None
+        a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
+        return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
+
+
+_Lows = tuple[Tensor | None, Tensor | None]
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        prepared: Prepared | None,
+        weights: Sequence[FrozenWeight],
+        biases: Sequence[Tensor | None],
+        scales: Sequence[float],
+        activation: Activation,
+        tile: int | None,
+        *factors: Tensor | None,
+    ) -> Tensor:
+        block = _Block(weights, biases, adapters_of(factors, scales), x.dtype, activation)
+        ctx.weights, ctx.biases, ctx.scales, ctx.dtype, ctx.activation = weights, biases, scales, x.dtype, activation
+        ctx.tile, ctx.used = tile, False
+        if tile is not None:
+            y, down_low = _forward_tiled(block, x, tile)
+            ctx.save_for_backward(x, down_low, *factors)
+            return y
+        outputs, low = block.expand(x, prepared)
+        y, down_low = block.contract(outputs)
+        trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
+        ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *factors)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.used and ctx.tile is None:
+            raise RuntimeError("gated_mlp writes its gradients over what it kept: its graph can be used only once")
+        ctx.used = True
+        m = len(ctx.scales)
+        saved = ctx.saved_tensors
+        factors = saved[-2 * m :]
+        grad = grad.contiguous()
+        wants_input = ctx.needs_input_grad[0]
+        with without_autocast(grad.device):
+            block = _Block(ctx.weights, ctx.biases, adapters_of(factors, ctx.scales), ctx.dtype, ctx.activation)
+            if ctx.tile is None:
+                x, low, down_low, *outputs = saved[: -2 * m]
+                dx, gradients = block.backward(grad, x, tuple(outputs), (low, down_low), wants_input)
+            else:
+                dx, gradients = _backward_tiled(block, grad, saved[0], saved[1], ctx.tile, wants_input)
+        needed = ctx.needs_input_grad[BEFORE_FACTORS:]
+        return dx, *(None,) * (BEFORE_FACTORS - 1), *of_dtypes(gradients, factors, needed)
+
+
+def _forward_tiled(block: _Block, x: Tensor, tile: int) -> tuple[Tensor, Tensor | None]:
+    """Return y and the low-rank product of down, tile by tile."""
+    y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
+    lows = []
+    for rows in _tiles(x.shape[0], tile):
+        y[rows], low = block.contract(block.expand(x[rows])[0])
+        if low is not None:
+            lows.append(low)
+    return y, torch.cat(lows) if lows else None
+
+
+def _backward_tiled(
+    block: _Block, grad: Tensor, x: Tensor, down_low: Tensor | None, tile: int, wants_input: bool
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients as `_Block.backward` returns them, tile by tile from x and the low-rank product of down."""
+    dx = torch.empty_like(x) if wants_input else None
+    total: list[Tensor | None] = []
+    for rows in _tiles(x.shape[0], tile):
+        outputs, low = block.expand(x[rows])
+        lows = low, None if down_low is None else down_low[rows]
+        part, gradients = block.backward(grad[rows], x[rows], outputs, lows, wants_input)
+        if dx is not None and part is not None:
+            dx[rows] = part
+        if not total:
+            total = gradients
+            continue
+        for so_far, gradient in zip(total, gradients, strict=True):
+            if so_far is not None and gradient is not None:
+                so_far += gradient
+    return dx, total
+
+
+def _tiles(tokens: int, tile: int) -> Iterator[slice]:
+    """Slices of at most `tile` tokens, as equal as can be."""
+    count = -(-tokens // tile)
+    for i in range(count):
+        yield slice(i * tokens // count, (i + 1) * tokens // count)
+
+
+def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    gate, up = outputs[0].chunk(2, dim=1) if len(outputs) == 1 else outputs
+    return gate, up
+
+
+def _elementwise(tensor: Tensor) -> Any:
+    """The module of the elementwise part: Triton on CUDA, except for float64."""
+    if tensor.is_cuda and tensor.dtype != torch.float64:
+        from wishbone.ops.gated_mlp import triton
+
+        return triton
+    return elementwise

@@ -1,0 +1,222 @@
+r"""Arithmetic of frozen linear layers that share an input, forward and backward, on plain tensors without autograd.
+
+With S_i = s_i A_i, and a stack S of all S_i so that x is read once for all of them:
+
+    forward    l = x S^T,                  y_i = l_i B_i^T + b_i + x W_i^T
+    backward   h_i = g_i B_i,              dx  = h S + sum_i g_i W_i
+               dB_i = g_i^T l_i,           dA_i = s_i h_i^T x
+
+The low-rank term is written first and the large product is added onto it inside the matrix product: a product that
+accumulates reads its output once, behind its own arithmetic, where adding the low-rank term afterwards would be a pass
+over the output of its own. It also rounds once less. dx is accumulated in place in the same way.
+
+A, B are cast to the dtype of x, whatever they are kept in; dA and dB come out of the product in float32 (float64 for
+float64), never rounded to 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wishbone.ops.frozen_linear import DenseWeight, FrozenWeight, InputForm, Prepared
+from wishbone.ops.lora_linear.one_buffer import joined_matrix
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank addition s B A to a weight.
+
+    Attributes:
+        a: [r, K], usually float32.
+        b: [N, r], usually float32.
+        scale: s.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float = 1.0
+
+
+class LinearGroup:
+    """Linear layers over one input for one pass: their weights as they are, the factors of their adapters cast.
+
+    Args:
+        weights: W_i.
+        biases: b_i [N_i] or None.
+        adapters: an adapter or None for each weight.
+        dtype: of the input and of the arithmetic.
+        join: where the weights lie in one buffer, let one product serve them all. Outputs then share memory: one that
+            is kept keeps all of them.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[FrozenWeight],
+        biases: Sequence[Tensor | None],
+        adapters: Sequence[Adapter | None],
+        dtype: torch.dtype,
+        *,
+        join: bool = False,
+    ) -> None:
+        self.weights = weights
+        self.biases = [None if bias is None else bias.to(dtype) for bias in biases]
+        self.adapters = adapters
+        self.b = [None if adapter is None else adapter.b.to(dtype) for adapter in adapters]
+        self.ranks: list[slice] = []
+        rank = 0
+        for adapter in adapters:
+            own = 0 if adapter is None else adapter.a.shape[0]
+            self.ranks.append(slice(rank, rank + own))
+            rank += own
+        self.a = self._stacked_a(rank, dtype) if rank else None
+        matrices = [w.weight for w in weights if isinstance(w, DenseWeight) and w.weight.dtype == dtype]
+        self.joined = joined_matrix(matrices) if join and 1 < len(weights) == len(matrices) else None
+        self.dtype = dtype
+
+    @property
+    def sizes(self) -> list[int]:
+        """Outputs of each layer."""
+        return [weight.out_features for weight in self.weights]
+
+    def forward(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return outputs y_i [T, N_i] and l [T, sum of r_i], None without adapters.
+
+        Args:
+            x: [T, K], contiguous rows.
+            prepared: what `prepare(x)` of the first weight returns, where it was made together with x.
+        """
+        if self.joined is not None:
+            together, low = self.forward_together(x)
+            return together.split(self.sizes, dim=1), low
+        low = self._low(x)
+        inputs: dict[InputForm, Prepared] = {} if prepared is None else {self.weights[0].input_form: prepared}
+        outputs = []
+        for weight, bias, b, rank in zip(self.weights, self.biases, self.b, self.ranks, strict=True):
+            own = None if low is None or b is None else low[:, rank]
+            matrix = _matrix(weight, self.dtype)
+            if matrix is not None:
+                outputs.append(_dense_product(x, matrix, bias, own, b))
+                continue
+            if weight.input_form not in inputs:
+                inputs[weight.input_form] = weight.prepare(x)
+            y = weight.forward(inputs[weight.input_form], bias)
+            if own is not None and b is not None:
+                y.addmm_(own, b.t())
+            outputs.append(y)
+        return tuple(outputs), low
+
+    def forward_together(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
+        assert self.joined is not None
+        low = self._low(x)
+        if low is None and all(bias is None for bias in self.biases):
+            return F.linear(x, self.joined), low
+        together = x.new_empty(x.shape[0], self.joined.shape[0])
+        outputs = together.split(self.sizes, dim=1)
+        for y, bias, b, rank in zip(outputs, self.biases, self.b, self.ranks, strict=True):
+            if low is not None and b is not None:
+                torch.mm(low[:, rank], b.t(), out=y)
+                if bias is not None:
+                    y += bias
+            elif bias is not None:
+                y.copy_(bias.expand_as(y))
+            else:
+                y.zero_()
+        return together.addmm_(x, self.joined.t()), low
+
+    def down(self, grads: Sequence[Tensor]) -> Tensor | None:
+        """Return h [T, sum of r_i], the outputs' gradients g_i [T, N_i] brought down to rank; None without adapters."""
+        if self.a is None:
+            return None
+        h = grads[0].new_empty(grads[0].shape[0], self.a.shape[0])
+        for g, b, rank in zip(grads, self.b, self.ranks, strict=True):
+            if b is not None:
+                torch.mm(g, b, out=h[:, rank])
+        return h
+
+    def input_gradient(self, grads: Sequence[Tensor], h: Tensor | None, together: Tensor | None = None) -> Tensor:
+        """Return dx [T, K].
+
+        Args:
+            grads: g_i [T, N_i], contiguous rows.
+            h: what `down` returns.
+            together: all g_i side by side in one buffer [T, sum of N_i], where they lie so.
+        """
+        dx = None if h is None or self.a is None else h @ self.a
+        if self.joined is not None and together is not None:
+            return together @ self.joined if dx is None else dx.addmm_(together, self.joined)
+        for g, weight in zip(grads, self.weights, strict=True):
+            matrix = _matrix(weight, self.dtype)
+            if dx is None:
+                dx = weight.backward(g) if matrix is None else g @ matrix
+            elif matrix is None:
+                dx += weight.backward(g)
+            else:
+                dx.addmm_(g, matrix)
+        assert dx is not None
+        return dx
+
+    def a_gradients(self, h: Tensor | None, x: Tensor) -> list[Tensor | None]:
+        """Return dA_i [r_i, K], float32 or better; None for layers without adapter."""
+        if h is None:
+            return [None] * len(self.weights)
+        stacked = precise_product(h.t(), x)
+        grads: list[Tensor | None] = []
+        for adapter, rank in zip(self.adapters, self.ranks, strict=True):
+            grads.append(None if adapter is None else _scaled(stacked[rank], adapter.scale))
+        return grads
+
+    def b_gradients(self, grads: Sequence[Tensor], low: Tensor | None) -> list[Tensor | None]:
+        """Return dB_i [N_i, r_i], float32 or better; None for layers without adapter."""
+        return [
+            None if low is None or b is None else precise_product(g.t(), low[:, rank])
+            for g, b, rank in zip(grads, self.b, self.ranks, strict=True)
+        ]
+
+    def _stacked_a(self, rank: int, dtype: torch.dtype) -> Tensor:
+        """S [sum of r_i, K] in the dtype of the arithmetic, scaled before it is rounded."""
+        found = [adapter for adapter in self.adapters if adapter is not None]
+        stack = torch.empty(rank, found[0].a.shape[1], dtype=dtype, device=found[0].a.device)
+        for adapter, rows in zip(self.adapters, self.ranks, strict=True):
+            if adapter is not None:
+                torch.mul(adapter.a, adapter.scale, out=stack[rows])
+        return stack
+
+    def _low(self, x: Tensor) -> Tensor | None:
+        return None if self.a is None else F.linear(x, self.a)
+
+
+def precise_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product in float32, accumulated there and not rounded to 16 bits; in float64 for float64."""
+    if left.dtype not in (torch.bfloat16, torch.float16):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a matrix product with x is taken: autocast's where it is on and x is no float64."""
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _scaled(gradient: Tensor, scale: float) -> Tensor:
+    return gradient if scale == 1.0 else gradient * scale
+
+
+def _dense_product(x: Tensor, matrix: Tensor, bias: Tensor | None, low: Tensor | None, b: Tensor | None) -> Tensor:
+    if low is None or b is None:
+        return F.linear(x, matrix, bias)
+    return F.linear(low, b, bias).addmm_(x, matrix.t())
+
+
+def _matrix(weight: FrozenWeight, dtype: torch.dtype) -> Tensor | None:
+    """W itself where it is kept as a matrix, cast where autocast multiplies in another dtype; else None."""
+    return weight.weight.to(dtype) if isinstance(weight, DenseWeight) else None

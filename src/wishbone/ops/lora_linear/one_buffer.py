@@ -1,0 +1,61 @@
+"""Weights of layers that share an input, laid one under the other in one buffer: one matrix product serves them all.
+
+A stack [N_1 + ... + N_m, K] of row-major matrices is itself a row-major matrix, so views of its rows are ordinary
+contiguous weights. At rest this costs nothing. Whether weights lie like that is seen from their addresses at the time
+of use: weights that were moved or replaced since are simply separate again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def fuse_group(parameters: Sequence[torch.nn.Parameter]) -> bool:
+    """Lay frozen parameters [N_i, K] into one buffer and make their data views of its rows; return whether it was done.
+
+    Nothing is done, and False returned, where it would not be safe: a parameter that is trained, that is not a plain
+    contiguous matrix in memory of its own, or parameters that differ in dtype, device or K. Values, names and shapes
+    stay. Old storage is freed as its parameter moves.
+    """
+    first = parameters[0]
+    for parameter in parameters:
+        storage = parameter.untyped_storage()
+        if (
+            type(parameter.data) is not Tensor
+            or parameter.requires_grad
+            or parameter.ndim != 2
+            or not parameter.is_contiguous()
+            or parameter.is_meta
+            or storage.nbytes() != parameter.nbytes
+            or (parameter.dtype, parameter.device, parameter.shape[1]) != (first.dtype, first.device, first.shape[1])
+        ):
+            return False
+    if len({parameter.data_ptr() for parameter in parameters}) < len(parameters):
+        return False
+    buffer = first.new_empty(sum(p.shape[0] for p in parameters), first.shape[1])
+    for parameter, rows in zip(parameters, buffer.split([p.shape[0] for p in parameters]), strict=True):
+        rows.copy_(parameter)
+        parameter.data = rows
+    return True
+
+
+def joined_matrix(matrices: Sequence[Tensor]) -> Tensor | None:
+    """Return the stack [sum of N_i, K] of matrices that lie one under the other in one buffer, or None."""
+    first = matrices[0]
+    storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
+    for matrix in matrices:
+        if (
+            matrix.untyped_storage().data_ptr() != storage
+            or matrix.storage_offset() != offset
+            or matrix.shape[1] != first.shape[1]
+            or matrix.dtype != first.dtype
+            or not matrix.is_contiguous()
+        ):
+            return None
+        offset += matrix.numel()
+    rows = sum(matrix.shape[0] for matrix in matrices)
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1), first.storage_offset())

@@ -1,0 +1,38 @@
+"""Rotary position embedding of queries and keys: one op, its reference, one Triton kernel for both and for backward."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from wishbone.ops.rotary.reference import rotary_reference
+
+Backend = Literal["auto", "reference", "triton"]
+
+__all__ = ["Backend", "rotary"]
+
+
+def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+    """Return query and key turned by the angles of their positions.
+
+    Args:
+        query: [batch, heads, tokens, head_dim], any strides.
+        key: [batch, key_value_heads, tokens, head_dim], any strides.
+        cos, sin: [1 or batch, tokens, turned], turned <= head_dim even. Columns of a head from `turned` on stay as
+            they are.
+        backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
+
+    Returns:
+        New tensors, laid out in memory as [batch, tokens, heads, head_dim]. Differentiable in query and key.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if backend not in ("auto", "reference", "triton"):
+        raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
+    if backend == "triton" or (backend == "auto" and query.is_cuda):
+        from wishbone.ops.rotary.triton import rotary_triton
+
+        return rotary_triton(query, key, cos, sin)
+    return rotary_reference(query, key, cos, sin)

@@ -1,0 +1,52 @@
+"""From rows of token ids to a batch: TRL's tensors for whoever reads a data loader, and the pairs that the step reads.
+
+The step makes its own tensors, one row after the other; those of the batch are what transformers counts tokens with,
+what prediction returns as labels, and what users find in `trainer.get_train_dataloader()`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from wishbone.data.batch import TokenizedPair, truncated_pair
+
+
+class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
+    """Turns rows of token ids into `TokenizedPair`s and padded tensors, truncated and padded as TRL does."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `pairs`, a list of `TokenizedPair`, and TRL's tensors: all chosen sequences, then all rejected ones.
+
+        `input_ids`, `attention_mask` and `completion_mask` are int64 of shape [2 * pairs, longest];
+        `ref_chosen_logps` and `ref_rejected_logps`, [pairs], are there if the rows have them.
+        """
+        pairs = [
+            truncated_pair(
+                list(example["prompt_ids"]),
+                list(example["chosen_ids"]),
+                list(example["rejected_ids"]),
+                max_length=self.max_length,
+                keep_end=self.truncation_mode == "keep_end",
+                ref_chosen_logps=example.get("ref_chosen_logps"),
+                ref_rejected_logps=example.get("ref_rejected_logps"),
+            )
+            for example in examples
+        ]
+        values = ("ref_chosen_logps", "ref_rejected_logps")
+        stored = {name: torch.tensor([row[name] for row in examples]) for name in values if name in examples[0]}
+        return {**self._tensors(pairs), **stored, "pairs": pairs}
+
+    def _tensors(self, pairs: list[TokenizedPair]) -> dict[str, torch.Tensor]:
+        sequences = [side for both in zip(*(pair.sequences() for pair in pairs), strict=True) for side in both]
+        multiple = self.pad_to_multiple_of or 1
+        width = -(-max(len(ids) for ids, _ in sequences) // multiple) * multiple
+        position = torch.arange(width)
+        length, start = torch.tensor([[len(ids), start] for ids, start in sequences]).unsqueeze(2).unbind(1)
+        return {
+            "input_ids": torch.tensor([ids + [self.pad_token_id] * (width - len(ids)) for ids, _ in sequences]),
+            "attention_mask": (position < length).long(),
+            "completion_mask": ((position >= start) & (position < length)).long(),
+        }

@@ -1,0 +1,64 @@
+"""When memory runs out all the same: the step is computed again with less memory, and its result is the same.
+
+How pairs are laid into rows and which activations are kept changes memory and speed, never the loss or the gradients.
+So a step that ran out of memory is repeated from its beginning: with every layer recomputed, then with half the tokens
+a row as often as it takes, then with the layers' inputs in host memory. What helped stays for the rest of the run.
+Only a pair that does not fit alone is left to whoever can make it smaller.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+
+from wishbone.model.activations import EVERYTHING, NOTHING
+from wishbone.preference.metrics import PairMetrics
+from wishbone.training.step import Backward, Groups, PreferenceStep
+
+logger = logging.getLogger(__name__)
+
+
+def backward_that_fits(step: PreferenceStep, groups: Groups, metrics: PairMetrics, backward: Backward) -> Tensor:
+    """`step.backward`, again with less memory as often as memory runs out.
+
+    Raises:
+        RuntimeError: memory ran out with one pair a row, or with gradients of earlier batches that cannot be repeated.
+    """
+    parameters = [parameter for parameter in step.policy.model.parameters() if parameter.requires_grad]
+    repeatable = all(parameter.grad is None for parameter in parameters)
+    while True:
+        watched = PairMetrics.like(metrics)
+        try:
+            loss = step.backward(groups, watched, backward)
+        except RuntimeError as error:
+            if not (should_reduce_batch_size(error) and repeatable):
+                raise
+            remedy = _take_less(step, groups)
+            if remedy is None:
+                raise
+        else:
+            metrics.absorb(watched)
+            return loss
+        for parameter in parameters:
+            parameter.grad = None
+        clear_device_cache(garbage_collection=True)
+        logger.warning("Memory ran out; %s. The result is the same.", remedy)
+
+
+def _take_less(step: PreferenceStep, groups: Groups) -> str | None:
+    """Change the next thing that makes rows smaller in memory and say what it was; None if nothing is left."""
+    activations = step.policy.activations
+    sizes = [pair.row_tokens for group in groups for pair in group]
+    largest_row = min(step.token_budget, sum(sizes))
+    if activations is not None and activations.room not in (None, EVERYTHING, NOTHING):
+        activations.room = NOTHING
+        return "activations of all layers are recomputed from now on"
+    if largest_row > max(sizes):
+        step.token_budget = max(max(sizes), largest_row // 2)
+        return f"rows now have at most {step.token_budget} tokens"
+    if activations is not None and activations.offload == "as needed":
+        activations.offload = "always"
+        return "inputs of layers wait in host memory from now on"
+    return None

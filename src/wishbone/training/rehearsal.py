@@ -1,0 +1,163 @@
+"""Before the first step: how much memory do this run's rows take, and how many of their activations can be kept?
+
+A GPU's memory is not to be guessed at. Rows of made-up pairs are run forward and backward, with every layer's
+activations kept and with every layer's recomputed, at two lengths; peak memory is linear in the tokens of a row, so
+four measurements give
+
+    peak(T, n) = fixed + T (base + n layer).
+
+Then the largest row that the run can have is rehearsed with the room that is left. What does not fit is found out now
+and not at step 900. Weights, optimizer, random numbers and metrics stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+
+from wishbone.data.batch import TokenizedPair
+from wishbone.data.columns import IdColumn
+from wishbone.model.activations import EVERYTHING, NOTHING, Activations, Room
+from wishbone.preference.metrics import PairMetrics
+from wishbone.preference.reference import NoReference, ReferencePolicy, Stored
+from wishbone.preference.remembered import Remembered
+from wishbone.training.step import PreferenceStep
+
+PROBE_TOKENS = 4096
+"""Length of the longer of the two rows that are measured, in tokens; the other has half of it."""
+
+SPARE = 0.04
+"""Share of the card's memory that is left alone: fragmentation, other libraries' workspaces."""
+
+ADAM_BYTES = 8
+"""Optimizer state of one trained float32 number."""
+
+logger = logging.getLogger(__name__)
+
+
+def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
+    """Measure, then set `step.policy.activations` and, unless it is fixed, `step.token_budget`.
+
+    Args:
+        step: the step of the run, whose model has no gradients yet. On the CPU nothing is measured.
+        longest: tokens of the run's longest pair in a row.
+        budget_fixed: whether the user chose the token budget.
+    """
+    activations, device = step.policy.activations, step.policy.device
+    if activations is None or activations.room is None or device.type != "cuda":
+        return
+    trained = [p for p in step.policy.model.parameters() if p.requires_grad]
+    optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
+    trial = PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
+    row = max(longest, step.token_budget)
+    if activations.room not in (EVERYTHING, NOTHING):
+        activations.room = _measured_room(trial, trained, row)
+        fitting = activations.room.tokens()
+        if row > fitting and not budget_fixed:
+            row = step.token_budget = max(longest, min(step.token_budget, fitting // 128 * 128))
+    while not _fits(trial, trained, row):
+        if not _tighten(activations, row):
+            if row <= longest or budget_fixed:
+                logger.warning("A row of %d tokens does not fit into this GPU's memory.", row)
+                break
+            row = step.token_budget = max(longest, row // 2)
+    del optimizer_state
+    torch.cuda.empty_cache()
+
+
+def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
+    """The reference for pairs that no data set has: nothing is remembered of them, and nothing is stored for them."""
+    if isinstance(reference, Remembered):
+        return reference.inner
+    return NoReference() if isinstance(reference, Stored) else reference
+
+
+def _measured_room(trial: PreferenceStep, trained: Iterable[nn.Parameter], row: int) -> Room:
+    """Return the room for rows: what is free beyond what a row of no tokens takes."""
+    activations = trial.policy.activations
+    assert activations is not None
+    longer = min(PROBE_TOKENS, row)
+    lengths = (max(longer // 2, 1), longer)
+    peaks: dict[Room, list[int]] = {}
+    for room in (NOTHING, EVERYTHING):
+        activations.room = room
+        try:
+            peaks[room] = [_peak(trial, trained, length) for length in lengths]
+        except torch.OutOfMemoryError:
+            return NOTHING
+    span = max(lengths[1] - lengths[0], 1)
+    base, kept = ((peaks[room][1] - peaks[room][0]) / span for room in (NOTHING, EVERYTHING))
+    fixed = peaks[NOTHING][1] - base * lengths[1]
+    layers = max(len(activations.layers), 1)
+    return Room(usable_bytes(trial.policy.device) - fixed, base, max(kept - base, 0.0) / layers)
+
+
+def _fits(trial: PreferenceStep, trained: Iterable[nn.Parameter], row: int) -> bool:
+    try:
+        _peak(trial, trained, row)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _tighten(activations: Activations, row: int) -> bool:
+    """Let rows take less: fewer layers kept, then inputs in host memory; return whether there was anything to do."""
+    room = activations.room
+    if room in (None, EVERYTHING, NOTHING) or room.layers(row) < 1:
+        if activations.offload != "as needed":
+            return False
+        activations.offload = "always"
+        return True
+    activations.room = Room(0.9 * room.total, room.base, room.layer)
+    return True
+
+
+def usable_bytes(device: torch.device) -> int:
+    """Bytes that this process may hold on a GPU: what it holds, and what is free within the limit set for it."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(free + torch.cuda.memory_reserved(device), allowed) - int(SPARE * allowed)
+
+
+def _peak(trial: PreferenceStep, trained: Iterable[nn.Parameter], tokens: int) -> int:
+    """Run one row of `tokens` forward and backward and return the peak of allocated bytes; gradients are dropped."""
+    device = trial.policy.device
+    trial.token_budget = tokens
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        trial.backward(
+            [[made_up_pair(tokens, trial.policy.causal_lm.config.get_text_config().vocab_size)]], PairMetrics(1.0)
+        )
+        return torch.cuda.max_memory_allocated(device)
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+
+
+def longest_row(dataset: Dataset | IterableDataset, max_length: int | None) -> int:
+    """Return the tokens of the longest pair of a tokenized data set in a shared-prefix row.
+
+    Of a stream only the bound is known: two sequences of `max_length`; without one 0, and rows are split as need be.
+    """
+    if not isinstance(dataset, Dataset):
+        return 2 * (max_length or 0)
+    prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
+    if max_length is None:
+        return int((prompt + chosen + rejected).max(initial=0))
+    cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]
+    return int((cut[0] + cut[1] - cut[2]).max(initial=0))
+
+
+def made_up_pair(row_tokens: int, vocabulary: int) -> TokenizedPair:
+    """Return a pair of `row_tokens` tokens in a row: a short prompt, and completions of one length to be scored."""
+    prompt = max(row_tokens // 8, 1)
+    half = (row_tokens - prompt) // 2
+    ids = [(17 + 31 * i) % vocabulary for i in range(prompt + half)]
+    other = [(5 + 13 * i) % vocabulary for i in range(row_tokens - prompt - half)]
+    return TokenizedPair(ids, ids[:prompt] + other, prompt, prompt)

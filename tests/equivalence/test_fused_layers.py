@@ -1,0 +1,92 @@
+"""A training step with fused linear layers, norms and rotary embeddings against the same step with the model's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny import ATTENTION_FAMILIES, tiny_model, tiny_pairs
+from torch import Tensor
+
+from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.model.activations import NOTHING, Activations
+from wishbone.model.adapter import add_adapter
+from wishbone.model.fused_layers import FusedLayers
+from wishbone.model.fused_linear import FusedLinears
+from wishbone.model.policy import Policy
+from wishbone.preference.metrics import PairMetrics
+from wishbone.preference.objective import Objective
+from wishbone.preference.reference import AdapterDisabled
+from wishbone.preference.synchronized import SynchronizedAdapter
+from wishbone.training.step import PreferenceStep
+
+
+def adapted(family: str, dtype: torch.dtype = torch.float64) -> PeftModel:
+    model = add_adapter(tiny_model(family, dtype=dtype), rank=4, alpha=8, seed=0).to(dtype)
+    draw(model, 1)
+    return model.eval()
+
+
+def draw(model: PeftModel, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_B.default" in name:
+            values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+            parameter.data = values.to(parameter.dtype)
+
+
+PAIRS: list[TokenizedPair] = [truncated_pair(*pair) for pair in tiny_pairs(5, seed=4)]
+
+
+def results(policy: Policy, reference: AdapterDisabled | None = None) -> list[Tensor]:
+    """Loss and gradients of one step, in several rows."""
+    policy.model.zero_grad()
+    step = PreferenceStep(policy, reference or AdapterDisabled(policy), Objective(), token_budget=60)
+    loss = step.backward([PAIRS], PairMetrics(0.1))
+    return [loss, *(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)]
+
+
+def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    assert len(got) == len(expected) > 1
+    for value, own in zip(got, expected, strict=True):
+        assert (value - own).norm() <= tolerance * own.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_fused_linears_change_no_step(family: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = adapted(family, dtype)
+    expected = results(Policy(model))
+    assert_close(results(Policy(model, fused=FusedLinears(model))), expected, tolerance)
+
+
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_nor_do_fused_norms_and_rotary_embeddings(family: str) -> None:
+    """Norms of transformers round to float32 inside, ours do not."""
+    model = adapted(family)
+    expected = results(Policy(model))
+    fused = FusedLayers(model, norms_everywhere=True)
+    assert_close(results(Policy(model, fused=fused)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_recomputed_layers_run_fused(offload: bool) -> None:
+    model = adapted("llama")
+    expected = results(Policy(model))
+    model.enable_input_require_grads()
+    model.train()
+    activations = Activations(model.get_base_model(), NOTHING, offload="always" if offload else "never")
+    assert_close(results(Policy(model, fused=FusedLinears(model), activations=activations)), expected, 1e-9)
+
+
+def test_a_reference_of_several_copies_of_the_adapter() -> None:
+    model = adapted("qwen2")
+    policy, fused = Policy(model), Policy(model, fused=FusedLinears(model))
+    reference = SynchronizedAdapter(policy)
+    for seed in (2, 3):
+        reference.synchronize(0.6)
+        model.to(torch.float64)
+        draw(model, seed)
+    assert len(reference.adapters) == 2
+    expected = results(policy, reference)
+    assert_close(results(fused, SynchronizedAdapter(fused)), expected, 1e-9)

@@ -1,0 +1,71 @@
+"""Fused layers on a CUDA device: no more error against float64 than PEFT's own layers under autocast."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor, nn
+
+from wishbone.model.adapter import add_adapter
+from wishbone.model.fused_layers import FusedLayers
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def loss_and_gradients(model: nn.Module, ids: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def total_error(values: list[Tensor], exact: list[Tensor]) -> float:
+    return sum(float((value - e).norm() / e.norm()) for value, e in zip(values, exact, strict=True))
+
+
+@pytest.mark.parametrize("tile_tokens", [None, 50])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "olmo2", "phi3", "gpt_neox"])
+def test_whole_models_lose_no_more_than_peft(family: str, dtype: torch.dtype, tile_tokens: int | None) -> None:
+    fused = plain = 0.0
+    for seed in range(3):
+        model = add_adapter(tiny_model(family, dtype=dtype, seed=seed).double(), rank=8, seed=0).double().cuda()
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator).cuda().double() * 0.3
+        ids = torch.randint(3, 120, (2, 64), generator=generator).cuda()
+        exact = loss_and_gradients(model, ids)
+        model.to(dtype)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        layers = FusedLayers(model)
+        assert layers.norms.attentions
+        with torch.autocast("cuda", dtype=dtype):
+            plain += total_error(loss_and_gradients(model, ids), exact)
+            with layers.running(tile_tokens=tile_tokens):
+                fused += total_error(loss_and_gradients(model, ids), exact)
+        if seed == 0:
+            layers.linears.lay_in_one_buffer()
+    assert 0 < fused <= 1.1 * plain
+
+
+def test_what_is_kept_for_the_backward_pass() -> None:
+    """An MLP keeps its input and the outputs of gate and up: 2 (K + 2 I) bytes a token, and little else."""
+    hidden, wide, tokens = 512, 2048, 4096
+    model = tiny_model("llama", hidden_size=hidden, intermediate_size=wide, num_hidden_layers=1, dtype=torch.bfloat16)
+    model = add_adapter(model.cuda(), rank=8, seed=0)
+    mlp = model.base_model.model.model.layers[0].mlp
+    x = torch.randn(1, tokens, hidden, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    with FusedLayers(model).running(), torch.autocast("cuda", dtype=torch.bfloat16):
+        mlp(x[:, :8])
+        before = torch.cuda.memory_allocated()
+        y = mlp(x)
+        kept = torch.cuda.memory_allocated() - before - y.nbytes
+        y.sum().backward()
+    assert kept <= 2 * tokens * 2 * wide * 1.05
