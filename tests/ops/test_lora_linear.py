@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight
 from wishbone.ops.lora_linear import Adapter, fuse_group, lora_linears, lora_linears_reference
-from wishbone.ops.lora_linear.one_buffer import joined_matrix
+from wishbone.ops.lora_linear.group import LinearGroup
+from wishbone.ops.lora_linear.one_buffer import joined_matrix, joined_weight
 
 K, SIZES = 24, (32, 8, 16)
 Linears = Callable[..., tuple[Tensor, ...]]
@@ -240,3 +241,37 @@ def test_one_buffer_is_not_made_where_it_would_not_be_safe(spoil: Callable[[list
     addresses = [weight.data_ptr() for weight in weights]
     assert not fuse_group(weights)
     assert [weight.data_ptr() for weight in weights] == addresses
+
+
+def test_fp8_weights_in_one_buffer_are_one_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes, scales = [], []
+    for rows in (32, 16):
+        quantized = quantize_rows(torch.randn(rows, 48, generator=generator))
+        codes.append(torch.nn.Parameter(quantized.values, requires_grad=False))
+        scales.append(torch.nn.Parameter(quantized.scale, requires_grad=False))
+    separate = [FP8Weight(q.clone(), s.clone()) for q, s in zip(codes, scales, strict=True)]
+    assert joined_weight(separate, torch.float32) is None
+    assert fuse_group(codes) and fuse_group(scales)
+    together = [FP8Weight(q, s) for q, s in zip(codes, scales, strict=True)]
+    adapters = [
+        Adapter(torch.randn(3, 48, generator=generator), torch.randn(n, 3, generator=generator)) for n in (32, 16)
+    ]
+    x = torch.randn(7, 48, generator=generator)
+    plain = LinearGroup(separate, [None, torch.ones(16)], adapters, torch.float32)
+    joined = LinearGroup(together, [None, torch.ones(16)], adapters, torch.float32, join=True)
+    expected, _ = plain.forward(x)
+    outputs, _ = joined.forward(x)
+    for y, wanted in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(y, wanted)
+    grads = [torch.randn(7, n, generator=generator) for n in (32, 16)]
+    side_by_side = torch.cat(grads, 1)
+    h = joined.down(grads)
+    dx = joined.input_gradient(grads, h, side_by_side)
+    whole = FP8Weight(
+        torch.cat([q.view(torch.uint8) for q in codes]).view(torch.float8_e4m3fn), torch.cat(list(scales))
+    )
+    torch.testing.assert_close(dx, whole.backward(side_by_side) + h @ joined.a)
+    exact = sum(g @ w.dense() for g, w in zip(grads, separate, strict=True)) + h @ joined.a
+    for rounded in (dx, plain.input_gradient(grads, h)):
+        assert (rounded - exact).norm() <= 0.05 * exact.norm()

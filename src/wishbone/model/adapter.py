@@ -96,17 +96,17 @@ def parameter_values(model: Any) -> dict[nn.Parameter, Tensor]:
 
 
 def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
-    """Keep adapters on quantized weights in float32, where TRL's trainer rounds them to bfloat16 as it is constructed.
+    """Keep an adapter on quantized weights as it came; TRL's trainer rounds it to bfloat16 as it is constructed.
 
     Args:
         model: the trainer's model.
-        before: `parameter_values` of the model that it was given; an adapter that came later keeps its rounded values.
+        before: `parameter_values` of the model that it was given; an adapter that TRL made stays in bfloat16.
     """
     if not is_quantized(model):
         return
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
-            parameter.data = before.get(parameter, parameter.data).float()
+        if parameter.requires_grad and parameter in before and parameter.dtype != before[parameter].dtype:
+            parameter.data = before[parameter].to(parameter.device)
 
 
 @torch.no_grad()

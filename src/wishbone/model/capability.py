@@ -9,6 +9,8 @@ head with the model's own logits, so that a family's unknown scaling is noticed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +35,20 @@ class Capability:
     reason: str | None = None
 
 
-def choose_form(model: torch.nn.Module, *, max_length: int | None = None, row_multiple: int = 1) -> Capability:
+def choose_form(
+    model: torch.nn.Module,
+    *,
+    max_length: int | None = None,
+    row_multiple: int = 1,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Capability:
     """Return the fastest form that gives the model's own numbers.
 
     Args:
         model: the model as it will be trained; nothing of it is changed.
         max_length: longest sequence of the run in tokens, for position encodings that change with length.
         row_multiple: as for `Policy`.
+        autocast: the context that the model's `forward` enters by itself, if somebody wrapped it so.
     """
     plain = Policy(model, form="plain")
     config = plain.causal_lm.config.get_text_config()
@@ -49,8 +58,10 @@ def choose_form(model: torch.nn.Module, *, max_length: int | None = None, row_mu
     try:
         with torch.no_grad(), inputs_not_rounded(model):
             own = _logps(Policy(model, form="own_logits"))
-            head = _logps(plain)
-            if not _relative_error(head, own) <= TOLERANCE[plain.causal_lm.dtype]:
+            head = _logps(Policy(model, form="plain", autocast=autocast))
+            with autocast():
+                tolerance = TOLERANCE[_computing_dtype(plain)]
+            if not _relative_error(head, own) <= tolerance:
                 return Capability("own_logits", "its logits are not a scaled product with the output embedding")
             reason = reason or _reason_from_trial(model, config, row_multiple)
     finally:
@@ -115,6 +126,12 @@ def _every_layer_called(calls: list[AttentionCall], config: Any) -> bool:
         return True
     windows = [None if kind == "full_attention" else config.sliding_window for kind in layer_types]
     return [call.window for call in calls] == windows
+
+
+def _computing_dtype(policy: Policy) -> torch.dtype:
+    """Dtype of matrix products: autocast's where it is on, else the model's."""
+    device = policy.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.causal_lm.dtype
 
 
 def _trial_pairs(vocabulary: int) -> list[TokenizedPair]:

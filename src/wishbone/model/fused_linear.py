@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wishbone.model.fused_mlp import FusedMlp, fused_mlp_of
 from wishbone.model.lora_layer import Forward, LayerReader, base_of, columns, input_features, is_lora_linear
-from wishbone.ops.frozen_linear import DenseWeight, frozen_weight_of
+from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
 from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -81,15 +81,19 @@ class FusedLinears:
                 mlp.tile_tokens = tile
 
     def lay_in_one_buffer(self) -> int:
-        """Move the plain weights of each group into one buffer, for good, so that one product serves the group.
+        """Move the plain or FP8 weights of each group into one buffer, for good, so that one product serves the group.
 
         Values, names and shapes stay, and so does what is saved. Return how many groups were moved.
         """
         moved = 0
         for group in self._groups:
             bases = [base_of(module) for module in group.modules]
-            if len(bases) > 1 and all(isinstance(frozen_weight_of(base), DenseWeight) for base in bases):
+            forms = {type(frozen_weight_of(base)) for base in bases}
+            if len(bases) > 1 and forms == {DenseWeight}:
                 moved += fuse_group([base.weight for base in bases])
+            elif len(bases) > 1 and forms == {FP8Weight}:
+                scales = [base.weight_scale for base in bases]
+                moved += fuse_group([base.weight for base in bases]) and fuse_group(scales)
         if moved and torch.cuda.is_available():
             torch.cuda.empty_cache()
         return moved

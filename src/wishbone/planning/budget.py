@@ -13,6 +13,9 @@ from typing import Any
 ROW_TOKENS = {"cuda": 8192, "cpu": 1024}
 """A GPU is filled by some thousand tokens; a CPU gains nothing from longer rows and pays for them in memory."""
 
+MOST_ROW_TOKENS = 32768
+"""Where a GPU's memory holds more with every activation kept, longer rows spare it the launches of a second one."""
+
 SHARE_OF_FREE_MEMORY = {"cuda": 0.7, "cpu": 0.25}
 """A GPU belongs to the run; the memory of a machine is shared with whatever else runs there."""
 

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
+from wishbone.model.adapter_switch import AdapterSwitch
 from wishbone.model.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
 
@@ -41,6 +42,7 @@ class AdapterDisabled:
     def __init__(self, policy: Policy, adapter: str | None = None, ld_alpha: float | None = None) -> None:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
+        self._switch = AdapterSwitch(policy.model)
 
     @property
     def adapters(self) -> list[str]:
@@ -56,7 +58,7 @@ class AdapterDisabled:
     def _switched(self) -> Iterator[None]:
         adapters = self.adapters
         if not adapters:
-            with self._model.disable_adapter():
+            with self._switch.off():
                 yield
             return
         trained = self._model.active_adapter

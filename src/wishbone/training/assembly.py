@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -67,7 +68,13 @@ def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
     row_multiple = 128 if next(model.parameters()).is_cuda else 1
-    capability = choose_form(model, max_length=trainer.args.max_length, row_multiple=row_multiple)
+    wrapped = hasattr(model, "_original_forward")  # accelerate prepared it, as TRL has it prepare the reference
+    capability = choose_form(
+        model,
+        max_length=trainer.args.max_length,
+        row_multiple=row_multiple,
+        autocast=trainer.accelerator.autocast if wrapped else nullcontext,
+    )
     if capability.reason:
         logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
     policy = Policy(

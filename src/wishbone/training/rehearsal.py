@@ -13,7 +13,7 @@ and not at step 900. Weights, optimizer, random numbers and metrics stay as they
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 from wishbone.data.batch import TokenizedPair
 from wishbone.data.columns import IdColumn
 from wishbone.model.activations import EVERYTHING, NOTHING, Activations, Room
+from wishbone.planning.budget import MOST_ROW_TOKENS
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.reference import NoReference, ReferencePolicy, Stored
 from wishbone.preference.remembered import Remembered
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
-    """Measure, then set `step.policy.activations` and, unless it is fixed, `step.token_budget`.
+    """Measure, then set the room of `step.policy.activations` and, unless it is fixed, `step.token_budget`.
 
     Args:
         step: the step of the run, whose model has no gradients yet. On the CPU nothing is measured.
@@ -49,17 +50,18 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
         budget_fixed: whether the user chose the token budget.
     """
     activations, device = step.policy.activations, step.policy.device
-    if activations is None or activations.room is None or device.type != "cuda":
+    if activations is None or device.type != "cuda":
         return
     trained = [p for p in step.policy.model.parameters() if p.requires_grad]
     optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
     trial = PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
+    asked = activations.room
+    room = _measured_room(trial, trained, max(longest, step.token_budget))
+    activations.room = asked if asked in (None, EVERYTHING, NOTHING) else room or NOTHING
     row = max(longest, step.token_budget)
-    if activations.room not in (EVERYTHING, NOTHING):
-        activations.room = _measured_room(trial, trained, row)
-        fitting = activations.room.tokens()
-        if row > fitting and not budget_fixed:
-            row = step.token_budget = max(longest, min(step.token_budget, fitting // 128 * 128))
+    if not budget_fixed and room is not None:
+        most = step.token_budget if asked is NOTHING else MOST_ROW_TOKENS
+        row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, most))
     while not _fits(trial, trained, row):
         if not _tighten(activations, row):
             if row <= longest or budget_fixed:
@@ -77,27 +79,41 @@ def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
     return NoReference() if isinstance(reference, Stored) else reference
 
 
-def _measured_room(trial: PreferenceStep, trained: Iterable[nn.Parameter], row: int) -> Room:
-    """Return the room for rows: what is free beyond what a row of no tokens takes."""
+def _measured_room(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int) -> Room | None:
+    """Return the room for rows: what is free beyond what a row of no tokens takes; None if not even a short row fits.
+
+    Where the layers' treatment is given, its rows count as the base and nothing more can be kept.
+    """
     activations = trial.policy.activations
     assert activations is not None
+    given = activations.room in (None, EVERYTHING, NOTHING)
     longer = min(PROBE_TOKENS, row)
-    lengths = (max(longer // 2, 1), longer)
-    peaks: dict[Room, list[int]] = {}
-    for room in (NOTHING, EVERYTHING):
-        activations.room = room
+    slopes: list[float] = []
+    fixed = 0.0
+    for treatment in (activations.room,) if given else (NOTHING, EVERYTHING):
+        activations.room = treatment
         try:
-            peaks[room] = [_peak(trial, trained, length) for length in lengths]
+            shorter, peak = (_peak(trial, trained, length) for length in (max(longer // 2, 1), longer))
         except torch.OutOfMemoryError:
-            return NOTHING
-    span = max(lengths[1] - lengths[0], 1)
-    base, kept = ((peaks[room][1] - peaks[room][0]) / span for room in (NOTHING, EVERYTHING))
-    fixed = peaks[NOTHING][1] - base * lengths[1]
-    layers = max(len(activations.layers), 1)
-    return Room(usable_bytes(trial.policy.device) - fixed, base, max(kept - base, 0.0) / layers)
+            if not slopes:
+                return None
+            slopes.append(float("inf"))
+            break
+        slopes.append((peak - shorter) / max(longer - longer // 2, 1))
+        fixed = fixed or peak - slopes[0] * longer
+    layer = (slopes[-1] - slopes[0]) / max(len(activations.layers), 1)
+    return Room(usable_bytes(trial.policy.device) - fixed, slopes[0], max(layer, 0.0))
 
 
-def _fits(trial: PreferenceStep, trained: Iterable[nn.Parameter], row: int) -> bool:
+def _best_budget(room: Room, layers: int, usual: int, most: int) -> int:
+    """Return the tokens of a row: as many as can be kept, down to the usual number, which may have to be recomputed."""
+    budget = most
+    while budget > usual and room.layers(budget) < layers:
+        budget //= 2
+    return max(min(budget, room.tokens() // 128 * 128), 128)
+
+
+def _fits(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int) -> bool:
     try:
         _peak(trial, trained, row)
     except torch.OutOfMemoryError:
@@ -124,7 +140,7 @@ def usable_bytes(device: torch.device) -> int:
     return min(free + torch.cuda.memory_reserved(device), allowed) - int(SPARE * allowed)
 
 
-def _peak(trial: PreferenceStep, trained: Iterable[nn.Parameter], tokens: int) -> int:
+def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int) -> int:
     """Run one row of `tokens` forward and backward and return the peak of allocated bytes; gradients are dropped."""
     device = trial.policy.device
     trial.token_budget = tokens

@@ -9,6 +9,7 @@ on TRL's own path, and one line says why.
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -158,7 +159,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.preference_step is None:
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
-        model.train()
+        if not model.training:
+            model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._pending.append(inputs["pairs"])
@@ -220,7 +222,12 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.preference_step is None:
             return int(super().floating_point_ops(inputs))
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in inputs["pairs"])
-        return 6 * tokens * int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
+        return 6 * tokens * self._parameters_outside_embeddings
+
+    @cached_property
+    def _parameters_outside_embeddings(self) -> int:
+        assert self.preference_step is not None
+        return int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Read the metrics of the interval, reduced over processes, and pass everything on under TRL's names."""

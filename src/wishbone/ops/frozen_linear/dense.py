@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,3 +38,7 @@ class DenseWeight:
     def dense(self) -> Tensor:
         """Return W itself."""
         return self.weight
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """Return W [N, K] in `dtype`, for a product that accumulates."""
+        return self.weight.to(dtype)

@@ -116,6 +116,10 @@ class FP8BlockWeight:
         """Return grad W."""
         return grad @ self._dequantized(grad.dtype)
 
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """Return W [N, K] in `dtype`, in scratch memory that the next product of any weight may overwrite."""
+        return self._dequantized(dtype)
+
     def dense(self) -> Tensor:
         """Return scale * q in float32."""
         rows, columns = self.qweight.shape

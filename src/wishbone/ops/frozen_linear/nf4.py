@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,22 +40,26 @@ class NF4Weight:
     def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + bias."""
         assert isinstance(prepared, Tensor)
-        return F.linear(prepared, self._dequantized(prepared), bias)
+        return F.linear(prepared, self._dequantized(prepared.dtype), bias)
 
     def backward(self, grad: Tensor) -> Tensor:
         """Return grad W."""
-        return grad @ self._dequantized(grad)
+        return grad @ self._dequantized(grad.dtype)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """Return W [N, K] in `dtype`, in scratch memory that the next product of any weight may overwrite."""
+        return self._dequantized(dtype)
 
     def dense(self) -> Tensor:
         """Return what the codes stand for, in the dtype that they were quantized from."""
         return self._dequantized(None).clone()
 
-    def _dequantized(self, other: Tensor | None) -> Tensor:
-        """W in scratch memory, in the dtype of what it is multiplied with."""
+    def _dequantized(self, dtype: torch.dtype | None) -> Tensor:
+        """W in scratch memory, in a dtype or the one that it was quantized from."""
         from bitsandbytes.functional import dequantize_4bit
 
         out = None
         if self.codes.is_cuda:
             out = scratch((self.out_features, self.in_features), self.state.dtype, self.codes.device)
         dequantized: Tensor = dequantize_4bit(self.codes, self.state, out=out)
-        return dequantized if other is None else dequantized.to(other.dtype)
+        return dequantized if dtype is None else dequantized.to(dtype)

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.frozen_linear import DenseWeight, FrozenWeight, InputForm, Prepared
-from wishbone.ops.lora_linear.one_buffer import joined_matrix
+from wishbone.ops.frozen_linear import DenseWeight, FP8BlockWeight, FrozenWeight, InputForm, NF4Weight, Prepared
+from wishbone.ops.lora_linear.one_buffer import joined_weight
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class LinearGroup:
             self.ranks.append(slice(rank, rank + own))
             rank += own
         self.a = self._stacked_a(rank, dtype) if rank else None
-        matrices = [w.weight for w in weights if isinstance(w, DenseWeight) and w.weight.dtype == dtype]
-        self.joined = joined_matrix(matrices) if join and 1 < len(weights) == len(matrices) else None
+        self.joined = joined_weight(weights, dtype) if join and len(weights) > 1 else None
         self.dtype = dtype
 
     @property
@@ -91,7 +90,7 @@ class LinearGroup:
             prepared: what `prepare(x)` of the first weight returns, where it was made together with x.
         """
         if self.joined is not None:
-            together, low = self.forward_together(x)
+            together, low = self.forward_together(x, prepared)
             return together.split(self.sizes, dim=1), low
         low = self._low(x)
         inputs: dict[InputForm, Prepared] = {} if prepared is None else {self.weights[0].input_form: prepared}
@@ -110,24 +109,30 @@ class LinearGroup:
             outputs.append(y)
         return tuple(outputs), low
 
-    def forward_together(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward_together(self, x: Tensor, prepared: Prepared | None = None) -> tuple[Tensor, Tensor | None]:
         """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
-        assert self.joined is not None
-        low = self._low(x)
-        if low is None and all(bias is None for bias in self.biases):
-            return F.linear(x, self.joined), low
-        together = x.new_empty(x.shape[0], self.joined.shape[0])
-        outputs = together.split(self.sizes, dim=1)
-        for y, bias, b, rank in zip(outputs, self.biases, self.b, self.ranks, strict=True):
+        joined, low = self.joined, self._low(x)
+        assert joined is not None
+        layers = list(zip(self.biases, self.b, self.ranks, strict=True))
+        if isinstance(joined, DenseWeight) and not (low is None and all(bias is None for bias in self.biases)):
+            together = x.new_empty(x.shape[0], joined.out_features)
+            for y, (bias, b, rank) in zip(together.split(self.sizes, dim=1), layers, strict=True):
+                if low is not None and b is not None:
+                    torch.mm(low[:, rank], b.t(), out=y)
+                    if bias is not None:
+                        y += bias
+                elif bias is not None:
+                    y.copy_(bias.expand_as(y))
+                else:
+                    y.zero_()
+            return together.addmm_(x, joined.weight.t()), low
+        together = joined.forward(joined.prepare(x) if prepared is None else prepared)
+        for y, (bias, b, rank) in zip(together.split(self.sizes, dim=1), layers, strict=True):
+            if bias is not None:
+                y += bias
             if low is not None and b is not None:
-                torch.mm(low[:, rank], b.t(), out=y)
-                if bias is not None:
-                    y += bias
-            elif bias is not None:
-                y.copy_(bias.expand_as(y))
-            else:
-                y.zero_()
-        return together.addmm_(x, self.joined.t()), low
+                y.addmm_(low[:, rank], b.t())
+        return together, low
 
     def down(self, grads: Sequence[Tensor]) -> Tensor | None:
         """Return h [T, sum of r_i], the outputs' gradients g_i [T, N_i] brought down to rank; None without adapters."""
@@ -147,19 +152,10 @@ class LinearGroup:
             h: what `down` returns.
             together: all g_i side by side in one buffer [T, sum of N_i], where they lie so.
         """
-        dx = None if h is None or self.a is None else h @ self.a
+        low = None if h is None or self.a is None else (h, self.a)
         if self.joined is not None and together is not None:
-            return together @ self.joined if dx is None else dx.addmm_(together, self.joined)
-        for g, weight in zip(grads, self.weights, strict=True):
-            matrix = _matrix(weight, self.dtype)
-            if dx is None:
-                dx = weight.backward(g) if matrix is None else g @ matrix
-            elif matrix is None:
-                dx += weight.backward(g)
-            else:
-                dx.addmm_(g, matrix)
-        assert dx is not None
-        return dx
+            return _gradient_of([together], [self.joined], low, self.dtype)
+        return _gradient_of(grads, self.weights, low, self.dtype)
 
     def a_gradients(self, h: Tensor | None, x: Tensor) -> list[Tensor | None]:
         """Return dA_i [r_i, K], float32 or better; None for layers without adapter."""
@@ -217,6 +213,28 @@ def _dense_product(x: Tensor, matrix: Tensor, bias: Tensor | None, low: Tensor |
     return F.linear(low, b, bias).addmm_(x, matrix.t())
 
 
+def _gradient_of(
+    grads: Sequence[Tensor], weights: Sequence[FrozenWeight], low: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+) -> Tensor:
+    """Return sum_i g_i W_i + h S, accumulated inside the products where the weights are matrices.
+
+    A product that cannot accumulate comes first, so that the others and the low-rank term add onto its output.
+    """
+    order = sorted(range(len(weights)), key=lambda i: weights[i].input_form == "plain")
+    accumulates = weights[order[0]].input_form == "plain"
+    dx = low[0] @ low[1] if low is not None and accumulates else None
+    for i in order:
+        matrix = _matrix(weights[i], dtype)
+        if dx is None:
+            dx = weights[i].backward(grads[i]) if matrix is None else grads[i] @ matrix
+        elif matrix is None:
+            dx += weights[i].backward(grads[i])
+        else:
+            dx.addmm_(grads[i], matrix)
+    assert dx is not None
+    return dx.addmm_(*low) if low is not None and not accumulates else dx
+
+
 def _matrix(weight: FrozenWeight, dtype: torch.dtype) -> Tensor | None:
-    """W itself where it is kept as a matrix, cast where autocast multiplies in another dtype; else None."""
-    return weight.weight.to(dtype) if isinstance(weight, DenseWeight) else None
+    """W as a matrix for the next product, in the dtype of the arithmetic; None for one that is not multiplied so."""
+    return weight.matrix(dtype) if isinstance(weight, (DenseWeight, NF4Weight, FP8BlockWeight)) else None

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight
+
 
 @torch.no_grad()
 def fuse_group(parameters: Sequence[torch.nn.Parameter]) -> bool:
@@ -59,3 +61,22 @@ def joined_matrix(matrices: Sequence[Tensor]) -> Tensor | None:
         offset += matrix.numel()
     rows = sum(matrix.shape[0] for matrix in matrices)
     return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1), first.storage_offset())
+
+
+def joined_weight(weights: Sequence[FrozenWeight], dtype: torch.dtype) -> DenseWeight | FP8Weight | None:
+    """Return weights of one form that lie in one buffer as one weight, or None.
+
+    Args:
+        weights: W_i [N_i, K].
+        dtype: of the arithmetic; plain matrices of another dtype would have to be cast first and are not joined.
+    """
+    plain = [weight.weight for weight in weights if isinstance(weight, DenseWeight) and weight.weight.dtype == dtype]
+    if len(plain) == len(weights):
+        matrix = joined_matrix(plain)
+        return None if matrix is None else DenseWeight(matrix)
+    coded = [weight for weight in weights if isinstance(weight, FP8Weight)]
+    if len(coded) < len(weights):
+        return None
+    codes = joined_matrix([weight.qweight for weight in coded])
+    scales = joined_matrix([weight.scale.view(-1, 1) for weight in coded])
+    return None if codes is None or scales is None else FP8Weight(codes, scales)
