@@ -219,11 +219,10 @@ def test_unknown_arguments_are_refused_with_near_names(saved: str):
 
 
 def test_arguments_without_meaning_are_named_in_one_warning(saved: str, caplog: pytest.LogCaptureFixture):
-    load(saved, fast_inference=True, rope_scaling={"type": "linear"}, offload_embedding=True, max_lora_rank=64)
+    load(saved, fast_inference=True, rope_scaling={"type": "linear"}, max_lora_rank=64)
     [warning] = [record.message for record in caplog.records if "do nothing here" in record.message]
     assert "fast_inference=True (vLLM is not used)" in warning
     assert "rope_scaling={'type': 'linear'}" in warning
-    assert "offload_embedding=True" in warning
     assert "max_lora_rank" not in warning  # its default
     caplog.clear()
     adapter(load(saved)[0], temporary_location="elsewhere", use_rslora=False, max_seq_length=4096)

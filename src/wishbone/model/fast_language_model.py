@@ -22,6 +22,7 @@ from wishbone.model.activations import NOTHING, Activations, Treatment, choose_a
 from wishbone.model.adapter import add_adapter
 from wishbone.model.call_arguments import foreign_signature
 from wishbone.model.checkpoint import TOKENIZER_FILES
+from wishbone.model.host_embedding import keep_embedding_on_host
 from wishbone.model.load import choose_device, load_model, load_tokenizer
 from wishbone.model.quantization import is_quantized, quantization_obstacle
 from wishbone.model.saved_adapter import adapter_config, adapter_directory, load_adapter
@@ -95,6 +96,7 @@ class FastLanguageModel:
             use_gradient_checkpointing: "unsloth": recompute, inputs of layers wait in host memory; True: recompute;
                 False: keep.
             resize_model_vocab: new number of rows of the embeddings.
+            offload_embedding: True keeps the input embedding in host memory; "auto" and False leave it with the model.
             float32_mixed_precision: with full_finetuning, load float32 weights.
 
         Raises:
@@ -146,6 +148,8 @@ class FastLanguageModel:
             )
         if resize_model_vocab is not None:
             model.resize_token_embeddings(resize_model_vocab)
+        if offload_embedding is True:
+            keep_embedding_on_host(model)
         if adapter:
             model = load_adapter(model, adapter)
             if not TOKENIZER_FILES.isdisjoint(entry.name for entry in adapter.iterdir()):

@@ -22,12 +22,15 @@ from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, 
 from wishbone.model.activations import Activations
 from wishbone.model.attention_hook import attention_configs, shared_prefix_attention
 from wishbone.model.fused_layers import FusedLayers
+from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
 
 HEAD_CHUNK_TOKENS = 256
+SMALL_CHUNK_BYTES = 128 * 2**20
+SMALL_TILE_TOKENS = 1024
 
 
 class Policy:
@@ -41,6 +44,7 @@ class Policy:
         activations: which rows keep their activations; None leaves the model's layers as they are.
         fused: the model's layers as they run within `running()`; None leaves them as they are.
         head_chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the op's own choice.
+        tile_tokens: most tokens of which MLPs hold intermediates at once; None holds those of a whole row.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Policy:
         activations: Activations | None = None,
         fused: FusedLayers | None = None,
         head_chunk_bytes: int | None = None,
+        tile_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.form = form
@@ -61,6 +66,7 @@ class Policy:
         self.activations = activations
         self.fused = fused
         self.head_chunk_bytes = head_chunk_bytes
+        self.tile_tokens = tile_tokens
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
@@ -72,8 +78,11 @@ class Policy:
     @property
     def device(self) -> torch.device:
         """Where batches go."""
-        device: torch.device = self.causal_lm.get_input_embeddings().weight.device
-        return device
+        return compute_device(self.causal_lm)
+
+    def save_memory(self) -> None:
+        """Hold less at a time from now on, for a few launches more: logits of fewer tokens, MLPs in tiles."""
+        self.head_chunk_bytes, self.tile_tokens = SMALL_CHUNK_BYTES, SMALL_TILE_TOKENS
 
     def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
         """Return the pairs as tensors in the form that this policy runs."""
@@ -86,7 +95,7 @@ class Policy:
         """Context for forward passes and for the backward passes that recompute them."""
         with (
             shared_prefix_attention(self._configs) if self.form == "shared_prefix" else nullcontext(),
-            self.fused.running() if self.fused else nullcontext(),
+            self.fused.running(tile_tokens=self.tile_tokens) if self.fused else nullcontext(),
         ):
             yield
 

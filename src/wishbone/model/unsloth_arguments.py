@@ -24,7 +24,6 @@ LOADING_IGNORED = {
     "device_map_planner_kwargs": "the model is on one device",
     "rope_scaling": "position encodings are those of the checkpoint",
     "fix_tokenizer": "the tokenizer is used as it is",
-    "offload_embedding": "the embedding stays with the model",
     "fast_inference": "vLLM is not used",
     "gpu_memory_utilization": "vLLM is not used",
     "float8_kv_cache": "vLLM is not used",

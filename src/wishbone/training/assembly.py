@@ -15,6 +15,7 @@ from wishbone.model.activations import EVERYTHING, NOTHING, Activations, Room, c
 from wishbone.model.capability import choose_form
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.model.fused_layers import FusedLayers
+from wishbone.model.host_embedding import compute_device
 from wishbone.model.policy import Policy
 from wishbone.model.quantization import forbid_repacking
 from wishbone.planning.budget import activation_bytes, activation_room, token_budget
@@ -67,7 +68,7 @@ def assemble_step(trainer: DPOTrainer) -> tuple[PreferenceStep, str | None]:
 def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
-    row_multiple = 128 if next(model.parameters()).is_cuda else 1
+    row_multiple = 128 if compute_device(model).type == "cuda" else 1
     wrapped = hasattr(model, "_original_forward")  # accelerate prepared it, as TRL has it prepare the reference
     capability = choose_form(
         model,
@@ -85,12 +86,14 @@ def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
         activations=_activations(trainer, model) if model is trainer.model else None,
         fused=_fused_layers(model),
     )
+    if policy.activations is not None and policy.activations.offload == "always":
+        policy.save_memory()
     return policy, capability.reason
 
 
 def _fused_layers(model: nn.Module) -> FusedLayers | None:
     """The layers of the model as a GPU runs them best; on the CPU there is nothing to gain."""
-    if not next(model.parameters()).is_cuda:
+    if compute_device(model).type != "cuda":
         return None
     fused = FusedLayers(model)
     fused.linears.lay_in_one_buffer()
@@ -109,7 +112,7 @@ def _activations(trainer: DPOTrainer, model: nn.Module) -> Activations:
         room = EVERYTHING if asked == "keep" else NOTHING
         return Activations(causal_lm, room, offload="always" if asked == "offload" else "never")
     numbers = 2 if trainer.args.bf16 or trainer.args.fp16 else causal_lm.dtype.itemsize
-    device = next(model.parameters()).device.type
+    device = compute_device(model).type
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     base, layer = activation_bytes(causal_lm.config.get_text_config(), numbers)
     return Activations(causal_lm, Room(activation_room(free, device), base, layer), offload="as needed")

@@ -60,5 +60,6 @@ def _take_less(step: PreferenceStep, groups: Groups) -> str | None:
         return f"rows now have at most {step.token_budget} tokens"
     if activations is not None and activations.offload == "as needed":
         activations.offload = "always"
+        step.policy.save_memory()
         return "inputs of layers wait in host memory from now on"
     return None

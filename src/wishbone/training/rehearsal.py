@@ -22,7 +22,8 @@ from torch import nn
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.data.columns import IdColumn
-from wishbone.model.activations import EVERYTHING, NOTHING, Activations, Room
+from wishbone.model.activations import EVERYTHING, NOTHING, Room
+from wishbone.model.policy import Policy
 from wishbone.planning.budget import MOST_ROW_TOKENS
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.reference import NoReference, ReferencePolicy, Stored
@@ -63,7 +64,7 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
         most = step.token_budget if asked is NOTHING else MOST_ROW_TOKENS
         row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, most))
     while not _fits(trial, trained, row):
-        if not _tighten(activations, row):
+        if not _tighten(step.policy, row):
             if row <= longest or budget_fixed:
                 logger.warning("A row of %d tokens does not fit into this GPU's memory.", row)
                 break
@@ -121,13 +122,16 @@ def _fits(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int) -> b
     return True
 
 
-def _tighten(activations: Activations, row: int) -> bool:
+def _tighten(policy: Policy, row: int) -> bool:
     """Let rows take less: fewer layers kept, then inputs in host memory; return whether there was anything to do."""
+    activations = policy.activations
+    assert activations is not None
     room = activations.room
     if room in (None, EVERYTHING, NOTHING) or room.layers(row) < 1:
         if activations.offload != "as needed":
             return False
         activations.offload = "always"
+        policy.save_memory()
         return True
     activations.room = Room(0.9 * room.total, room.base, room.layer)
     return True

@@ -1,0 +1,104 @@
+"""A trainer callback that times optimizer steps, and counts what is compiled during them.
+
+The device is waited for at both ends of a step. A step begins when its batch is there, so preparing batches is outside;
+`seconds_between` goes from the end of one step to the end of the next and has everything. Peak memory is counted from
+the end of the first step on, after which optimizer and caches are complete.
+
+Compiled are graphs (torch.compile) and Triton kernels; a kernel counts once for each set of types, alignments and
+constants that it is called with, also where a file with its code was there already.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from benchmarks.worker import Progress
+
+
+class Compilations:
+    """What this process has compiled so far."""
+
+    def __init__(self) -> None:
+        from torch._dynamo.utils import counters
+
+        self._counters, self._kernels = counters, 0
+        if torch.cuda.is_available() and find_spec("triton"):
+            from triton import knobs
+
+            knobs.runtime.jit_post_compile_hook = self._compiled
+
+    def _compiled(self, *_: Any, **__: Any) -> None:
+        self._kernels += 1
+
+    def count(self) -> dict[str, int]:
+        """Return the number of graphs and of kernels."""
+        return {"graphs": int(self._counters["stats"]["unique_graphs"]), "kernels": self._kernels}
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """Times the steps of a run.
+
+    Attributes:
+        seconds: of each step.
+        seconds_between: between the ends of two steps; one less than steps.
+        first_step_done: moment at which the first step was done (`time.perf_counter`).
+        start_peak: most bytes of the GPU until then.
+        compiled_at_start: what was compiled until then.
+    """
+
+    def __init__(self, steps: int, progress: Progress) -> None:
+        self.seconds: list[float] = []
+        self.seconds_between: list[float] = []
+        self.first_step_done = 0.0
+        self.start_peak = 0
+        self.compiled_at_start: dict[str, int] = {}
+        self.compilations = Compilations()
+        self._steps, self._progress = steps, progress
+        self._begun = self._ended = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start the watch."""
+        if len(self.seconds) < 2:
+            self._progress.phase(f"step {len(self.seconds) + 1} of {self._steps}")
+        self._begun = _now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop the watch."""
+        now = _now()
+        self.seconds.append(now - self._begun)
+        if len(self.seconds) > 1:
+            self.seconds_between.append(now - self._ended)
+        else:
+            self.first_step_done = now
+            self.compiled_at_start = self.compilations.count()
+            if torch.cuda.is_available():
+                self.start_peak = torch.cuda.max_memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+        self._ended = now
+
+    def compiled_later(self) -> dict[str, int]:
+        """Return what was compiled after the first step."""
+        return {name: count - self.compiled_at_start[name] for name, count in self.compilations.count().items()}
+
+
+def peak_gib() -> dict[str, float]:
+    """Return peaks in GiB: allocated and reserved on the GPU since the last reset, resident in main memory ever."""
+    peaks = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if torch.cuda.is_available():
+        peaks["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        peaks["peak_reserved_gib"] = torch.cuda.max_memory_reserved() / 2**30
+    else:
+        peaks["peak_gib"] = peaks["host_peak_gib"]
+    return {name: round(value, 3) for name, value in peaks.items()}
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

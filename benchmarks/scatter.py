@@ -1,0 +1,46 @@
+"""Speed against memory as a picture: each system of one case is a point, and up and left is better."""
+
+from __future__ import annotations
+
+from benchmarks.children import Row
+from benchmarks.picture import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, picture
+from wishbone.report.axis import Axis, linear_axis
+from wishbone.report.markup import Markup, element
+
+LINE = 14
+
+
+def scatter(rows: list[Row], title: str) -> Markup | None:
+    """Return the picture of rows of throughput, or None where none was measured."""
+    measured = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: -row["pairs_per_s"])
+    if not measured:
+        return None
+    x = linear_axis([0.0, *(row["peak_gib"] for row in measured)], LEFT, WIDTH - RIGHT)
+    y = linear_axis([0.0, *(row["pairs_per_s"] for row in measured)], HEIGHT - BOTTOM, TOP)
+    described = "; ".join(f"{r['system']}: {r['pairs_per_s']:.2f} pairs/s, {r['peak_gib']:.1f} GiB" for r in measured)
+    return picture(title, described, x, y, ("peak memory, GiB", "pairs/s"), *_points(measured, x, y))
+
+
+def _points(rows: list[Row], x: Axis, y: Axis) -> list[Markup]:
+    """Points from the top down; a name that would lie over another one moves down."""
+    drawn: list[Markup] = []
+    taken: list[tuple[float, float]] = []
+    for row in rows:
+        across, down = x.at(row["peak_gib"]), y.at(row["pairs_per_s"])
+        at = down + 4
+        while any(abs(at - other) < LINE and abs(across - place) < RIGHT for place, other in taken):
+            at += 2
+        taken.append((across, at))
+        family = row["system"].partition("-")[0]
+        drawn.append(_mark(family, across, down))
+        drawn.append(element("text", row["system"], x=across + 9, y=at))
+    return drawn
+
+
+def _mark(family: str, x: float, y: float) -> Markup:
+    """A shape for each family, so that colour is not all that tells them apart."""
+    if family == "wishbone":
+        return element("circle", cx=x, cy=y, r=5, class_=family)
+    if family == "unsloth":
+        return element("rect", x=x - 4.5, y=y - 4.5, width=9, height=9, class_=family)
+    return element("path", d=f"M{x:.1f} {y - 6:.1f}l6 10h-12z", class_=family)

@@ -1,0 +1,172 @@
+"""What is measured: shapes of models, lengths of pairs, and the operations that a pair needs at least.
+
+Lengths are log-normal around the median prompt and completion that were published for public preference sets (table of
+the README of arXiv:2410.20305's collection); both completions of a pair are drawn alike. Tokens are random, because
+speed and memory do not depend on what they say.
+
+With frozen weights W and an adapter too small to count, a pair of u unique tokens, s of them scored by a head of size
+V, needs three products a token with every weight: the reference's forward pass, the policy's, and the gradient of the
+inputs; that of the weights is not asked for. So
+
+    useful FLOP = 2 passes (W u + H V s),    passes = 3, or 2 where the reference is stored already.
+
+Recomputation, padding, prompts that are computed twice and attention are work, too, but not counted: a system that does
+more of it reaches fewer useful FLOP a second.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from dataclasses import dataclass
+
+MAX_LENGTH = 2048
+"""Most tokens of prompt and completion together."""
+
+END = 1
+"""The end-of-sequence token that trainers put after a completion."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of a Llama model."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    tied: bool = False
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the linear maps of all layers."""
+        head = self.hidden // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * self.key_value_heads * head
+        return self.layers * (attention + 3 * self.hidden * self.inner)
+
+
+SIZES = {
+    "8b": Size(4096, 14336, 32, 32, 8, 128256),  # Llama-3.1-8B
+    "1b": Size(2048, 8192, 16, 32, 8, 128256, tied=True),  # Llama-3.2-1B
+    "tiny": Size(64, 128, 2, 4, 2, 2000),
+}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a pair, the end tokens of both completions included."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def unique(self) -> int:
+        """Tokens of a pair whose prompt counts once."""
+        return self.prompt + self.chosen + self.rejected
+
+    @property
+    def two_sequences(self) -> int:
+        """Tokens of a pair as two sequences without padding."""
+        return self.unique + self.prompt
+
+    @property
+    def scored(self) -> int:
+        """Tokens whose log-probability is asked for."""
+        return self.chosen + self.rejected
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Medians of prompt and completion and the standard deviation of their logarithms."""
+
+    prompt: int
+    completion: int
+    sigma: float
+
+
+WORKLOADS = {
+    "ultrafeedback": Workload(121, 288, 0.8),
+    "helpsteer": Workload(669, 106, 0.7),
+    "capybara": Workload(712, 448, 0.6),
+    "full": Workload(1024, 1023, 0.0),  # both sequences as long as they may be: what memory has to hold
+    "tiny": Workload(12, 20, 0.4),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload and how many pairs make a step: `WORKLOAD[:BATCH[xACCUMULATION]]`, 8 pairs at once by default."""
+
+    workload: str
+    batch: int = 8
+    accumulation: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Read a case as it is written on the command line.
+
+        Raises:
+            ValueError: no such workload, or not numbers above 0.
+        """
+        workload, _, pairs = text.partition(":")
+        if workload not in WORKLOADS:
+            raise ValueError(f"workload {workload!r} is not known: choose one of {', '.join(WORKLOADS)}")
+        if workload == text:
+            return cls(workload)
+        numbers = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", pairs)
+        if numbers is None:
+            raise ValueError(f"case {text!r}: pairs are BATCH or BATCHxACCUMULATION, whole numbers above 0")
+        return cls(workload, int(numbers[1]), int(numbers[2] or 1))
+
+    @property
+    def pairs_a_step(self) -> int:
+        """Pairs of an optimizer step."""
+        return self.batch * self.accumulation
+
+    def __str__(self) -> str:
+        return f"{self.workload}:{self.batch}" + (f"x{self.accumulation}" if self.accumulation > 1 else "")
+
+
+def draw_lengths(workload: str, count: int, seed: int = 0) -> list[Lengths]:
+    """Return the lengths of `count` pairs, the same ones for a seed."""
+    shape = WORKLOADS[workload]
+    rng = random.Random(seed)
+
+    def draw(median: int) -> int:
+        return max(4, int(median * math.exp(rng.gauss(0, shape.sigma))))
+
+    pairs = []
+    for _ in range(count):
+        prompt = min(draw(shape.prompt), MAX_LENGTH // 2)
+        chosen, rejected = (min(draw(shape.completion), MAX_LENGTH - prompt - END) for _ in range(2))
+        pairs.append(Lengths(prompt, chosen + END, rejected + END))
+    return pairs
+
+
+def long_pair(tokens: int) -> Lengths:
+    """Return a pair of two sequences of `tokens` tokens each, a quarter of them completion."""
+    completion = max(tokens // 4, END + 1)
+    return Lengths(tokens - completion, completion, completion)
+
+
+def texts(pairs: list[Lengths], vocabulary: int, seed: int = 1) -> list[dict[str, str]]:
+    """Return rows of random words, one token each for the tokenizer of `random_model`."""
+    rng = random.Random(seed)
+
+    def words(count: int) -> str:
+        return "".join(f"t{rng.randrange(10, vocabulary)} " for _ in range(count))
+
+    return [
+        {"prompt": words(pair.prompt), "chosen": words(pair.chosen - END), "rejected": words(pair.rejected - END)}
+        for pair in pairs
+    ]
+
+
+def useful_flop(size: Size, pairs: list[Lengths], *, reference_stored: bool = False) -> int:
+    """Return the operations that a step on these pairs needs at least (module docstring)."""
+    products = sum(size.layer_weights * pair.unique + size.hidden * size.vocabulary * pair.scored for pair in pairs)
+    return 2 * (2 if reference_stored else 3) * products

@@ -1,0 +1,346 @@
+"""The parts of the suite that need no process: pairs, operations, search, verdicts, tables and the page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import document, jobs, suite, targets
+from benchmarks.agreement import compare
+from benchmarks.children import Child
+from benchmarks.longest import next_length
+from benchmarks.results import Results
+from benchmarks.scatter import scatter
+from benchmarks.systems import SYSTEMS, parse_system
+from benchmarks.tables import longest_table, quality_table, throughput_table
+from benchmarks.workloads import MAX_LENGTH, SIZES, WORKLOADS, Case, draw_lengths, long_pair, texts, useful_flop
+
+
+def test_lengths_follow_their_workload():
+    pairs = draw_lengths("ultrafeedback", 4000)
+    assert statistics.median(pair.prompt for pair in pairs) == pytest.approx(121, rel=0.06)
+    assert statistics.median(pair.chosen for pair in pairs) == pytest.approx(289, rel=0.06)
+    assert statistics.median(pair.rejected for pair in pairs) == pytest.approx(289, rel=0.06)
+    logs = [math.log(pair.prompt) for pair in pairs if pair.prompt < MAX_LENGTH // 2]
+    assert statistics.stdev(logs) == pytest.approx(0.8, rel=0.08)
+    assert pairs == draw_lengths("ultrafeedback", 4000)
+    assert draw_lengths("ultrafeedback", 10) == pairs[:10]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_no_sequence_is_longer_than_trainers_take(workload: str):
+    for pair in draw_lengths(workload, 300):
+        assert pair.prompt + max(pair.chosen, pair.rejected) <= MAX_LENGTH
+        assert pair.unique == pair.prompt + pair.scored
+        assert pair.two_sequences == pair.unique + pair.prompt
+    full = draw_lengths("full", 1)[0]
+    assert full.prompt + full.chosen == full.prompt + full.rejected == MAX_LENGTH
+
+
+def test_texts_have_the_lengths_that_operations_are_counted_with():
+    from datasets import Dataset
+
+    from benchmarks.random_model import random_tokenizer
+    from wishbone.data.tokenize import tokenize_pairs
+
+    pairs = [*draw_lengths("tiny", 5), long_pair(64)]
+    rows = tokenize_pairs(Dataset.from_list(texts(pairs, SIZES["tiny"].vocabulary)), random_tokenizer("tiny"))
+    found = [(len(row["prompt_ids"]), len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    assert found == [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    assert max(max(row["chosen_ids"]) for row in rows) < SIZES["tiny"].vocabulary
+    assert long_pair(64).prompt + long_pair(64).chosen == 64
+
+
+@pytest.mark.parametrize("size", ["tiny", "1b", "8b"])
+def test_operations_count_the_weights_of_the_model(size: str):
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from benchmarks.random_model import config_of
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config_of(SIZES[size], torch.bfloat16))
+    linears = [m for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    layers = sum(linear.weight.numel() for linear in linears)
+    assert SIZES[size].layer_weights == layers
+    pair = long_pair(100)
+    expected = 6 * (layers * (75 + 25 + 25) + model.lm_head.weight.numel() * (25 + 25))
+    assert useful_flop(SIZES[size], [pair]) == expected
+    assert useful_flop(SIZES[size], [pair, pair], reference_stored=True) == expected * 2 * 2 // 3
+
+
+def test_the_written_model_is_the_one_made_on_the_device(tmp_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from benchmarks.random_model import random_model, write_random_model
+
+    device = torch.device("cpu")
+    made = random_model("tiny", torch.float32, device)
+    write_random_model("tiny", torch.float32, device, tmp_path / "tiny")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny", dtype=torch.float32)
+    for name, weight in made.state_dict().items():
+        assert torch.equal(weight, read.state_dict()[name])
+    assert AutoTokenizer.from_pretrained(tmp_path / "tiny")("t17 t1999").input_ids == [17, 1999]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+def test_cases_and_systems_are_read():
+    assert Case.parse("helpsteer") == Case("helpsteer", 8, 1)
+    assert str(Case.parse("tiny:2x3")) == "tiny:2x3"
+    assert Case.parse("tiny:2x3").pairs_a_step == 6
+    system = parse_system("wishbone-nf4:token_budget=4096:checkpointing=True:memory_gib=12.5:activations=recompute")
+    assert (system.token_budget, system.checkpointing, system.memory_gib) == (4096, True, 12.5)
+    assert system.activations == "recompute"
+    assert parse_system("unsloth-bf16").checkpointing == "unsloth"
+    for wrong in ("wishbone", "wishbone-nf4:tokens=3", "wishbone-nf4:token_budget", "trl-bf16:token_budget=4"):
+        with pytest.raises(ValueError, match=r"system"):
+            parse_system(wrong)
+    for wrong in ("poems:8", "tiny:", "tiny:0", "tiny:4x", "tiny:-1"):
+        with pytest.raises(ValueError, match=r"workload|case"):
+            Case.parse(wrong)
+
+
+@pytest.mark.parametrize("true_limit", [3, 700, 4096, 5000, 33_000, 131_072, 10**9])
+def test_the_search_ends_at_the_longest_that_fits(true_limit: int):
+    lower, upper, tried = 0, None, []
+    while (length := next_length(lower, upper, 4096, 131_072)) is not None:
+        assert length not in tried
+        tried.append(length)
+        lower, upper = (length, upper) if length <= true_limit else (lower, length)
+    assert len(tried) < 14
+    assert lower <= true_limit
+    if true_limit >= 131_072:
+        assert lower == 131_072
+    elif true_limit >= 512:
+        assert lower >= true_limit / 1.13 - 256
+    if true_limit == 3:
+        assert lower == 0
+
+
+def test_agreement_is_students_t():
+    # equal spreads of 1 and three runs: t(0.975, 4) * sqrt(2 / 3) = 2.7764 * 0.81650
+    found = compare([0.0, 1.0, 2.0], [5.0, 6.0, 7.0])
+    assert found is not None
+    assert found.allowed == pytest.approx(2.7764 * 0.81650, rel=1e-3)
+    assert found.difference == -5 and not found.agree
+    close = compare([0.0, 1.0, 2.0], [2.0, 3.0, 4.0])
+    assert close is not None and close.agree
+    counted = compare([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], granularity=1 / 60)
+    assert counted is not None and counted.agree and 0.005 < counted.allowed < 0.02
+    assert compare([1.0], [2.0]) is None
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare([1.0, 2.0], [1.0])
+
+
+def row(system: str, case: str = "ultrafeedback:8", speed: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "throughput",
+        "size": "8b",
+        "system": system,
+        "case": case,
+        "status": "ok",
+        "pairs_per_s": speed,
+        "useful_tflops": 100 * speed,
+        "peak_gib": 20.0,
+        "first_step_seconds": 30.0,
+        "compiled_later": {"graphs": 0, "kernels": 0},
+        "losses": [0.693147],
+        "tokens_per_pair": {"unique": 900.0, "two_sequences": 1100.0, "scored": 700.0},
+        **more,
+    }
+
+
+def failed(system: str, reason: str) -> dict[str, Any]:
+    start = {"kind": "throughput", "size": "8b", "system": system, "case": "ultrafeedback:8"}
+    return {**start, "status": "failed", "reason": reason, "phase": "step 1 of 11"}
+
+
+def quality(system: str, accuracy: list[float], loss: list[float]) -> dict[str, Any]:
+    return {
+        "kind": "quality",
+        "size": None,
+        "system": system,
+        "case": "m",
+        "status": "ok",
+        "training": {"heldout": 60},
+        "heldout_accuracy": accuracy,
+        "heldout_loss": loss,
+        "heldout_margin": [0.1, 0.2, 0.3],
+        "last_epoch_loss": loss,
+        "pairs_per_s": 3.0,
+        "peak_gib": 1.0,
+        "runs": [{"losses": [0.7, value]} for value in loss],
+    }
+
+
+def some_results() -> Results:
+    results = Results([{"command": "c", "date": "d", "commit": None, "hardware": {"gpus": [], "cpu": "x", "cores": 1}}])
+    results.calls[0]["python"] = "3.12"
+    for entry in (
+        row("unsloth-bf16", speed=2.0),
+        row("wishbone-bf16", speed=9.0, peak_gib=50.0),
+        row("trl-liger-bf16", speed=1.5),
+        failed("unsloth-fp8", "out of | memory: [bold]<b>`x`"),
+        {"kind": "ceilings", "size": None, "system": "", "case": "this card", "status": "ok", "rates": [],
+         "bf16_tflops": 1000.0, "fp8_tflops": 2000.0, "copy_tb_per_s": 4.0},
+        quality("trl-bf16", [0.5, 0.55, 0.6], [0.60, 0.61, 0.62]),
+        quality("wishbone-bf16", [0.5, 0.6, 0.6], [0.60, 0.61, 0.63]),
+        quality("wishbone-fp8", [0.5, 0.6, 0.6], [0.90, 0.91, 0.92]),
+    ):  # fmt: skip
+        results.add(entry)
+    return results
+
+
+def test_tables_show_ratios_shares_and_failures():
+    table = throughput_table(some_results())
+    cells = {line[0]: line for line in table.rows}
+    assert cells["wishbone-bf16"][2:6] == ("9.00", "4.50", "900", "90%")
+    assert cells["unsloth-bf16"][3] == ""
+    assert cells["unsloth-fp8"][2] == "failed"
+    assert table.notes == ("unsloth-fp8, 8b ultrafeedback:8: out of | memory: [bold]<b>`x` (at: step 1 of 11)",)
+    lines = {line[0]: line for line in quality_table(some_results()).rows}
+    assert "agrees" in lines["wishbone-bf16"][3] and "DIFFERS" in lines["wishbone-fp8"][3]
+    assert longest_table(some_results()).rows == []
+
+
+def test_targets_say_what_was_reached_missed_and_not_measured():
+    lines = {line[0]: line for line in targets.targets_table(some_results()).rows}
+    reached = lines["bf16, ultrafeedback: over Unsloth"]
+    assert reached[1:] == ("reached", ">= 4.3x", "", "4.5x")
+    assert lines["bf16, ultrafeedback: of the card's bf16 products (hoped for)"][4] == "90%"
+    assert lines["NF4, ultrafeedback, memory free: over Unsloth NF4"][1] == "not measured"
+    slow = some_results()
+    slow.add(row("wishbone-bf16", speed=8.0, compiled_later={"graphs": 1, "kernels": 2}))
+    lines = {line[0]: line for line in targets.targets_table(slow).rows}
+    assert lines["bf16, ultrafeedback: over Unsloth"][1] == "MISSED"
+    assert lines["compilations after the first step, most of any row"][4] == "3"
+    assert targets.disagreements(slow) == 2
+
+
+def test_every_target_is_about_a_row_of_the_plan():
+    planned = {(job.kind, job.size, job.system, job.case) for job in suite.h200()}
+    assert all(system.partition(":")[0] in SYSTEMS for kind, _, system, _ in planned if kind != "ceilings")
+
+    class Asked(Results):
+        def find(self, kind: str, size: str | None, system: str, case: str) -> None:
+            asked.add((kind, size, system, case))
+
+    asked: set[tuple[Any, ...]] = set()
+    for target in targets.TARGETS:
+        target.value(Asked())
+    assert asked and asked <= planned
+
+
+def test_results_are_written_read_and_continued(tmp_path: Path):
+    results = some_results()
+    path = tmp_path / "deep" / "results.json"
+    results.write(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["results.json"]
+    again = Results.read(path)
+    assert again.rows == results.rows
+    assert again.has(row("wishbone-bf16")) and not again.has(row("wishbone-bf16", case="other"))
+    again.calls.append(results.calls[0])
+    again.add(row("wishbone-bf16", speed=3.0))
+    found = again.find("throughput", "8b", "wishbone-bf16", "ultrafeedback:8")
+    assert found is not None and found["pairs_per_s"] == 3.0 and found["call"] == 1
+    both = Results.read(path, path)
+    assert len(both.rows) == len(results.rows) and {entry["call"] for entry in both.rows} == {1}
+    path.write_text("[]")
+    with pytest.raises(SystemExit, match=r"results\.json cannot be read"):
+        Results.read(path)
+
+
+def test_the_page_is_fresh():
+    page = document.PAGE.read_text(encoding="utf-8")
+    results = Results.read(*document.default_results())
+    assert document.render(page, results) == page, "run python -m benchmarks document"
+    for name, (draw, _) in document.PICTURES.items():
+        picture = draw(results)
+        assert picture is None or document.PAGE.with_name(name).read_text(encoding="utf-8") == f"{picture}\n"
+
+
+def test_the_page_shows_results_and_nothing_of_a_log_becomes_markup():
+    page = document.render(document.PAGE.read_text(encoding="utf-8"), some_results())
+    assert "| wishbone-bf16 | 8b ultrafeedback:8 | 9.00 | 4.50 |" in page
+    assert "`unsloth-fp8`, throughput 8b ultrafeedback:8: `out of | memory: [bold]<b>'x' (at: step 1 of 11)`" in page
+    assert "(benchmarks-speed.svg)" in page and "(benchmarks-loss.svg)" in page
+    assert document.render(page, Results()) == document.render(document.PAGE.read_text(encoding="utf-8"), Results())
+    with pytest.raises(ValueError, match="no parts named poem"):
+        document.render("<!-- generated: poem -->\n<!-- end -->", Results())
+
+
+def test_pictures_are_whole_documents():
+    import xml.etree.ElementTree as ElementTree
+
+    for draw, _ in document.PICTURES.values():
+        picture = draw(some_results())
+        assert picture is not None
+        ElementTree.fromstring(picture)
+    drawn = scatter([row("wishbone-<b>", speed=2.0), failed("trl-bf16", "x")], "t")
+    assert drawn is not None
+    texts_of = [node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
+    assert "wishbone-<b>" in texts_of and "trl-bf16" not in texts_of
+
+
+def child_of(code: str, folder: Path) -> Child:
+    """A child whose interpreter runs `code` in place of the worker."""
+    python = folder / "python"
+    python.write_text(f"#!{sys.executable}\nimport sys\nprogress = open(sys.argv[4], 'a', buffering=1)\n{code}\n")
+    python.chmod(0o755)
+    return Child({"kind": "throughput"}, "child", folder, str(python))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ValueError('no such <thing>')", "ValueError: no such <thing>"),
+        ("print('x'); sys.exit('torch.OutOfMemoryError: CUDA out of memory. Tried')", "out of memory: torch.OutOfMem"),
+        ("import os; print('last words', flush=True); os.kill(os.getpid(), 9)", "ended by SIGKILL: last words"),
+        ("import time; time.sleep(60)", "no result within 1 s"),
+        ("pass", "nothing in its log"),
+    ],
+)
+def test_a_child_that_fails_is_a_row_with_the_reason(code: str, reason: str, tmp_path: Path):
+    begun = 'progress.write(\'{"phase": "step 2 of 3"}\\n{"partial": {"a": 1}}\\n\')'
+    child = child_of(f"{begun}\n{code}", tmp_path)
+    child.go()
+    found = child.outcome(1 if "sleep" in code else 20)
+    assert found["status"] == "failed" and found["phase"] == "step 2 of 3" and found["a"] == 1
+    assert found["reason"].startswith(reason)
+
+
+def test_a_search_whose_process_ends_goes_on_in_a_new_one(tmp_path: Path):
+    # the stand-in for a worker dies of memory once, and finds what it was to go on with the second time
+    code = f"""#!{sys.executable}
+import json, os, sys
+request = json.load(open(sys.argv[3]))
+sys.stdin.readline()
+with open(sys.argv[4], "a") as progress:
+    if "lower" in request:
+        progress.write(json.dumps({{"result": {{"tokens": request["lower"], "too_long": request["upper"]}}}}))
+        sys.exit()
+    progress.write(json.dumps({{"partial": {{"again": {{"lower": 5, "upper": 7}}}}}}))
+os.kill(os.getpid(), 9)
+"""
+    python = tmp_path / "python"
+    python.write_text(code)
+    python.chmod(0o755)
+    parser = argparse.ArgumentParser()
+    jobs.add_options(parser)
+    out = tmp_path / "out.json"
+    options = parser.parse_args(["--python", f"wishbone={python}", "--out", str(out), "--commit", "c", "--ahead"])
+    planned = [jobs.Job("longest", f"wishbone-{form}", "tiny", "1 GiB") for form in ("f32", "bf16")]
+    results = jobs.run_jobs(planned, options)
+    assert [(entry["status"], entry["tokens"], entry["too_long"]) for entry in results.rows] == [("ok", 5, 7)] * 2
+    assert json.loads(out.read_text())["calls"][0]["commit"] == "c"
+    late = parser.parse_args(["--python", f"wishbone={python}", "--minutes", "0.5"])
+    short = jobs.Job("longest", "wishbone-f32", "tiny", "2 GiB", expected_seconds=5)
+    assert [entry["case"] for entry in jobs.run_jobs([*planned, short], late).rows] == ["2 GiB"]
