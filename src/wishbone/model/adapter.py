@@ -100,13 +100,18 @@ def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
 
     Args:
         model: the trainer's model.
-        before: `parameter_values` of the model that it was given; an adapter that TRL made stays in bfloat16.
+        before: `parameter_values` of the model that it was given. An adapter that TRL made is float32 from now on, its
+            first values rounded.
     """
     if not is_quantized(model):
         return
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter in before and parameter.dtype != before[parameter].dtype:
+        if not parameter.requires_grad:
+            continue
+        if parameter in before and parameter.dtype != before[parameter].dtype:
             parameter.data = before[parameter].to(parameter.device)
+        elif parameter not in before and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
 
 
 @torch.no_grad()
