@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from tiny import tiny_model, tiny_tokenizer
 from torch import nn
 from training.preference_runs import arguments, chat_pairs, losses
@@ -148,19 +148,6 @@ def test_gradients_equal_those_of_the_dequantized_weights(saved: Path):
     for name, gradient in gradients[0].items():
         assert gradient.norm() > 0
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5)
-
-
-def test_an_adapter_that_trl_makes_is_trained_in_float32_too(saved: Path, tmp_path: Path):
-    trainer = DPOTrainer(
-        four_bit(saved),
-        args=DPOConfig(**arguments(tmp_path, max_steps=2)),
-        train_dataset=chat_pairs(20),
-        processing_class=tiny_tokenizer(),
-        peft_config=LoraConfig(r=4, target_modules="all-linear"),
-    )
-    assert {weight.dtype for weight in trained(trainer).values()} == {torch.float32}
-    trainer.train()
-    assert {weight.dtype for weight in trained(trainer).values()} == {torch.float32}
 
 
 def test_an_adapter_keeps_its_values_when_a_trainer_takes_it(saved: Path, tmp_path: Path):

@@ -100,18 +100,13 @@ def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
 
     Args:
         model: the trainer's model.
-        before: `parameter_values` of the model that it was given. An adapter that TRL made is float32 from now on, its
-            first values rounded.
+        before: `parameter_values` of the model that it was given; an adapter that TRL made stays in bfloat16.
     """
     if not is_quantized(model):
         return
     for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        if parameter in before and parameter.dtype != before[parameter].dtype:
+        if parameter.requires_grad and parameter in before and parameter.dtype != before[parameter].dtype:
             parameter.data = before[parameter].to(parameter.device)
-        elif parameter not in before and parameter.dtype == torch.bfloat16:
-            parameter.data = parameter.data.float()
 
 
 @torch.no_grad()

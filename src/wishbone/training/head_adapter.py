@@ -22,14 +22,16 @@ HEAD_NAMES = ("lm_head", "embed_out")
 """What output heads are called, for models that are given by name and are not loaded yet."""
 
 
-def adapts_head(model: str | nn.Module, peft_config: Any) -> bool:
-    """Return whether an adapter's configuration names the model's output head.
+def adapts_head(model: str | nn.Module, peft_config: Any, liger: bool) -> bool:
+    """Return whether an adapter's configuration names the model's output head, and Wishbone is to put it there.
+
+    With `liger` (use_liger_kernel) it is left to TRL, which refuses it: that library's layers are TRL's business.
 
     Raises:
         RequestError: it does and `model` is a name: the adapter must be put on before TRL sees the model.
     """
     targets = getattr(peft_config, "target_modules", None)
-    if targets is None or targets == "all-linear":
+    if liger or targets is None or targets == "all-linear":
         return False
     if isinstance(model, str):
         if not isinstance(targets, str) and not set(HEAD_NAMES).isdisjoint(targets):
@@ -54,9 +56,9 @@ def add_adapter_on_head(model: PreTrainedModel, peft_config: Any, seed: int) -> 
 
 
 @contextmanager
-def head_hidden(model: Any) -> Iterator[bool]:
+def head_hidden(model: Any, liger: bool) -> Iterator[bool]:
     """Context in which a model whose output head has an adapter says that it has none; yields whether it has."""
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) else None
+    causal_lm = model.get_base_model() if isinstance(model, PeftModel) and not liger else None
     if causal_lm is None or not isinstance(causal_lm.get_output_embeddings(), BaseTunerLayer):
         yield False
         return

@@ -78,7 +78,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             refuse_trl_path_values(config)
         refuse_adapter_of_another_name(model, ref_model)
         refuse_readers_of_codes(model, {"default": options.get("peft_config")})
-        adapter_added = adapts_head(model, options.get("peft_config"))
+        liger = config is not None and config.use_liger_kernel
+        adapter_added = adapts_head(model, options.get("peft_config"), liger)
         if adapter_added:
             model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
         synchronized = False
@@ -88,7 +89,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             and (isinstance(model, PeftModel) or options.get("peft_config"))
         ):
             config, synchronized = config.changed({"sync_ref_model": False}), True
-        with head_hidden(model) as head_adapted:
+        with head_hidden(model, liger) as head_adapted:
             refuse_stale_reference(config, head_adapted=head_adapted, synchronized=synchronized)
             before = parameter_values(model)
             super().__init__(model, ref_model, config, data_collator, **options)

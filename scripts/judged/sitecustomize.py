@@ -1,0 +1,48 @@
+"""What a judged Python process does before anything else; Python imports a module of this name by itself.
+
+`judge_with_trl_tests.py` puts this folder on the path, and so reaches the processes that tests start, too: `trl dpo`
+runs its training in a child of its own. JUDGED_TRAINER says whose trainer it is to be, and JUDGED_PRECISION settles
+what TRL asks for on a machine without a GPU, where its default (bfloat16, on a GPU) is refused: arithmetic in float32,
+bfloat16 on the CPU, or "default", nothing. A process that cannot be prepared ends; an unpatched one must not be taken
+for a patched one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from contextlib import ExitStack
+from types import TracebackType
+
+
+def _end(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is not None:
+        traceback.print_exception(error)
+        sys.exit(3)
+
+
+def _settle_precision(precision: str) -> None:
+    import torch
+    from trl import DPOConfig
+
+    checked = DPOConfig.__post_init__
+
+    def settled(config: DPOConfig) -> None:
+        if precision == "float32" and config.bf16 is None and not config.fp16:
+            config.bf16 = False
+        elif precision == "bfloat16" and not torch.cuda.is_available():
+            config.use_cpu = True
+        checked(config)
+
+    DPOConfig.__post_init__ = settled
+
+
+if "JUDGED_TRAINER" in os.environ:
+    with ExitStack() as stack:
+        stack.push(_end)
+        if os.environ["JUDGED_TRAINER"] == "wishbone":
+            from wishbone import PatchDPOTrainer
+
+            PatchDPOTrainer()
+        _settle_precision(os.environ["JUDGED_PRECISION"])
