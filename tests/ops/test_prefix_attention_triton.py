@@ -1,0 +1,93 @@
+"""The Triton kernels of shared-prefix attention against the reference in float64, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
+
+interpreted = pytest.mark.skipif(
+    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
+)
+LAYOUTS = {
+    "pairs and padding": PrefixLayout((Document(0, 20, (47, 70)), Document(70, 71, (80, 120)), Document(120, 128))),
+    "one long pair": PrefixLayout((Document(0, 40, (84, 128)),)),
+    "no stem, and an empty branch": PrefixLayout((Document(0, 0, (50, 50)), Document(50, 60, (60, 128)))),
+}
+
+
+def gradients(layout: PrefixLayout, heads: tuple[int, int], size: int, dtype: torch.dtype, **options):
+    """Output and gradients of the kernels, and those of the reference on the same numbers in float64."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, n, layout.length, size) for n in (heads[0], heads[1], heads[1])]
+    inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    weights = torch.randn(shapes[0], generator=generator).to(dtype)
+    tiles = options.pop("tiles", None)
+    if tiles is None:
+        out = prefix_attention(*inputs, layout, scale=0.3, backend="triton", **options)
+    else:
+        from wishbone.ops.prefix_attention.triton import prefix_attention_triton
+
+        out = prefix_attention_triton(*inputs, layout, scale=0.3, tiles=tiles, **options)
+    got = out, *torch.autograd.grad((out * weights).sum(), inputs)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    reference = prefix_attention(*exact, layout, scale=0.3, backend="reference", **options)
+    return got, (reference, *torch.autograd.grad((reference * weights.double()).sum(), exact))
+
+
+@interpreted
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values_and_gradients(layout: str, window: int | None, softcap: float | None):
+    for got, exact in zip(
+        *gradients(LAYOUTS[layout], (4, 2), 16, torch.float32, window=window, softcap=softcap), strict=True
+    ):
+        assert (got - exact).norm() <= 1e-6 * exact.norm()
+
+
+@interpreted
+@pytest.mark.parametrize("heads", [(2, 2), (3, 1)])
+def test_groups_of_heads_and_other_tiles(heads: tuple[int, int]):
+    from wishbone.ops.prefix_attention.triton import Tiles
+
+    tiles = Tiles((32, 16, 4, 1), (32, 16, 4, 1), (16, 32, 4, 1))
+    for got, exact in zip(*gradients(LAYOUTS["pairs and padding"], heads, 32, torch.float32, tiles=tiles), strict=True):
+        assert (got - exact).norm() <= 1e-6 * exact.norm()
+
+
+@interpreted
+def test_memory_has_tokens_first_as_layers_want_it():
+    (out, *_), _ = gradients(LAYOUTS["one long pair"], (2, 1), 16, torch.float32)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@interpreted
+def test_what_the_kernels_cannot_do_is_refused():
+    q = torch.randn(1, 1, 100, 16)
+    with pytest.raises(ValueError, match="not a multiple of 128"):
+        prefix_attention(q, q, q, PrefixLayout((Document(0, 100),)), scale=1.0, backend="triton")
+    q = torch.randn(1, 1, 128, 24)
+    with pytest.raises(ValueError, match="head size 24 is none of"):
+        prefix_attention(q, q, q, PrefixLayout((Document(0, 128),)), scale=1.0, backend="triton")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_tiles_fit_into_shared_memory():
+    from wishbone.ops.prefix_attention.triton import tiles_for
+
+    for size in (16, 32, 64, 128, 256):
+        for itemsize in (2, 4):
+            for shared in (101_376, 166_912, 232_448):
+                tiles = tiles_for(size, itemsize, shared)
+                for (rows, columns, _, stages), held, streamed in (
+                    (tiles.forward, 1, 2),
+                    (tiles.query_gradient, 2, 2),
+                ):
+                    assert (held * rows + stages * streamed * columns) * size * itemsize <= shared
+                rows, columns, _, stages = tiles.key_gradient
+                assert (2 * columns + stages * 2 * rows) * size * itemsize <= shared

@@ -1,0 +1,46 @@
+"""What the rehearsal reckons with: room for layers, the budget of a row, the longest pair of a data set."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from wishbone.model.activations import Room
+from wishbone.training.rehearsal import _best_budget, longest_row, made_up_pair
+
+
+@pytest.mark.parametrize(
+    ("total", "budget"),
+    [
+        (1e9, 32768),  # 32768 * (1 + 4 * 2) = 295k: everything is kept
+        (200_000, 16384),  # 147k fit, 295k do not
+        (74_000, 8192),
+        (9000, 8192),  # layers are recomputed, the usual number of tokens fits
+        (5000, 4992),  # not even that: what fits, in whole blocks
+    ],
+)
+def test_rows_are_as_long_as_can_be_kept(total: float, budget: int):
+    assert _best_budget(Room(total, 1.0, 2.0), layers=4, usual=8192, most=32768) == budget
+
+
+def test_a_model_that_nothing_can_be_kept_of_takes_the_usual_rows():
+    assert _best_budget(Room(9000, 1.0, float("inf")), layers=4, usual=8192, most=32768) == 8192
+
+
+def test_the_longest_pair_after_truncation():
+    rows = [
+        {"prompt_ids": [1] * 5, "chosen_ids": [2] * 10, "rejected_ids": [3] * 2},
+        {"prompt_ids": [1] * 9, "chosen_ids": [2] * 3, "rejected_ids": [3] * 4},
+    ]
+    dataset = Dataset.from_list(rows)
+    assert longest_row(dataset, None) == 17
+    assert longest_row(dataset, 10) == 12  # 5 + 5 + 2, and 9 + 1 + 1
+    assert longest_row(dataset.to_iterable_dataset(), 10) == 20
+    assert longest_row(dataset.to_iterable_dataset(), None) == 0
+
+
+@pytest.mark.parametrize("tokens", [3, 8, 100, 4096])
+def test_a_made_up_pair_has_the_tokens_asked_for(tokens: int):
+    pair = made_up_pair(tokens, 50)
+    assert pair.row_tokens == tokens
+    assert max(pair.chosen + pair.rejected) < 50
