@@ -82,7 +82,9 @@ def main() -> None:
     )
     parser.add_argument("--plan", choices=PLANS, required=True)
     parser.add_argument("--data", help="pairs for the rows of quality, in any layout that Wishbone reads")
-    parser.add_argument("--only", default="", help="only rows whose kind, size, system or case has this text")
+    parser.add_argument(
+        "--only", default="", help="only rows whose kind, size, system and case have one of these texts, by commas"
+    )
     jobs.add_options(parser)
     quality.add_options(parser)
     options = parser.parse_args()
@@ -92,5 +94,12 @@ def main() -> None:
             options.size = "tiny" if options.plan == "tiny" else None
             systems = ["trl-f32", "wishbone-f32"] if options.plan == "tiny" else quality.SYSTEMS.split(",")
             planned = [*quality.planned(options, systems, Path(folder)), *planned]
-        planned = [job for job in planned if options.only in " ".join(filter(None, job.key.values()))]
-        show(run_jobs(planned, options), *TABLES)
+        show(run_jobs(chosen(planned, options.only), options), *TABLES)
+
+
+def chosen(planned: list[Job], only: str) -> list[Job]:
+    """Return the jobs that have one of the texts in `only` (divided by commas), in the order of the texts."""
+    found: list[Job] = []
+    for text in only.split(","):
+        found += [job for job in planned if job not in found and text in " ".join(filter(None, job.key.values()))]
+    return found

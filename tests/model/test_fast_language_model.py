@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hub_stand_in import hub_stand_in
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
-from wishbone import FastLanguageModel, is_bfloat16_supported
+from wishbone import DPOConfig, DPOTrainer, FastLanguageModel, is_bfloat16_supported
 from wishbone.errors import RequestError
 from wishbone.model import quantization
-from wishbone.model.activations import chosen_activations
+from wishbone.model.activations import EVERYTHING, chosen_activations
 from wishbone.model.quantization import is_quantized
 
 pytest.importorskip("bitsandbytes")
@@ -443,3 +444,16 @@ def test_a_normal_load_warns_of_nothing(saved: str, caplog: pytest.LogCaptureFix
     caplog.set_level(logging.WARNING, logger="wishbone")
     adapter(load(saved, 2048, None, True)[0])
     assert not [record for record in caplog.records if record.name.startswith("wishbone")]
+
+
+def test_what_get_peft_model_was_told_of_activations_is_what_the_trainer_does(saved: str, tmp_path: Path):
+    model, tokenizer = load(saved)  # notes "unsloth" on the base, its default
+    model = adapter(model, use_gradient_checkpointing=False)
+    arguments = DPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False)
+    rows = Dataset.from_list([{"prompt": "the", "chosen": " cat", "rejected": " dog"}] * 2)
+    trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+    assert trainer.preference_step is not None
+    activations = trainer.preference_step.policy.activations
+    assert activations is not None
+    assert activations.room is EVERYTHING
+    assert activations.offload == "never"

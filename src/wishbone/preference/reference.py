@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
-from wishbone.model.adapter_switch import AdapterSwitch
+from wishbone.model.adapter_switch import AdapterSwitch, EmptyAdapters
 from wishbone.model.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
 
@@ -43,6 +43,7 @@ class AdapterDisabled:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
         self._switch = AdapterSwitch(policy.model)
+        self._empty = EmptyAdapters(policy.model)
 
     @property
     def adapters(self) -> list[str]:
@@ -57,7 +58,7 @@ class AdapterDisabled:
     @contextmanager
     def _switched(self) -> Iterator[None]:
         adapters = self.adapters
-        if not adapters:
+        if not adapters or self._empty.are(adapters):
             with self._switch.off():
                 yield
             return

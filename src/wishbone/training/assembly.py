@@ -103,7 +103,7 @@ def _fused_layers(model: nn.Module) -> FusedLayers | None:
 def _activations(trainer: DPOTrainer, model: nn.Module) -> Activations:
     """What the arguments say, or else what was noted on the model; without either the layers are left alone."""
     causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    asked = trainer.args.activations if trainer.args.activations != "auto" else chosen_activations(causal_lm)
+    asked = trainer.args.activations if trainer.args.activations != "auto" else chosen_activations(model)
     own = dict(trainer.args.gradient_checkpointing_kwargs or {})
     own = {name: value for name, value in own.items() if (name, value) != ("use_reentrant", False)}
     if asked is None and (own or not trainer.args.gradient_checkpointing):

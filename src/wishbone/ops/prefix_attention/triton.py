@@ -26,6 +26,8 @@ from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 ROW_MULTIPLE = 128
 HEAD_DIMS = (16, 32, 64, 128, 256)  # powers of two, as blocks of the kernels must be
+ANY_NUMBER = ["index_width"]
+"""Arguments that change with the row: what divides them makes no kernel of its own."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,13 @@ def tiles_for(size: int, itemsize: int, shared_bytes: int) -> Tiles:
         itemsize: bytes of a number.
         shared_bytes: shared memory that a program may use.
     """
-    blocks = (64, 32) if size * itemsize <= 256 else (32, 32)
+    row = size * itemsize
+    block = 64 if row <= 256 else 32 if 4 * 32 * row <= int(0.95 * shared_bytes) else 16
+    blocks = (block, min(block, 32))
 
     def stages(most: int, held: int, streamed: int) -> int:
         return max(1, min(most, (int(0.95 * shared_bytes) - held) // streamed))
 
-    row = size * itemsize
     square = (blocks[0], blocks[0], 4)
     narrow = (blocks[0], blocks[1], 4)
     return Tiles(
@@ -257,7 +260,7 @@ def _seen(m, n, segment, stem, stem_end, position, position_ptr, window, WINDOW:
     return seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def _forward(
     q_ptr,
     k_ptr,
@@ -359,7 +362,7 @@ def _delta(o_ptr, g_ptr, delta_ptr, oh, ot, gh, gt, tokens, SIZE: tl.constexpr, 
     tl.store(delta_ptr + head * tokens + m, tl.sum(o * g, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def _query_gradient(
     q_ptr,
     k_ptr,
@@ -455,7 +458,7 @@ def _query_gradient(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def _key_gradient(
     q_ptr,
     k_ptr,
