@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.agreement import compare
+from benchmarks.children import Row
 from benchmarks.results import Results
 from benchmarks.tables import FIGURES, Table, share_of_ceiling
 
@@ -109,18 +110,24 @@ def peak_over(ours: str, theirs: str) -> Measure:
 
 
 def longest(system: str, other: str | None = None) -> Measure:
-    """Tokens of the longest pair in 24 GiB, or their number over another system's."""
+    """Tokens of the longest pair in 24 GiB, or their number over another system's.
 
-    def tokens(results: Results, name: str) -> float | None:
+    A search that ran out of time knows a length that fits, and not the longest. That says how much one system reaches
+    at least, and nothing about a ratio to it.
+    """
+
+    def found(results: Results, name: str) -> Row | None:
         rows = [row for row in results.of("longest") if row["system"] == name and row["case"] == "24 GiB"]
-        return float(rows[-1]["tokens"]) if rows and rows[-1].get("tokens") else None
+        return rows[-1] if rows and rows[-1].get("tokens") else None
 
     def value(results: Results) -> float | None:
-        own = tokens(results, system)
-        if other is None:
-            return own
-        theirs = tokens(results, other)
-        return own / theirs if own and theirs else None
+        own = found(results, system)
+        if other is None or own is None:
+            return float(own["tokens"]) if own else None
+        theirs = found(results, other)
+        if theirs is None or theirs.get("stopped_by") == "time":
+            return None
+        return float(own["tokens"] / theirs["tokens"])
 
     return value
 
@@ -131,12 +138,16 @@ def later_compilations(results: Results) -> float | None:
     return max((float(sum(row["compiled_later"].values())) for row in rows), default=None)
 
 
+COMPARED = ("wishbone-bf16", "wishbone-fp8", "wishbone-nf4")
+"""Systems of Wishbone whose training is compared with TRL's."""
+
+
 def disagreements(results: Results) -> float | None:
-    """Figures of Wishbone's systems that differ from TRL's in bfloat16 by more than seeds do."""
+    """Figures of our systems that differ from TRL's in bfloat16 by more than seeds do; None if a system is missing."""
     rows = {row["system"]: row for row in results.of("quality") if row["status"] == "ok"}
-    ours = [row for name, row in rows.items() if name.startswith("wishbone")]
-    if "trl-bf16" not in rows or not ours:
+    if not {"trl-bf16", *COMPARED}.issubset(rows):
         return None
+    ours = [rows[name] for name in COMPARED]
     count = 0
     for row in ours:
         for name in FIGURES:

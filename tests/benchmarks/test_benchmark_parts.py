@@ -222,7 +222,36 @@ def test_targets_say_what_was_reached_missed_and_not_measured():
     lines = {line[0]: line for line in targets.targets_table(slow).rows}
     assert lines["bf16, ultrafeedback: over Unsloth"][1] == "MISSED"
     assert lines["compilations after the first step, most of any row"][4] == "3"
+    assert targets.disagreements(slow) is None  # one of the systems is missing
+    slow.add(quality("wishbone-nf4", [0.5, 0.6, 0.6], [0.60, 0.61, 0.63]))
     assert targets.disagreements(slow) == 2
+
+
+def test_a_search_that_ran_out_of_time_is_no_ratio():
+    def search(system: str, tokens: int, stopped_by: str) -> dict[str, Any]:
+        return {"kind": "longest", "size": "8b", "system": system, "case": "24 GiB", "status": "ok", "tokens": tokens,
+                "stopped_by": stopped_by}  # fmt: skip
+
+    ratio, own = targets.longest("wishbone-nf4-small", "unsloth-nf4"), targets.longest("wishbone-nf4-small")
+    results = some_results()
+    results.add(search("wishbone-nf4-small", 4096, "time"))
+    assert (ratio(results), own(results)) == (None, 4096)
+    results.add(search("unsloth-nf4", 1024, "time"))
+    assert ratio(results) is None
+    results.add(search("unsloth-nf4", 1024, "resolution"))
+    assert ratio(results) == 4
+
+
+def test_rows_are_chosen_in_the_order_of_the_texts():
+    found = suite.chosen(suite.h200(), "1b unsloth,longest,1b")
+    assert [(job.kind, job.size, job.system.partition("-")[0]) for job in found] == [
+        ("throughput", "1b", "unsloth"),
+        ("longest", "8b", "wishbone"),
+        ("longest", "8b", "unsloth"),
+        ("throughput", "1b", "wishbone"),
+        ("throughput", "1b", "trl"),
+    ]
+    assert suite.chosen(suite.h200(), "") == suite.h200()
 
 
 def test_every_target_is_about_a_row_of_the_plan():
