@@ -62,7 +62,7 @@ def test_a_row_has_what_was_measured(report: dict[str, Any]):
         "status": "ok",
     }
     assert len(row["step_seconds"]) == len(row["losses"]) == 3
-    assert row["pairs_per_s"] == pytest.approx(8 / sum(row["step_seconds"][1:]), rel=1e-3)
+    assert row["pairs_per_s"] == pytest.approx(8 / sum(row["step_seconds"][1:]), rel=2e-2)  # seconds are rounded
     assert 0 < row["pairs_per_s_with_data"] <= row["pairs_per_s"]
     assert row["losses"][0] == pytest.approx(0.693147, abs=1e-6)
     assert row["peak_gib"] > 0.1
