@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from wishbone.ops.prefix_attention.blocks import Blocks, block_lists, visible_blocks
+from wishbone.ops.prefix_attention.kernels import attend, key_gradient, output_products, query_gradient
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 
 ROW_MULTIPLE = 128
 HEAD_DIMS = (16, 32, 64, 128, 256)  # powers of two, as blocks of the kernels must be
-ANY_NUMBER = ["index_width"]
-"""Arguments that change with the row: what divides them makes no kernel of its own."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class _PrefixAttention(torch.autograd.Function):
         _, heads, tokens, _ = query.shape
         lse = torch.empty(heads, tokens, device=query.device, dtype=torch.float32)
         rows, columns, warps, stages = tiles.forward
-        _forward[(tokens // rows, heads)](
+        attend[(tokens // rows, heads)](
             query,
             key,
             value,
@@ -147,7 +144,7 @@ class _PrefixAttention(torch.autograd.Function):
         _, heads, tokens, size = query.shape
         gradients = [_tokens_first(tensor) for tensor in (query, key, value)]
         delta = torch.empty_like(lse)
-        _delta[(tokens // 64, heads)](
+        output_products[(tokens // 64, heads)](
             out, out_gradient, delta, *out.stride()[1:3], *out_gradient.stride()[1:3], tokens, SIZE=size, ROWS=64
         )
         inputs = (query, key, value, out_gradient)
@@ -156,7 +153,7 @@ class _PrefixAttention(torch.autograd.Function):
         tables = _tables(layout, query.device)
         options = _options(query, window, softcap)
         rows, columns, warps, stages = tiles.query_gradient
-        _query_gradient[(tokens // rows, heads)](
+        query_gradient[(tokens // rows, heads)](
             *inputs,
             lse,
             delta,
@@ -172,7 +169,7 @@ class _PrefixAttention(torch.autograd.Function):
             num_stages=stages,
         )
         rows, columns, warps, stages = tiles.key_gradient
-        _key_gradient[(tokens // columns, key.shape[1])](
+        key_gradient[(tokens // columns, key.shape[1])](
             *inputs,
             lse,
             delta,
@@ -243,312 +240,3 @@ def _options(query: Tensor, window: int | None, softcap: float | None) -> dict[s
         "CAPPED": softcap is not None,
         "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
     }
-
-
-@triton.jit
-def _capped_tanh(x):
-    """tanh, without a library: 1 - 2 / (e^(2x) + 1)."""
-    return 1 - 2 / (tl.exp(2 * x) + 1)
-
-
-@triton.jit
-def _seen(m, n, segment, stem, stem_end, position, position_ptr, window, WINDOW: tl.constexpr):
-    """`PrefixLayout.visible`; `m`, `segment`, ... and `n` are shaped so that they broadcast."""
-    seen = (n <= m) & ((n >= segment) | ((n >= stem) & (n < stem_end)))
-    if WINDOW:
-        seen = seen & (position - tl.load(position_ptr + n) < window)
-    return seen
-
-
-@triton.jit(do_not_specialize=ANY_NUMBER)
-def _forward(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    o_ptr,
-    lse_ptr,
-    full_count,
-    full_index,
-    part_count,
-    part_index,
-    index_width,
-    segment_ptr,
-    stem_ptr,
-    stem_end_ptr,
-    position_ptr,
-    qh,
-    qt,
-    kh,
-    kt,
-    vh,
-    vt,
-    oh,
-    ot,
-    tokens,
-    scale,
-    cap,
-    window,
-    group,
-    SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1)
-    m = block * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, SIZE)
-    columns = tl.arange(0, COLUMNS)
-    q = tl.load(q_ptr + head.to(tl.int64) * qh + m[:, None].to(tl.int64) * qt + d[None, :])
-    k_ptr += (head // group).to(tl.int64) * kh
-    v_ptr += (head // group).to(tl.int64) * vh
-    segment = tl.load(segment_ptr + m)
-    stem = tl.load(stem_ptr + m)
-    stem_end = tl.load(stem_end_ptr + m)
-    position = tl.load(position_ptr + m)
-    top = tl.full([ROWS], -1.0e30, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    out = tl.zeros([ROWS, SIZE], tl.float32)
-    for part in tl.static_range(2):
-        if part == 0:
-            count = tl.load(full_count + block)
-            index = full_index + block * index_width
-        else:
-            count = tl.load(part_count + block)
-            index = part_index + block * index_width
-        for j in range(count):
-            n = tl.load(index + j) * COLUMNS + columns
-            k = tl.load(k_ptr + n[:, None].to(tl.int64) * kt + d[None, :])
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            if CAPPED:
-                s = cap * _capped_tanh(s / cap)
-            s = s * 1.4426950408889634
-            if part == 1:
-                seen = _seen(
-                    m[:, None],
-                    n[None, :],
-                    segment[:, None],
-                    stem[:, None],
-                    stem_end[:, None],
-                    position[:, None],
-                    position_ptr,
-                    window,
-                    WINDOW,
-                )
-                s = tl.where(seen, s, -1.0e30)
-            new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s - new_top[:, None])
-            if part == 1:
-                p = tl.where(s > -0.5e30, p, 0.0)
-            shrink = tl.exp2(top - new_top)
-            total = total * shrink + tl.sum(p, 1)
-            v = tl.load(v_ptr + n[:, None].to(tl.int64) * vt + d[None, :])
-            out = tl.dot(p.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
-            top = new_top
-    out = out / total[:, None]
-    tl.store(o_ptr + head.to(tl.int64) * oh + m[:, None].to(tl.int64) * ot + d[None, :], out.to(o_ptr.dtype.element_ty))
-    tl.store(lse_ptr + head.to(tl.int64) * tokens + m, top + tl.log2(total))
-
-
-@triton.jit
-def _delta(o_ptr, g_ptr, delta_ptr, oh, ot, gh, gt, tokens, SIZE: tl.constexpr, ROWS: tl.constexpr):
-    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1).to(tl.int64)
-    d = tl.arange(0, SIZE)
-    o = tl.load(o_ptr + head * oh + m[:, None].to(tl.int64) * ot + d[None, :]).to(tl.float32)
-    g = tl.load(g_ptr + head * gh + m[:, None].to(tl.int64) * gt + d[None, :]).to(tl.float32)
-    tl.store(delta_ptr + head * tokens + m, tl.sum(o * g, 1))
-
-
-@triton.jit(do_not_specialize=ANY_NUMBER)
-def _query_gradient(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    lse_ptr,
-    delta_ptr,
-    dq_ptr,
-    full_count,
-    full_index,
-    part_count,
-    part_index,
-    index_width,
-    segment_ptr,
-    stem_ptr,
-    stem_end_ptr,
-    position_ptr,
-    qh,
-    qt,
-    kh,
-    kt,
-    vh,
-    vt,
-    gh,
-    gt,
-    dqh,
-    dqt,
-    tokens,
-    scale,
-    cap,
-    window,
-    group,
-    SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1)
-    m = block * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, SIZE)
-    columns = tl.arange(0, COLUMNS)
-    q = tl.load(q_ptr + head.to(tl.int64) * qh + m[:, None].to(tl.int64) * qt + d[None, :])
-    g = tl.load(g_ptr + head.to(tl.int64) * gh + m[:, None].to(tl.int64) * gt + d[None, :])
-    lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + m)
-    delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + m)
-    k_ptr += (head // group).to(tl.int64) * kh
-    v_ptr += (head // group).to(tl.int64) * vh
-    segment = tl.load(segment_ptr + m)
-    stem = tl.load(stem_ptr + m)
-    stem_end = tl.load(stem_end_ptr + m)
-    position = tl.load(position_ptr + m)
-    dq = tl.zeros([ROWS, SIZE], tl.float32)
-    for part in tl.static_range(2):
-        if part == 0:
-            count = tl.load(full_count + block)
-            index = full_index + block * index_width
-        else:
-            count = tl.load(part_count + block)
-            index = part_index + block * index_width
-        for j in range(count):
-            n = tl.load(index + j) * COLUMNS + columns
-            k = tl.load(k_ptr + n[:, None].to(tl.int64) * kt + d[None, :])
-            v = tl.load(v_ptr + n[:, None].to(tl.int64) * vt + d[None, :])
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            slope = 1.0
-            if CAPPED:
-                bent = _capped_tanh(s / cap)
-                s = cap * bent
-                slope = 1 - bent * bent
-            p = tl.exp2(s * 1.4426950408889634 - lse[:, None])
-            if part == 1:
-                seen = _seen(
-                    m[:, None],
-                    n[None, :],
-                    segment[:, None],
-                    stem[:, None],
-                    stem_end[:, None],
-                    position[:, None],
-                    position_ptr,
-                    window,
-                    WINDOW,
-                )
-                p = tl.where(seen, p, 0.0)
-            dp = tl.dot(g, tl.trans(v), input_precision=PRECISION)
-            ds = p * (dp - delta[:, None]) * slope
-            dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
-    dq = dq * scale
-    tl.store(
-        dq_ptr + head.to(tl.int64) * dqh + m[:, None].to(tl.int64) * dqt + d[None, :], dq.to(dq_ptr.dtype.element_ty)
-    )
-
-
-@triton.jit(do_not_specialize=ANY_NUMBER)
-def _key_gradient(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    lse_ptr,
-    delta_ptr,
-    dk_ptr,
-    dv_ptr,
-    full_count,
-    full_index,
-    part_count,
-    part_index,
-    index_width,
-    segment_ptr,
-    stem_ptr,
-    stem_end_ptr,
-    position_ptr,
-    qh,
-    qt,
-    kh,
-    kt,
-    vh,
-    vt,
-    gh,
-    gt,
-    dkh,
-    dkt,
-    dvh,
-    dvt,
-    tokens,
-    scale,
-    cap,
-    window,
-    group,
-    SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAPPED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    block = tl.program_id(0)
-    key_head = tl.program_id(1)
-    n = block * COLUMNS + tl.arange(0, COLUMNS)
-    d = tl.arange(0, SIZE)
-    rows = tl.arange(0, ROWS)
-    k = tl.load(k_ptr + key_head.to(tl.int64) * kh + n[:, None].to(tl.int64) * kt + d[None, :])
-    v = tl.load(v_ptr + key_head.to(tl.int64) * vh + n[:, None].to(tl.int64) * vt + d[None, :])
-    dk = tl.zeros([COLUMNS, SIZE], tl.float32)
-    dv = tl.zeros([COLUMNS, SIZE], tl.float32)
-    for part in tl.static_range(2):
-        if part == 0:
-            count = tl.load(full_count + block)
-            index = full_index + block * index_width
-        else:
-            count = tl.load(part_count + block)
-            index = part_index + block * index_width
-        for step in range(count * group):
-            head = key_head * group + step // tl.maximum(count, 1)
-            m = tl.load(index + step % tl.maximum(count, 1)) * ROWS + rows
-            q = tl.load(q_ptr + head.to(tl.int64) * qh + m[:, None].to(tl.int64) * qt + d[None, :])
-            g = tl.load(g_ptr + head.to(tl.int64) * gh + m[:, None].to(tl.int64) * gt + d[None, :])
-            lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + m)
-            delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + m)
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-            slope = 1.0
-            if CAPPED:
-                bent = _capped_tanh(s / cap)
-                s = cap * bent
-                slope = 1 - bent * bent
-            p = tl.exp2(s * 1.4426950408889634 - lse[None, :])
-            if part == 1:
-                seen = _seen(
-                    m[None, :],
-                    n[:, None],
-                    tl.load(segment_ptr + m)[None, :],
-                    tl.load(stem_ptr + m)[None, :],
-                    tl.load(stem_end_ptr + m)[None, :],
-                    tl.load(position_ptr + m)[None, :],
-                    position_ptr,
-                    window,
-                    WINDOW,
-                )
-                p = tl.where(seen, p, 0.0)
-            dv = tl.dot(p.to(g.dtype), g, dv, input_precision=PRECISION)
-            dp = tl.dot(v, tl.trans(g), input_precision=PRECISION)
-            ds = p * (dp - delta[None, :]) * slope
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
-    dk = dk * scale
-    place = n[:, None].to(tl.int64)
-    tl.store(dk_ptr + key_head.to(tl.int64) * dkh + place * dkt + d[None, :], dk.to(dk_ptr.dtype.element_ty))
-    tl.store(dv_ptr + key_head.to(tl.int64) * dvh + place * dvt + d[None, :], dv.to(dv_ptr.dtype.element_ty))
