@@ -1,4 +1,4 @@
-"""Triton kernels of shared-prefix attention: what one block of queries, or of keys, computes; `triton.py` launches them.
+"""Triton kernels of shared-prefix attention: what a block of queries, or of keys, computes; `triton.py` launches them.
 
 Each kernel walks over two lists of blocks: those that are visible throughout, and those in which the mask decides. Row
 lengths are multiples of every block size, so that no load needs a guard. Scores are in units of log2.
