@@ -46,7 +46,6 @@ REQUIRED = {
 OPTIONAL = {
     "triton": ("", "the GPU kernels; comes with torch for CUDA"),
     "bitsandbytes": ("0.48", "4-bit base models and 8-bit optimizers; install wishbone-dpo[gpu]"),
-    "liger-kernel": ("0.6", "for use_liger_kernel on TRL's own path; nothing else needs it"),
 }
 OK, MISSING, TOO_OLD, ABSENT = "ok", "missing", "too old", "absent"
 _STYLES = {OK: "green", MISSING: "bold red", TOO_OLD: "bold red", ABSENT: "yellow"}
