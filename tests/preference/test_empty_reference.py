@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import tiny_model, tiny_pairs
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.model.adapter import copy_adapter
-from wishbone.model.adapter_switch import EmptyAdapters
+from wishbone.model.adapter_switch import AdapterSwitch, EmptyAdapters
 from wishbone.model.policy import Policy
 from wishbone.preference.reference import AdapterDisabled
 
@@ -31,16 +32,16 @@ def second_factor(model: PeftModel, adapter: str) -> torch.Tensor:
     return next(p for name, p in model.named_parameters() if f"lora_B.{adapter}." in name)
 
 
-def switches(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every adapter that PEFT is told to switch to from now on."""
+def switches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every set of adapters that the model is switched to from now on."""
     told: list[Any] = []
-    own: Callable[..., None] = model.base_model.set_adapter
+    own: Callable[..., Any] = AdapterSwitch.only
 
-    def set_adapter(name: Any, **options: Any) -> None:
-        told.append(name)
-        own(name, **options)
+    def only(switch: AdapterSwitch, adapters: Any) -> Any:
+        told.append(adapters)
+        return own(switch, adapters)
 
-    monkeypatch.setattr(model.base_model, "set_adapter", set_adapter)
+    monkeypatch.setattr(AdapterSwitch, "only", only)
     return told
 
 
@@ -48,7 +49,7 @@ def test_a_fresh_adapter_is_no_reference_of_its_own_until_it_has_values(monkeypa
     model = with_reference()
     policy = Policy(model)
     reference, batch = AdapterDisabled(policy, "ref"), policy.collate(PAIRS)
-    told = switches(model, monkeypatch)
+    told = switches(monkeypatch)
     base = AdapterDisabled(policy).logps(batch)
     with torch.no_grad():
         second_factor(model, "default").fill_(0.5)  # what is trained does not matter
@@ -78,3 +79,31 @@ def test_adapters_that_may_add_something_are_not_empty(options: dict[str, Any], 
     model = with_reference(**options)
     assert EmptyAdapters(model).are(["ref"]) is empty
     assert not EmptyAdapters(model).are(["no such adapter"])
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_switching_is_exact_and_leaves_everything_as_it_was(family: str, quick: bool, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(family), LoraConfig(r=3, init_lora_weights=False, target_modules="all-linear"))
+    for name in ("ref", "other"):
+        model.add_adapter(name, model.peft_config["default"])
+    policy = Policy(model)
+    batch = policy.collate(PAIRS)
+    model.base_model.set_adapter(["ref", "other"])
+    with torch.no_grad(), policy.running():
+        expected = policy.token_scores(batch).logps
+    model.set_adapter("default")
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    switch = AdapterSwitch(model)
+    assert switch._asks_which and switch._asks_whether
+    if not quick:
+        monkeypatch.setattr(switch, "_asks_which", False)
+    with torch.no_grad(), switch.only(["ref", "other"]), policy.running():
+        got = policy.token_scores(batch).logps
+    assert torch.equal(got, expected)
+    assert model.active_adapter == "default"
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
+    assert {str(layer.active_adapters) for layer in model.modules() if isinstance(layer, BaseTunerLayer)} == {
+        "['default']"
+    }

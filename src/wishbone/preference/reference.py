@@ -8,8 +8,7 @@ model, from values computed beforehand, or, for reference-free losses, from nowh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -55,24 +54,9 @@ class AdapterDisabled:
         with torch.no_grad(), self._switched(), self._policy.running():
             return sequence_scores(self._policy.token_scores(batch, statistics=False), batch, self._ld_alpha).logps
 
-    @contextmanager
-    def _switched(self) -> Iterator[None]:
+    def _switched(self) -> AbstractContextManager[None]:
         adapters = self.adapters
-        if not adapters or self._empty.are(adapters):
-            with self._switch.off():
-                yield
-            return
-        trained = self._model.active_adapter
-        trainable = [p for p in self._model.parameters() if p.requires_grad]
-        self._model.base_model.set_adapter(adapters)
-        try:
-            yield
-        finally:
-            self._model.set_adapter(trained)
-            for parameter in self._model.parameters():
-                parameter.requires_grad_(False)
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+        return self._switch.off() if not adapters or self._empty.are(adapters) else self._switch.only(adapters)
 
 
 class SeparateModel:
