@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from wishbone.model.activations import Room
-from wishbone.training.rehearsal import _best_budget, longest_row, made_up_pair
+from wishbone.training.rehearsal import _best_budget, longest_row, made_up_row
 
 
 @pytest.mark.parametrize(
@@ -35,12 +35,14 @@ def test_the_longest_pair_after_truncation():
     dataset = Dataset.from_list(rows)
     assert longest_row(dataset, None) == 17
     assert longest_row(dataset, 10) == 12  # 5 + 5 + 2, and 9 + 1 + 1
-    assert longest_row(dataset.to_iterable_dataset(), 10) == 20
-    assert longest_row(dataset.to_iterable_dataset(), None) == 0
+    assert longest_row(dataset.to_iterable_dataset(), 10) == 19
+    assert longest_row(dataset.to_iterable_dataset(), None) == 1024
 
 
-@pytest.mark.parametrize("tokens", [3, 8, 100, 4096])
-def test_a_made_up_pair_has_the_tokens_asked_for(tokens: int):
-    pair = made_up_pair(tokens, 50)
-    assert pair.row_tokens == tokens
-    assert max(pair.chosen + pair.rejected) < 50
+@pytest.mark.parametrize(("tokens", "longest"), [(3, 3), (8, 50), (100, 7), (4096, 127), (4096, 4096)])
+def test_a_made_up_row_has_the_tokens_asked_for_and_no_longer_pairs_than_the_run(tokens: int, longest: int):
+    pairs = made_up_row(tokens, longest, 50)
+    assert tokens - 3 < sum(pair.row_tokens for pair in pairs) <= tokens
+    assert max(pair.row_tokens for pair in pairs) <= longest
+    assert max(len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)) <= (longest + 1) // 2 + 1
+    assert max(max(pair.chosen + pair.rejected) for pair in pairs) < 50

@@ -36,6 +36,9 @@ PROBE_TOKENS = 4096
 SPARE = 0.04
 """Share of the card's memory that is left alone: fragmentation, other libraries' workspaces."""
 
+UNKNOWN_LONGEST = 1024
+"""Tokens of the longest pair of a stream that is not truncated, for want of a better number."""
+
 ADAM_BYTES = 8
 """Optimizer state of one trained float32 number."""
 
@@ -57,13 +60,13 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
     optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
     trial = PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
     asked = activations.room
-    room = _measured_room(trial, trained, max(longest, step.token_budget))
+    room = _measured_room(trial, trained, max(longest, step.token_budget), longest)
     activations.room = asked if asked in (None, EVERYTHING, NOTHING) else room or NOTHING
     row = max(longest, step.token_budget)
     if not budget_fixed and room is not None:
         most = step.token_budget if asked is NOTHING else MOST_ROW_TOKENS
         row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, most))
-    while not _fits(trial, trained, row):
+    while not _fits(trial, trained, row, longest):
         if not _tighten(step.policy, row):
             if row <= longest or budget_fixed:
                 logger.warning("A row of %d tokens does not fit into this GPU's memory.", row)
@@ -80,7 +83,7 @@ def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
     return NoReference() if isinstance(reference, Stored) else reference
 
 
-def _measured_room(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int) -> Room | None:
+def _measured_room(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int, longest: int) -> Room | None:
     """Return the room for rows: what is free beyond what a row of no tokens takes; None if not even a short row fits.
 
     Where the layers' treatment is given, its rows count as the base and nothing more can be kept.
@@ -94,7 +97,7 @@ def _measured_room(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: 
     for treatment in (activations.room,) if given else (NOTHING, EVERYTHING):
         activations.room = treatment
         try:
-            shorter, peak = (_peak(trial, trained, length) for length in (max(longer // 2, 1), longer))
+            shorter, peak = (_peak(trial, trained, length, longest) for length in (max(longer // 2, 1), longer))
         except torch.OutOfMemoryError:
             if not slopes:
                 return None
@@ -114,9 +117,9 @@ def _best_budget(room: Room, layers: int, usual: int, most: int) -> int:
     return max(min(budget, room.tokens() // 128 * 128), 128)
 
 
-def _fits(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int) -> bool:
+def _fits(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int, longest: int) -> bool:
     try:
-        _peak(trial, trained, row)
+        _peak(trial, trained, row, longest)
     except torch.OutOfMemoryError:
         return False
     return True
@@ -144,16 +147,15 @@ def usable_bytes(device: torch.device) -> int:
     return min(free + torch.cuda.memory_reserved(device), allowed) - int(SPARE * allowed)
 
 
-def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int) -> int:
+def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int, longest: int) -> int:
     """Run one row of `tokens` forward and backward and return the peak of allocated bytes; gradients are dropped."""
     device = trial.policy.device
     trial.token_budget = tokens
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        trial.backward(
-            [[made_up_pair(tokens, trial.policy.causal_lm.config.get_text_config().vocab_size)]], PairMetrics(1.0)
-        )
+        vocabulary = trial.policy.causal_lm.config.get_text_config().vocab_size
+        trial.backward([made_up_row(tokens, longest, vocabulary)], PairMetrics(1.0))
         return torch.cuda.max_memory_allocated(device)
     finally:
         for parameter in trained:
@@ -163,10 +165,10 @@ def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int) -
 def longest_row(dataset: Dataset | IterableDataset, max_length: int | None) -> int:
     """Return the tokens of the longest pair of a tokenized data set in a shared-prefix row.
 
-    Of a stream only the bound is known: two sequences of `max_length`; without one 0, and rows are split as need be.
+    Of a stream only the bound is known: two sequences of `max_length`; without one, a usual length is taken.
     """
     if not isinstance(dataset, Dataset):
-        return 2 * (max_length or 0)
+        return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
     prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
     if max_length is None:
         return int((prompt + chosen + rejected).max(initial=0))
@@ -174,10 +176,18 @@ def longest_row(dataset: Dataset | IterableDataset, max_length: int | None) -> i
     return int((cut[0] + cut[1] - cut[2]).max(initial=0))
 
 
-def made_up_pair(row_tokens: int, vocabulary: int) -> TokenizedPair:
-    """Return a pair of `row_tokens` tokens in a row: a short prompt, and completions of one length to be scored."""
-    prompt = max(row_tokens // 8, 1)
-    half = (row_tokens - prompt) // 2
-    ids = [(17 + 31 * i) % vocabulary for i in range(prompt + half)]
-    other = [(5 + 13 * i) % vocabulary for i in range(row_tokens - prompt - half)]
-    return TokenizedPair(ids, ids[:prompt] + other, prompt, prompt)
+def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:
+    """Return pairs that fill a row of `tokens`, none longer than the run's longest: models may have no more positions.
+
+    Prompts are of one token, as what is scored takes the most memory.
+    """
+    longest = min(tokens, max(longest, 3))
+    sizes = [longest] * (tokens // longest) + [tokens % longest]
+    return [_made_up_pair(size, vocabulary) for size in sizes if size > 2]
+
+
+def _made_up_pair(row_tokens: int, vocabulary: int) -> TokenizedPair:
+    half = (row_tokens - 1) // 2
+    ids = [(17 + 31 * i) % vocabulary for i in range(1 + half)]
+    other = [(5 + 13 * i) % vocabulary for i in range(row_tokens - 1 - half)]
+    return TokenizedPair(ids, ids[:1] + other, 1, 1)
