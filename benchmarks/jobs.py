@@ -131,6 +131,7 @@ class Line:
         if following:
             self._waiting = (following, self._start(following))
         begun = time.monotonic()
+        found: Row = {}
         while True:
             process.go()
             limit = job.limit_seconds - (time.monotonic() - begun)
@@ -141,7 +142,10 @@ class Line:
             again = row.pop("again", None)
             if not again or not (row["status"] == "ok" or row["reason"].startswith(OF_MEMORY)):
                 break
+            found = again.get("found", {})
             process = self._start(job, again)
+        if row["status"] == "failed" and found:
+            row = {"status": "ok", **found, "stopped_by": row["reason"]}
         row["seconds"] = round(time.monotonic() - begun, 1)
         return row | ({"fresh_caches": True} if self._fresh(job) else {})
 

@@ -85,7 +85,8 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
 def _again(lower: int, upper: int | None, attempts: list[Row], deadline: float) -> Row:
     """What a new process is asked for, to go on with the search."""
     seconds = max(deadline - time.monotonic(), 0)
-    return {"lower": lower, "upper": upper, "attempts": attempts, "search_seconds": seconds}
+    found = {"tokens": lower, "too_long": upper, "attempts": attempts}
+    return {"lower": lower, "upper": upper, "attempts": attempts, "search_seconds": seconds, "found": found}
 
 
 def _attempt(system: Any, request: Row, device: Any, loaded: Any, length: int) -> Row:

@@ -1,8 +1,10 @@
 """Does a faster or smaller form of the frozen weights learn the same? A real model, real pairs, several seeds.
 
 SmolLM2-135M (or another model) is trained with LoRA on the first pairs of a file and measured on pairs of it that it is
-not trained on, once for each seed and system; the seed decides the order of pairs and the adapter's first values.
-`agreement` says for each figure whether a system differs from the first one by more than seeds do.
+not trained on, once for each seed and system; the seed decides the order of pairs and the adapter's first values. What
+an adapter has learned is measured in one way for all systems (`heldout`); a trainer's own evaluations, in its own
+numerics, are kept beside it. `agreement` says for each figure whether a system differs from the first one by more than
+seeds do.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ SYSTEMS = "trl-bf16,wishbone-bf16,wishbone-fp8,wishbone-nf4"
 MODEL = "smollm2-135m-instruct"
 BATCH = 8
 MAX_LENGTH = 1024
-HELDOUT = {
-    "eval_loss": "heldout_loss",
-    "eval_rewards/accuracies": "heldout_accuracy",
-    "eval_rewards/margins": "heldout_margin",
+LEARNED = ("heldout_loss", "heldout_accuracy", "heldout_margin")
+EVALUATED = {
+    "eval_loss": "loss",
+    "eval_rewards/accuracies": "accuracy",
+    "eval_rewards/margins": "margin",
 }
 
 
@@ -48,7 +51,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
         "runs": runs,
         "pairs_per_s": round(fmean(run["pairs_per_s"] for run in runs), 3),
         "peak_gib": max(run["peak_gib"] for run in runs),
-        **{name: [run[name] for run in runs] for name in (*HELDOUT.values(), "last_epoch_loss")},
+        **{name: [run[name] for run in runs] for name in (*LEARNED, "last_epoch_loss")},
     }
 
 
@@ -60,6 +63,7 @@ def _train(request: Row, seed: int) -> Row:
     from transformers import set_seed
 
     from benchmarks.clock import peak_gib
+    from benchmarks.heldout import evaluate
     from benchmarks.loading import Origin, arguments, device_of, load, trainer_classes
 
     system = parse_system(request["system"])
@@ -99,18 +103,24 @@ def _train(request: Row, seed: int) -> Row:
     history = trainer.state.log_history
     losses = [float(entry["loss"]) for entry in history if "loss" in entry]
     evaluations = [
-        {name: float(entry[key]) for key, name in HELDOUT.items()} for entry in history if "eval_loss" in entry
+        {name: float(entry[key]) for key, name in EVALUATED.items()} for entry in history if "eval_loss" in entry
     ]
+    peak = peak_gib()
+    adapter = str(Path(request["scratch"]) / f"adapter-{seed}")
+    trainer.model.save_pretrained(adapter)
+    del trainer, loaded
+    gc.collect()
+    learned = evaluate(request["directory"], adapter, pairs["heldout"], MAX_LENGTH, device)
     last_epoch = losses[-max(1, round(len(losses) / request["epochs"])) :]
     return {
         "seed": seed,
         "losses": losses,
         "evaluations": evaluations,
         "last_epoch_loss": fmean(last_epoch),
-        **evaluations[-1],
+        **learned,
         "seconds": round(seconds, 2),
         "pairs_per_s": round(len(pairs["train"]) * request["epochs"] / seconds, 3),
-        **peak_gib(),
+        **peak,
     }
 
 

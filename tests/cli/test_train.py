@@ -104,6 +104,42 @@ def test_a_run_ends_in_its_directory_and_can_be_continued(workplace: Path):
     assert train(f"output.dir={run}").exit_code == 2
 
 
+def first_metrics(run: Path) -> dict[str, float]:
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["adapter.method=full"],
+        ["model.reference=./model"],
+        ["adapter.method=full", "model.reference=./model"],
+        ["model.quantization=fp8"],
+        ["training.activations=offload"],
+    ],
+)
+def test_every_reference_and_form_of_weights_begins_at_ln_2(workplace: Path, settings: list[str]):
+    outcome = train("output.dir=mine", *settings)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert first_metrics(workplace / "mine")["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert json.loads((workplace / "mine" / "summary.json").read_text())["form"] == "shared_prefix"
+    learned = workplace / "mine" / ("model" if "adapter.method=full" in settings else "adapter")
+    assert (learned / "tokenizer.json").exists() and list(learned.glob("*.safetensors"))
+
+
+def test_another_model_as_the_reference_is_read_from_its_own_place(workplace: Path):
+    other = workplace / "other"
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", seed=1, vocab_size=len(tokenizer)).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    outcome = train("output.dir=mine", "model.reference=./other")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert abs(first_metrics(workplace / "mine")["loss"] - 0.6931472) > 1e-4
+    assert str(other) in train("--dry-run", "model.reference=./other").stdout
+    outcome = train("--dry-run", "model.reference=./othr")
+    assert outcome.exit_code == 2 and "did you mean" in outcome.stderr
+
+
 def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path):
     """A run whose metrics cannot be written, because a directory has their name."""
     (workplace / "mine[bold]" / "metrics.jsonl").mkdir(parents=True)

@@ -41,6 +41,8 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
     weights = "" if config.model.quantization == "none" else f", {config.model.quantization}"
     yield "Model", f"{config.model.name}{revision}, dtype {config.model.dtype}{weights}"
     yield "Trained", _trained(config.adapter)
+    if config.model.reference is not None:
+        yield "Reference", config.model.reference
     yield (
         "Pairs",
         f"{inspection.rows} of {data.train}, split {data.split}" + (f"; {dropped} rows left out" if dropped else ""),

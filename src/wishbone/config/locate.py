@@ -54,7 +54,7 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
             )
         return name if found is None else str(found)
 
-    model = config.model.model_copy(update={"name": existing("model", "name", _MODEL_SUFFIXES)})
+    models = {key: existing("model", key, _MODEL_SUFFIXES) for key in ("name", "reference")}
     pairs = {key: existing("data", key, _DATA_SUFFIXES) for key in ("train", "eval")}
     output = config.output
     if output.dir is not None:
@@ -64,6 +64,7 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
     if training.reference_store not in ("auto", "off"):
         store = _find(training.reference_store, beside) or Path(training.reference_store).expanduser().absolute()
         training = training.model_copy(update={"reference_store": str(store)})
+    model = config.model.model_copy(update=models)
     changed = {"model": model, "data": config.data.model_copy(update=pairs), "training": training, "output": output}
     return config.model_copy(update=changed), problems
 

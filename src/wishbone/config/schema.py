@@ -77,8 +77,14 @@ class ModelConfig(Section):
         default="auto",
         description="Number format of the weights; auto: bfloat16 where the device computes in it, or float32.",
     )
-    quantization: Literal["none", "nf4"] = Field(
-        default="none", description="Frozen weights in 4 bits (nf4, through bitsandbytes), or as dtype says (none)."
+    quantization: Literal["none", "nf4", "fp8"] = Field(
+        default="none",
+        description="Frozen weights in 4 bits (nf4, through bitsandbytes), in FP8 (fp8: RTX 40, L4, H100, later), or "
+        "as dtype says (none).",
+    )
+    reference: Line | None = Field(
+        default=None,
+        description="Another model as the reference, named as in name; null: this model as it is before training.",
     )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
 
@@ -240,9 +246,10 @@ class TrainingConfig(Section):
     token_budget: Literal["auto"] | Annotated[int, Field(ge=2, le=2**24)] = Field(
         default="auto", description="Most tokens in one row of the device batch, a matter of memory and speed only."
     )
-    activations: Literal["auto", "keep", "recompute"] = Field(
+    activations: Literal["auto", "keep", "recompute", "offload"] = Field(
         default="auto",
-        description="Intermediate values for the backward pass: keep them, recompute them, or what fits.",
+        description="Intermediate values for the backward pass: keep them, recompute them, recompute them with layer "
+        "inputs in the host's memory (offload), or what fits.",
     )
     reference_store: Line = Field(
         default="auto",

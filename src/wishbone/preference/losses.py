@@ -53,6 +53,11 @@ F_DIVERGENCE_LOSSES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo
 """Losses that allow a divergence other than the reverse KL: they see the two scores only through their difference."""
 
 
+def are_reference_free(names: Sequence[str]) -> bool:
+    """Return whether none of these losses, added up, reads the reference policy."""
+    return set(names) <= REFERENCE_FREE | {"sft"} and not set(names) <= {"sft"}
+
+
 def check_losses(
     names: Sequence[str], weights: Sequence[float] | None, hp: LossParameters, *, use_weighting: bool = False
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from wishbone.preference.losses import COUPLED, REFERENCE_FREE, check_losses, preference_loss
+from wishbone.preference.losses import COUPLED, are_reference_free, check_losses, preference_loss
 from wishbone.preference.scores import LossParameters, PairScores, wpo_weight
 from wishbone.preference.sequence_scores import SequenceScores
 
@@ -43,7 +43,7 @@ class Objective:
     @property
     def reference_free(self) -> bool:
         """Whether no loss reads the reference policy."""
-        return set(self.losses) <= REFERENCE_FREE | {"sft"} and not set(self.losses) <= {"sft"}
+        return are_reference_free(self.losses)
 
     def __call__(self, policy: SequenceScores, ref_logps: Tensor, mean_chosen_scored: Tensor) -> Tensor:
         """Return the loss of each pair, [pairs], differentiable in the policy's log-probabilities.

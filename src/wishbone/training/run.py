@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
-from wishbone.config.schema import RunConfig
+from wishbone.config.schema import ModelConfig, RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
 from wishbone.data.rows import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
@@ -33,6 +33,7 @@ from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model
+from wishbone.preference.losses import are_reference_free
 from wishbone.report.html import write_report
 from wishbone.training.arguments import DPOConfig
 from wishbone.training.progress import ProgressBar
@@ -55,17 +56,12 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     console = console or Console(stderr=True)
     run_dir = choose_run_directory(config, resume=resume)
     checkpoint = _newest_checkpoint(run_dir) if resume else None
-    model, tokenizer = load_model(
-        config.model.name,
-        dtype=config.model.dtype,
-        revision=config.model.revision,
-        trust_remote_code=config.model.trust_remote_code,
-        load_in_4bit=config.model.quantization == "nf4",
-    )
+    model, tokenizer = _load(config.model, config.model.name, config.model.revision)
     train_pairs, heldout, dropped = prepare_data(config, tokenizer)
     lora = config.adapter.method == "lora"
     trainer = DPOTrainer(
         model=model,
+        ref_model=None if config.model.reference is None else _load(config.model, config.model.reference)[0],
         args=training_arguments(config, run_dir, model.dtype),
         train_dataset=train_pairs,
         eval_dataset=heldout,
@@ -194,7 +190,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         gradient_checkpointing=training.activations != "keep",
-        activations="recompute" if training.activations == "recompute" else "auto",
+        activations="auto" if training.activations == "keep" else training.activations,
         max_length=data.max_length,
         truncation_mode=data.truncation,
         beta=preference.beta,
@@ -212,9 +208,28 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         cpo_alpha=preference.cpo_alpha,
         orpo_lambda=preference.orpo_lambda,
         token_budget=training.token_budget,
+        precompute_ref_log_probs=_precomputes_reference(config),
         reference_store=training.reference_store,
         disable_dropout=config.adapter.dropout == 0,
     )
+
+
+def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """The model of that name and its tokenizer, with weights in the run's form."""
+    return load_model(
+        name,
+        dtype=model.dtype,
+        revision=revision,
+        trust_remote_code=model.trust_remote_code,
+        load_in_4bit=model.quantization == "nf4",
+        load_in_fp8=model.quantization == "fp8",
+    )
+
+
+def _precomputes_reference(config: RunConfig) -> bool:
+    """Whether the model itself is the reference and every weight of it will move."""
+    moves = config.adapter.method == "full" and config.model.reference is None
+    return moves and not are_reference_free(config.preference.loss)
 
 
 def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
