@@ -25,7 +25,8 @@ def evaluate(directory: str, adapter: str, pairs: list[Row], max_length: int, de
         directory: the model that was trained, 16-bit or 32-bit.
         adapter: directory of the adapter, in PEFT's format.
         pairs: rows of prompt, chosen and rejected.
-        max_length: most tokens of a prompt with a completion; the rest is cut off.
+        max_length: most tokens of a prompt with a completion; the rest is cut off, and a pair whose prompt alone is as
+            long is left out, as trainers do.
         device: where to compute.
     """
     import torch
@@ -40,9 +41,9 @@ def evaluate(directory: str, adapter: str, pairs: list[Row], max_length: int, de
     margins = []
     for row in tokenize_pairs(_dataset(pairs), AutoTokenizer.from_pretrained(directory)):
         prompt = row["prompt_ids"]
-        completions = [row[f"{side}_ids"][: max_length - len(prompt)] for side in ("chosen", "rejected")]
-        if not all(completions):
+        if len(prompt) >= max_length:
             continue
+        completions = [row[f"{side}_ids"][: max_length - len(prompt)] for side in ("chosen", "rejected")]
         policy = [_log_probability(model, prompt, completion) for completion in completions]
         with model.disable_adapter():
             reference = [_log_probability(model, prompt, completion) for completion in completions]

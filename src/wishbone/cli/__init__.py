@@ -9,6 +9,8 @@ import typer
 from wishbone import __version__
 from wishbone.cli.compare import compare
 from wishbone.cli.doctor import doctor
+from wishbone.cli.init import init
+from wishbone.cli.plan import plan
 from wishbone.cli.report import report
 from wishbone.cli.train import train
 
@@ -20,6 +22,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
+app.command(
+    "init",
+    short_help="Advise settings with reasons, and write them as YAML, JSON or a Python script.",
+    epilog='Example: wishbone init --model Qwen/Qwen3-8B --data pairs.jsonl --gpu "RTX 4090" --output run.yaml',
+)(init)
+app.command(
+    short_help="Tell before a run whether it fits, and how long it takes.",
+    epilog='Example: wishbone plan run.yaml model.quantization=nf4 --gpu "RTX 4090"',
+)(plan)
 app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
 app.command(short_help="Compare answers before and after a run, side by side.")(compare)
 app.command(short_help="Write the page of a run and print its result.")(report)

@@ -105,10 +105,12 @@ def read_document(text: str) -> Document:
             continue
         if event.tag not in (None, "!"):
             raise RequestError(f"line {line}: the tag {show(event.tag)} is not accepted; write the plain value")
-        if isinstance(event, yaml.ScalarEvent) and any("\ud800" <= letter <= "\udfff" for letter in event.value):
-            raise RequestError(
-                f"line {line}: {show(event.value)} holds half a surrogate pair; write the character itself"
-            )
+        if isinstance(event, yaml.ScalarEvent) and _has_surrogate(event.value):
+            event.value = event.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+            if _has_surrogate(event.value):  # what is left is no pair, as JSON writes a character above U+FFFF
+                raise RequestError(
+                    f"line {line}: {show(event.value)} holds half a surrogate pair; write the character itself"
+                )
         frame = frames[-1]
         if isinstance(frame.container, dict) and frame.key is None:
             frame.key = _key(event, line)
@@ -135,6 +137,10 @@ def read_document(text: str) -> Document:
                 f"line {line}: values nest more than {MAX_DEPTH - 1} deep; write sections of plain values"
             )
     return Document(root[0] if root else None, lines, problems)
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _events(text: str) -> Iterator[yaml.Event]:

@@ -1,0 +1,203 @@
+"""`wishbone init`: advice for a situation, with its reasons, as YAML, JSON or a Python script.
+
+On a terminal and without flags it asks; with flags it does not. What is said goes to standard error, the file to
+standard output or to `--output`, so that a pipe gets the file and nothing else.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.table import Table
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.request import requested
+from wishbone.config.document import plain_value, show, show_path
+from wishbone.config.emit import yaml_flow
+from wishbone.config.schema import EMBEDDED_MODEL
+from wishbone.config.targets import AS_ASKED, Format, write
+from wishbone.errors import RequestError
+from wishbone.planning import hardware
+from wishbone.planning.advisor import Advice, advise
+from wishbone.planning.gpus import find_gpu
+from wishbone.planning.situation import NO_GPU, SYMPTOMS, Situation, read_situation
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+NUMBERS = ("parameters_billion", "gpu_memory_gib", "gpus", "pairs", "prompt_tokens", "completion_tokens",
+           "longest_tokens", "learning_rate")  # fmt: skip
+OF_SCRIPTS = {"script.gradient_checkpointing": "gradient checkpointing", "script.precompute_reference": "reference"}
+
+
+def _flag(name: str, **more: Any) -> Any:
+    return typer.Option(help=Situation.model_fields[name].description, show_default=False, **more)
+
+
+def build(
+    model: Annotated[str | None, _flag("model")] = None,
+    parameters_billion: Annotated[str | None, _flag("parameters_billion", metavar="NUMBER")] = None,
+    gpu: Annotated[str | None, _flag("gpu")] = None,
+    gpu_memory_gib: Annotated[str | None, _flag("gpu_memory_gib", metavar="NUMBER")] = None,
+    gpus: Annotated[str | None, _flag("gpus", metavar="NUMBER")] = None,
+    method: Annotated[str | None, _flag("method")] = None,
+    reference: Annotated[str | None, _flag("reference")] = None,
+    reference_model: Annotated[str | None, _flag("reference_model")] = None,
+    data: Annotated[str | None, _flag("data")] = None,
+    pairs: Annotated[str | None, _flag("pairs", metavar="NUMBER")] = None,
+    prompt_tokens: Annotated[str | None, _flag("prompt_tokens", metavar="NUMBER")] = None,
+    completion_tokens: Annotated[str | None, _flag("completion_tokens", metavar="NUMBER")] = None,
+    longest_tokens: Annotated[str | None, _flag("longest_tokens", metavar="NUMBER")] = None,
+    noisy_labels: Annotated[bool, _flag("noisy_labels")] = False,
+    learning_rate: Annotated[str | None, _flag("learning_rate", metavar="NUMBER")] = None,
+    symptom: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What went wrong in an earlier run; may be repeated: {', '.join(SYMPTOMS)}."),
+    ] = None,
+    target: Annotated[str | None, _flag("target")] = None,
+    output: Annotated[str | None, _flag("output")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; yaml if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Advise settings for a model, a machine and data, with reasons, and write them as YAML, JSON or Python."""
+    given: dict[str, Any] = {name: value for name, value in locals().items() if name in Situation.model_fields}
+    answers = {name: value for name, value in given.items() if value is not None and value is not False}
+    answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
+    if symptom:
+        answers["symptoms"] = symptom
+    with requested():
+        situation, chosen = _checked(answers, form or "yaml")
+        advice = advise(situation)
+        text = write(situation.target, chosen, advice.outcome)
+        _print_advice(advice, scripted=chosen == "python" or situation.target != "wishbone")
+        if situation.output is None:
+            sys.stdout.write(text)
+            return
+        _write_new(Path(situation.output), text)
+        say(_next(situation, chosen), marker="written: ", style="bold green", error=True)
+
+
+@wraps(build)
+def init(**flags: Any) -> None:
+    """`build`, after questions where there is a terminal and no flag."""
+    if not any(flags.values()) and sys.stdin.isatty() and sys.stderr.isatty():
+        flags |= _ask()
+    build(**flags)
+
+
+def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:
+    """The situation and the format, or all problems of both."""
+    problems = []
+    chosen = next((known for known in FORMATS if known == form), None)
+    if chosen is None:
+        problems.append(f"--format: {show(form)} is not accepted. It takes one of {', '.join(FORMATS)}")
+    if answers.get("gpu", NO_GPU).lower() != NO_GPU:
+        try:
+            find_gpu(answers["gpu"])
+        except RequestError as error:
+            problems += [f"--gpu: {problem}" for problem in error.problems]
+    try:
+        situation = read_situation(answers)
+    except RequestError as error:
+        raise RequestError([*error.problems, *problems]) from error
+    if problems or chosen is None:
+        raise RequestError(problems)
+    return situation, chosen
+
+
+def _print_advice(advice: Advice, *, scripted: bool) -> None:
+    """A table of what was decided and why, and the warnings."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name, fold in (("Setting", False), ("Value", False), ("Why", True)):
+        table.add_column(name, no_wrap=not fold, overflow="fold", header_style="bold", max_width=None if fold else 42)
+    deciding = {name: rule for rule in advice.applied for name in rule.set}
+    for rule in advice.applied:
+        names = [name for name in rule.set if deciding[name] is rule and _shown(name, scripted=scripted)]
+        reason = "" if rule.reason == AS_ASKED else rule.reason
+        for name in names:
+            value = advice.settings[name]
+            table.add_row(plain(OF_SCRIPTS.get(name, name)), plain(yaml_flow(value)), plain(reason))
+            reason = ""
+    console = screen(error=True)
+    console.print(table)
+    for rule in advice.warnings:
+        say(rule.reason, marker="note: ", style="bold yellow", error=True)
+
+
+def _shown(name: str, *, scripted: bool) -> bool:
+    return name in OF_SCRIPTS if name.startswith("script.") and scripted else not name.startswith("script.")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="ascii", newline="\n") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RequestError(
+            f"--output: {show_path(path)} exists; name another file, or delete it if it is not needed"
+        ) from error
+    except OSError as error:
+        raise RequestError(
+            f"--output: {show_path(path)} cannot be written ({error.strerror}); check the folder and its permissions"
+        ) from error
+
+
+def _next(situation: Situation, form: Format) -> str:
+    """The file, and the command that trains with it."""
+    file = str(situation.output)
+    commands = {"wishbone": "wishbone train", "trl": "trl dpo --config"}
+    command = "python" if form == "python" else commands.get(situation.target)
+    return f"{file}; to train: {command} {shlex.quote(file)}" if command else file
+
+
+def _ask() -> dict[str, Any]:
+    """Answers to a few questions, as flags."""
+    say("Enter takes what stands in brackets.", error=True)
+    answers: dict[str, Any] = {
+        "model": _question("Model: a name, a hub id or a directory", "model", EMBEDDED_MODEL),
+        "data": _question("Preference pairs: a file, a directory or a hub id", "data"),
+        "gpu": _question("GPU, or none", "gpu", _gpu_here()),
+        "method": _question("Train an adapter (lora) or every weight (full)", "method", "lora"),
+    }
+    say(f"What went wrong before, if anything: {', '.join(SYMPTOMS)}", error=True)
+    answers["symptom"] = _question("Symptoms, with commas between them", "symptoms", "", read=_words)
+    answers["target"] = _question("Trainer: wishbone, trl or unsloth", "target", "wishbone")
+    answers["form"] = _question("Format: yaml, json or python", "format", "yaml")
+    file = typer.prompt("File to write (nothing: show it)", default="", show_default=False, err=True)
+    return answers | {"output": file or None}
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _question(text: str, field: str, default: str | None = None, *, read: Callable[[str], Any] = str) -> Any:
+    """An answer that is accepted; asked again until it is one."""
+
+    def checked(answer: str) -> Any:
+        value = read(answer)
+        answers = {"model": "m", "data": "d", **({field: value} if field != "format" else {})}
+        try:
+            _checked(answers, answer if field == "format" else "yaml")
+        except RequestError as error:
+            raise typer.BadParameter("; ".join(error.problems)) from error
+        return value
+
+    return typer.prompt(text, default=default, show_default=bool(default), value_proc=checked, err=True)
+
+
+def _gpu_here() -> str:
+    """The GPU of this machine if it is a known one, else none."""
+    if not hardware.has_nvidia_driver():
+        return NO_GPU
+    for accelerator in hardware.read_accelerators():
+        try:
+            return find_gpu(accelerator.name).name
+        except RequestError:
+            continue
+    return NO_GPU

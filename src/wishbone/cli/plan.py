@@ -1,0 +1,295 @@
+"""`wishbone plan`: whether a run fits, what takes the memory, in which rows it goes and how long it takes.
+
+Nothing is loaded but the model's config.json, its tokenizer and the data, so that a run can be planned for a machine
+that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.request import requested
+from wishbone.config.cautions import cautions
+from wishbone.config.load import load_config
+from wishbone.config.schema import RunConfig
+from wishbone.errors import RequestError
+
+if TYPE_CHECKING:
+    from wishbone.planning.gpus import Gpu
+    from wishbone.planning.lengths import PairLengths
+    from wishbone.planning.room import Machine
+    from wishbone.planning.run_plan import RunPlan, Target
+
+NO_GPU = "none"
+GIB = 2**30
+BAR_WIDTH = 44
+DOES_NOT_FIT = 2
+COLORS = {"weights": "cyan", "embeddings and head": "cyan", "adapter": "green", "gradients": "green",
+          "optimizer": "green", "activations": "magenta", "head chunk": "magenta", "reference": "blue",
+          "workspace": "bright_black", "runtime": "bright_black"}  # fmt: skip
+
+
+def plan(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What the run is.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help='GPU to plan for, such as "RTX 4090", or none; this machine\'s if not given.'),
+    ] = None,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, max=4096, help="Memory of the GPU, if it has another size.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, max=128, help="GPUs that train at the same time.")] = 1,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Plan with this many pairs of given length; no data is read.")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Median prompt, with --pairs.")] = 128,
+    completion_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Median completion, with --pairs.")] = 256,
+    longest_tokens: Annotated[
+        int, typer.Option(min=2, max=2**24, help="Longest prompt plus completion, with --pairs.")
+    ] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Tell before a run whether it fits, and how long it takes. Exit status 2: it does not fit."""
+    settle_libraries()
+    with requested():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            config = load_config(config_path, overrides or [])
+        from wishbone.planning.lengths import given_lengths, measured_lengths
+        from wishbone.planning.model_files import find_shape
+        from wishbone.planning.run_plan import Target, plan_run
+
+        shape, directory = find_shape(config.model.name, config.model.revision)
+        reference = config.model.reference
+        device, machine, here = _device(gpu, gpu_memory_gib)
+        if pairs is None:
+            lengths = measured_lengths(config.data, directory)
+        else:
+            lengths = given_lengths(
+                pairs, prompt_tokens, completion_tokens, max(longest_tokens, prompt_tokens + completion_tokens)
+            )
+        target = Target(shape, lengths, machine, device, None if reference is None else find_shape(reference)[0])
+        found = plan_run(config, target, processes=gpus)
+    if as_json:
+        typer.echo(json.dumps(_data(config, target, found), indent=2, ensure_ascii=False))
+    else:
+        for caution in cautions(config):
+            say(caution, marker="note: ", style="bold yellow", error=True)
+        _print(config, target, found, "this machine's" if here else "not this machine's", gpus, directory)
+    raise typer.Exit(0 if found.fits else DOES_NOT_FIT)
+
+
+def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Machine, bool]:
+    """The GPU, None for the processor; its memory; whether it is the one of this machine."""
+    from wishbone.planning import hardware
+    from wishbone.planning.gpus import Gpu, find_gpu
+    from wishbone.planning.room import Machine
+
+    if name is not None and name.lower() != NO_GPU:
+        gpu = find_gpu(name)
+        memory = (memory_gib or gpu.memory_gib) * GIB
+        return gpu, Machine("cuda", memory, memory), False
+    accelerators = hardware.read_accelerators() if name is None and hardware.has_nvidia_driver() else []
+    cuda = [accelerator for accelerator in accelerators if accelerator.kind == "cuda" and accelerator.capability]
+    if cuda:
+        own = cuda[0]
+        try:
+            gpu = find_gpu(own.name)
+        except RequestError:
+            major, minor = own.capability or (0, 0)
+            gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
+        memory = (memory_gib or own.memory / GIB) * GIB
+        return gpu, Machine("cuda", memory, memory), True
+    if memory_gib is not None:
+        raise RequestError(f"--gpu-memory-gib: {memory_gib:g} belongs to a GPU and there is none; name it with --gpu")
+    memory_here = hardware.read_memory()
+    return None, Machine("cpu", memory_here.total, memory_here.available), True
+
+
+def _print(config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: int, directory: Path | None) -> None:
+    console = screen()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in _lines(config, target, found, whose, gpus, directory):
+        table.add_row(plain(name, "bold"), plain(text))
+    console.print(table)
+    console.print()
+    _print_memory(console, found)
+    console.print()
+    need, limit = found.rows.memory.total, found.machine.limit
+    if found.fits:
+        console.print(plain(f"Fits: {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold green"))
+        return
+    console.print(plain(f"Does not fit: it takes {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold red"))
+    _print_alternatives(console, found)
+
+
+def _lines(
+    config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: int, directory: Path | None
+) -> Iterator[tuple[str, str]]:
+    from wishbone.planning.memory import trained_numbers
+    from wishbone.planning.run_plan import memory_plan
+
+    shape, rows = target.shape, found.rows
+    known = "its config.json" if directory else "known by name"
+    yield "Model", f"{config.model.name}: {_count(shape.parameters)} weights, {_form(found.weights)} ({known})"
+    trained = _count(trained_numbers(shape, memory_plan(config, target)))
+    full = config.adapter.method == "full"
+    yield (
+        "Trained",
+        f"every weight, {trained}" if full else f"adapters of rank {config.adapter.rank}, {trained} numbers",
+    )
+    if target.gpu is None:
+        yield "Device", f"this machine's processor, {_gib(found.machine.free)} of {_gib(found.machine.memory)} GiB free"
+    else:
+        count = f"{gpus} x " if gpus > 1 else ""
+        yield "Device", f"{count}{target.gpu.name}, {_gib(found.machine.memory)} GiB each ({whose})"
+    yield "Pairs", f"{found.pairs:,} of {config.data.train}; tokens {target.lengths.source}"
+    yield "Tokens a pair", _spread(target.lengths, config.data.max_length)
+    yield (
+        "Rows",
+        f"{found.rows_a_step:.1f} a step, of {found.row_tokens:,.0f} tokens on average, {rows.budget:,} at most",
+    )
+    yield "Activations", _activations(shape.layers, rows.kept_layers, offload=rows.offload)
+    yield "Steps", f"{found.schedule.steps:,} of {found.schedule.pairs_a_step} pairs, {found.step_tokens:,.0f} tokens"
+    yield "Time", _time(target, found)
+    longest = f"{found.longest_sequence:,} tokens fit" if found.longest_sequence else "none fits"
+    limit = config.data.max_length
+    yield "Longest sequence", f"{longest}; data.max_length is {'not set' if limit is None else format(limit, ',')}"
+
+
+def _spread(lengths: PairLengths, max_length: int | None) -> str:
+    tokens = sorted(lengths.rows(max_length).tolist())
+    return f"median {tokens[len(tokens) // 2]:,}, longest {tokens[-1]:,}, the prompt counted once"
+
+
+def _activations(layers: int, kept: int, *, offload: bool) -> str:
+    if kept == layers:
+        return f"all {layers} layers kept"
+    rest = "all layers" if not kept else f"{kept} of {layers} layers kept, the others"
+    return f"{rest} recomputed in the largest row" + (", their inputs in host memory" if offload else "")
+
+
+def _time(target: Target, found: RunPlan) -> str:
+    if found.seconds is None:
+        return "not estimated: nothing was measured that it could be derived from"
+    least = "at least" if found.seconds_at_least else "about"
+    source = "rates measured on an H200"
+    if target.gpu is None or target.gpu.measured is None:
+        source += ", scaled by what is published for this GPU"
+    return f"{least} {_duration(found.seconds)} a step, {_duration(found.seconds * found.schedule.steps)} in all ({source})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _print_memory(console: Console, found: RunPlan) -> None:
+    """Items below each other, each beginning where the one before it ends, up to the total and the limit."""
+    memory, limit = found.rows.memory, found.machine.limit
+    scale = BAR_WIDTH / max(memory.total, limit)
+    block, mark = ("█", "│") if "utf" in console.encoding.lower() else ("#", "|")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True)
+    table.add_row(plain("Memory", "bold"), plain("GiB", "dim"), "")
+    start = 0.0
+    for name, size in memory.items.items():
+        if size > 0:
+            bar = _bar(start * scale, (start + size) * scale, block, COLORS[name])
+            table.add_row(plain(f"  {name}"), plain(f"{size / GIB:.2f}"), bar)
+        start += size
+    bar = _bar(0, memory.total * scale, block, "green" if found.fits else "red")
+    edge = round(limit * scale)
+    bar.append(" " * max(0, edge - len(bar)))
+    bar.append(f"{mark} {_gib(limit)} may be used" if edge >= len(bar) - 1 else "")
+    table.add_row(plain("  largest row", "bold"), plain(f"{memory.total / GIB:.2f}", "bold"), bar)
+    console.print(table)
+
+
+def _bar(begin: float, end: float, block: str, style: str) -> Text:
+    first = round(begin)
+    length = max(round(end) - first, 1)
+    first = min(first, BAR_WIDTH - 1)
+    return Text(" " * first) + Text(block * length, style)
+
+
+def _print_alternatives(console: Console, found: RunPlan) -> None:
+    if not found.alternatives:
+        console.print(plain("Nothing that is known fits: it takes a smaller model.", "bold"))
+        return
+    console.print(plain("What fits, each planned like this run:"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True, justify="right")
+    for alternative in found.alternatives:
+        what = f'--gpu "{alternative.gpu}"' if alternative.gpu else " ".join(alternative.settings)
+        table.add_row(plain(f"  {what}"), plain(f"{_gib(alternative.memory)} GiB"))
+    console.print(table)
+
+
+def _data(config: RunConfig, target: Target, found: RunPlan) -> dict[str, Any]:
+    """The plan for programs, sizes in bytes."""
+    lengths = target.lengths
+    return {
+        "fits": found.fits,
+        "model": {"name": config.model.name, "parameters": target.shape.parameters, "weights": found.weights},
+        "device": {
+            "name": target.gpu.name if target.gpu else "cpu",
+            "memory": found.machine.memory,
+            "limit": found.machine.limit,
+        },
+        "data": {
+            "pairs": found.pairs,
+            "lengths": lengths.source,
+            "longest_pair": found.longest,
+            "longest_sequence_that_fits": found.longest_sequence,
+        },
+        "rows": {
+            "token_budget": found.rows.budget,
+            "largest": found.rows.largest,
+            "a_step": found.rows_a_step,
+            "mean_tokens": found.row_tokens,
+            "step_tokens": found.step_tokens,
+            "kept_layers": found.rows.kept_layers,
+            "offload": found.rows.offload,
+        },
+        "memory": {"items": found.rows.memory.items, "total": found.rows.memory.total},
+        "schedule": asdict(found.schedule),
+        "step_seconds": found.seconds,
+        "step_seconds_is_a_lower_bound": found.seconds_at_least,
+        "alternatives": [asdict(alternative) for alternative in found.alternatives],
+    }
+
+
+def _form(weights: str) -> str:
+    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "FP8", "nf4": "NF4"}[weights]
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e9 else f"{number / 1e6:.1f} million"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}"

@@ -1,0 +1,108 @@
+"""From a situation to advice: the shape of the model, the GPU, the facts, the rules.
+
+A model's shape is that of its directory's config.json, else that of the known model of this name. Where neither is
+there, `parameters_billion` takes the known model that is nearest above in size, so that memory is not underestimated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from wishbone.config.document import show, show_path
+from wishbone.config.explain import nearest
+from wishbone.config.rules import Applied, Outcome, Value, evaluate, rule_book
+from wishbone.errors import RequestError
+from wishbone.planning.facts import facts_of
+from wishbone.planning.gpus import find_gpu
+from wishbone.planning.known_models import known_shape, known_shapes
+from wishbone.planning.model_shape import ModelShape, read_shape
+from wishbone.planning.situation import NO_GPU, Situation
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the rules say about a situation."""
+
+    outcome: Outcome
+
+    @property
+    def facts(self) -> Mapping[str, Value]:
+        """What the rules were evaluated with, memory in GiB among it."""
+        return self.outcome.facts
+
+    @property
+    def settings(self) -> Mapping[str, Value]:
+        """Settings of a run by dotted name, and of scripts below `script.`."""
+        return self.outcome.settings
+
+    @property
+    def applied(self) -> tuple[Applied, ...]:
+        """Rules that held, in order."""
+        return self.outcome.applied
+
+    @property
+    def warnings(self) -> tuple[Applied, ...]:
+        """Those that only warn."""
+        return tuple(rule for rule in self.applied if rule.kind == "warning")
+
+
+def advise(situation: Situation, shape: ModelShape | None = None) -> Advice:
+    """Advise settings for a situation.
+
+    Args:
+        situation: the answers.
+        shape: of the model; None: of its directory or name.
+
+    Raises:
+        RequestError: the GPU or the model's shape is not known, all of it at once.
+    """
+    problems: list[str] = []
+    memory, capability = 0.0, 0.0
+    if situation.gpu.lower() != NO_GPU:
+        try:
+            gpu = find_gpu(situation.gpu)
+            memory, capability = situation.gpu_memory_gib or gpu.memory_gib, gpu.capability
+        except RequestError as error:
+            problems += [f"--gpu: {problem}" for problem in error.problems]
+    try:
+        shape = shape or shape_of(situation)
+    except RequestError as error:
+        problems += [f"--model: {problem}" for problem in error.problems]
+    if problems or shape is None:
+        raise RequestError(problems)
+    facts = facts_of(situation, shape, gpu_memory=memory, capability=capability)
+    return Advice(evaluate(rule_book(), facts))
+
+
+def shape_of(situation: Situation) -> ModelShape:
+    """Return the shape of a situation's model.
+
+    Raises:
+        RequestError: nothing tells it, or the model's config.json cannot be used.
+    """
+    config = Path(situation.model) / "config.json"
+    if config.is_file():
+        return _read_config(config)
+    if found := known_shape(situation.model):
+        return found
+    if situation.parameters_billion is not None:
+        sizes = sorted(known_shapes().values(), key=lambda shape: shape.parameters)
+        return next((shape for shape in sizes if shape.parameters >= situation.parameters_billion * 1e9), sizes[-1])
+    close = nearest(situation.model, known_shapes())
+    hint = f"did you mean {close}? If not, say" if close else "say"
+    raise RequestError(
+        f"the shape of {show(situation.model)} is not known; {hint} how large it is with --parameters-billion"
+    )
+
+
+def _read_config(path: Path) -> ModelShape:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{show_path(path)} cannot be read ({error}); a model's config.json is needed") from error
+    if not isinstance(config, dict):
+        raise RequestError(f"{show_path(path)} holds no mapping; a model's config.json is needed")
+    return read_shape(config, str(path))

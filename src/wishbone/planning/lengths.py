@@ -1,0 +1,125 @@
+"""Tokens of the pairs of a run: counted by the model's tokenizer, estimated from characters, or given.
+
+A pair has a prompt of p tokens and completions of c and r. Cut to M tokens a sequence, it takes in a row
+
+    min(p + c, M) + min(p + r, M) - min(p, M)        tokens, all but the prompt's scored.
+
+Where the tokenizer is not on this machine, a token counts as four characters of text, which holds for English and not
+for other scripts, and every message as four more tokens for what a chat template writes around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wishbone.config.schema import DataConfig
+from wishbone.errors import RequestError
+
+Counts = NDArray[np.int64]
+
+CHARACTERS_A_TOKEN = 4
+TOKENS_A_MESSAGE = 4
+
+
+@dataclass(frozen=True)
+class PairLengths:
+    """Tokens of pairs before they are cut; `source` says in words how they are known."""
+
+    prompt: Counts
+    chosen: Counts
+    rejected: Counts
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def rows(self, max_length: int | None) -> Counts:
+        """Tokens that each pair takes in a row."""
+        with_chosen, with_rejected, prompt = self._cut(max_length)
+        return with_chosen + with_rejected - prompt
+
+    def scored(self, max_length: int | None) -> Counts:
+        """Tokens of each pair's completions."""
+        with_chosen, with_rejected, prompt = self._cut(max_length)
+        return with_chosen + with_rejected - 2 * prompt
+
+    def contexts(self, max_length: int | None) -> NDArray[np.float64]:
+        """For each pair, tokens that its tokens look at, added up."""
+        with_chosen, with_rejected, prompt = (tokens.astype(np.float64) for tokens in self._cut(max_length))
+        return (with_chosen**2 + with_rejected**2 - prompt**2) / 2
+
+    def _cut(self, max_length: int | None) -> tuple[Counts, Counts, Counts]:
+        sequences = self.prompt + self.chosen, self.prompt + self.rejected, self.prompt
+        if max_length is None:
+            return sequences
+        return tuple(np.minimum(tokens, max_length) for tokens in sequences)  # type: ignore[return-value]
+
+
+def given_lengths(pairs: int, prompt: int, completion: int, longest: int) -> PairLengths:
+    """Return pairs of median length and one whose sequences are the longest, divided alike."""
+    share = completion / (prompt + completion)
+    tokens = round(longest * share)
+    prompts = np.full(pairs, prompt, dtype=np.int64)
+    completions = np.full(pairs, completion, dtype=np.int64)
+    prompts[0], completions[0] = max(longest - tokens, 1), max(tokens, 1)
+    return PairLengths(prompts, completions, completions.copy(), "as given")
+
+
+def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> PairLengths:
+    """Return the lengths of the pairs to learn from, those that cannot teach left out.
+
+    Raises:
+        RequestError: the data cannot be read, or holds no usable pair.
+    """
+    from wishbone.data.source import load_pairs
+
+    rows = load_pairs(data.train, split=data.split, invalid_rows="drop", system_prompt=data.system_prompt)
+    if tokenizer_directory is not None and (tokenizer_directory / "tokenizer.json").is_file():
+        prompt, chosen, rejected = _tokenized(rows, tokenizer_directory)
+        source = "by the model's tokenizer"
+    else:
+        prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).T
+        source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
+    room = prompt < data.max_length if data.max_length and data.truncation == "keep_start" else prompt >= 0
+    usable = room & (chosen > 0) & (rejected > 0)
+    if not usable.any():
+        raise RequestError(f"data.train {data.train!r} holds no pair that fits into data.max_length {data.max_length}")
+    return PairLengths(prompt[usable], chosen[usable], rejected[usable], source)
+
+
+def _tokenized(rows: Any, directory: Path) -> tuple[Counts, Counts, Counts]:
+    """Count as training would; nothing of this loads torch."""
+    from transformers import PreTrainedTokenizerFast
+
+    from wishbone.data.columns import IdColumn
+    from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    pairs = tokenize_pairs(rows, tokenizer)
+    prompt, chosen, rejected = (IdColumn(pairs, name).lengths.astype(np.int64) for name in ID_COLUMNS)
+    return prompt, chosen, rejected
+
+
+def _estimated_pair(row: Mapping[str, Any]) -> list[int]:
+    from wishbone.data.formats import common_prompt
+
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if prompt is None:
+        prompt, chosen, rejected = common_prompt(chosen, rejected)
+    return [_estimated(text) for text in (prompt, chosen, rejected)]
+
+
+def _estimated(text: Any) -> int:
+    """Tokens of a text or of messages, by their characters."""
+    if text is None:
+        return 0
+    if isinstance(text, str):
+        return -(-len(text) // CHARACTERS_A_TOKEN)
+    messages = [message for message in text if isinstance(message, Mapping)]
+    return sum(TOKENS_A_MESSAGE + _estimated(str(message.get("content") or "")) for message in messages)

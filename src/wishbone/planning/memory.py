@@ -1,0 +1,267 @@
+r"""How much memory a training step takes, by item: reckoned from the model's shape, before anything is loaded.
+
+Symbols: H hidden, I inner, Q and K numbers of all query and of all key heads, V vocabulary, L layers, r rank; T tokens
+of a row and S scored ones; n of L layers kept; b bytes of a number in the arithmetic.
+
+**At rest.** Linear weights take b bytes a number; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64 with an
+8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts take b.
+An adapter has r (inputs + outputs) numbers for each linear layer, gradients as many, the optimizer a multiple of them.
+
+**Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
+
+    layer = b (4 H + 2 Q + 2 K + 2 I + sum of ranks) + 4 heads + 8
+
+which are the inputs of both norms and what comes out of them, queries and keys after rotation, values, attention's
+output, gate and up, the adapters' low-rank products, attention's normalizer, and 1 / rms. Layers as transformers and
+PEFT write them (on a CPU, and where all weights are trained) keep two more numbers of the MLP, inputs of norms in
+float32, and the normed rows where norms are trained; on a CPU also attention's output again, and keys of branches.
+A recomputed layer keeps its input, b H; with inputs in host memory the device holds three at a time (in use, fetched
+ahead, on its way).
+
+    activations = T (n layer + (L - n) b H)
+
+**What comes and goes.** At the end of the forward pass the head holds hidden states and the unit gradient of scored
+tokens, the logits of a chunk of them, and of all tokens what the last layer and the last norm made (three times b H a
+token where inputs do not leave the device). In the backward pass an MLP holds the gradients of its input, of its output
+and of its inner product, and in FP8 the latter once more in 8 bits; where no layer is kept, the layer that is
+recomputed at the time holds what a kept one does. Where memory is to be saved (inputs in host memory), MLPs run over
+tiles of 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it steps.
+The peak is that of the three which is largest:
+
+    head      = b H (3 T + 2 S) + 4 chunk V
+    backward  = T b (2 H + I), and T (layer - b H) more where n = 0
+    peak      = at rest + workspace + max( activations + head, activations + backward, optimizer's copy )
+
+The reference runs over the same row without keeping anything, so its pass is never the peak. Workspaces are those of
+the matrix library and, for FP8 and NF4, the largest weight transposed or dequantized. `runtime` is what a process takes
+beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU Python and its libraries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wishbone.planning.model_shape import ModelShape
+
+Weights = Literal["f32", "f16", "bf16", "fp8", "nf4"]
+MIB, GIB = 2**20, 2**30
+
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
+ADAPTER_BYTES = 4
+STATE_NUMBERS = {
+    "adamw_torch": 2.0,
+    "adamw_torch_fused": 2.0,
+    "paged_adamw_32bit": 2.0,
+    "adamw_8bit": 0.5,
+    "paged_adamw_8bit": 0.5,
+    "lion_32bit": 1.0,
+    "lion_8bit": 0.25,
+    "adagrad": 1.0,
+    "rmsprop": 1.0,
+    "adafactor": 0.0,
+    "sgd": 0.0,
+}
+"""Numbers of state for each trained one, in its own size; what is in 8 bits counts as a quarter of a float32 number."""
+
+COPYING = frozenset({"adamw_torch", "adagrad", "rmsprop"})
+"""Optimizers that hold one more number for each trained one while they step."""
+
+LIBRARY_WORKSPACE = 64 * MIB
+"""cuBLAS: 32 MiB for each of the two threads that multiply, forward and backward."""
+CONTEXT = 512 * MIB
+"""A CUDA context with the kernels of PyTorch, outside of what its allocator counts."""
+PROCESS = 700 * MIB
+"""A Python process with PyTorch, transformers and datasets loaded."""
+TILE = 1024
+"""Tokens of which MLPs hold intermediates where memory is saved; of the policy's own."""
+SMALL_CHUNK = 128 * MIB
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a run does, as far as memory depends on it.
+
+    Attributes:
+        weights: form of the frozen weights.
+        row_tokens: tokens of the longest row.
+        method, rank, targets: what is trained; targets are "all-linear" or names of linear layers.
+        scored_tokens: tokens of that row whose log-probability is asked for; None counts all.
+        kept_layers: layers whose activations are kept; None keeps all.
+        offload: inputs of recomputed layers wait in host memory.
+        optimizer: a name of `STATE_NUMBERS`.
+        device: where.
+        reference: "none" of its own (the adapter off), "separate" (a second model of the same shape), or "stored".
+        device_memory: of the device in bytes; decides how many logits are held at a time.
+        adapter_bytes: of a trained number of an adapter.
+    """
+
+    weights: Weights
+    row_tokens: float
+    method: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    scored_tokens: float | None = None
+    kept_layers: int | None = None
+    offload: bool = False
+    optimizer: str = "adamw_torch"
+    device: Literal["cuda", "cpu"] = "cuda"
+    reference: Literal["none", "separate", "stored"] = "none"
+    device_memory: float = 24.0 * GIB
+    adapter_bytes: int = ADAPTER_BYTES
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number in the arithmetic."""
+        return 4 if self.weights == "f32" or (self.device == "cpu" and self.weights in ("fp8", "nf4")) else 2
+
+    @property
+    def fused(self) -> bool:
+        """Whether layers are fused while a step runs."""
+        return self.device == "cuda" and self.method == "lora"
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by item, in a fixed order.
+
+    Attributes:
+        items: "weights", "embeddings and head", "adapter", "gradients", "optimizer", "activations", "head chunk",
+            "reference", "workspace", "runtime".
+    """
+
+    items: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """What the device must have."""
+        return sum(self.items.values())
+
+    @property
+    def allocated(self) -> float:
+        """The peak that PyTorch's allocator counts on a GPU: all but the runtime."""
+        return self.total - self.items["runtime"]
+
+
+def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
+    """Return the peak of a training step by item, by this module's equations."""
+    b, tokens = plan.number, plan.row_tokens
+    scored = tokens if plan.scored_tokens is None else plan.scored_tokens
+    frozen = linear_bytes(shape, plan) + b * (shape.vector_numbers + shape.expert_numbers)
+    embeddings = b * shape.embedding_numbers
+    trained = trained_numbers(shape, plan)
+    trained_bytes = plan.adapter_bytes if plan.method == "lora" else b
+    activations = tokens * kept_bytes(shape, plan)
+    head = b * 2 * scored * shape.hidden + logits_bytes(shape, plan, scored)
+    if not plan.offload:
+        head += b * 3 * tokens * shape.hidden
+    if plan.method == "full":
+        head += 4 * shape.vocabulary * shape.hidden
+    recomputed, passing = backward_bytes(shape, plan)
+    copy = trained * trained_bytes if plan.optimizer in COPYING else 0.0
+    over_head = max(recomputed + passing - head, 0.0)
+    recomputed = min(recomputed, over_head)
+    beyond = max(over_head - recomputed, copy - activations - recomputed - head)
+    return MemoryEstimate(
+        {
+            "weights": frozen,
+            "embeddings and head": embeddings,
+            "adapter": trained * trained_bytes if plan.method == "lora" else 0.0,
+            "gradients": trained * trained_bytes,
+            "optimizer": trained * trained_bytes * STATE_NUMBERS[plan.optimizer],
+            "activations": activations + recomputed,
+            "head chunk": head,
+            "reference": frozen + embeddings if plan.reference == "separate" else 0.0,
+            "workspace": workspace_bytes(shape, plan) + beyond,
+            "runtime": CONTEXT if plan.device == "cuda" else PROCESS,
+        }
+    )
+
+
+def frozen_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes of a whole model in the plan's form of weights."""
+    rest = shape.vector_numbers + shape.expert_numbers + shape.embedding_numbers
+    return linear_bytes(shape, plan) + plan.number * rest
+
+
+def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes of the linear layers' weights."""
+    if plan.weights == "nf4":
+        return NF4_BYTES * shape.linear_numbers
+    if plan.weights == "fp8":
+        return shape.linear_numbers + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
+    return plan.number * shape.linear_numbers
+
+
+def adapted(shape: ModelShape, plan: MemoryPlan) -> list[int]:
+    """Return inputs + outputs of the linear layers of one layer that have an adapter."""
+    return [
+        linear.inputs + linear.outputs
+        for linear in shape.linears
+        if plan.targets == "all-linear" or linear.name in plan.targets
+    ]
+
+
+def trained_numbers(shape: ModelShape, plan: MemoryPlan) -> int:
+    """Return how many numbers are trained."""
+    if plan.method == "full":
+        return shape.parameters
+    return shape.layers * plan.rank * sum(adapted(shape, plan))
+
+
+def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes a token that one kept layer keeps for the backward pass."""
+    b = plan.number
+    if plan.fused:
+        norms = shape.norms * shape.hidden * 2 * b
+    else:
+        norms = shape.norms * shape.hidden * (4 + b + (b if plan.method == "full" else 0))
+    attention: float = 2 * shape.query + 2 * shape.key
+    if plan.device == "cpu":
+        attention += shape.query + 4 / 3 * shape.key
+    if shape.head_norms:
+        attention += shape.query + shape.key
+    mlp = (2 if plan.fused and shape.inner else 4) * inner_numbers(shape)
+    low = plan.rank * len(adapted(shape, plan)) if plan.method == "lora" else 0
+    return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms)
+
+
+def kept_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes a token of all that a row keeps from its forward to its backward pass."""
+    kept = shape.layers if plan.kept_layers is None else plan.kept_layers
+    inputs = min(shape.layers - kept, 3) if plan.offload else shape.layers - kept
+    return kept * layer_bytes(shape, plan) + inputs * plan.number * shape.hidden
+
+
+def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
+    """Return the bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer."""
+    b, tokens, inner = plan.number, plan.row_tokens, inner_numbers(shape)
+    passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
+    layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
+    if not (plan.offload and plan.fused and shape.inner):
+        return tokens * layer, tokens * (2 * b * shape.hidden + passing)
+    layer -= 2 * b * inner
+    tile = 2 * b * shape.hidden + 3 * b * inner + passing
+    return tokens * layer, tokens * 2 * b * shape.hidden + min(TILE, tokens) * tile
+
+
+def inner_numbers(shape: ModelShape) -> int:
+    """Return the numbers of a token within an MLP, or within all experts that it goes to."""
+    return shape.inner or shape.experts_used * shape.expert_inner
+
+
+def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
+    """Return the bytes of the logits that are held at a time."""
+    width = 4 * shape.vocabulary
+    if plan.device == "cpu":
+        return 2 * min(max(16, 64 * MIB // width), scored) * width
+    width = 4 * 128 * -(-shape.vocabulary // 128)
+    room = SMALL_CHUNK if plan.offload else min(max(plan.device_memory // 128, 64 * MIB), GIB)
+    return min(max(128, room // width // 128 * 128), scored) * width
+
+
+def workspace_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes of scratch memory."""
+    largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+    scratch = plan.number * largest if plan.weights in ("nf4", "fp8") else 0
+    return scratch + (LIBRARY_WORKSPACE if plan.device == "cuda" else 0)

@@ -1,0 +1,221 @@
+"""The shape of a language model, from its config.json alone: what memory and time depend on, and nothing else.
+
+Model families spell the same sizes alike, with few exceptions, which stand in one table here. What a config.json leaves
+out is taken from what transformers takes it to be: as many key heads as heads, heads of hidden_size / heads numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wishbone.errors import RequestError
+
+OTHER_NAMES = {
+    "hidden_size": ("n_embd", "d_model", "dim"),
+    "num_hidden_layers": ("n_layer", "num_layers", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
+    "vocab_size": ("padded_vocab_size",),
+}
+"""What some families call a size."""
+
+TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "smollm3"})
+"""Families whose head is the embedding unless the file says otherwise; in others it is not."""
+
+FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+"""Families with a norm before and one after attention and MLP."""
+
+HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe"})
+"""Families that normalize queries and keys."""
+
+QUERY_KEY_VALUE_BIAS = frozenset({"qwen2", "qwen2_moe"})
+
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+FUSED = frozenset({"phi3"})
+"""Families that keep query, key and value in one matrix, and gate and up in one."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The linear layers of one name: how many a transformer layer has of them, their inputs and outputs."""
+
+    name: str
+    inputs: int
+    outputs: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder.
+
+    Attributes:
+        model_type: the family.
+        hidden: numbers of a token between layers.
+        inner: numbers within an MLP; 0 where every MLP is a mixture of experts.
+        layers, heads, key_heads, head_size: of attention.
+        vocabulary: lines of the embedding.
+        tied: whether the output head is the embedding.
+        norms: norms a layer, those of single heads left out.
+        head_norms: whether queries and keys are normalized.
+        biases: numbers of the linear layers' biases a layer.
+        experts, experts_used, expert_inner: of a mixture of experts; 0 without.
+        positions: longest sequence that the position encoding was made for, 0 where the file does not say.
+    """
+
+    model_type: str
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    vocabulary: int
+    tied: bool
+    norms: int = 2
+    head_norms: bool = False
+    biases: int = 0
+    experts: int = 0
+    experts_used: int = 0
+    expert_inner: int = 0
+    positions: int = 0
+
+    @property
+    def query(self) -> int:
+        """Numbers of all query heads."""
+        return self.heads * self.head_size
+
+    @property
+    def key(self) -> int:
+        """Numbers of all key heads."""
+        return self.key_heads * self.head_size
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Linear layers of one transformer layer, in which adapters are put and weights are quantized."""
+        if self.model_type in FUSED:
+            attention = [Linear("qkv_proj", self.hidden, self.query + 2 * self.key)]
+            mlp = [Linear("gate_up_proj", self.hidden, 2 * self.inner)]
+        else:
+            attention = [
+                Linear("q_proj", self.hidden, self.query),
+                Linear("k_proj", self.hidden, self.key),
+                Linear("v_proj", self.hidden, self.key),
+            ]
+            mlp = [Linear("gate_proj", self.hidden, self.inner), Linear("up_proj", self.hidden, self.inner)]
+        attention.append(Linear("o_proj", self.query, self.hidden))
+        mlp.append(Linear("down_proj", self.inner, self.hidden))
+        return (*attention, *(mlp if self.inner else ()))
+
+    @property
+    def linear_numbers(self) -> int:
+        """Weights of the linear layers of all layers."""
+        return self.layers * sum(linear.inputs * linear.outputs for linear in self.linears)
+
+    @property
+    def expert_numbers(self) -> int:
+        """Weights of all experts, which are kept as stacked matrices and not quantized, and of their routers."""
+        return self.layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
+
+    @property
+    def vector_numbers(self) -> int:
+        """Weights of norms and biases."""
+        heads = 0
+        if self.head_norms:
+            heads = self.query + self.key if self.model_type.startswith("olmo") else 2 * self.head_size
+        return self.layers * (self.norms * self.hidden + heads + self.biases) + self.hidden
+
+    @property
+    def embedding_numbers(self) -> int:
+        """Weights of the embedding and, where it has weights of its own, of the head."""
+        return (1 if self.tied else 2) * self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights."""
+        return self.linear_numbers + self.expert_numbers + self.vector_numbers + self.embedding_numbers
+
+
+def read_shape(config: Mapping[str, Any], name: str = "config.json") -> ModelShape:
+    """Return the shape that a config.json describes; of a model with images, that of its language model.
+
+    Args:
+        config: the file's content.
+        name: of the model, for errors.
+
+    Raises:
+        RequestError: fields that are missing or no sizes, all of them at once.
+    """
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        config = {"tie_word_embeddings": config.get("tie_word_embeddings"), **text}
+    return _Fields(config, name).shape()
+
+
+class _Fields:
+    """Reads sizes and remembers what is wrong with them."""
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self._config, self._name = config, name
+        self._missing: list[str] = []
+        self._wrong: list[str] = []
+
+    def shape(self) -> ModelShape:
+        kind = str(self._config.get("model_type") or "unknown")
+        experts = next((found for n in EXPERTS if (found := self._size(n, 0))), 0)
+        hidden, layers = self._size("hidden_size"), self._size("num_hidden_layers")
+        heads, vocabulary = self._size("num_attention_heads"), self._size("vocab_size")
+        inner = self._size("intermediate_size", 0 if experts else None)
+        used = self._size("num_experts_per_tok") if experts else 0
+        key_heads = self._size("num_key_value_heads", heads) or heads
+        head_size = self._size("head_dim", 0) or (hidden // heads if heads else 0)
+        if self._missing or self._wrong:
+            raise RequestError(self._problems())
+        query, key = heads * head_size, key_heads * head_size
+        biased = kind in QUERY_KEY_VALUE_BIAS or bool(self._config.get("attention_bias"))
+        biases = query + 2 * key if biased else 0
+        if self._config.get("attention_bias"):
+            biases += hidden
+        tied = self._config.get("tie_word_embeddings")
+        return ModelShape(
+            model_type=kind,
+            hidden=hidden,
+            inner=0 if experts else inner,
+            layers=layers,
+            heads=heads,
+            key_heads=key_heads,
+            head_size=head_size,
+            vocabulary=vocabulary,
+            tied=kind in TIED if tied is None else bool(tied),
+            norms=4 if kind in FOUR_NORMS else 2,
+            head_norms=kind in HEAD_NORMS or bool(self._config.get("use_qk_norm")),
+            biases=biases,
+            experts=experts,
+            experts_used=used,
+            expert_inner=self._size("moe_intermediate_size", inner) if experts else 0,
+            positions=self._size("max_position_embeddings", 0),
+        )
+
+    def _size(self, name: str, default: int | None = None) -> int:
+        """Return a size by its own name or by another; a size that cannot be had is noted, and 0 stands for it."""
+        found = next((n for n in (name, *OTHER_NAMES.get(name, ())) if self._config.get(n) is not None), None)
+        if found is None:
+            if default is None:
+                self._missing.append(name)
+            return default or 0
+        value = self._config[found]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0 or (value == 0 and default is None):
+            self._wrong.append(f"{found} is {value!r}")
+            return 0
+        return value
+
+    def _problems(self) -> list[str]:
+        instead = "give the model's own config.json, or name a model that is known"
+        problems = []
+        if self._missing:
+            problems.append(f"{self._name!r}: its config.json lacks {', '.join(self._missing)}; {instead}")
+        if self._wrong:
+            problems.append(f"{self._name!r}: {', '.join(self._wrong)}, and a size is a whole number; {instead}")
+        return problems

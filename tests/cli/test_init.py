@@ -1,0 +1,211 @@
+"""`wishbone init` and its door in scripts: advice on standard error, the file on standard output or in a file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+from wishbone.cli import app
+from wishbone.config.emit import yaml_string
+from wishbone.config.load import load_config, parse_config
+
+TOOL = Path(__file__).parents[2] / "scripts" / "unsloth-dpo_tool.py"
+LLAMA = ["--model", "meta-llama/Llama-3.1-8B-Instruct", "--data", "pairs.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def init(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["init", *arguments])
+
+
+def test_the_file_goes_to_standard_output_and_the_reasons_to_standard_error():
+    outcome = init(*LLAMA, "--gpu", "RTX 4090")
+    assert outcome.exit_code == 0, outcome.stderr
+    config = parse_config(outcome.stdout)
+    assert (config.model.quantization, config.training.learning_rate) == ("fp8", 5e-6)
+    rows = {line.split()[0]: line for line in outcome.stderr.splitlines() if line.strip()}
+    assert "fp8" in rows["model.quantization"]
+    assert "Compute capability 8.9 multiplies in FP8" in rows["model.quantization"]
+    assert "5e-6 to 1e-5" in rows["training.learning_rate"]
+    assert "script." not in outcome.stderr
+
+
+def test_the_same_advice_in_json_and_as_a_script():
+    as_yaml, as_json = (init(*LLAMA, "--gpu", "h200", "--format", form).stdout for form in ("yaml", "json"))
+    assert yaml.safe_load(as_yaml) == json.loads(as_json)
+    outcome = init(*LLAMA, "--gpu", "h200", "--format", "python")
+    ast.parse(outcome.stdout)
+    assert "load_in_fp8=True" in outcome.stdout
+    assert "gradient checkpointing" in outcome.stderr  # what only scripts need is explained with them
+
+
+def test_all_problems_come_at_once_and_the_status_is_two():
+    outcome = init("--gpu", "RTX 4091", "--gpus", "x", "--symptom", "nam", "--format", "yml", "--method", "LoRa")
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert "7 problems" in outcome.stderr
+    for flag in ("--gpu", "--gpus", "--symptom", "--format", "--method", "--model", "--data"):
+        assert f"{flag}: " in outcome.stderr
+    assert "did you mean" in outcome.stderr and "RTX 4090" in outcome.stderr
+
+
+def test_a_model_of_unknown_shape_needs_its_size():
+    outcome = init("--model", "me/secret", "--data", "d", "--gpu", "T4")
+    assert outcome.exit_code == 2
+    assert "the shape of 'me/secret' is not known; say how large it is with --parameters-billion" in outcome.stderr
+    small, large = (
+        init("--model", "me/secret", "--data", "d", "--gpu", "T4", "--parameters-billion", size)
+        for size in ("0.4", "13")
+    )
+    assert (small.exit_code, large.exit_code) == (0, 0)
+    assert parse_config(small.stdout).model.quantization == "none"
+    assert parse_config(large.stdout).model.quantization == "nf4"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "llama"}'])
+def test_a_config_json_that_tells_nothing_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(text)
+    outcome = init("--model", "model", "--data", "d")
+    assert outcome.exit_code == 2
+    assert "--model: " in outcome.stderr and "config.json" in outcome.stderr
+
+
+def test_a_file_is_written_once(tmp_path: Path):
+    outcome = init(*LLAMA, "--output", "my run.yaml")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stdout == ""
+    assert "written: my run.yaml; to train: wishbone train 'my run.yaml'" in outcome.stderr
+    first = (tmp_path / "my run.yaml").read_bytes()
+    assert first.isascii() and b"\r" not in first
+    again = init(*LLAMA, "--output", "my run.yaml", "--gpu", "T4")
+    assert again.exit_code == 2
+    assert "'my run.yaml' exists" in again.stderr
+    assert (tmp_path / "my run.yaml").read_bytes() == first
+    nowhere = init(*LLAMA, "--output", "none/run.yaml")
+    assert nowhere.exit_code == 2
+    assert "cannot be written (No such file or directory)" in nowhere.stderr
+
+
+@pytest.mark.parametrize("text", ["[red]x", "\x1b[31mx", 'it\'s "so"'])
+def test_what_was_typed_is_shown_as_text(text: str):
+    outcome = init("--model", text, "--data", "d", "--parameters-billion", "1")
+    shown = outcome.stdout + outcome.stderr
+    assert "\x1b" not in shown
+    if outcome.exit_code == 0:
+        assert yaml.safe_load(outcome.stdout)["model"]["name"] == text
+        assert yaml_string(text) in outcome.stderr
+
+
+def test_warnings_are_notes():
+    outcome = init(*LLAMA, "--learning-rate", "2e-4")
+    assert "note: 0.0002 is a rate for supervised fine-tuning" in outcome.stderr
+
+
+def test_trl_has_no_document_with_a_reference_model():
+    arguments = [*LLAMA, "--target", "trl", "--reference", "given", "--reference-model", "r"]
+    assert init(*arguments).exit_code == 2
+    assert init(*arguments, "--format", "python").exit_code == 0
+
+
+def test_without_a_terminal_it_does_not_ask():
+    outcome = init()
+    assert outcome.exit_code == 2
+    assert "--model: missing" in outcome.stderr and "--data: missing" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_what_is_written_can_be_trained(tmp_path: Path):
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(20)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = init("--model", "./model", "--data", "pairs.jsonl", "--pairs", "20", "--output", "run.yaml")
+    assert written.exit_code == 0, written.stderr
+    outcome = CliRunner().invoke(app, ["train", "run.yaml", "--dry-run"])
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "note:" not in outcome.stderr
+    lines = {line[:17].strip(): line[17:].strip() for line in outcome.stdout.splitlines()}
+    assert lines["Learning rate"].startswith("1e-05, linear")
+    assert "of 16 pairs, epochs: 3" in lines["Steps"]
+    assert load_config("run.yaml").data.max_length == 1024
+
+
+def converse(command: list[str], answers: list[str], directory: Path) -> tuple[int, str, str]:
+    """Run a command on a terminal and answer it; its status, its standard output, and what the terminal showed."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        command, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, cwd=directory, env={**os.environ, "TERM": "dumb"}
+    )
+    os.close(theirs)
+    os.write(ours, "".join(f"{answer}\n" for answer in answers).encode())
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    written = child.stdout.read() if child.stdout else b""
+    return child.wait(60), written.decode(), shown.decode()
+
+
+@pytest.mark.slow
+def test_on_a_terminal_it_asks_and_asks_again(tmp_path: Path):
+    answers = ["", "pairs.jsonl", "RTX 4091", "RTX 4090", "", "colapse", "collapse, nan", "trl", "python", ""]
+    status, written, shown = converse([sys.executable, "-m", "wishbone", "init"], answers, tmp_path)
+    assert status == 0, shown
+    assert "Did you mean collapse?" in shown and "is not the name of one known GPU" in shown
+    script = ast.unparse(ast.parse(written))
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in script
+    assert "learning_rate=2.5e-06" in script.replace(" ", "")
+    assert "max_grad_norm=0.3" in script.replace(" ", "")
+
+
+def tool(*arguments: str, **environment: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_tool_writes_the_same():
+    arguments = [*LLAMA, "--gpu", "L4", "--symptom", "nan", "--symptom", "length_growth", "--target", "unsloth"]
+    outcome = tool(*arguments)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout == init(*arguments).stdout
+    assert tool("--help").returncode == 0
+    refused = tool("--data", "d")
+    assert (refused.returncode, refused.stdout) == (2, "")
+
+
+def test_the_tool_says_how_to_install_wishbone(tmp_path: Path):
+    outcome = subprocess.run(
+        [sys.executable, "-S", str(TOOL)], capture_output=True, text=True, cwd=tmp_path, check=False, env={"PATH": ""}
+    )
+    assert outcome.returncode == 1
+    assert "pip install wishbone-dpo" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
