@@ -192,11 +192,37 @@ def ceilings_table(results: Results) -> Table:
     return Table("Ceilings", columns, rows, words=1, notes=_failures(results.of("ceilings")))
 
 
+def plan_table(results: Results) -> Table:
+    """One row for each form of weights, budget and treatment of activations: reckoned and measured."""
+    columns = (
+        "weights", "activations", "row tokens", "reckoned GiB", "measured GiB", "difference", "run reckoned",
+        "run measured", "difference",
+    )  # fmt: skip
+    measured = results.of("plan")
+    rows = [
+        (
+            f"{row['size']} {row['system'].removeprefix('wishbone-')} {row['method']}",
+            one["activations"],
+            f"{one['budget']:,}",
+            f"{one['estimate_gib']:.2f}",
+            f"{one['peak_gib']:.2f}",
+            _signed(one["error"]),
+            f"{one['run_estimate_gib']:.2f}",
+            f"{one['run_peak_gib']:.2f}",
+            _signed(one["run_error"]),
+        )
+        for row in measured
+        for one in row.get("measurements", ())
+    ]
+    return Table("Memory, reckoned and measured", columns, rows, notes=_failures(measured))
+
+
 TABLES: dict[str, Callable[[Results], Table]] = {
     "throughput": throughput_table,
     "longest": longest_table,
     "quality": quality_table,
     "ceilings": ceilings_table,
+    "plan": plan_table,
 }
 
 
@@ -211,7 +237,10 @@ def show(results: Results, *kinds: str) -> None:
 def line_of(row: Row) -> Text:
     """Return a row in one line, for those who wait."""
     name = " ".join(filter(None, [row["kind"], row["size"], row["system"], row["case"]]))
-    what = "pairs_per_s", "tokens", "peak_gib", "first_step_seconds", "heldout_accuracy", "bf16_tflops", "fp8_tflops"
+    what = (
+        "pairs_per_s", "tokens", "peak_gib", "first_step_seconds", "heldout_accuracy", "bf16_tflops", "fp8_tflops",
+        "largest_error",
+    )  # fmt: skip
     found = ", ".join(f"{key} {row[key]}" for key in what if key in row)
     if row["status"] != "ok":
         found = ", ".join(filter(None, [f"FAILED, {failure(row)}", found]))
@@ -226,6 +255,10 @@ def failure(row: Row) -> str:
 
 def _times(row: Row, other: Row | None) -> str:
     return f"{row['pairs_per_s'] / other['pairs_per_s']:.2f}" if other and other is not row else ""
+
+
+def _signed(share: float | None) -> str:
+    return "" if share is None else f"{share:+.1%}"
 
 
 def _share(share: float | None) -> str:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 NO_GPU = "none"
 GIB = 2**30
-BAR_WIDTH = 44
+MOST_BAR, BESIDE_BAR = 44, 54
+"""Columns of the longest bar, and those that names, numbers and the limit take beside it."""
 DOES_NOT_FIT = 2
 COLORS = {"weights": "cyan", "embeddings and head": "cyan", "adapter": "green", "gradients": "green",
           "optimizer": "green", "activations": "magenta", "head chunk": "magenta", "reference": "blue",
@@ -159,8 +160,8 @@ def _lines(
     if target.gpu is None:
         yield "Device", f"this machine's processor, {_gib(found.machine.free)} of {_gib(found.machine.memory)} GiB free"
     else:
-        count = f"{gpus} x " if gpus > 1 else ""
-        yield "Device", f"{count}{target.gpu.name}, {_gib(found.machine.memory)} GiB each ({whose})"
+        count, each = (f"{gpus} x ", " each") if gpus > 1 else ("", "")
+        yield "Device", f"{count}{target.gpu.name}, {_gib(found.machine.memory)} GiB{each} ({whose})"
     yield "Pairs", f"{found.pairs:,} of {config.data.train}; tokens {target.lengths.source}"
     yield "Tokens a pair", _spread(target.lengths, config.data.max_length)
     yield (
@@ -194,7 +195,8 @@ def _time(target: Target, found: RunPlan) -> str:
     source = "rates measured on an H200"
     if target.gpu is None or target.gpu.measured is None:
         source += ", scaled by what is published for this GPU"
-    return f"{least} {_duration(found.seconds)} a step, {_duration(found.seconds * found.schedule.steps)} in all ({source})"
+    whole = _duration(found.seconds * found.schedule.steps)
+    return f"{least} {_duration(found.seconds)} a step, {whole} in all ({source})"
 
 
 def _duration(seconds: float) -> str:
@@ -207,7 +209,8 @@ def _duration(seconds: float) -> str:
 def _print_memory(console: Console, found: RunPlan) -> None:
     """Items below each other, each beginning where the one before it ends, up to the total and the limit."""
     memory, limit = found.rows.memory, found.machine.limit
-    scale = BAR_WIDTH / max(memory.total, limit)
+    width = max(10, min(MOST_BAR, console.width - BESIDE_BAR))
+    scale = width / max(memory.total, limit)
     block, mark = ("█", "│") if "utf" in console.encoding.lower() else ("#", "|")
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -217,10 +220,10 @@ def _print_memory(console: Console, found: RunPlan) -> None:
     start = 0.0
     for name, size in memory.items.items():
         if size > 0:
-            bar = _bar(start * scale, (start + size) * scale, block, COLORS[name])
+            bar = _bar(start * scale, (start + size) * scale, width, block, COLORS[name])
             table.add_row(plain(f"  {name}"), plain(f"{size / GIB:.2f}"), bar)
         start += size
-    bar = _bar(0, memory.total * scale, block, "green" if found.fits else "red")
+    bar = _bar(0, memory.total * scale, width, block, "green" if found.fits else "red")
     edge = round(limit * scale)
     bar.append(" " * max(0, edge - len(bar)))
     bar.append(f"{mark} {_gib(limit)} may be used" if edge >= len(bar) - 1 else "")
@@ -228,11 +231,9 @@ def _print_memory(console: Console, found: RunPlan) -> None:
     console.print(table)
 
 
-def _bar(begin: float, end: float, block: str, style: str) -> Text:
-    first = round(begin)
-    length = max(round(end) - first, 1)
-    first = min(first, BAR_WIDTH - 1)
-    return Text(" " * first) + Text(block * length, style)
+def _bar(begin: float, end: float, width: int, block: str, style: str) -> Text:
+    first = min(round(begin), width - 1)
+    return Text(" " * first) + Text(block * max(round(end) - first, 1), style)
 
 
 def _print_alternatives(console: Console, found: RunPlan) -> None:
@@ -244,7 +245,8 @@ def _print_alternatives(console: Console, found: RunPlan) -> None:
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True, justify="right")
     for alternative in found.alternatives:
-        what = f'--gpu "{alternative.gpu}"' if alternative.gpu else " ".join(alternative.settings)
+        gpu = [f'--gpu "{alternative.gpu}"'] if alternative.gpu else []
+        what = " ".join([*alternative.settings, *gpu])
         table.add_row(plain(f"  {what}"), plain(f"{_gib(alternative.memory)} GiB"))
     console.print(table)
 

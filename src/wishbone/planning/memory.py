@@ -33,8 +33,9 @@ The peak is that of the three which is largest:
     peak      = at rest + workspace + max( activations + head, activations + backward, optimizer's copy )
 
 The reference runs over the same row without keeping anything, so its pass is never the peak. Workspaces are those of
-the matrix library and, for FP8 and NF4, the largest weight transposed or dequantized. `runtime` is what a process takes
-beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU Python and its libraries.
+the matrix library and, for FP8 and NF4, the largest weight transposed or dequantized; on a CPU the holes in the heap.
+`runtime` is what a process takes beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU
+Python and its libraries.
 """
 
 from __future__ import annotations
@@ -71,8 +72,11 @@ LIBRARY_WORKSPACE = 64 * MIB
 """cuBLAS: 32 MiB for each of the two threads that multiply, forward and backward."""
 CONTEXT = 512 * MIB
 """A CUDA context with the kernels of PyTorch, outside of what its allocator counts."""
-PROCESS = 700 * MIB
-"""A Python process with PyTorch, transformers and datasets loaded."""
+PROCESS = 1200 * MIB
+"""A Python process with PyTorch, transformers and datasets, and what loading left in a heap that is not given back."""
+HOLES = 0.8
+"""On a CPU: what the heap keeps beside tensors that come and go, as a share of them. `wishbone train` has freed memory
+kept, in pages of 2 MiB, because steps are faster so; rows of other lengths leave holes in it."""
 TILE = 1024
 """Tokens of which MLPs hold intermediates where memory is saved; of the policy's own."""
 SMALL_CHUNK = 128 * MIB
@@ -162,6 +166,7 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
     over_head = max(recomputed + passing - head, 0.0)
     recomputed = min(recomputed, over_head)
     beyond = max(over_head - recomputed, copy - activations - recomputed - head)
+    holes = HOLES * (activations + recomputed + head + beyond) if plan.device == "cpu" else 0.0
     return MemoryEstimate(
         {
             "weights": frozen,
@@ -172,7 +177,7 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
             "activations": activations + recomputed,
             "head chunk": head,
             "reference": frozen + embeddings if plan.reference == "separate" else 0.0,
-            "workspace": workspace_bytes(shape, plan) + beyond,
+            "workspace": workspace_bytes(shape, plan) + beyond + holes,
             "runtime": CONTEXT if plan.device == "cuda" else PROCESS,
         }
     )

@@ -227,29 +227,37 @@ def _passes(config: RunConfig, epochs: float) -> float:
 def _alternatives(config: RunConfig, target: Target, processes: int) -> Iterator[Alternative]:
     """Yield what fits: the fewest and mildest changes of settings, shorter pairs, and the smallest GPU."""
     changes: dict[str, Any] = {}
-    found = False
+    eased = None
     for change in _changes(config, target):
-        for tried in ({**change}, {**changes, **change}):
-            alternative = _tried(config, target, tried, processes)
-            if alternative is not None and not found:
-                found = True
-                yield alternative
         changes |= change
-        if found:
+        if changes.get("adapter.method") == "lora":
+            changes.pop("training.optimizer", None)  # an adapter's states are small
+        eased = _tried(config, target, change, processes) or _tried(config, target, changes, processes)
+        if eased is not None:
+            yield eased
             break
-    for base in ({}, changes):
-        shorter = _shorter(config, target, base, processes)
-        if shorter is not None:
-            yield shorter
-            break
+    shorter = _shorter(config, target, {} if eased else changes, processes) or _shorter(config, target, {}, processes)
+    if shorter is not None:
+        yield shorter
+    for base in ({}, changes) if changes and eased is None else ({},):
+        moved = _on_another_gpu(config, target, base, processes)
+        if moved is not None:
+            yield moved
+
+
+def _on_another_gpu(
+    config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int
+) -> Alternative | None:
+    """The smallest known GPU, larger than the one at hand, on which the run with these changes fits."""
+    quantization = _changed(config, changes).model.quantization
+    least = FP8_FROM if quantization == "fp8" else BF16_FROM
     for gpu in sorted(known_gpus().values(), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
-        if target.gpu is None or gpu.memory_gib <= target.gpu.memory_gib or gpu.capability < BF16_FROM:
+        if target.gpu is None or gpu.memory_gib * GIB <= target.machine.memory or gpu.capability < least:
             continue
-        moved = replace(target, gpu=gpu, machine=gpu_machine(gpu))
-        alternative = _tried(config, moved, {}, processes)
-        if alternative is not None:
-            yield replace(alternative, gpu=gpu.name)
-            break
+        found = _tried(config, replace(target, gpu=gpu, machine=gpu_machine(gpu)), changes, processes)
+        if found is not None:
+            return replace(found, gpu=gpu.name)
+    return None
 
 
 def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:

@@ -50,7 +50,9 @@ class Work:
 def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> float | None:
     """Return the seconds of a step on one GPU, or None where nothing was measured that they could be derived from."""
     share = _share()
-    half = gpu.bf16_tflops if plan.weights != "f16" else gpu.fp16_tflops
+    half = gpu.fp16_tflops if plan.weights == "f16" else gpu.bf16_tflops
+    if plan.weights == "nf4" and half is None:
+        half = gpu.fp16_tflops
     if half is None or plan.weights == "f32" or plan.offload or plan.device != "cuda":
         return None
     rate = share * half * 1e12

@@ -1,0 +1,84 @@
+"""Tokens of pairs: the tokenizer's, as training counts them; without one an estimate that says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_tokenizer
+
+from wishbone.config.schema import DataConfig
+from wishbone.data.inspect import inspect_pairs
+from wishbone.data.source import load_pairs
+from wishbone.data.tokenize import tokenize_pairs
+from wishbone.errors import RequestError
+from wishbone.planning.lengths import PairLengths, given_lengths, measured_lengths
+from wishbone.training.rehearsal import longest_row
+
+ROWS = [
+    {"prompt": "What is green? " * n, "chosen": "Grass is. " * (n + 1), "rejected": "Nothing at all is, ever. " * n}
+    for n in range(1, 30)
+]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("max_length", [None, 40, 1024])
+def test_tokens_are_those_that_training_counts(tmp_path: Path, pairs: Path, max_length: int | None):
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    data = DataConfig(train=str(pairs), max_length=max_length, truncation="keep_end")
+    found = measured_lengths(data, tmp_path / "model")
+    tokenized = tokenize_pairs(load_pairs(str(pairs)), tokenizer)
+    inspection = inspect_pairs(tokenized, max_length=None, truncation="keep_end")
+    assert len(found) == inspection.rows
+    assert found.source == "by the model's tokenizer"
+    assert int(found.rows(None).sum()) == inspection.shared_tokens
+    assert int(found.rows(max_length).max()) == longest_row(tokenized, max_length)
+
+
+def test_without_a_tokenizer_characters_are_counted(pairs: Path):
+    found = measured_lengths(DataConfig(train=str(pairs)), None)
+    assert "estimated" in found.source
+    assert found.prompt.tolist() == [-(-len(row["prompt"]) // 4) for row in ROWS]
+
+
+def test_conversations_without_a_prompt_share_what_they_begin_with(tmp_path: Path):
+    question = {"role": "user", "content": "x" * 40}
+    row = {
+        side: [question, {"role": "assistant", "content": text}]
+        for side, text in (("chosen", "y" * 8), ("rejected", "z" * 80))
+    }
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([row]), encoding="utf-8")
+    found = measured_lengths(DataConfig(train=str(path)), None)
+    assert [found.prompt.tolist(), found.chosen.tolist(), found.rejected.tolist()] == [[14], [6], [24]]
+
+
+def test_pairs_that_cannot_teach_are_left_out(pairs: Path):
+    limit = 60
+    found = measured_lengths(DataConfig(train=str(pairs), max_length=limit), None)
+    assert 0 < len(found) < len(ROWS)
+    assert found.prompt.max() < limit
+    with pytest.raises(RequestError, match=r"holds no pair that fits into data\.max_length 3"):
+        measured_lengths(DataConfig(train=str(pairs), max_length=3), None)
+
+
+def test_rows_scored_tokens_and_contexts_of_one_pair():
+    pair = PairLengths(np.array([3]), np.array([2]), np.array([4]), "as given")
+    assert (pair.rows(None).tolist(), pair.scored(None).tolist()) == ([9], [6])
+    assert (pair.rows(6).tolist(), pair.scored(6).tolist()) == ([8], [5])
+    assert pair.contexts(None).tolist() == [(25 + 49 - 9) / 2]
+
+
+def test_given_lengths_hold_the_longest_pair():
+    found = given_lengths(100, 100, 300, 2000)
+    assert len(found) == 100
+    assert (found.prompt[0], found.chosen[0], found.prompt[1], found.chosen[1]) == (500, 1500, 100, 300)

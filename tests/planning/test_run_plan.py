@@ -1,0 +1,178 @@
+"""The plan of a run: the choices that training makes, and what is offered where a run does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wishbone.config.schema import RunConfig
+from wishbone.errors import RequestError
+from wishbone.model.activations import EVERYTHING, NOTHING, Room
+from wishbone.planning import room, run_plan
+from wishbone.planning.gpus import find_gpu
+from wishbone.planning.known_models import known_shapes
+from wishbone.planning.lengths import PairLengths, given_lengths
+from wishbone.planning.memory import GIB, MemoryPlan, estimate_memory
+from wishbone.planning.room import Machine, choose_rows
+from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, plan_run
+from wishbone.preference import losses
+from wishbone.training import rehearsal
+
+LLAMA = known_shapes()["meta-llama/Llama-3.1-8B-Instruct"]
+PAIRS = given_lengths(500, 128, 256, 1024)
+
+
+def config(**settings: Any) -> RunConfig:
+    values: dict[str, Any] = {"model": {"name": "m"}, "data": {"train": "d"}}
+    for name, value in settings.items():
+        section, _, key = name.partition("__")
+        values.setdefault(section, {})[key] = value
+    return RunConfig.model_validate(values)
+
+
+def target(gpu: str | None, shape: str | None = None, pairs: PairLengths = PAIRS) -> Target:
+    chosen = LLAMA if shape is None else known_shapes()[shape]
+    if gpu is None:
+        return Target(chosen, pairs, Machine("cpu", 64 * GIB, 60 * GIB), None)
+    return Target(chosen, pairs, gpu_machine(find_gpu(gpu)), find_gpu(gpu))
+
+
+def test_what_is_said_of_training_is_what_training_does():
+    assert room.SPARE == rehearsal.SPARE
+    assert room.PROBE_TOKENS == rehearsal.PROBE_TOKENS
+    assert run_plan.REFERENCE_FREE == losses.REFERENCE_FREE
+
+
+@pytest.mark.parametrize("memory", [18, 20, 24, 32, 48, 80, 140])
+@pytest.mark.parametrize("treatment", ["auto", "keep", "recompute"])
+def test_token_budgets_are_those_that_the_rehearsal_would_choose(memory: int, treatment: Any):
+    """The rehearsal's own functions, with the estimate in place of its measurement."""
+    plan = MemoryPlan("bf16", row_tokens=0, device_memory=memory * GIB)
+    machine = Machine("cuda", memory * GIB, memory * GIB)
+
+    def slope(kept: int | None) -> tuple[float, float]:
+        short, long = (
+            estimate_memory(LLAMA, replace(plan, row_tokens=tokens, kept_layers=kept)).allocated
+            for tokens in (2048, 4096)
+        )
+        return (long - short) / 2048, 2 * short - long
+
+    ends = {"auto": (0, None), "keep": (None,), "recompute": (0,)}[treatment]
+    slopes = [slope(kept) for kept in ends]
+    usable = 0.96 * memory * GIB - room.CONTEXT
+    rule = Room(usable - slopes[0][1], slopes[0][0], max(slopes[-1][0] - slopes[0][0], 0) / LLAMA.layers)
+    asked = {"auto": rule, "keep": EVERYTHING, "recompute": NOTHING}[treatment]
+    most = 8192 if asked is NOTHING else rehearsal.MOST_ROW_TOKENS
+    expected = max(1500, rehearsal._best_budget(rule, LLAMA.layers, 8192, most))
+    found = choose_rows(LLAMA, plan, machine, "auto", treatment, 1500, 10**9)
+    if found.memory.total <= machine.limit and found.budget > 1500:
+        assert found.budget == expected or found.budget == expected // 2  # halved where the estimate is no line
+        if treatment == "auto":
+            assert abs(found.kept_layers - min(LLAMA.layers, max(0, rule.layers(found.budget)))) <= 1
+
+
+@pytest.mark.parametrize("gpu", ["RTX 3090", "RTX 5090", "L40S", "A100 80GB", "H200"])
+def test_more_memory_keeps_more_and_the_rows_fit(gpu: str):
+    found = plan_run(config(), target(gpu))
+    assert found.fits
+    assert found.rows.memory.total <= 0.96 * find_gpu(gpu).memory_gib * GIB
+    larger = plan_run(config(), target("B200"))
+    assert larger.rows.budget >= found.rows.budget
+    assert larger.longest_sequence >= found.longest_sequence
+
+
+def test_the_longest_sequence_fits_and_a_longer_one_does_not():
+    qwen = replace(known_shapes()["Qwen/Qwen2.5-7B-Instruct"], positions=0)
+    at_hand = Target(qwen, PAIRS, gpu_machine(find_gpu("RTX 4090")), find_gpu("RTX 4090"))
+    longest = plan_run(config(), at_hand).longest_sequence
+    for factor, fits in ((0.99, True), (1.02, False)):
+        share = 256 / (128 + 256)
+        completion = round(factor * longest * share)
+        one = np.array([completion])
+        pair = PairLengths(np.array([round(factor * longest) - completion]), one, one, "as given")
+        plan = plan_run(config(data__max_length=None), replace(at_hand, lengths=pair))
+        assert plan.fits is fits
+
+
+def test_rows_are_packed_as_training_packs_them():
+    lengths = PairLengths(*(np.full(64, tokens) for tokens in (100, 300, 300)), "as given")
+    found = plan_run(config(training__token_budget=1500, training__activations="keep"), target("H200", pairs=lengths))
+    assert (found.rows_a_step, found.row_tokens, found.step_tokens) == (4.0, 1400.0, 5600.0)
+    assert (found.schedule.steps, found.longest) == (8, 700)
+
+
+def test_on_a_processor_no_row_has_more_than_the_pairs_of_a_step():
+    found = plan_run(config(training__gradient_accumulation=1), target(None, "HuggingFaceTB/SmolLM2-135M-Instruct"))
+    assert found.fits
+    assert found.rows.largest == found.longest
+    assert found.rows.budget == 1024
+    assert found.seconds is None
+
+
+def test_a_reference_of_another_shape_takes_its_own_memory():
+    alone = plan_run(config(), target("H200"))
+    qwen = known_shapes()["Qwen/Qwen2.5-1.5B-Instruct"]
+    beside = plan_run(config(model__reference="other"), replace(target("H200"), reference=qwen))
+    assert alone.rows.memory.items["reference"] == 0
+    assert beside.rows.memory.items["reference"] == 2 * qwen.parameters
+
+
+MISFITS = {
+    "every weight": (config(adapter__method="full"), "RTX 4090", None),
+    "rows too long": (config(training__activations="keep", training__token_budget=8192), "RTX 3090", None),
+    "bfloat16 on a small card": (config(), "RTX 4080", None),
+    "much too large": (config(), "RTX 4090", "Qwen/Qwen2.5-72B-Instruct"),
+    "every weight of that": (config(adapter__method="full"), "RTX 4090", "Qwen/Qwen2.5-72B-Instruct"),
+}
+
+
+def replanned(run: RunConfig, at_hand: Target, settings: tuple[str, ...], gpu: str | None) -> RunPlan:
+    values = run.model_dump()
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        section, _, key = name.partition(".")
+        values[section][key] = int(value) if value.isdecimal() else value
+    if gpu is not None:
+        at_hand = replace(at_hand, gpu=find_gpu(gpu), machine=gpu_machine(find_gpu(gpu)))
+    return plan_run(RunConfig.model_validate(values), at_hand)
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_is_offered_instead_fits(case: str):
+    run, gpu, shape = MISFITS[case]
+    at_hand = target(gpu, shape)
+    found = plan_run(run, at_hand)
+    assert not found.fits
+    assert found.alternatives
+    for offer in found.alternatives:
+        again = replanned(run, at_hand, offer.settings, offer.gpu)
+        assert again.fits
+        assert again.rows.memory.total == offer.memory
+
+
+def test_what_fits_needs_no_alternatives():
+    assert plan_run(config(), target("H200")).alternatives == ()
+
+
+@pytest.mark.parametrize("gpu", ["RTX 3090", None])
+def test_fp8_is_refused_where_there_is_no_arithmetic_for_it(gpu: str | None):
+    with pytest.raises(RequestError, match=r"fp8 needs a GPU of compute capability 8\.9"):
+        plan_run(config(model__quantization="fp8"), target(gpu))
+
+
+@pytest.mark.parametrize(("gpu", "weights"), [("T4", "f16"), ("RTX 3090", "bf16"), (None, "f32")])
+def test_weights_are_in_the_form_that_the_device_computes_in(gpu: str | None, weights: str):
+    found = plan_run(config(), target(gpu, "HuggingFaceTB/SmolLM2-135M-Instruct"))
+    assert found.weights == weights
+
+
+def test_a_stored_reference_costs_one_epoch_alone():
+    once = plan_run(config(), target("H200")).seconds
+    later = plan_run(config(training__epochs=4.0), target("H200")).seconds
+    free = plan_run(config(preference__loss=["simpo"]), target("H200")).seconds
+    assert once is not None and later is not None and free is not None
+    assert later == pytest.approx(once * 2.25 / 3, rel=0.01)
+    assert free == pytest.approx(once * 2 / 3, rel=0.01)

@@ -1,0 +1,73 @@
+"""Seconds of a pair, against what was measured on the H200; nothing is said where nothing is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wishbone.planning.gpus import find_gpu
+from wishbone.planning.known_models import known_shapes
+from wishbone.planning.memory import MemoryPlan
+from wishbone.planning.step_time import Work, step_seconds
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "suite-h200.json"
+SHAPES = {"8b": "meta-llama/Llama-3.1-8B-Instruct", "1b": "meta-llama/Llama-3.2-1B-Instruct"}
+LLAMA = known_shapes()[SHAPES["8b"]]
+MEASURED = [
+    row
+    for row in json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
+    if row["kind"] == "throughput" and row["status"] == "ok" and row["system"].startswith("wishbone")
+    and row["case"].endswith(":8")
+]  # fmt: skip
+
+
+def work(row: dict[str, Any]) -> Work:
+    tokens = row["tokens_per_pair"]
+    prompt, completion = tokens["unique"] - tokens["scored"], tokens["scored"] / 2
+    sequence = prompt + completion
+    return Work(
+        tokens=tokens["unique"],
+        scored=tokens["scored"],
+        contexts=(2 * sequence**2 - prompt**2) / 2,
+        passes=2 if "stored" in row["system"] else 3,
+        recomputed=1.0 if "gib" in row["system"] else 0.0,
+    )
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=[f"{row['size']} {row['system']} {row['case']}" for row in MEASURED])
+def test_measured_seconds_are_met_within_12_percent(row: dict[str, Any]):
+    form = row["system"].split("-")[1]
+    plan = MemoryPlan(form if form in ("nf4", "fp8") else "bf16", row_tokens=8192)
+    seconds = step_seconds(known_shapes()[SHAPES[row["size"]]], plan, work(row), find_gpu("H200"))
+    assert seconds == pytest.approx(1 / row["pairs_per_s"], rel=0.12)
+
+
+def test_there_is_something_to_compare_with():
+    assert {row["system"].split("-")[1] for row in MEASURED} >= {"bf16", "nf4", "fp8", "stored"}
+    assert {row["size"] for row in MEASURED} == {"1b", "8b"}
+
+
+def test_another_gpu_is_slower_by_what_is_published():
+    row = Work(8192, 6144, 4e6, 3)
+    seconds = {
+        name: step_seconds(LLAMA, MemoryPlan("bf16", row_tokens=8192), row, find_gpu(name))
+        for name in ("H200", "RTX 4090", "RTX 3090")
+    }
+    assert list(seconds.values()) == sorted(value or 0 for value in seconds.values())
+    assert 989.4 / 165.2 * 0.8 < (seconds["RTX 4090"] or 0) / (seconds["H200"] or 1) < 989.4 / 165.2 * 1.1
+
+
+@pytest.mark.parametrize(
+    ("plan", "gpu"),
+    [
+        (MemoryPlan("f32", row_tokens=1), "H200"),
+        (MemoryPlan("bf16", row_tokens=1), "T4"),
+        (MemoryPlan("bf16", row_tokens=1, offload=True), "H200"),
+        (MemoryPlan("bf16", row_tokens=1, device="cpu"), "H200"),
+    ],
+)
+def test_nothing_is_said_where_nothing_was_measured(plan: MemoryPlan, gpu: str):
+    assert step_seconds(LLAMA, plan, Work(1, 1, 1, 3), find_gpu(gpu)) is None
