@@ -6,9 +6,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find src -name '*.py' -o -name '*.css')
+SOURCES := $(shell find src -name '*.py' -o -name '*.css' -o -name '*.json')
 EXAMPLE := $(wildcard examples/plain-answers/*)
-CHECKED := $(SOURCES) $(EXAMPLE) $(shell find tests benchmarks scripts docs -type f -not -name '*.pyc') README.md Makefile
+SHARED := $(shell find builder skill references -type f -not -path '*/node_modules/*')
+CHECKED := $(SOURCES) $(EXAMPLE) $(SHARED) $(shell find tests benchmarks scripts docs -type f -not -name '*.pyc') README.md Makefile
 
 .PHONY: demo test clean
 demo: runs/plain-answers/demo.txt
@@ -24,7 +25,7 @@ runs/plain-answers/demo.txt: $(VENV)/installed $(SOURCES) $(EXAMPLE)
 test: $(VENV)/tested
 	@echo "lint, types and tests are green"
 
-$(VENV)/tested: $(VENV)/installed $(CHECKED)
+$(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -38,5 +39,12 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+# What drives Chromium in the tests of the planner page; they are skipped where it cannot be had.
+builder/node_modules/asked-for: builder/package-lock.json
+	@mkdir -p $(@D)
+	@cd builder && npm ci --silent --no-audit --no-fund --ignore-scripts --fetch-retries 1 --fetch-timeout 30000 \
+	  || echo "playwright-core cannot be installed here: the planner page is not tested in Chromium"
+	@mkdir -p $(@D) && touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) builder/node_modules runs .pytest_cache .mypy_cache .ruff_cache

@@ -41,6 +41,8 @@ Python and its libraries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal
 
 from wishbone.planning.model_shape import ModelShape
@@ -139,7 +141,7 @@ class MemoryEstimate:
     @property
     def total(self) -> float:
         """What the device must have."""
-        return sum(self.items.values())
+        return reduce(add, self.items.values())  # sum() of Python 3.12 rounds otherwise
 
     @property
     def allocated(self) -> float:

@@ -1,0 +1,65 @@
+"use strict";
+/*
+ * What the rules read: a situation, what its GPU can do, and the memory that its model would take; the twin of
+ * wishbone.planning.facts, which has the equations.
+ */
+{
+  const { GIB, estimateMemory } = typeof require === "undefined" ? globalThis.wishbone : require("./memory.js");
+
+  const FULL_ROW = 8192;
+  const BF16_FROM = 8.0;
+  const FP8_FROM = 8.9;
+  const FILE_FORMATS = { ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv" };
+  const LEAST = ["f32", "f16", "bf16", "fp8", "nf4"];
+  const ROOMY = ["bf16", "fp8", "nf4"];
+
+  const hundredths = (number) => Math.floor(100 * number + 0.5) / 100;
+
+  /** The loader of `datasets` for a file by the end of its name, "hub" for anything else. */
+  function dataFormat(data) {
+    const suffix = Object.keys(FILE_FORMATS).find((end) => data.toLowerCase().endsWith(end));
+    return suffix === undefined ? "hub" : FILE_FORMATS[suffix];
+  }
+
+  /** The memory facts in GiB. */
+  function memoryFacts(situation, shape, gpuMemory, bf16) {
+    const { prompt_tokens: prompt, completion_tokens: completion, longest_tokens: longestTokens } = situation;
+    const share = completion / (prompt + completion);
+    const longest = longestTokens * (1 + share);
+    const scored = 2 * longestTokens * share;
+    const row = Math.max(FULL_ROW, longest);
+    const rowScored = (row * (2 * completion)) / (prompt + 2 * completion);
+    const separate = situation.reference === "given" && situation.reference_model !== situation.model;
+    const stored = situation.method === "full" ? "stored" : "none";
+    const common = { reference: separate ? "separate" : stored, device: gpuMemory > 0 ? "cuda" : "cpu" };
+    if (gpuMemory > 0) common.deviceMemory = gpuMemory * GIB;
+    const gib = (weights, plan) => hundredths(estimateMemory(shape, { weights, ...common, ...plan }).total / GIB);
+    const least = { rowTokens: longest, scoredTokens: scored, keptLayers: 0 };
+    const roomy = { rowTokens: row, scoredTokens: rowScored };
+    return {
+      ...Object.fromEntries(LEAST.map((weights) => [`least_${weights}_gib`, gib(weights, least)])),
+      least_full_gib: gib(bf16 ? "bf16" : "f32", { method: "full", ...least }),
+      ...Object.fromEntries(ROOMY.map((weights) => [`roomy_${weights}_gib`, gib(weights, roomy)])),
+    };
+  }
+
+  /** All facts that the rules name; memory of one GPU in GiB and its compute capability, both 0 without a GPU. */
+  function factsOf(situation, shape, gpuMemory = 0, capability = 0) {
+    const bf16 = capability >= BF16_FROM;
+    return {
+      ...situation,
+      data_format: dataFormat(situation.data),
+      has_gpu: gpuMemory > 0,
+      gpu_memory: gpuMemory,
+      capability,
+      bf16,
+      fp8: capability >= FP8_FROM,
+      model_billion: hundredths(shape.parameters / 1e9),
+      ...memoryFacts(situation, shape, gpuMemory, bf16),
+    };
+  }
+
+  const parts = { dataFormat, factsOf };
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
+  else module.exports = parts;
+}

@@ -1,0 +1,75 @@
+"use strict";
+/*
+ * Models and GPUs that are known by name; the twin of wishbone.planning.gpus and known_models. Names of GPUs are compared
+ * without case, punctuation and the words that drivers put around them.
+ */
+{
+  const inNode = typeof require !== "undefined";
+  const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
+  const { closeMatches } = inNode ? require("./nearest.js") : globalThis.wishbone;
+  const { show } = inNode ? require("./words.js") : globalThis.wishbone;
+  const { readShape } = inNode ? require("./model_shape.js") : globalThis.wishbone;
+  const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
+  const { models } = inNode ? require("../data/models.js") : globalThis.wishbone;
+
+  const EMBEDDED_MODEL = "smollm2-135m-instruct";
+  const NEAR = 0.5;
+  const SAID_AROUND = new Set([
+    "nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server",
+  ]);
+  const MODEL_FORMS = new Set(["meta", "instruct", "it", "chat", "base", "pt", "hf", "unsloth", "bnb", "4bit"]);
+  const FORM = /^(?:[0-9]+gb|sxm|pcie)$/;
+
+  const gpuNames = Object.keys(gpus);
+  const modelNames = Object.keys(models);
+
+  /** The words that tell a GPU from others. */
+  function words(name) {
+    const text = name.toLowerCase().replaceAll("rtx", "rtx ").replaceAll("hbm3", "sxm").replace(/(\p{Nd})(ti|super)/gu, "$1 $2");
+    const all = (text.match(/[a-z0-9]+/g) ?? []).map((word) => word.replace(/^sxm\p{Nd}/u, "sxm"));
+    return new Set(all.filter((word) => !SAID_AROUND.has(word)));
+  }
+
+  const within = (one, other) => [...one].every((word) => other.has(word));
+  const same = (one, other) => one.size === other.size && within(one, other);
+  /** Whether `more` has every word of `fewer`, and others that only say a form. */
+  const moreThan = (more, fewer) => more.size > fewer.size && within(fewer, more) && [...more].every((word) => fewer.has(word) || FORM.test(word));
+
+  /** The name and what is known of a GPU, as a person or a driver writes it; throws RequestError with the nearest names. */
+  function findGpu(name) {
+    const asked = words(name);
+    const known = gpuNames.map((one) => [words(one), one]);
+    const choose = (test) => known.filter(([one]) => test(one)).map(([, one]) => one);
+    const found = [
+      choose((one) => same(one, asked)),
+      asked.size ? choose((one) => moreThan(one, asked)) : [],
+      choose((one) => moreThan(asked, one)),
+    ].find((some) => some.length) ?? [];
+    if (found.length === 1) return { name: found[0], ...gpus[found[0]] };
+    const byLower = new Map(gpuNames.map((one) => [one.toLowerCase(), one]));
+    const near = found.length ? found : closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
+    const hint = near.length ? `did you mean ${near.join(" or ")}?` : `known are ${gpuNames.join(", ")}.`;
+    throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint}`);
+  }
+
+  /** The last part of a model's name, in lower case and without the words that do not change its shape. */
+  function modelWords(name) {
+    const own = name === EMBEDDED_MODEL ? "SmolLM2-135M" : name.replace(/\/+$/, "").split("/").at(-1);
+    return own.toLowerCase().split("-").filter((word) => !MODEL_FORMS.has(word)).join("-");
+  }
+
+  const byWords = new Map(modelNames.map((name) => [modelWords(name), name]));
+
+  /** The name on the hub of the known model that `name` means, or null. */
+  const knownName = (name) => (Object.hasOwn(models, name) ? name : byWords.get(modelWords(name)) ?? null);
+
+  /** The shape of the known model that `name` means, or null. */
+  function knownShape(name) {
+    const known = knownName(name);
+    return known === null ? null : readShape(models[known], known);
+  }
+
+  const parts = { findGpu, gpuNames, knownShape, modelNames };
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
+  else module.exports = parts;
+}

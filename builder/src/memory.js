@@ -1,0 +1,154 @@
+"use strict";
+/*
+ * How much memory a training step takes, by item; the twin of wishbone.planning.memory, which has the equations and
+ * what they were measured against. Only + - * / floor min max on doubles, in the same order, so the bytes are the same.
+ */
+{
+  const { floorDivide } = typeof require === "undefined" ? globalThis.wishbone : require("./whole_numbers.js");
+
+  const MIB = 2 ** 20;
+  const GIB = 2 ** 30;
+  const NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256);
+  const ADAPTER_BYTES = 4;
+  const STATE_NUMBERS = {
+    adamw_torch: 2, adamw_torch_fused: 2, paged_adamw_32bit: 2, adamw_8bit: 0.5, paged_adamw_8bit: 0.5, lion_32bit: 1,
+    lion_8bit: 0.25, adagrad: 1, rmsprop: 1, adafactor: 0, sgd: 0,
+  };
+  const COPYING = new Set(["adamw_torch", "adagrad", "rmsprop"]);
+  const LIBRARY_WORKSPACE = 64 * MIB;
+  const CONTEXT = 512 * MIB;
+  const PROCESS = 1200 * MIB;
+  const HOLES = 0.8;
+  const TILE = 1024;
+  const SMALL_CHUNK = 128 * MIB;
+
+  const PLAN = {
+    method: "lora", rank: 16, targets: "all-linear", scoredTokens: null, keptLayers: null, offload: false,
+    optimizer: "adamw_torch", device: "cuda", reference: "none", deviceMemory: 24 * GIB, adapterBytes: ADAPTER_BYTES,
+  };
+
+  const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
+  const isFused = (plan) => plan.device === "cuda" && plan.method === "lora";
+
+  /** Bytes of a number in the arithmetic. */
+  function numberBytes(plan) {
+    return plan.weights === "f32" || (plan.device === "cpu" && ["fp8", "nf4"].includes(plan.weights)) ? 4 : 2;
+  }
+
+  function linearBytes(shape, plan) {
+    if (plan.weights === "nf4") return NF4_BYTES * shape.linearNumbers;
+    if (plan.weights === "fp8") return shape.linearNumbers + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
+    return numberBytes(plan) * shape.linearNumbers;
+  }
+
+  /** Bytes of a whole model in the plan's form of weights. */
+  function frozenBytes(shape, plan) {
+    return linearBytes(shape, plan) + numberBytes(plan) * (shape.vectorNumbers + shape.expertNumbers + shape.embeddingNumbers);
+  }
+
+  function adapted(shape, plan) {
+    const chosen = shape.linears.filter((one) => plan.targets === "all-linear" || plan.targets.includes(one.name));
+    return chosen.map((one) => one.inputs + one.outputs);
+  }
+
+  /** How many numbers are trained. */
+  function trainedNumbers(shape, plan) {
+    return plan.method === "full" ? shape.parameters : shape.layers * plan.rank * sum(adapted(shape, plan));
+  }
+
+  /** Numbers of a token within an MLP, or within all experts that it goes to. */
+  const innerNumbers = (shape) => shape.inner || shape.expertsUsed * shape.expertInner;
+
+  function layerBytes(shape, plan) {
+    const b = numberBytes(plan);
+    const norms = isFused(plan)
+      ? shape.norms * shape.hidden * 2 * b
+      : shape.norms * shape.hidden * (4 + b + (plan.method === "full" ? b : 0));
+    let attention = 2 * shape.query + 2 * shape.key;
+    if (plan.device === "cpu") attention += shape.query + (4 / 3) * shape.key;
+    if (shape.headNorms) attention += shape.query + shape.key;
+    const mlp = (isFused(plan) && shape.inner ? 2 : 4) * innerNumbers(shape);
+    const low = plan.method === "lora" ? plan.rank * adapted(shape, plan).length : 0;
+    return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms);
+  }
+
+  /** Bytes a token of all that a row keeps from its forward to its backward pass. */
+  function keptBytes(shape, plan) {
+    const kept = plan.keptLayers === null ? shape.layers : plan.keptLayers;
+    const inputs = plan.offload ? Math.min(shape.layers - kept, 3) : shape.layers - kept;
+    return kept * layerBytes(shape, plan) + inputs * numberBytes(plan) * shape.hidden;
+  }
+
+  /** Bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer. */
+  function backwardBytes(shape, plan) {
+    const b = numberBytes(plan);
+    const tokens = plan.rowTokens;
+    const inner = innerNumbers(shape);
+    const passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
+    let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
+    if (!(plan.offload && isFused(plan) && shape.inner)) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
+    layer -= 2 * b * inner;
+    const tile = 2 * b * shape.hidden + 3 * b * inner + passing;
+    return [tokens * layer, tokens * 2 * b * shape.hidden + Math.min(TILE, tokens) * tile];
+  }
+
+  function logitsBytes(shape, plan, scored) {
+    if (plan.device === "cpu") {
+      const width = 4 * shape.vocabulary;
+      return 2 * Math.min(Math.max(16, floorDivide(64 * MIB, width)), scored) * width;
+    }
+    const width = 4 * 128 * Math.ceil(shape.vocabulary / 128);
+    const room = plan.offload ? SMALL_CHUNK : Math.min(Math.max(floorDivide(plan.deviceMemory, 128), 64 * MIB), GIB);
+    return Math.min(Math.max(128, floorDivide(floorDivide(room, width), 128) * 128), scored) * width;
+  }
+
+  function workspaceBytes(shape, plan) {
+    const largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
+    const scratch = ["nf4", "fp8"].includes(plan.weights) ? numberBytes(plan) * largest : 0;
+    return scratch + (plan.device === "cuda" ? LIBRARY_WORKSPACE : 0);
+  }
+
+  /**
+   * The peak of a training step: `{items: {name: bytes}, total, allocated}`, items in a fixed order, all but the
+   * runtime allocated by PyTorch.
+   * plan: `weights` and `rowTokens`, and whatever differs from PLAN; names as MemoryPlan in Python, in camel case.
+   */
+  function estimateMemory(shape, given) {
+    const plan = { ...PLAN, ...given };
+    const b = numberBytes(plan);
+    const tokens = plan.rowTokens;
+    const scored = plan.scoredTokens === null ? tokens : plan.scoredTokens;
+    const frozen = linearBytes(shape, plan) + b * (shape.vectorNumbers + shape.expertNumbers);
+    const embeddings = b * shape.embeddingNumbers;
+    const trained = trainedNumbers(shape, plan);
+    const trainedBytes = plan.method === "lora" ? plan.adapterBytes : b;
+    const activations = tokens * keptBytes(shape, plan);
+    let head = b * 2 * scored * shape.hidden + logitsBytes(shape, plan, scored);
+    if (!plan.offload) head += b * 3 * tokens * shape.hidden;
+    if (plan.method === "full") head += 4 * shape.vocabulary * shape.hidden;
+    const [layer, passing] = backwardBytes(shape, plan);
+    const copy = COPYING.has(plan.optimizer) ? trained * trainedBytes : 0;
+    const overHead = Math.max(layer + passing - head, 0);
+    const recomputed = Math.min(layer, overHead);
+    const beyond = Math.max(overHead - recomputed, copy - activations - recomputed - head);
+    const holes = plan.device === "cpu" ? HOLES * (activations + recomputed + head + beyond) : 0;
+    const items = {
+      weights: frozen,
+      "embeddings and head": embeddings,
+      adapter: plan.method === "lora" ? trained * trainedBytes : 0,
+      gradients: trained * trainedBytes,
+      optimizer: trained * trainedBytes * STATE_NUMBERS[plan.optimizer],
+      activations: activations + recomputed,
+      "head chunk": head,
+      reference: plan.reference === "separate" ? frozen + embeddings : 0,
+      workspace: workspaceBytes(shape, plan) + beyond + holes,
+      runtime: plan.device === "cuda" ? CONTEXT : PROCESS,
+    };
+    const total = sum(Object.values(items));
+    return { items, total, allocated: total - items.runtime };
+  }
+
+  const parts = { CONTEXT, GIB, MEMORY_PLAN: PLAN, estimateMemory, frozenBytes, layerBytes, numberBytes, trainedNumbers };
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
+  else module.exports = parts;
+}

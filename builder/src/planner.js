@@ -1,0 +1,112 @@
+"use strict";
+/*
+ * The plan of a run that was advised: whether it fits, in which rows, how long a step takes; what wishbone.planning.run_plan
+ * says of pairs of median length and one that is the longest.
+ */
+{
+  const inNode = typeof require !== "undefined";
+  const { findGpu, knownShape } = inNode ? require("./known.js") : globalThis.wishbone;
+  const { longestPairTokens, pairTokens } = inNode ? require("./lengths.js") : globalThis.wishbone;
+  const { GIB, MEMORY_PLAN, estimateMemory, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
+  const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
+  const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
+
+  const FULL_ROW = 4096;
+  const DTYPES = { float32: "f32", bfloat16: "bf16", float16: "f16" };
+
+  /** Memory of a processor's machine is not known to a page, and nothing is refused for want of it. */
+  const PROCESSOR = { kind: "cpu", memory: 2 ** 60, free: 2 ** 60 };
+
+  const graphics = (gpu, memoryGib = gpu.memory_gib) => ({ gpu, machine: { kind: "cuda", memory: memoryGib * GIB, free: memoryGib * GIB } });
+
+  /** What a run is planned for: shape of the model and of a separate reference, machine, GPU, lengths of pairs. */
+  function targetOf({ facts, settings, shape }) {
+    const none = facts.gpu.toLowerCase() === NO_GPU;
+    const device = none ? { gpu: null, machine: PROCESSOR } : graphics(findGpu(facts.gpu), facts.gpu_memory);
+    const other = settings["model.reference"];
+    return { ...device, shape, facts, reference: other === null ? null : knownShape(other) ?? shape };
+  }
+
+  function weightsOf(settings) {
+    return settings["model.quantization"] === "none" ? DTYPES[settings["model.dtype"]] : settings["model.quantization"];
+  }
+
+  /** What memory depends on, of settings. */
+  function memoryPlan(settings, { machine, reference }) {
+    const full = settings["adapter.method"] === "full";
+    return {
+      ...MEMORY_PLAN,
+      weights: weightsOf(settings),
+      rowTokens: 0,
+      method: settings["adapter.method"],
+      rank: settings["adapter.rank"] ?? MEMORY_PLAN.rank,
+      optimizer: settings["training.optimizer"],
+      device: machine.kind,
+      reference: reference ? "separate" : full ? "stored" : "none",
+      deviceMemory: machine.memory,
+    };
+  }
+
+  function withReference(memory, reference, plan) {
+    if (!reference) return memory;
+    const items = { ...memory.items, reference: frozenBytes(reference, plan) };
+    const total = Object.values(items).reduce((sum, bytes) => sum + bytes, 0);
+    return { items, total, allocated: total - items.runtime };
+  }
+
+  /** Layers that a row of `tokens` keeps. */
+  function keptOf(shape, plan, rows, machine, tokens) {
+    for (let keptLayers = shape.layers; keptLayers > rows.keptLayers; keptLayers -= 1) {
+      if (estimateMemory(shape, { ...plan, rowTokens: tokens, keptLayers }).total <= limitOf(machine)) return keptLayers;
+    }
+    return rows.keptLayers;
+  }
+
+  /** Passes over the tokens of a step, the reference's spread over the epochs that remember it. */
+  function passesOf(settings) {
+    return (settings["adapter.method"] === "full" ? 3 : 2) + 1 / Math.max(Math.ceil(settings["training.epochs"]), 1);
+  }
+
+  /** Optimizer steps of a run over `pairs` pairs on `devices` devices, or null. */
+  function stepsOf(settings, pairs, devices) {
+    if (pairs === null) return null;
+    const microSteps = Math.ceil(pairs / (settings["training.batch_size"] * devices));
+    return Math.ceil(settings["training.epochs"] * Math.ceil(microSteps / settings["training.gradient_accumulation"]));
+  }
+
+  /** The plan of a run with these settings, without a look at others. */
+  function planned(settings, target) {
+    const { facts, gpu, machine, reference, shape } = target;
+    const { "data.max_length": limit, "training.activations": treatment } = settings;
+    const plan = memoryPlan(settings, target);
+    const pair = pairTokens(facts.prompt_tokens, facts.completion_tokens, limit);
+    const longest = longestPairTokens(facts, limit);
+    const onDevice = Math.min(settings["training.batch_size"] * settings["training.gradient_accumulation"], facts.pairs ?? Infinity);
+    const most = Math.max(longest.row, pair.row) + (onDevice - 1) * pair.row;
+    const rows = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
+    const memory = withReference(rows.memory, reference, plan);
+    const rowsAStep = Math.ceil(onDevice / Math.max(1, Math.floor(rows.budget / pair.row)));
+    const stepTokens = onDevice * pair.row;
+    const rowTokens = stepTokens / rowsAStep;
+    const kept = treatment === "auto" && gpu ? keptOf(shape, plan, rows, machine, rowTokens) : rows.keptLayers;
+    const work = {
+      tokens: stepTokens, scored: onDevice * pair.scored, contexts: onDevice * pair.contexts, passes: passesOf(settings),
+      recomputed: 1 - kept / shape.layers,
+    };
+    const scoredShare = pair.scored / pair.row;
+    const sequence = gpu ? Math.trunc(longestPair(shape, plan, machine, treatment, scoredShare) / (1 + scoredShare / (2 - scoredShare))) : null;
+    return {
+      settings, weights: plan.weights, machine, limit: limitOf(machine), rows: { ...rows, memory }, memory, kept, fits: memory.total <= limitOf(machine),
+      pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
+      longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
+      steps: stepsOf(settings, facts.pairs, facts.gpus),
+      seconds: gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null,
+      secondsAtLeast: rowTokens < FULL_ROW,
+    };
+  }
+
+  const parts = { graphics, planned, targetOf, weightsOf };
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
+  else module.exports = parts;
+}

@@ -1,0 +1,37 @@
+"use strict";
+/*
+ * How long a step takes on a GPU: operations over a rate that was measured, and bytes over a bandwidth; the twin of
+ * wishbone.planning.step_time, which has the equation and what it was measured against.
+ */
+{
+  const inNode = typeof require !== "undefined";
+  const { layerBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
+
+  const YARDSTICK = "H200";
+  const TRAFFIC = 33;
+
+  /**
+   * The seconds of a step on one GPU, or null where nothing was measured that they could be derived from.
+   * work: tokens, scored, contexts, passes, recomputed, as in Python; plan: as for memory.
+   */
+  function stepSeconds(shape, plan, work, gpu) {
+    const { measured, bf16_tflops: published } = gpus[YARDSTICK];
+    const share = measured.bf16_tflops / published;
+    const half = (plan.weights === "f16" ? gpu.fp16_tflops : gpu.bf16_tflops) ?? (plan.weights === "nf4" ? gpu.fp16_tflops : null);
+    if (half === null || plan.weights === "f32" || plan.offload || plan.device !== "cuda") return null;
+    const rate = share * half * 1e12;
+    const linearRate = plan.weights === "fp8" && gpu.fp8_tflops ? share * gpu.fp8_tflops * 1e12 : rate;
+    const passes = work.passes + work.recomputed;
+    const experts = shape.layers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner;
+    const linear = 2 * (shape.linearNumbers + experts) * work.tokens;
+    const head = 2 * shape.hidden * shape.vocabulary * work.scored;
+    const attention = 4 * shape.query * shape.layers * work.contexts;
+    const traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);
+    return passes * (linear / linearRate + attention / rate) + (work.passes * head) / rate + traffic / (gpu.bandwidth_gbs * 1e9);
+  }
+
+  const parts = { stepSeconds };
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
+  else module.exports = parts;
+}
