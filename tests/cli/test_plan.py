@@ -12,6 +12,8 @@ from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
+from wishbone.planning import hardware
+from wishbone.planning.hardware import Accelerator
 
 LLAMA = "model: {name: meta-llama/Llama-3.1-8B-Instruct}\n"
 DATA = "data: {train: pairs.jsonl}\n"
@@ -67,6 +69,16 @@ def test_json_holds_the_same_and_nothing_else():
     assert found["rows"]["kept_layers"] == 32
     assert found["schedule"]["steps"] == 125
     assert 0.1 < found["step_seconds"] < 2
+
+
+def test_what_others_use_of_this_machines_gpu_is_not_planned_with(monkeypatch: pytest.MonkeyPatch):
+    own = Accelerator("cuda", "NVIDIA GeForce RTX 4090", 24 * 2**30, 14 * 2**30, (8, 9), bf16=True, fp8=True)
+    monkeypatch.setattr(hardware, "has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(hardware, "read_accelerators", lambda: [own])
+    found = json.loads(plan("--pairs", "100", "--json", "model.quantization=nf4").stdout)
+    assert found["device"]["limit"] == pytest.approx((14.5 - 0.04 * 24) * 2**30)
+    assert plan("--pairs", "100").exit_code == 2
+    assert plan("--pairs", "100", "--gpu-memory-gib", "24").exit_code == 0
 
 
 def test_a_directory_is_planned_with_its_own_tokenizer(here: Path):

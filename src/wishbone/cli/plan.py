@@ -100,6 +100,7 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
     """The GPU, None for the processor; its memory; whether it is the one of this machine."""
     from wishbone.planning import hardware
     from wishbone.planning.gpus import Gpu, find_gpu
+    from wishbone.planning.memory import CONTEXT
     from wishbone.planning.room import Machine
 
     if name is not None and name.lower() != NO_GPU:
@@ -115,8 +116,10 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
         except RequestError:
             major, minor = own.capability or (0, 0)
             gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
-        memory = (memory_gib or own.memory / GIB) * GIB
-        return gpu, Machine("cuda", memory, memory), True
+        if memory_gib is not None:
+            return gpu, Machine("cuda", memory_gib * GIB, memory_gib * GIB), True
+        free = min(own.available + CONTEXT, own.memory)  # this process has a context there already
+        return gpu, Machine("cuda", own.memory, free), True
     if memory_gib is not None:
         raise RequestError(f"--gpu-memory-gib: {memory_gib:g} belongs to a GPU and there is none; name it with --gpu")
     memory_here = hardware.read_memory()
