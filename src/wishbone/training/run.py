@@ -36,6 +36,7 @@ from wishbone.model.load import load_model
 from wishbone.preference.losses import are_reference_free
 from wishbone.report.html import write_report
 from wishbone.training.arguments import DPOConfig
+from wishbone.training.compatibility import trl_path_obstacle
 from wishbone.training.progress import ProgressBar
 from wishbone.training.record import MetricsFile, environment, peak_memory_gib, write_json, write_text
 from wishbone.training.remembering import reference_use
@@ -227,9 +228,10 @@ def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[P
 
 
 def _precomputes_reference(config: RunConfig) -> bool:
-    """Whether the model itself is the reference and every weight of it will move."""
+    """Whether the model itself is the reference, every weight of it will move, and TRL can compute its values here."""
     moves = config.adapter.method == "full" and config.model.reference is None
-    return moves and not are_reference_free(config.preference.loss)
+    possible = trl_path_obstacle("cuda" if torch.cuda.is_available() else "cpu") is None
+    return moves and possible and not are_reference_free(config.preference.loss)
 
 
 def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
