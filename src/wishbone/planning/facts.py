@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM
 from wishbone.planning.memory import GIB, MemoryPlan, Weights, estimate_memory
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.situation import Situation
 
 FULL_ROW = 8192
-BF16_FROM, FP8_FROM = 8.0, 8.9
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 LEAST: tuple[Weights, ...] = ("f32", "f16", "bf16", "fp8", "nf4")
 ROOMY: tuple[Weights, ...] = ("bf16", "fp8", "nf4")

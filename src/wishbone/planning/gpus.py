@@ -19,6 +19,9 @@ from typing import Any
 from wishbone.config.document import show
 from wishbone.errors import RequestError
 
+BF16_FROM, FP8_FROM = 8.0, 8.9
+"""Compute capabilities from which on a GPU has arithmetic in these formats."""
+
 GPUS = Path(__file__).with_name("gpus.json")
 NEAR = 0.5
 """How alike two names are, of 1, before one is offered for the other."""

@@ -17,7 +17,7 @@ import numpy as np
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
 from wishbone.data.packing import pack_rows
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import Gpu, known_gpus
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, Gpu, known_gpus
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, estimate_memory, frozen_bytes
 from wishbone.planning.model_shape import ModelShape
@@ -25,7 +25,6 @@ from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
 from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 
-BF16_FROM, FP8_FROM = 8.0, 8.9
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 SIMULATED_STEPS = 100
 SHORTEST = 64
@@ -161,7 +160,6 @@ def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
     """
     names = config.adapter.target_modules
     full = config.adapter.method == "full"
-    reads = not set(config.preference.loss) <= REFERENCE_FREE | {"sft"} or set(config.preference.loss) <= {"sft"}
     separate = config.model.reference is not None
     return MemoryPlan(
         weights=_weights(config, target.gpu),
@@ -171,7 +169,7 @@ def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
         targets="all-linear" if isinstance(names, str) else tuple(name.rpartition(".")[2] for name in names),
         optimizer=config.training.optimizer,
         device=target.machine.kind,
-        reference="separate" if separate else "stored" if full and reads else "none",
+        reference="separate" if separate else "stored" if full and _reads_reference(config) else "none",
         device_memory=target.machine.memory,
     )
 
@@ -214,14 +212,19 @@ def _kept_of(shape: ModelShape, plan: MemoryPlan, rows: Rows, machine: Machine, 
     return rows.kept_layers
 
 
+def _reads_reference(config: RunConfig) -> bool:
+    """Whether the losses, added up, read the reference policy; `sft` alone has one for its metrics."""
+    losses = set(config.preference.loss)
+    return losses <= {"sft"} or not losses <= REFERENCE_FREE | {"sft"}
+
+
 def _passes(config: RunConfig, epochs: float) -> float:
     """Passes over the tokens of a step, the reference's spread over the epochs that remember it."""
-    losses = set(config.preference.loss)
-    reference = 0.0 if losses <= REFERENCE_FREE | {"sft"} and not losses <= {"sft"} else 1.0
+    reference = 1.0 if _reads_reference(config) else 0.0
     if config.training.reference_store != "off" or config.adapter.method == "full":
         reference /= max(ceil(epochs), 1)
     policy = 3 if config.adapter.method == "full" else 2
-    return policy + reference + (1 if losses & SORTED_LOSSES else 0)
+    return policy + reference + (0 if SORTED_LOSSES.isdisjoint(config.preference.loss) else 1)
 
 
 def _alternatives(config: RunConfig, target: Target, processes: int) -> Iterator[Alternative]:
