@@ -13,6 +13,7 @@ from typing import Any
 from wishbone.config.load import parse_config
 from wishbone.config.targets import write
 from wishbone.planning.advisor import advise, shape_of
+from wishbone.planning.alternatives import alternatives
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shape
 from wishbone.planning.lengths import given_lengths
@@ -37,7 +38,9 @@ def plan_of(answers: dict[str, Any]) -> dict[str, Any]:
         situation.pairs or MANY, situation.prompt_tokens, situation.completion_tokens, situation.longest_tokens
     )
     reference = None if name is None else known_shape(name) or shape
-    plan = plan_run(config, Target(shape, lengths, machine, gpu, reference), processes=situation.gpus)
+    target = Target(shape, lengths, machine, gpu, reference)
+    plan = plan_run(config, target, processes=situation.gpus)
+    offers = () if plan.fits else alternatives(config, target, processes=situation.gpus)
     return {
         "fits": plan.fits,
         "items": plan.rows.memory.items,
@@ -53,7 +56,7 @@ def plan_of(answers: dict[str, Any]) -> dict[str, Any]:
         "rowTokens": plan.row_tokens,
         "seconds": plan.seconds,
         "steps": plan.schedule.steps,
-        "alternatives": [[list(one.settings), one.gpu, one.memory] for one in plan.alternatives],
+        "alternatives": [[list(one.settings), one.gpu, one.memory] for one in offers],
         "text": write(situation.target, "yaml", outcome),
     }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
 
 if TYPE_CHECKING:
+    from wishbone.planning.alternatives import Alternative
     from wishbone.planning.gpus import Gpu
     from wishbone.planning.lengths import PairLengths
     from wishbone.planning.room import Machine
@@ -72,6 +73,7 @@ def plan(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             config = load_config(config_path, overrides or [])
+        from wishbone.planning.alternatives import alternatives
         from wishbone.planning.lengths import given_lengths, measured_lengths
         from wishbone.planning.model_files import find_shape
         from wishbone.planning.run_plan import Target, plan_run
@@ -87,12 +89,15 @@ def plan(
             )
         target = Target(shape, lengths, machine, device, None if reference is None else find_shape(reference)[0])
         found = plan_run(config, target, processes=gpus)
+        offers = () if found.fits else tuple(alternatives(config, target, processes=gpus))
     if as_json:
-        typer.echo(json.dumps(_data(config, target, found), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(_data(config, target, found, offers), indent=2, ensure_ascii=False))
     else:
         for caution in cautions(config):
             say(caution, marker="note: ", style="bold yellow", error=True)
         _print(config, target, found, "this machine's" if here else "not this machine's", gpus, directory)
+        if not found.fits:
+            _print_alternatives(screen(), offers)
     raise typer.Exit(0 if found.fits else DOES_NOT_FIT)
 
 
@@ -140,9 +145,8 @@ def _print(config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: 
     need, limit = found.rows.memory.total, found.machine.limit
     if found.fits:
         console.print(plain(f"Fits: {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold green"))
-        return
-    console.print(plain(f"Does not fit: it takes {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold red"))
-    _print_alternatives(console, found)
+    else:
+        console.print(plain(f"Does not fit: it takes {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold red"))
 
 
 def _lines(
@@ -239,22 +243,22 @@ def _bar(begin: float, end: float, width: int, block: str, style: str) -> Text:
     return Text(" " * first) + Text(block * max(round(end) - first, 1), style)
 
 
-def _print_alternatives(console: Console, found: RunPlan) -> None:
-    if not found.alternatives:
+def _print_alternatives(console: Console, offers: Sequence[Alternative]) -> None:
+    if not offers:
         console.print(plain("Nothing that is known fits: it takes a smaller model.", "bold"))
         return
     console.print(plain("What fits, each planned like this run:"))
     table = Table.grid(padding=(0, 2))
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True, justify="right")
-    for alternative in found.alternatives:
+    for alternative in offers:
         gpu = [f'--gpu "{alternative.gpu}"'] if alternative.gpu else []
         what = " ".join([*alternative.settings, *gpu])
         table.add_row(plain(f"  {what}"), plain(f"{_gib(alternative.memory)} GiB"))
     console.print(table)
 
 
-def _data(config: RunConfig, target: Target, found: RunPlan) -> dict[str, Any]:
+def _data(config: RunConfig, target: Target, found: RunPlan, offers: Sequence[Alternative]) -> dict[str, Any]:
     """The plan for programs, sizes in bytes."""
     lengths = target.lengths
     return {
@@ -284,7 +288,7 @@ def _data(config: RunConfig, target: Target, found: RunPlan) -> dict[str, Any]:
         "schedule": asdict(found.schedule),
         "step_seconds": found.seconds,
         "step_seconds_is_a_lower_bound": found.seconds_at_least,
-        "alternatives": [asdict(alternative) for alternative in found.alternatives],
+        "alternatives": [asdict(alternative) for alternative in offers],
     }
 
 

@@ -1,7 +1,7 @@
-"""The plan of a whole run: whether it fits, in which rows, how long it takes, and what fits if it does not.
+"""The plan of a whole run: whether it fits, in which rows, and how long it takes.
 
 Memory is that of the largest row that the run can have. The rows of steps are packed as training packs them, from pairs
-in a random order. What is offered instead of a run that does not fit has been planned itself, and fits.
+in a random order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
 from wishbone.data.packing import pack_rows
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import BF16_FROM, FP8_FROM, Gpu, known_gpus
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, estimate_memory, frozen_bytes
 from wishbone.planning.model_shape import ModelShape
@@ -27,19 +27,8 @@ from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 SIMULATED_STEPS = 100
-SHORTEST = 64
-"""Tokens of a sequence below which a shorter data.max_length is no help."""
 DTYPES: Mapping[str, Weights] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 QUANTIZED: Mapping[str, Weights] = {"nf4": "nf4", "fp8": "fp8"}
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """Another way that fits: settings to give instead, or a GPU to run on, and the bytes that it takes."""
-
-    settings: tuple[str, ...]
-    gpu: str | None
-    memory: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,6 @@ class RunPlan:
         longest_sequence: tokens of the longest sequence (prompt and a completion) that fits, divided as the data's are.
         seconds: of a step, or None where nothing is known.
         seconds_at_least: whether rows are too small for that to be more than a lower bound.
-        alternatives: what fits, where this does not.
     """
 
     weights: Weights
@@ -76,7 +64,6 @@ class RunPlan:
     longest_sequence: int
     seconds: float | None
     seconds_at_least: bool
-    alternatives: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,16 +83,11 @@ def gpu_machine(gpu: Gpu) -> Machine:
 
 
 def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPlan:
-    """Return the plan of a run, with alternatives where it does not fit.
+    """Return the plan of a run, whether or not it fits.
 
     Raises:
         RequestError: the device cannot compute what is asked for.
     """
-    plan = _planned(config, target, processes)
-    return plan if plan.fits else replace(plan, alternatives=tuple(_alternatives(config, target, processes)))
-
-
-def _planned(config: RunConfig, target: Target, processes: int) -> RunPlan:
     shape, lengths, machine = target.shape, target.lengths, target.machine
     training, limit = config.training, config.data.max_length
     plan = memory_plan(config, target)
@@ -225,91 +207,3 @@ def _passes(config: RunConfig, epochs: float) -> float:
         reference /= max(ceil(epochs), 1)
     policy = 3 if config.adapter.method == "full" else 2
     return policy + reference + (0 if SORTED_LOSSES.isdisjoint(config.preference.loss) else 1)
-
-
-def _alternatives(config: RunConfig, target: Target, processes: int) -> Iterator[Alternative]:
-    """Yield what fits: the fewest and mildest changes of settings, shorter pairs, and the smallest GPU."""
-    changes: dict[str, Any] = {}
-    eased = None
-    for change in _changes(config, target):
-        changes |= change
-        if changes.get("adapter.method") == "lora":
-            changes.pop("training.optimizer", None)  # an adapter's states are small
-        eased = _tried(config, target, change, processes) or _tried(config, target, changes, processes)
-        if eased is not None:
-            yield eased
-            break
-    shorter = _shorter(config, target, {} if eased else changes, processes) or _shorter(config, target, {}, processes)
-    if shorter is not None:
-        yield shorter
-    for base in ({}, changes) if changes and eased is None else ({},):
-        moved = _on_another_gpu(config, target, base, processes)
-        if moved is not None:
-            yield moved
-
-
-def _on_another_gpu(
-    config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int
-) -> Alternative | None:
-    """The smallest known GPU, larger than the one at hand, on which the run with these changes fits."""
-    quantization = _changed(config, changes).model.quantization
-    least = FP8_FROM if quantization == "fp8" else BF16_FROM
-    for gpu in sorted(known_gpus().values(), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
-        if target.gpu is None or gpu.memory_gib * GIB <= target.machine.memory or gpu.capability < least:
-            continue
-        found = _tried(config, replace(target, gpu=gpu, machine=gpu_machine(gpu)), changes, processes)
-        if found is not None:
-            return replace(found, gpu=gpu.name)
-    return None
-
-
-def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
-    """Yield changes that save memory, from the one that costs least."""
-    training, gpu = config.training, target.gpu
-    if training.token_budget != "auto":
-        yield {"training.token_budget": "auto"}
-    if training.activations not in ("auto", "offload"):
-        yield {"training.activations": "auto"}
-    if gpu is not None and training.optimizer == "adamw_torch" and config.adapter.method == "full":
-        yield {"training.optimizer": "adamw_8bit"}
-    if config.adapter.method == "full":
-        yield {"adapter.method": "lora"}
-    if gpu is not None and config.model.quantization == "none" and gpu.capability >= FP8_FROM:
-        yield {"adapter.method": "lora", "model.quantization": "fp8"}
-    if gpu is not None and config.model.quantization != "nf4":
-        yield {"adapter.method": "lora", "model.quantization": "nf4"}
-
-
-def _tried(config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int) -> Alternative | None:
-    """The run with these changes, if it fits."""
-    plan = _planned(_changed(config, changes), target, processes)
-    if not plan.fits:
-        return None
-    values = config.model_dump()
-    settings = tuple(
-        f"{name}={value}"
-        for name, value in changes.items()
-        if values[name.partition(".")[0]][name.partition(".")[2]] != value
-    )
-    return Alternative(settings, None, plan.rows.memory.total)
-
-
-def _shorter(config: RunConfig, target: Target, base: Mapping[str, Any], processes: int) -> Alternative | None:
-    """The longest sequences with which the run fits, in whole 64s."""
-    lengths, now = target.lengths, config.data.max_length
-    longest = int((lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)).max())
-    low, high = 0, (min(longest, now) if now else longest) // SHORTEST
-    best = None
-    while low < high:
-        middle = (low + high + 1) // 2
-        tried = _tried(config, target, {**base, "data.max_length": SHORTEST * middle}, processes)
-        low, high, best = (middle, high, tried) if tried else (low, middle - 1, best)
-    return best
-
-
-def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    values = config.model_dump()
-    for name, value in changes.items():
-        section, _, key = name.partition(".")
-        values[section][key] = value
-    return RunConfig.model_validate(values)

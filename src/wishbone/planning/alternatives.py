@@ -1,0 +1,117 @@
+"""What fits where a run does not: milder forms of weights, shorter pairs, a larger GPU.
+
+What is offered has been planned itself, and fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from wishbone.config.schema import RunConfig
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, known_gpus
+from wishbone.planning.memory import GIB
+from wishbone.planning.run_plan import Target, gpu_machine, plan_run
+
+SHORTEST = 64
+"""Tokens of a sequence below which a shorter data.max_length is no help."""
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another way that fits: settings to give instead, or a GPU to run on, and the bytes that it takes."""
+
+    settings: tuple[str, ...]
+    gpu: str | None
+    memory: float
+
+
+def alternatives(config: RunConfig, target: Target, *, processes: int = 1) -> Iterator[Alternative]:
+    """Yield what fits: the fewest and mildest changes of settings, shorter pairs, and the smallest GPU."""
+    changes: dict[str, Any] = {}
+    eased = None
+    for change in _changes(config, target):
+        changes |= change
+        if changes.get("adapter.method") == "lora":
+            changes.pop("training.optimizer", None)  # an adapter's states are small
+        eased = _tried(config, target, change, processes) or _tried(config, target, changes, processes)
+        if eased is not None:
+            yield eased
+            break
+    shorter = _shorter(config, target, {} if eased else changes, processes) or _shorter(config, target, {}, processes)
+    if shorter is not None:
+        yield shorter
+    for base in ({}, changes) if changes and eased is None else ({},):
+        moved = _on_another_gpu(config, target, base, processes)
+        if moved is not None:
+            yield moved
+
+
+def _on_another_gpu(
+    config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int
+) -> Alternative | None:
+    """The smallest known GPU, larger than the one at hand, on which the run with these changes fits."""
+    quantization = _changed(config, changes).model.quantization
+    least = FP8_FROM if quantization == "fp8" else BF16_FROM
+    for gpu in sorted(known_gpus().values(), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
+        if target.gpu is None or gpu.memory_gib * GIB <= target.machine.memory or gpu.capability < least:
+            continue
+        found = _tried(config, replace(target, gpu=gpu, machine=gpu_machine(gpu)), changes, processes)
+        if found is not None:
+            return replace(found, gpu=gpu.name)
+    return None
+
+
+def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
+    """Yield changes that save memory, from the one that costs least."""
+    training, gpu = config.training, target.gpu
+    if training.token_budget != "auto":
+        yield {"training.token_budget": "auto"}
+    if training.activations not in ("auto", "offload"):
+        yield {"training.activations": "auto"}
+    if gpu is not None and training.optimizer == "adamw_torch" and config.adapter.method == "full":
+        yield {"training.optimizer": "adamw_8bit"}
+    if config.adapter.method == "full":
+        yield {"adapter.method": "lora"}
+    if gpu is not None and config.model.quantization == "none" and gpu.capability >= FP8_FROM:
+        yield {"adapter.method": "lora", "model.quantization": "fp8"}
+    if gpu is not None and config.model.quantization != "nf4":
+        yield {"adapter.method": "lora", "model.quantization": "nf4"}
+
+
+def _tried(config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int) -> Alternative | None:
+    """The run with these changes, if it fits."""
+    plan = plan_run(_changed(config, changes), target, processes=processes)
+    if not plan.fits:
+        return None
+    values = config.model_dump()
+    settings = tuple(
+        f"{name}={value}"
+        for name, value in changes.items()
+        if values[name.partition(".")[0]][name.partition(".")[2]] != value
+    )
+    return Alternative(settings, None, plan.rows.memory.total)
+
+
+def _shorter(config: RunConfig, target: Target, base: Mapping[str, Any], processes: int) -> Alternative | None:
+    """The longest sequences with which the run fits, in whole 64s."""
+    lengths, now = target.lengths, config.data.max_length
+    longest = int((lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)).max())
+    low, high = 0, (min(longest, now) if now else longest) // SHORTEST
+    best = None
+    while low < high:
+        middle = (low + high + 1) // 2
+        tried = _tried(config, target, {**base, "data.max_length": SHORTEST * middle}, processes)
+        low, high, best = (middle, high, tried) if tried else (low, middle - 1, best)
+    return best
+
+
+def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    values = config.model_dump()
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        values[section][key] = value
+    return RunConfig.model_validate(values)
