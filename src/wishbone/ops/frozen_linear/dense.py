@@ -13,7 +13,7 @@ class DenseWeight:
     """W as a plain matrix.
 
     Args:
-        weight: [N, K], the dtype of the inputs.
+        weight: [N, K]; products are taken in the dtype of the inputs.
     """
 
     input_form: InputForm = "plain"
@@ -29,11 +29,11 @@ class DenseWeight:
     def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
         """Return x W^T + bias."""
         assert isinstance(prepared, Tensor)
-        return F.linear(prepared, self.weight, bias)
+        return F.linear(prepared, self.matrix(prepared.dtype), bias)
 
     def backward(self, grad: Tensor) -> Tensor:
         """Return grad W."""
-        return grad @ self.weight
+        return grad @ self.matrix(grad.dtype)
 
     def dense(self) -> Tensor:
         """Return W itself."""

@@ -1,0 +1,46 @@
+r"""Adding a small term to a number that was rounded: the definition.
+
+An adapter adds d = (l F)_tn to y_tn = (x W^T)_tn. Where y comes out of its product in bfloat16, it is a multiple of a
+step u, 1/128 to 1/256 of y itself. An adapter that is trained at DPO's learning rates mostly adds less than u / 2, and
+rounding y + d to the nearest gives y: most of what the adapter does, and of the reward, is not seen. Here
+
+    y + d is rounded up with probability (y + d - down) / u, else down,        E[result] = y + d
+
+with "down" the multiple of u towards zero (stochastic rounding; Croci et al. 2022, "Stochastic rounding:
+implementation, error analysis and applications", R. Soc. Open Sci. 9:211631). That is what a product which rounds once
+does as well, as x W^T falls anywhere between two steps.
+
+What decides is a hash of the bits of y and d. So a number is rounded the same way each time and wherever it stands:
+recomputing a layer gives what was kept, and rows do not depend on each other. d = 0 leaves y as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MULTIPLIERS = (0x7FEB352D, 0x5BD1E995, 0x31848BAB)
+"""Odd numbers below 2^31 that mix bits well, as hashes use them (lowbias32, MurmurHash2, triple32)."""
+
+
+def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
+    """Add low @ factor to y in place; as `add_low_rank_`."""
+    if y.dtype != torch.bfloat16:
+        return y.addmm_(low, factor)
+    return y.copy_(rounded_at_random(y, low.float() @ factor.float()))
+
+
+def rounded_at_random(y: Tensor, addend: Tensor) -> Tensor:
+    """Return y + addend in bfloat16, for y in bfloat16 and an addend in float32."""
+    exact = y.float()
+    total = exact + addend
+    bits = (total.view(torch.int32) + (_hash(exact, addend) & 0xFFFF)) & ~0xFFFF
+    return torch.where(total.isnan(), total, bits.view(torch.float32)).to(torch.bfloat16)
+
+
+def _hash(exact: Tensor, addend: Tensor) -> Tensor:
+    """32 bits, as int32, that look random for different numbers; products wrap around."""
+    first, second, third = MULTIPLIERS
+    h = addend.contiguous().view(torch.int32) * first ^ exact.view(torch.int32) * second
+    h = (h ^ (h >> 15 & 0x1FFFF)) * third
+    return h ^ (h >> 16 & 0xFFFF)

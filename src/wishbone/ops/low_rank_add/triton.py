@@ -1,0 +1,89 @@
+"""y += l F in Triton: one pass over y, 4 bytes an element; the product of rank r stays in registers.
+(Triton's interpreter multiplies no bfloat16; there the factors are cast first.)
+
+The equation and the rounding are in `reference.py`; addends are float32 sums of products of 16-bit numbers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wishbone.ops.low_rank_add.reference import MULTIPLIERS
+
+ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
+"""A tile of y, and ranks that are multiplied at a time."""
+FIRST, SECOND, THIRD = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
+
+
+def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
+    """Add low @ factor to y in place; as `add_low_rank_`."""
+    (rows, columns), rank = y.shape, low.shape[1]
+    if rows and columns:
+        ranks = min(RANKS, max(16, triton.next_power_of_2(rank)))
+        _add_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))](
+            y,
+            low,
+            factor,
+            *y.stride(),
+            *low.stride(),
+            *factor.stride(),
+            rows,
+            columns,
+            rank,
+            ROWS=ROWS,
+            COLUMNS=COLUMNS,
+            RANKS=ranks,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=WARPS,
+        )
+    return y
+
+
+@triton.jit
+def _add_kernel(
+    y,
+    low,
+    factor,
+    y_row,
+    y_column,
+    low_row,
+    low_rank,
+    factor_rank,
+    factor_column,
+    rows,
+    columns,
+    rank,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANKS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    inside = (row < rows) & (column < columns)
+    at = y + row * y_row + column * y_column
+    exact = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    addend = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, rank, RANKS):
+        r = start + tl.arange(0, RANKS)
+        left = low + row * low_row + r[None, :] * low_rank
+        right = factor + r[:, None] * factor_rank + column * factor_column
+        left = tl.load(left, mask=(row < rows) & (r[None, :] < rank), other=0.0)
+        right = tl.load(right, mask=(r[:, None] < rank) & (column < columns), other=0.0)
+        if INTERPRETED:
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        addend = tl.dot(left, right, addend)
+    tl.store(at, _rounded_at_random(exact, addend), mask=inside)
+
+
+@triton.jit
+def _rounded_at_random(exact, addend):
+    """Return exact + addend in bfloat16, rounded up or down as a hash of both says."""
+    total = exact + addend
+    h = addend.to(tl.int32, bitcast=True) * FIRST ^ exact.to(tl.int32, bitcast=True) * SECOND
+    h = (h ^ (h >> 15 & 0x1FFFF)) * THIRD
+    h = h ^ (h >> 16 & 0xFFFF)
+    bits = (total.to(tl.int32, bitcast=True) + (h & 0xFFFF)) & -0x10000
+    return tl.where(total == total, bits.to(tl.float32, bitcast=True), total).to(tl.bfloat16)
