@@ -275,3 +275,40 @@ def test_fp8_weights_in_one_buffer_are_one_weight() -> None:
     exact = sum(g @ w.dense() for g, w in zip(grads, separate, strict=True)) + h @ joined.a
     for rounded in (dx, plain.input_gradient(grads, h)):
         assert (rounded - exact).norm() <= 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("one_buffer", [False, True])
+def test_a_small_adapter_is_not_rounded_away_in_bfloat16(one_buffer: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(96, 64, generator=g).bfloat16(), requires_grad=False) for _ in range(2)]
+    assert fuse_group(parameters) or not one_buffer
+    weights = [DenseWeight(parameter if one_buffer else parameter.clone()) for parameter in parameters]
+    factors = [Adapter(torch.randn(8, 64, generator=g), torch.randn(96, 8, generator=g) * 1e-3) for _ in range(2)]
+    x = torch.randn(2000, 64, generator=g).bfloat16()
+    upstream = torch.randn(2000, 96, generator=g).bfloat16()
+
+    def outputs(adapters: Sequence[Adapter | None], graph: bool) -> list[Tensor]:
+        leaf = x.clone().requires_grad_(graph)
+        ys = lora_linears(leaf, weights, [None, None], adapters)
+        return [*ys, *(torch.autograd.grad(ys, leaf, [upstream, upstream]) if graph else ())]
+
+    addends = [x.double() @ f.a.double().t() @ f.b.double().t() for f in factors]
+    addends.append(sum(upstream.double() @ f.b.double() @ f.a.double() for f in factors))  # type: ignore[arg-type]
+    for graph in (False, True):
+        moved = zip(outputs(factors, graph), outputs([None, None], graph), addends, strict=False)
+        for with_adapter, without, addend in moved:
+            kept = ((with_adapter.double() - without.double()) * addend).sum() / addend.square().sum()
+            assert abs(kept - 1) < 0.05, "rounded to the nearest after the product, 0.6 or less of it is left"
+
+
+def test_a_joined_product_with_biases_rounds_as_single_ones_do() -> None:
+    g = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(n, 64, generator=g).bfloat16(), requires_grad=False) for n in (96, 32, 32)]
+    assert fuse_group(parameters)
+    biases = [torch.randn(96, generator=g).bfloat16(), None, torch.randn(32, generator=g).bfloat16()]
+    x = torch.randn(50, 64, generator=g).bfloat16()
+    args = [DenseWeight(parameter) for parameter in parameters], biases, [None] * 3, torch.bfloat16
+    together, _ = LinearGroup(*args, join=True).forward(x)
+    single, _ = LinearGroup(*args).forward(x)
+    for y, expected in zip(together, single, strict=True):
+        assert torch.equal(y, expected)

@@ -92,14 +92,13 @@ def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
 
 
 def _fused_layers(trainer: DPOTrainer, model: nn.Module) -> FusedLayers | None:
-    """The layers of the model as a GPU runs them best, and anywhere in 16 bits.
+    """The layers of the model as a GPU runs them best, and anywhere in bfloat16.
 
     A CPU gains no time by it. But PEFT's layers add what an adapter says to an output that is rounded already, and in
-    16 bits most of it is lost there (`ops/low_rank_add`).
+    bfloat16 most of it is lost there (`ops/low_rank_add`).
     """
     on_gpu = compute_device(model).type == "cuda"
-    sixteen_bits = trainer.args.bf16 or trainer.args.fp16 or model.dtype in (torch.bfloat16, torch.float16)
-    if not on_gpu and not sixteen_bits:
+    if not on_gpu and not trainer.args.bf16 and model.dtype != torch.bfloat16:
         return None
     fused = FusedLayers(model)
     if on_gpu:

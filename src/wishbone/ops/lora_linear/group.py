@@ -8,8 +8,8 @@ With S_i = s_i A_i, and a stack S of all S_i so that x is read once for all of t
 
 What an adapter adds is mostly smaller than half a step of bfloat16. Added to an output that was rounded already, and
 rounded to the nearest, it is lost, and that is also what a matrix product does which accumulates onto its output in
-bfloat16 (cuBLAS on an H200 keeps 14 to 58 % of it). `low_rank_add` rounds so
-that sums are right on average, forward and in dx.
+bfloat16 (cuBLAS on an H200 keeps 14 to 58 % of it). `low_rank_add` rounds so that sums are right on average, forward
+and in dx.
 
 A, B are cast to the dtype of x, whatever they are kept in; dA and dB come out of the product in float32 (float64 for
 float64), never rounded to 16 bits.
@@ -110,10 +110,8 @@ class LinearGroup:
         """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
         joined, low = self.joined, self._low(x)
         assert joined is not None
-        together = joined.forward(joined.prepare(x) if prepared is None else prepared)
-        for y, bias, b, rank in zip(together.split(self.sizes, dim=1), self.biases, self.b, self.ranks, strict=True):
-            if bias is not None:
-                y += bias
+        together = joined.forward(joined.prepare(x) if prepared is None else prepared, self._joined_bias(x))
+        for y, b, rank in zip(together.split(self.sizes, dim=1), self.b, self.ranks, strict=True):
             if low is not None and b is not None:
                 add_low_rank_(y, low[:, rank], b.t())
         return together, low
@@ -166,6 +164,13 @@ class LinearGroup:
             if adapter is not None:
                 torch.mul(adapter.a, adapter.scale, out=stack[rows])
         return stack
+
+    def _joined_bias(self, x: Tensor) -> Tensor | None:
+        """Biases one after the other, so that a joined product rounds where single ones do; None without any."""
+        if all(bias is None for bias in self.biases):
+            return None
+        parts = zip(self.biases, self.sizes, strict=True)
+        return torch.cat([x.new_zeros(size) if bias is None else bias for bias, size in parts])
 
     def _low(self, x: Tensor) -> Tensor | None:
         return None if self.a is None else F.linear(x, self.a)

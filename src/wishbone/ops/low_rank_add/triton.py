@@ -1,7 +1,7 @@
 """y += l F in Triton: one pass over y, 4 bytes an element; the product of rank r stays in registers.
-(Triton's interpreter multiplies no bfloat16; there the factors are cast first.)
 
-The equation and the rounding are in `reference.py`; addends are float32 sums of products of 16-bit numbers.
+The equation and the rounding are in `reference.py`; addends are float32 sums of products of 16-bit numbers. Triton's
+interpreter multiplies no bfloat16; there the factors are cast first.
 """
 
 from __future__ import annotations
