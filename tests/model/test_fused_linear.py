@@ -272,6 +272,24 @@ def test_dropout_of_the_adapter_runs_peft() -> None:
             assert torch.equal(loss_of(model), expected)
 
 
+@pytest.mark.parametrize("how", ["switched off", "evaluated"])
+def test_dropout_that_is_off_is_none(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(tiny_model("llama", dtype=torch.float64), dropout=0.5)
+    if how == "switched off":
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    expected = loss_and_gradients(model)
+    fused = FusedLinears(model)
+    assert len(fused.mlps) == model.config.num_hidden_layers
+    with fused.running(), own_forwards(model, monkeypatch) as calls:
+        got = loss_and_gradients(model)
+    assert calls == ["lm_head"]
+    for value, own in zip(got, expected, strict=True):
+        assert torch.allclose(value, own, rtol=1e-9, atol=1e-12)
+
+
 def test_gradient_checkpointing_runs_the_layers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(tiny_model("gemma3_text", dtype=torch.float64))
     expected = loss_and_gradients(model)

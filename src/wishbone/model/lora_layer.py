@@ -5,8 +5,8 @@ read at every call, so that switching adapters needs no word to us. A layer that
 
     W x + b + sum over active adapters of s B A x
 
-(dropout, DoRA and other variants, biases of adapters, a base that is trained or unknown) is none of ours and runs its
-own forward.
+(dropout that is on, DoRA and other variants, biases of adapters, a base that is trained or unknown) is none of ours and
+runs its own forward.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class LayerReader:
         modules = own["_modules"]
         base = vars(modules["base_layer"])
         active = own["_active_adapter"]
-        a, b = vars(modules["lora_A"])["_modules"], vars(modules["lora_B"])["_modules"]
+        a, b, dropout = (vars(modules[part])["_modules"] for part in ("lora_A", "lora_B", "lora_dropout"))
         found = [
-            (name, own["scaling"].get(name), _factor_state(a[name]), _factor_state(b[name]))
+            (name, own["scaling"].get(name), _factor_state(a[name]), _factor_state(b[name]), _drops(dropout[name]))
             for name in ((active,) if isinstance(active, str) else active)
             if name in a
         ]
@@ -148,12 +148,19 @@ def _identity(tensor: Tensor) -> tuple[int, int, bool]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad
 
 
+def _drops(module: nn.Module) -> bool:
+    """Whether an adapter's dropout is on; TRL's `disable_dropout`, its default, leaves modules of probability 0."""
+    if type(module) is nn.Dropout:
+        return module.p > 0 and module.training
+    return type(module) is not nn.Identity
+
+
 def _is_plain(layer: Any, name: str) -> bool:
     """Whether an adapter adds s B A x and nothing else."""
     a, b = layer.lora_A[name], layer.lora_B[name]
     return (
         name not in layer.lora_variant
-        and type(layer.lora_dropout[name]) is nn.Identity
+        and not _drops(layer.lora_dropout[name])
         and type(a) is type(b) is nn.Linear
         and a.bias is None
         and b.bias is None
