@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import tempfile
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -90,30 +88,29 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", help="of these sources, where they are no checkout")
+    parser.add_argument("--out", type=Path, default=Path("adapter-rounding.json"))
     options = parser.parse_args()
     import wishbone.model.host_memory  # noqa: F401  settles host memory before PyTorch is there
     from benchmarks.loading import versions
     from benchmarks.quality import split_pairs
+    from benchmarks.results import Results
     from benchmarks.systems import parse_system
     from wishbone.model.load import resolve_model
 
     directory = resolve_model(options.model)
     pairs = split_pairs(options.data, options.pairs, 0)["train"]
-    _, adapter = run(EXACT, options, directory, pairs)
-    systems = {}
+    results = Results()
+    results.begin_call(options.commit)
+    case = f"{Path(options.model).name}, {len(pairs)} pairs, {options.epochs} epochs at {options.learning_rate:g}"
+    trained, adapter = run(EXACT, options, directory, pairs)
+    print(f"trained: margin {trained['margin']:.4f}, loss {trained['loss']:.4f} on average", flush=True)
     for name in options.systems.split(","):
-        systems[name], _ = run(name, options, directory, pairs, adapter)
-        print(f"{name}: margin {systems[name]['margin']:.4f}, loss {systems[name]['loss']:.4f}", flush=True)
-    result = {
-        "benchmark": "adapter rounding",
-        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(parse_system(EXACT)),
-        "options": {key: str(value) for key, value in vars(options).items() if key not in ("data", "out")},
-        "systems": systems,
-    }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        figures, _ = run(name, options, directory, pairs, adapter)
+        print(f"{name}: margin {figures['margin']:.4f}, loss {figures['loss']:.4f}", flush=True)
+        row = {"kind": "adapter rounding", "size": None, "system": name, "case": case, "status": "ok", **figures}
+        results.add({**row, "versions": versions(parse_system(name))})
+        results.write(options.out)
 
 
 if __name__ == "__main__":
