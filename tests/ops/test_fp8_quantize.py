@@ -115,15 +115,17 @@ def test_shapes_and_dtypes(backend: Any, dtype: torch.dtype, rows: int, columns:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_in_one_pass(backend: Any, offset: float, dtype: torch.dtype) -> None:
-    x, weight = normal(6, 200, dtype=dtype) * 3, normal(200, seed=1, dtype=dtype)
-    exact = torch.nn.functional.rms_norm(x.double(), (200,), offset + weight.double(), 1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [200, 2560, 4096])
+def test_norm_in_one_pass(backend: Any, offset: float, dtype: torch.dtype, columns: int) -> None:
+    """Sums depend on their order; whether a norm is quantized must not change it."""
+    x, weight = normal(6, columns, dtype=dtype) * 3, normal(columns, seed=1, dtype=dtype)
+    exact = torch.nn.functional.rms_norm(x.double(), (columns,), offset + weight.double(), 1e-5)
     normed, quantized, reciprocal = rms_norm_quantize(x, weight, 1e-5, offset=offset, backend=backend)
     assert normed.dtype == dtype
     assert torch.allclose(normed.double(), exact, rtol=2e-6 if dtype == torch.float32 else 2 * BFLOAT16, atol=1e-6)
     assert torch.allclose(reciprocal.double(), (x.double().square().mean(1) + 1e-5).rsqrt(), rtol=1e-6)
-    assert same(quantized, quantize_rows(normed))
+    assert same(quantized, quantize_rows(normed)) and same(quantized, quantize_rows(normed, backend=backend))
     alone, reciprocal_alone = rms_norm(x, weight, 1e-5, offset=offset, backend=backend)
     assert torch.equal(alone, normed) and torch.equal(reciprocal, reciprocal_alone)
 

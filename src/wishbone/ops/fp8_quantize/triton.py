@@ -5,6 +5,10 @@ kept: 2 read, 2 + 1 written). Two choices keep arithmetic below it. A row is mul
 by its scale. And the maximum is taken over bit patterns: without their sign, floats and their patterns as integers have
 one order, in which NaN and infinity come last, so that both reach the scale.
 
+A norm is the same number for number whether it is quantized or not, though sums depend on their order, and this on how
+many columns a thread holds: as many as the widest access takes in 16 bytes, of e4m3 16. So the norm's kernel stores
+only as many e4m3 numbers at once as there are numbers of x in 16 bytes.
+
 Division and square root, once a row, are rounded correctly, and so are all products: values and scales are those of the
 reference bit by bit. (On GPUs of compute capability 8.9 Triton converts by way of float16, cut off, which can take what
 lies just above the middle between two numbers to the lower one.) In Triton's interpreter, whose conversion to e4m3
@@ -160,16 +164,16 @@ def _on_grid(x):
 
 
 @triton.jit
-def _store_quantized(exact, values, scale, row, columns, at, inside, INTERPRETED: tl.constexpr):
-    """Store one row of float32 numbers, zero outside, as e4m3 and its scale."""
+def _store_quantized(exact, values, scale, inside, INTERPRETED: tl.constexpr):
+    """Store one row of float32 numbers, zero outside, as e4m3 and its scale, each where the pointers say."""
     pattern = exact.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     amax = tl.max(pattern, axis=0).to(tl.float32, bitcast=True)
     amax = tl.where(amax < SMALLEST, SMALLEST, amax)
     scaled = exact * tl.div_rn(LARGEST, amax)
     if INTERPRETED:
         scaled = _on_grid(scaled)
-    tl.store(values + row * columns + at, scaled.to(tl.float8e4nv), mask=inside)
-    tl.store(scale + row, tl.div_rn(amax, LARGEST))
+    tl.store(values, scaled.to(tl.float8e4nv), mask=inside)
+    tl.store(scale, tl.div_rn(amax, LARGEST))
 
 
 @triton.jit
@@ -190,7 +194,7 @@ def _quantize_kernel(
     exact = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
     if SCALED:
         exact = exact * tl.load(column_scale + at, mask=inside, other=0.0).to(tl.float32)
-    _store_quantized(exact, values, scale, row, columns, at, inside, INTERPRETED)
+    _store_quantized(exact, values + row * columns + at, scale + row, inside, INTERPRETED)
 
 
 @triton.jit
@@ -227,7 +231,9 @@ def _rms_norm_kernel(
     tl.store(reciprocal_rms + row, reciprocal)
     if QUANTIZE:
         rounded = tl.where(inside, result.to(tl.float32), 0.0)
-        _store_quantized(rounded, values, scale, row, columns, at, inside, INTERPRETED)
+        VECTOR: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+        target = tl.max_contiguous(values + row * columns + at, [VECTOR])
+        _store_quantized(rounded, target, scale + row, inside, INTERPRETED)
 
 
 @triton.jit
@@ -270,4 +276,4 @@ def _swiglu_kernel(
     result = (exact / (1.0 + tl.exp(-exact)) * u.to(tl.float32)).to(dtype)
     if KEEP:
         tl.store(product + row * columns + at, result, mask=inside)
-    _store_quantized(result.to(tl.float32), values, scale, row, columns, at, inside, INTERPRETED)
+    _store_quantized(result.to(tl.float32), values + row * columns + at, scale + row, inside, INTERPRETED)
