@@ -11,8 +11,10 @@ from torch import Tensor
 from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.model.activations import NOTHING, Activations
 from wishbone.model.adapter import add_adapter
+from wishbone.model.fp8 import quantize_to_fp8
 from wishbone.model.fused_layers import FusedLayers
 from wishbone.model.fused_linear import FusedLinears
+from wishbone.model.fused_norm import FusedNorms
 from wishbone.model.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -77,6 +79,19 @@ def test_recomputed_layers_run_fused(offload: bool) -> None:
     model.train()
     activations = Activations(model.get_base_model(), NOTHING, offload="always" if offload else "never")
     assert_close(results(Policy(model, fused=FusedLinears(model), activations=activations)), expected, 1e-9)
+
+
+@pytest.mark.parametrize("tile_tokens", [None, 16])
+def test_norms_that_quantize_for_fp8_layers_change_no_bit(tile_tokens: int | None) -> None:
+    """`test_quantized_input.py` counts the rows."""
+    model = add_adapter(quantize_to_fp8(tiny_model("llama", dtype=torch.bfloat16)), rank=4, seed=0)
+    draw(model, 1)
+    apart, together = FusedLayers(model), FusedLayers(model, norms_everywhere=True)
+    apart.norms = FusedNorms(model, everywhere=True)
+    expected = results(Policy(model, fused=apart, tile_tokens=tile_tokens))
+    for _ in range(2):
+        got = results(Policy(model, fused=together, tile_tokens=tile_tokens))
+        assert len(got) == len(expected) > 1 and all(map(torch.equal, got, expected))
 
 
 def test_a_reference_of_several_copies_of_the_adapter() -> None:

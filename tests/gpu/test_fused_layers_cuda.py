@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_model
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wishbone.model import fused_norm
 from wishbone.model.adapter import add_adapter
+from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
 from wishbone.model.fused_layers import FusedLayers
+from wishbone.model.fused_norm import FusedNorms
+from wishbone.ops.fp8_quantize import rms_norm_quantize
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,3 +76,40 @@ def test_what_is_kept_for_the_backward_pass() -> None:
         kept = torch.cuda.memory_allocated() - before - y.nbytes
         y.sum().backward()
     assert kept <= 2 * tokens * 2 * wide * 1.05
+
+
+@pytest.mark.parametrize("one_buffer", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_norms_that_quantize_for_fp8_layers_change_no_bit(
+    family: str, one_buffer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention is that of `SDPBackend.MATH`, whose backward pass gives the same bits each time."""
+    if obstacle := fp8_obstacle(torch.device("cuda")):
+        pytest.skip(obstacle)
+    model = tiny_model(family, hidden_size=1024, intermediate_size=2048, dtype=torch.bfloat16).cuda()
+    model = add_adapter(quantize_to_fp8(model), rank=8, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator).cuda() * 0.1
+    ids = torch.randint(3, 120, (2, 64), generator=generator).cuda()
+    if one_buffer:
+        assert FusedLayers(model).linears.lay_in_one_buffer()
+    apart, together = FusedLayers(model), FusedLayers(model)
+    apart.norms = FusedNorms(model)
+    quantized = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        quantized.append(args[0].shape)
+        return rms_norm_quantize(*args, **kwargs)
+
+    monkeypatch.setattr(fused_norm, "rms_norm_quantize", counted)
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", dtype=torch.bfloat16):
+        with apart.running():
+            expected = loss_and_gradients(model, ids)
+        assert len(expected) > 1 and not quantized
+        for norms in (0, 4):
+            quantized.clear()
+            with together.running():
+                got = loss_and_gradients(model, ids)
+            assert len(quantized) == norms and all(map(torch.equal, got, expected))

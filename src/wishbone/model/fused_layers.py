@@ -9,6 +9,7 @@ from torch import nn
 
 from wishbone.model.fused_linear import FusedLinears
 from wishbone.model.fused_norm import FusedNorms
+from wishbone.model.quantized_input import QuantizedInput
 
 
 class FusedLayers:
@@ -20,8 +21,9 @@ class FusedLayers:
     """
 
     def __init__(self, model: nn.Module, *, norms_everywhere: bool = False) -> None:
-        self.linears = FusedLinears(model)
-        self.norms = FusedNorms(model, everywhere=norms_everywhere)
+        quantized = QuantizedInput()
+        self.linears = FusedLinears(model, quantized)
+        self.norms = FusedNorms(model, everywhere=norms_everywhere, quantized=quantized)
 
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:

@@ -23,7 +23,16 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from wishbone.model.fused_mlp import FusedMlp, fused_mlp_of
-from wishbone.model.lora_layer import Forward, LayerReader, base_of, columns, input_features, is_lora_linear
+from wishbone.model.lora_layer import (
+    Forward,
+    LayerReader,
+    PlainLinear,
+    base_of,
+    columns,
+    input_features,
+    is_lora_linear,
+)
+from wishbone.model.quantized_input import QuantizedInput
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
 from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
 
@@ -36,14 +45,16 @@ class FusedLinears:
 
     Args:
         model: a transformers model, with or without PEFT's adapters. Nothing of it is changed.
+        quantized: where fused norms leave their output for FP8 layers; None without such norms.
 
     Attributes:
         groups: linear layers that are computed together, or alone, by name.
         mlps: MLPs that are computed as one function, by name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, quantized: QuantizedInput | None = None) -> None:
         self._left = _Left()
+        self._quantized = quantized or QuantizedInput()
         self._groups: list[_Group] = []
         self._mlps: list[FusedMlp] = []
         self._switched: list[nn.Module] = []
@@ -127,7 +138,7 @@ class FusedLinears:
                 alone = {child: found for child, found in alone.items() if child not in names}
         for child, found in alone.items():
             self._add(name, {child: found})
-        mlp = fused_mlp_of(module, name, linears)
+        mlp = fused_mlp_of(module, name, linears, self._quantized)
         if mlp is not None:
             self._mlps.append(mlp)
         for child, found in children.items():
@@ -136,7 +147,7 @@ class FusedLinears:
 
     def _add(self, parent: str, members: dict[str, nn.Module]) -> None:
         names = tuple(_join(parent, child) for child in members)
-        self._groups.append(_Group(names, tuple(members.values()), self._left))
+        self._groups.append(_Group(names, tuple(members.values()), self._left, self._quantized))
 
 
 class _Left:
@@ -172,10 +183,12 @@ class _Left:
 class _Group:
     """Linear layers that are called with the same input, or one layer."""
 
-    def __init__(self, names: tuple[str, ...], modules: tuple[nn.Module, ...], left: _Left) -> None:
+    def __init__(
+        self, names: tuple[str, ...], modules: tuple[nn.Module, ...], left: _Left, quantized: QuantizedInput
+    ) -> None:
         self.names, self.modules = names, modules
         self.shares_input = len(modules) > 1
-        self._left = left
+        self._left, self._quantized = left, quantized
         self._readers = [LayerReader(module) for module in modules]
 
     def read_own(self) -> None:
@@ -207,12 +220,15 @@ class _Group:
             layers = [reader.read(x, dtype) for reader in self._readers]
             read = [layer for layer in layers if layer is not None]
             if len(read) == len(layers):
-                outputs = dict(enumerate(lora_linears(x, *columns(read))))
+                outputs = dict(enumerate(self._linears(x, read)))
                 y = outputs.pop(index)
                 self._left.leave(self, x, outputs)
                 return y
         layer = self._readers[index].read(x, dtype)
-        return None if layer is None else lora_linears(x, *columns([layer]))[0]
+        return None if layer is None else self._linears(x, [layer])[0]
+
+    def _linears(self, x: Tensor, layers: list[PlainLinear]) -> tuple[Tensor, ...]:
+        return lora_linears(x, *columns(layers), prepared=self._quantized.take(x, layers[0].weight))
 
 
 def _can_be_read(module: nn.Module) -> bool:

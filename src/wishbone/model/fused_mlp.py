@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.model.lora_layer import Forward, LayerReader, base_of, columns, has_hooks, input_features
+from wishbone.model.quantized_input import QuantizedInput
 from wishbone.ops.gated_mlp import Activation, activate, gated_mlp
 from wishbone.ops.lora_linear import compute_dtype
 
@@ -33,6 +34,7 @@ class FusedMlp:
         layers: its linear layers, in the order of `gated_mlp`.
         activation_module: the module that computes its activation.
         activation: what that is.
+        quantized: where fused norms leave their output for FP8 layers.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class FusedMlp:
         layers: tuple[nn.Module, ...],
         activation_module: nn.Module,
         activation: Activation,
+        quantized: QuantizedInput,
     ) -> None:
         self.name, self.module, self.layers = name, module, layers
         self.tile_tokens: int | None = None
         self._parts = (*layers, activation_module)
-        self._activation = activation
+        self._activation, self._quantized = activation, quantized
         self._readers = [LayerReader(layer) for layer in layers]
 
     @property
@@ -80,16 +83,20 @@ class FusedMlp:
         read = [layer for layer in found if layer is not None]
         if len(read) < len(found):
             return None
-        return gated_mlp(x, *columns(read), activation=self._activation, tile_tokens=self.tile_tokens)
+        rows = None if self.tile_tokens else self._quantized.take(x, read[0].weight)
+        return gated_mlp(x, *columns(read), activation=self._activation, tile_tokens=self.tile_tokens, prepared=rows)
 
 
-def fused_mlp_of(module: nn.Module, name: str, linears: dict[str, nn.Module]) -> FusedMlp | None:
+def fused_mlp_of(
+    module: nn.Module, name: str, linears: dict[str, nn.Module], quantized: QuantizedInput | None = None
+) -> FusedMlp | None:
     """Return the MLP that a module is, after comparing its output with ours; None if it is none, or another kind.
 
     Args:
         module: any module of a model; nothing of it is changed. One with hooks, which would see the trial, is none.
         name: of the module.
         linears: its children that are linear layers which can be read, by name.
+        quantized: where fused norms leave their output for FP8 layers; None without such norms.
     """
     activations = [getattr(module, a) for a in ACTIVATIONS if isinstance(getattr(module, a, None), nn.Module)]
     names = next((names for names in LAYERS if all(n in linears for n in names)), None)
@@ -99,7 +106,8 @@ def fused_mlp_of(module: nn.Module, name: str, linears: dict[str, nn.Module]) ->
     activation = _activation_of(activations[0], linears[names[0]])
     if activation is None or not all(map(_does_nothing, others)):
         return None
-    mlp = FusedMlp(name, module, tuple(linears[n] for n in names), activations[0], activation)
+    layers = tuple(linears[n] for n in names)
+    mlp = FusedMlp(name, module, layers, activations[0], activation, quantized or QuantizedInput())
     return mlp if _agrees(mlp) else None
 
 

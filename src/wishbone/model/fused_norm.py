@@ -1,7 +1,8 @@
 """RMSNorm and rotary embeddings of any transformers model in one pass each, for as long as a step runs.
 
 Written in PyTorch, an RMSNorm with frozen weight makes five passes over memory and keeps float32 copies of its input
-for the backward pass; a rotary embedding makes six. Here a norm keeps its input and one number a row.
+for the backward pass; a rotary embedding makes six. Here a norm keeps its input and one number a row, and where FP8
+layers read its output, it writes that in e4m3, too (`quantized_input.py`).
 
 What is a norm is found out by trying: a module with one weight and an epsilon whose output and whose gradient are those
 of an RMSNorm with weight w or 1 + w. Rotary embeddings are functions, which attention layers look up by name in their
@@ -25,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wishbone.ops.fp8_quantize import rms_norm, rms_norm_backward
+from wishbone.model.quantized_input import QuantizedInput
+from wishbone.ops.fp8_quantize import QuantizedRows, rms_norm, rms_norm_backward, rms_norm_quantize
 from wishbone.ops.rotary import rotary
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -40,13 +42,15 @@ class FusedNorms:
     Args:
         model: a transformers model. Nothing of it is changed.
         everywhere: also on devices other than CUDA, where it gains little.
+        quantized: where norms leave their output for FP8 layers; None for norms that no fused layer reads.
 
     Attributes:
         norms: RMSNorms, by name.
         attentions: layers with a rotary embedding, by name.
     """
 
-    def __init__(self, model: nn.Module, *, everywhere: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, everywhere: bool = False, quantized: QuantizedInput | None = None) -> None:
+        self._quantized = quantized or QuantizedInput()
         self._norms: list[tuple[str, nn.Module, float, float]] = []
         self._attentions: list[tuple[str, nn.Module]] = []
         self._rotaries: dict[Any, _Rotary] = {}
@@ -81,13 +85,14 @@ class FusedNorms:
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self._quantized.clear()
                 for module in self._switched:
                     vars(module).pop("forward", None)
                 self._switched.clear()
 
     def _switch_on(self) -> None:
         for _, module, eps, offset in self._norms:
-            self._switch(module, _norm_forward(module, eps, offset))
+            self._switch(module, _norm_forward(module, eps, offset, self._quantized))
         forwards: dict[Any, FunctionType] = {}
         for _, module in self._attentions:
             own = type(module).forward
@@ -112,33 +117,40 @@ class FusedNorms:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm whose weight is frozen; keeps x and one number a row."""
+    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one number a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        normed, reciprocal_rms = rms_norm(rows, weight, eps, offset=offset)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantize: bool
+    ) -> tuple[Tensor, QuantizedRows | None]:
+        rows, quantized = x.reshape(-1, x.shape[-1]), None
+        if quantize:
+            normed, quantized, reciprocal_rms = rms_norm_quantize(rows, weight, eps, offset=offset)
+        else:
+            normed, reciprocal_rms = rms_norm(rows, weight, eps, offset=offset)
         ctx.save_for_backward(x, weight, reciprocal_rms)
         ctx.offset = offset
-        return normed.view(x.shape)
+        return normed.view(x.shape), quantized
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         x, weight, reciprocal_rms = ctx.saved_tensors
         grad_rows, rows = grad.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
         dx = rms_norm_backward(grad_rows, rows, weight, reciprocal_rms, offset=ctx.offset)
-        return dx.view(x.shape), None, None, None
+        return dx.view(x.shape), None, None, None, None
 
 
-def _norm_forward(module: nn.Module, eps: float, offset: float) -> Callable[..., Any]:
+def _norm_forward(module: nn.Module, eps: float, offset: float, quantized: QuantizedInput) -> Callable[..., Any]:
     own_forward: Callable[..., Any] = module.forward
     weight: Any = module.weight
 
     def forward(x: Tensor) -> Any:
         if weight.requires_grad or x.device != weight.device or x.dtype != weight.dtype:
             return own_forward(x)
-        return _RMSNorm.apply(x, weight, eps, offset)
+        normed, rows = _RMSNorm.apply(x, weight, eps, offset, quantized.begin(module))
+        quantized.leave(module, normed, rows)
+        return normed
 
     return forward
 
@@ -164,7 +176,7 @@ def _agrees(module: nn.Module, weight: Tensor, eps: float, offset: float) -> boo
     made_up = torch.arange(3 * len(weight), dtype=torch.float64, device=weight.device).mul(0.7).add(0.3).sin() + 0.2
     results = []
     with torch.autocast(weight.device.type, enabled=False), torch.enable_grad():
-        for function in (module, lambda x: _RMSNorm.apply(x, weight, eps, offset)):
+        for function in (module, lambda x: _RMSNorm.apply(x, weight, eps, offset, False)[0]):
             x = made_up.view(1, 3, -1).to(weight.dtype).requires_grad_()
             y = function(x)
             if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype or not y.requires_grad:

@@ -51,7 +51,8 @@ def gated_mlp(
         adapters: of each weight, or None, as in `lora_linears`.
         activation: act.
         tile_tokens: most tokens computed at once, in rows that are longer; None computes every row at once.
-        prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x.
+        prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x;
+            tiles make their own.
 
     Returns:
         [..., K].
@@ -95,7 +96,7 @@ class _Block:
         """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product."""
         if self.into.joined is None:
             return self.into.forward(x, prepared)
-        together, low = self.into.forward_together(x)
+        together, low = self.into.forward_together(x, prepared)
         return (together,), low
 
     def contract(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
