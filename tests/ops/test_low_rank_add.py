@@ -39,6 +39,20 @@ def test_the_sum_is_right_on_average_however_small_the_addend(size: float) -> No
         assert (nearest * addend).sum() / addend.square().sum() < 0.2, "what rounding to the nearest keeps"
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 1e-4)])
+def test_each_seed_rounds_for_itself_and_is_right_on_average(dtype: torch.dtype, size: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    y = (1 + torch.rand(1_000_000, generator=g)).to(dtype)  # in one binade, where steps are equal
+    addend = size * torch.randn(1_000_000, generator=g)
+    exact = y.double() + addend
+    errors = [rounded_at_random(y, addend, seed).double() - exact for seed in (0, 1, 2)]
+    for i, error in enumerate(errors):
+        assert error.abs().max() <= 2 * torch.finfo(dtype).eps
+        assert abs(float((error * addend).sum() / addend.square().sum())) < 4 * float(error.std() / addend.norm())
+        for other in errors[:i]:
+            assert abs(float((error * other).mean() / error.square().mean())) < 0.01, "independent"
+
+
 def test_a_zero_addend_changes_nothing() -> None:
     y, low, factor = inputs(65, 130, 4)
     y[0, :6] = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 3e38])

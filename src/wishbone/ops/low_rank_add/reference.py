@@ -30,17 +30,21 @@ def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     return y.copy_(rounded_at_random(y, low.float() @ factor.float()))
 
 
-def rounded_at_random(y: Tensor, addend: Tensor) -> Tensor:
-    """Return y + addend in bfloat16, for y in bfloat16 and an addend in float32."""
+def rounded_at_random(y: Tensor, addend: Tensor, seed: int = 0) -> Tensor:
+    """Return y + addend in the dtype of y, bfloat16 or float16, for an addend in float32.
+
+    Each seed rounds another way. Below 2^-14 float16's steps no longer shrink, and numbers go to the nearest.
+    """
     exact = y.float()
     total = exact + addend
-    bits = (total.view(torch.int32) + (_hash(exact, addend) & 0xFFFF)) & ~0xFFFF
-    return torch.where(total.isnan(), total, bits.view(torch.float32)).to(torch.bfloat16)
+    unseen = round(torch.finfo(y.dtype).eps / torch.finfo(torch.float32).eps) - 1
+    bits = (total.view(torch.int32) + (_hash(exact, addend, seed) & unseen)) & ~unseen
+    return torch.where(total.isnan(), total, bits.view(torch.float32)).to(y.dtype)
 
 
-def _hash(exact: Tensor, addend: Tensor) -> Tensor:
+def _hash(exact: Tensor, addend: Tensor, seed: int) -> Tensor:
     """32 bits, as int32, that look random for different numbers; products wrap around."""
     first, second, third = MULTIPLIERS
-    h = addend.contiguous().view(torch.int32) * first ^ exact.view(torch.int32) * second
+    h = addend.contiguous().view(torch.int32) * first ^ exact.view(torch.int32) * second ^ seed * third & 0x7FFFFFFF
     h = (h ^ (h >> 15 & 0x1FFFF)) * third
     return h ^ (h >> 16 & 0xFFFF)
