@@ -11,18 +11,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from wishbone.errors import RequestError
 from wishbone.model import merge as merging
-from wishbone.model.agreement import difference, move_by_rounding, real_sequences, sequence_logps
+from wishbone.model import merged_weights as weights_of_merging
+from wishbone.model.agreement import difference, real_sequences, sequence_logps
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import dequantized_weight
 
 TOKENIZER = tiny_tokenizer()
-BF16_HALF_SPACING = 2.0**-8
 
 
 def save(directory: Path, family: str = "llama", dtype: torch.dtype = torch.bfloat16, **overrides: Any) -> Path:
@@ -47,7 +47,17 @@ def loaded(path: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def test_weights_are_w_plus_scaled_b_a_rounded_once(tmp_path: Path):
+def is_rounded(found: Tensor, exact: Tensor) -> bool:
+    """Whether all numbers are a neighbour of the exact ones in their dtype."""
+    return bool(((found.float() - exact).abs() <= step(exact, found.dtype) * 1.001).all())
+
+
+def step(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Between the neighbours of numbers in a dtype, of any that is not tiny."""
+    return torch.finfo(dtype).eps * 2.0 ** exact.abs().clamp_min(2.0**-14).log2().floor()
+
+
+def test_weights_are_w_plus_scaled_b_a_rounded_up_or_down(tmp_path: Path):
     base = loaded(save(tmp_path / "base"))
     original = load_file(tmp_path / "base" / "model.safetensors")
     model = adapted(base)
@@ -61,7 +71,7 @@ def test_weights_are_w_plus_scaled_b_a_rounded_once(tmp_path: Path):
             assert torch.equal(weight, original[name])
             continue
         exact = original[name].float() + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        assert ((weight.float() - exact).abs() <= BF16_HALF_SPACING * exact.abs() * 1.0001 + 1e-30).all()
+        assert is_rounded(weight, exact)
         assert not torch.equal(weight, original[name])
     assert found.difference <= found.allowed
     assert found.quantization is None
@@ -69,13 +79,120 @@ def test_weights_are_w_plus_scaled_b_a_rounded_once(tmp_path: Path):
     assert config["dtype"] == "bfloat16"
 
 
-def test_the_model_itself_stays_as_it_is(tmp_path: Path):
-    model = adapted(loaded(save(tmp_path / "base")))
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+def adapter_layers(model: PeftModel) -> dict[str, Any]:
+    return {name: layer for name, layer in model.get_base_model().named_modules() if hasattr(layer, "lora_A")}
+
+
+def nudged(model: PreTrainedModel, dtype: torch.dtype = torch.bfloat16) -> PeftModel:
+    """An adapter as DPO leaves it: along the gradient, in the median by 1/20 of the step between numbers of `dtype`."""
+    peft = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear")).eval()
+    log_probability(peft).backward()
+    layers = adapter_layers(peft).values()
+    factors = [layer.lora_B["default"].weight for layer in layers]
+    for factor in factors:
+        factor.data.copy_(factor.grad)
+    sizes = [layer.get_delta_weight("default").abs() / step(layer.base_layer.weight.float(), dtype) for layer in layers]
+    for factor in factors:
+        factor.data.div_(20 * torch.cat([size.flatten() for size in sizes]).median())
+    return peft
+
+
+def log_probability(model: torch.nn.Module) -> Tensor:
+    """Of the tokens of a few texts, summed."""
+    total = torch.zeros(())
+    for sequence in real_sequences(TOKENIZER):
+        ids = torch.tensor([sequence])
+        total = total - model(input_ids=ids, labels=ids).loss.float() * (len(sequence) - 1)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("dtype", "run"),
+    [(torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
+)
+def test_what_is_less_than_half_a_step_is_kept_on_average(tmp_path: Path, dtype: torch.dtype, run: torch.dtype):
+    model = nudged(loaded(save(tmp_path / "base", dtype=dtype), dtype=run), dtype)
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    original = load_file(tmp_path / "base" / "model.safetensors")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    added, random, nearest, variance = [], [], [], []
+    for name, layer in adapter_layers(model).items():
+        weight, found = original[f"{name}.weight"], merged[f"{name}.weight"]
+        d = layer.lora_B["default"].weight.detach().double() @ layer.lora_A["default"].weight.detach().double()
+        added.append(d.flatten())
+        random.append((found.double() - weight.double()).flatten())
+        nearest.append(((weight.double() + d).float().to(dtype).double() - weight.double()).flatten())
+        variance.append((d.abs() * step(weight.double() + d, dtype)).flatten())
+    d = torch.cat(added)
+
+    def kept(change: list[Tensor]) -> float:
+        return float((torch.cat(change) * d).sum() / d.square().sum())
+
+    spread = float((torch.cat(variance) * d.square()).sum().sqrt() / d.square().sum())
+    assert spread < 0.05
+    assert kept(random) == pytest.approx(1.0, abs=4 * spread)
+    assert kept(nearest) < 0.6
+
+
+def test_the_log_probability_that_an_adapter_gains_is_kept(tmp_path: Path):
+    model = nudged(loaded(save(tmp_path / "base")))
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    nearest = loaded(tmp_path / "base")
+    for name, layer in adapter_layers(model).items():
+        exact = layer.base_layer.weight + layer.get_delta_weight("default")
+        nearest.get_submodule(name).weight.data.copy_(exact.bfloat16())
+    with torch.no_grad():
+        start = log_probability(loaded(tmp_path / "base"))
+        gained = log_probability(model) - start
+        kept, kept_by_nearest = (
+            float((log_probability(merged) - start) / gained) for merged in (loaded(tmp_path / "merged"), nearest)
+        )
+    assert kept == pytest.approx(1.0, abs=0.2)
+    assert kept_by_nearest < 0.6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_itself_stays_as_it_is(tmp_path: Path, dtype: torch.dtype):
+    model = adapted(loaded(save(tmp_path / "base"), dtype=dtype))
+    before = {name: (weight.clone(), weight.data_ptr()) for name, weight in model.state_dict().items()}
     merge_adapter(model.train(), tmp_path / "merged", TOKENIZER)
     assert model.training
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
-    assert not any(layer.merged for layer in model.modules() if hasattr(layer, "merged"))
+    assert is_as_before(model, before)
+
+
+def is_as_before(model: PeftModel, before: dict[str, tuple[Tensor, int]]) -> bool:
+    """Whether all tensors hold the same bits, in the same place, and no layer counts as merged."""
+    state = model.state_dict()
+    same = all(
+        now.dtype == was.dtype and torch.equal(now, was) and now.data_ptr() == place
+        for now, (was, place) in ((state[name], kept) for name, kept in before.items())
+    )
+    return same and state.keys() == before.keys() and not any(layer.merged for layer in adapter_layers(model).values())
+
+
+@pytest.mark.parametrize("where", ["merge", "rounding", "unmerge"])
+def test_the_model_stays_as_it_is_when_merging_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    model = adapted(loaded(save(tmp_path / "base"), dtype=torch.bfloat16))
+    before = {name: (weight.clone(), weight.data_ptr()) for name, weight in model.state_dict().items()}
+    layer = model.get_base_model().get_submodule("model.layers.1.mlp.up_proj")
+    right = layer.get_delta_weight
+    calls = {"merge": 0, "unmerge": 1}.get(where, -1)
+
+    def without_memory(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal calls
+        calls -= 1
+        if calls == -1 or where == "rounding":
+            raise torch.OutOfMemoryError("no memory")
+        return right(*arguments, **options)
+
+    if where == "rounding":
+        monkeypatch.setattr(weights_of_merging, "rounded_at_random", without_memory)
+    else:
+        monkeypatch.setattr(layer, "get_delta_weight", without_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    monkeypatch.undo()
+    assert is_as_before(model, before)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -123,8 +240,7 @@ def test_a_quantized_model_is_merged_into_the_original_weights(tmp_path: Path):
     layer = model.get_base_model().get_submodule(name)
     original = load_file(tmp_path / "base" / "model.safetensors")[f"{name}.weight"].float()
     exact = original + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    merged = load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"].float()
-    assert (merged - exact).abs().max() <= 2.0**-11 * exact.abs().max()
+    assert is_rounded(load_file(tmp_path / "merged" / "model.safetensors")[f"{name}.weight"], exact)
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
 
 
@@ -141,8 +257,8 @@ def test_a_checkpoint_that_is_quantized_itself_is_merged_into_what_its_codes_sta
     layer = model.get_base_model().get_submodule("model.layers.0.self_attn.q_proj")
     exact = dequantized_weight(layer.base_layer).float()
     exact = exact + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    merged = load_file(tmp_path / "merged" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].float()
-    assert (merged - exact).abs().max() <= BF16_HALF_SPACING * exact.abs().max()
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert is_rounded(merged["model.layers.0.self_attn.q_proj.weight"], exact)
 
 
 def test_a_model_that_is_given_with_its_adapter_inside_is_merged_too(tmp_path: Path):
@@ -176,16 +292,39 @@ def test_a_wrong_merge_is_noticed_and_nothing_is_written(tmp_path: Path, monkeyp
     model = adapted(loaded(save(tmp_path / "base")))
     right = merging.merged_weights
 
-    def one_layer_forgotten(base: PreTrainedModel, dtype: torch.dtype) -> Any:
-        weights, rounded = right(base, dtype)
+    def one_layer_forgotten(base: PreTrainedModel, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        weights = right(base, dtype, **options)
         name = "model.layers.0.mlp.down_proj"
         weights[f"{name}.weight"] = base.get_submodule(name).base_layer.weight.to(dtype)
-        return weights, rounded
+        return weights
 
     monkeypatch.setattr(merging, "merged_weights", one_layer_forgotten)
     with pytest.raises(RequestError, match=r"differs from the adapter model by .* nats a token, and rounding"):
         merge_adapter(model, tmp_path / "merged", TOKENIZER)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize(("strength", "scale"), [("strong", 0.0), ("strong", 2.0), ("below half a step", 0.0)])
+def test_an_adapter_left_out_or_merged_twice_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strength: str, scale: float
+):
+    base = loaded(save(tmp_path / "base"))
+    model = adapted(base) if strength == "strong" else nudged(base)
+    right = merging.merged_weights
+
+    def scaled(base: PreTrainedModel, dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+        for layer in adapter_layers(model).values():
+            layer.set_scale("default", scale)
+        weights = right(base, dtype, **options)
+        for layer in adapter_layers(model).values():
+            layer.set_scale("default", 1.0)
+        return weights
+
+    monkeypatch.setattr(merging, "merged_weights", scaled)
+    with pytest.raises(RequestError, match=r"differs from the adapter model by .* nats a token, and rounding"):
+        merge_adapter(model, tmp_path / "merged", TOKENIZER)
+    monkeypatch.setattr(merging, "merged_weights", right)
+    merge_adapter(model, tmp_path / "merged", TOKENIZER)
 
 
 def test_a_failure_while_writing_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -239,15 +378,3 @@ def test_what_changed_the_base_cannot_be_moved_to_other_weights(tmp_path: Path):
     model.get_base_model().name_or_path = ""
     with pytest.raises(RequestError, match="does not say where its 16-bit weights are"):
         merge_adapter(model, tmp_path / "merged", TOKENIZER)
-
-
-def test_moving_by_rounding_has_the_variance_of_rounding():
-    layer = nn.Linear(300, 300, bias=False)
-    exact = layer.weight.detach().clone()
-    rounded = exact.bfloat16().float()
-    layer.weight.data.copy_(rounded)
-    move_by_rounding(layer, ["weight"], torch.bfloat16)
-    moved = layer.weight.detach()
-    assert torch.equal(moved.bfloat16().float(), moved)  # neighbours in bfloat16
-    ratio = (moved - rounded).pow(2).mean() / (rounded - exact).pow(2).mean()
-    assert ratio.item() == pytest.approx(1.0, abs=0.1)

@@ -1,12 +1,8 @@
-"""Whether two models say the same: log-probabilities of real text, and how far rounding of weights moves them.
-
-How far is measured, not assumed: the weights in question are moved to neighbours in their dtype at random, with the
-variance that rounding has (spacing^2 / 12), and the log-probabilities are compared before and after.
-"""
+"""Whether two models say the same: log-probabilities of real text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +43,3 @@ def sequence_logps(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tens
 def difference(one: Tensor, other: Tensor) -> float:
     """Return the mean of |one - other|, in nats a token; NaN where either has one."""
     return float((one - other).abs().mean())
-
-
-@torch.no_grad()
-def move_by_rounding(model: nn.Module, names: Iterable[str], dtype: torch.dtype, seed: int = 0) -> None:
-    """Move the named weights, which hold values of `dtype`, to a neighbour in it: up or down, or in most places not."""
-    parameters = dict(model.named_parameters())
-    generator = torch.Generator().manual_seed(seed)
-    for name in names:
-        weight = parameters.get(name)
-        if weight is None:
-            continue
-        draw = torch.rand(weight.shape, generator=generator).to(weight.device)
-        direction = (draw < 1 / 24).float() - (draw > 23 / 24).float()
-        exponent = torch.frexp(weight.float()).exponent
-        spacing = torch.ldexp(torch.full_like(direction, torch.finfo(dtype).eps), exponent - 1)
-        weight.add_((direction * spacing).to(weight.dtype))

@@ -1,7 +1,13 @@
-"""The weights of a model as they would be without its adapters: merged where an adapter is, plain everywhere else."""
+"""The weights of a model as they would be without its adapters: merged where an adapter is, plain everywhere else.
+
+W' is round(W + s B A), from a sum in float32, rounded up or down at random so that E[W'] is the sum. The random numbers
+are a hash of the sum (`ops/low_rank_add`), so that the same model gives the same files.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError
+from wishbone.ops.low_rank_add.reference import rounded_at_random
+
+ROWS_AT_ONCE = 1024
+"""Of a merged weight, while they are rounded."""
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -29,39 +39,37 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def merged_weights(base: PreTrainedModel, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[str]]:
+def merged_weights(base: PreTrainedModel, dtype: torch.dtype, *, again: bool = False) -> dict[str, Tensor]:
     """Return the state of the model as it would be without adapters, in `dtype`, tied weights as one tensor.
 
-    Every layer is merged, copied and put back, one at a time, so that no more than one layer exists twice.
+    Layers are merged, rounded at random and put back one at a time, so that no more than one is there in float32.
+    Weights without an adapter go to the nearest.
+
+    Args:
+        base: the model that adapters are in; every bit of it is as before afterwards.
+        dtype: bfloat16 or float16.
+        again: round in another way: with other random numbers, and without adapters at random, too.
     """
-    rounded: list[str] = []
     tied: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
-    def cast(name: str, tensor: Tensor) -> Tensor:
+    def plain(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.cpu()
-        value = tensor.to(dtype)
-        if not torch.equal(value.to(tensor.dtype), tensor):
-            rounded.append(name)
-        return value.cpu()
+        nearest = tensor.to(dtype)
+        if again and not torch.equal(nearest.to(tensor.dtype), tensor):
+            return _rounded(tensor, dtype, seed=1)
+        return nearest.cpu()
 
     merged: dict[str, Tensor] = {}
     tuners = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in tuners.items():
         if layer.merged:
             continue
-        parameters = dict(layer.get_base_layer().named_parameters())
-        before = {key: parameter.data.clone() for key, parameter in parameters.items()}
-        layer.merge(safe_merge=True)
-        for key, parameter in parameters.items():
-            if not torch.equal(parameter.data, before[key]):
-                plain = f"{name.replace('.base_layer', '')}.{key}"
-                merged[plain] = cast(plain, parameter.data).clone()
-                if base.dtype == dtype:
-                    rounded.append(plain)
-        layer.unmerge()
-        for key, parameter in parameters.items():
-            parameter.data.copy_(before[key])
+        with _merged_in_float32(layer) as before:
+            for key, parameter in layer.get_base_layer().named_parameters():
+                if not bool((parameter == before[parameter]).all()):
+                    whole_name = f"{name.replace('.base_layer', '')}.{key}"
+                    merged[whole_name] = _rounded(parameter.data, dtype, seed=int(again))
     weights: dict[str, Tensor] = {}
     for key, tensor in base.state_dict().items():
         name_without = _plain_name(key, base, tuners)
@@ -69,9 +77,36 @@ def merged_weights(base: PreTrainedModel, dtype: torch.dtype) -> tuple[dict[str,
             continue
         identity = (tensor.data_ptr(), tuple(tensor.shape))
         if name_without not in merged and identity not in tied:
-            tied[identity] = cast(name_without, tensor)
+            tied[identity] = plain(tensor)
         weights[name_without] = merged[name_without] if name_without in merged else tied[identity]
-    return weights, rounded
+    return weights
+
+
+@contextmanager
+def _merged_in_float32(layer: Any) -> Iterator[dict[nn.Parameter, Tensor]]:
+    """Merge copies of a layer's weights, in float32, as PEFT rounds to their dtype; yield the weights themselves."""
+    before = {parameter: parameter.data for parameter in layer.parameters() if parameter.is_floating_point()}
+    try:
+        for parameter, data in before.items():
+            parameter.data = data.to(torch.promote_types(data.dtype, torch.float32), copy=True)
+        layer.merge(safe_merge=True)
+        yield before
+    finally:
+        try:
+            if layer.merged:
+                layer.unmerge()
+        finally:
+            for parameter, data in before.items():
+                parameter.data = data
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """Return a weight in `dtype` on the CPU, rounded at random; a few rows at a time, to need little scratch memory."""
+    parts = []
+    for part in torch.atleast_1d(exact).split(ROWS_AT_ONCE):
+        nearest = part.to(dtype)
+        parts.append(rounded_at_random(nearest, (part - nearest).float(), seed).cpu())
+    return torch.cat(parts).view(exact.shape)
 
 
 def _plain_name(key: str, base: PreTrainedModel, tuners: dict[str, Any]) -> str | None:
