@@ -67,7 +67,8 @@ def columns(
 class LayerReader:
     """Reads what one linear layer computes now.
 
-    What kind of adapters are on is looked at closely only when something of the layer's state has changed since.
+    It runs at each call of each layer, so PEFT's and PyTorch's attributes are looked up directly, and what kind of
+    adapters are on is looked at closely only when it is not what it was when they were last on, or last off.
 
     Args:
         module: PEFT's LoRA layer, or a linear layer without adapter.
@@ -75,35 +76,23 @@ class LayerReader:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._state: tuple[Any, ...] | None = None
         self._is_lora = is_lora_linear(module)
-        self._names: list[str] | None = None
         self._own: FrozenWeight | None = None
+        self._known: dict[bool, tuple[tuple[Any, ...], list[Adapter] | None]] = {}
 
     def read_own(self) -> None:
         """Read the frozen weight of a layer without adapter; to be called while the layer has its own forward."""
         self._own = None if self._is_lora else frozen_weight_of(self.module)
 
     def state(self) -> tuple[Any, ...]:
-        """Return a value that is equal at two times only if the layer was in the same state of adapters at both.
-
-        PEFT's and PyTorch's attributes are looked up directly, as this runs at each call of each layer.
-        """
+        """Return a value that is equal at two times only if the layer was in the same state of adapters at both."""
         own = vars(self.module)
         if not self._is_lora:
-            return (_identity(own["_parameters"]["weight"]),)
-        modules = own["_modules"]
-        base = vars(modules["base_layer"])
-        active = own["_active_adapter"]
-        a, b, dropout = (vars(modules[part])["_modules"] for part in ("lora_A", "lora_B", "lora_dropout"))
-        found = [
-            (name, own["scaling"].get(name), _factor_state(a[name]), _factor_state(b[name]), _drops(dropout[name]))
-            for name in ((active,) if isinstance(active, str) else active)
-            if name in a
-        ]
+            return (_version(own["_parameters"]["weight"]),)
+        base = vars(own["_modules"]["base_layer"])
+        kind, factors = _kind_of(own)
         hooks = len(base["_forward_hooks"]) + len(base["_forward_pre_hooks"]) + ("forward" in base)
-        weight = _identity(base["_parameters"]["weight"])
-        return own["_disable_adapters"], len(own["merged_adapters"]), found, weight, hooks
+        return kind, hooks, [_version(tensor) for tensor in (base["_parameters"]["weight"], *factors)]
 
     def read(self, x: Tensor, dtype: torch.dtype) -> PlainLinear | None:
         """Return what the layer computes, or None where it must run its own forward.
@@ -112,38 +101,57 @@ class LayerReader:
             x: the input, for its device and dtype.
             dtype: that of the matrix product, autocast's or that of `x`.
         """
-        layer: Any = self.module
-        if not self._is_lora:
-            base, weight, adapter = layer, self._own, None
-        else:
-            state = self.state()
-            if state != self._state:
-                self._names, self._state = _active_names(layer), state
-            if self._names is None:
+        base: Any = self.module
+        weight, adapter = self._own, None
+        if self._is_lora:
+            adapters = self._adapters()
+            if adapters is None:
                 return None
-            base = layer.base_layer
-            weight, adapter = frozen_weight_of(base), _active_adapter(layer, self._names)
+            base = vars(self.module)["_modules"]["base_layer"]
+            weight, adapter = frozen_weight_of(base), _as_one(adapters)
         if weight is None or not _takes(base, weight, x, dtype):
             return None
         return PlainLinear(weight, base.bias, adapter)
 
+    def _adapters(self) -> list[Adapter] | None:
+        """The adapters that the layer adds now, or None where it does anything but add them."""
+        own = vars(self.module)
+        kind, _ = _kind_of(own)
+        before = self._known.get(own["_disable_adapters"])
+        if before is None or before[0] != kind:
+            before = self._known[own["_disable_adapters"]] = kind, _plain_adapters(self.module)
+        return before[1]
 
-def _active_names(layer: Any) -> list[str] | None:
-    """Names of the adapters that a LoRA layer adds now, or None where it does anything but add them."""
+
+def _kind_of(own: dict[str, Any]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """What kind of adapters a LoRA layer with the attributes `own` has on, and their factors A, B."""
+    modules, active = own["_modules"], own["_active_adapter"]
+    a, b, dropout = (vars(modules[part])["_modules"] for part in ("lora_A", "lora_B", "lora_dropout"))
+    kinds: list[Any] = []
+    factors: list[Tensor] = []
+    for name in (active,) if isinstance(active, str) else active:
+        if name in a:
+            kinds += name, own["scaling"].get(name), _drops(dropout[name])
+            for module in (vars(a[name]), vars(b[name])):
+                weight = module["_parameters"]["weight"]
+                kinds += id(weight), len(module["_forward_hooks"]) + len(module["_forward_pre_hooks"])
+                factors.append(weight)
+    return (own["_disable_adapters"], len(own["merged_adapters"]), *kinds), factors
+
+
+def _plain_adapters(layer: Any) -> list[Adapter] | None:
+    """The adapters that a LoRA layer adds, their parameters as they are; None where it does anything but add them."""
     if layer.disable_adapters:
         return None if layer.merged else []
     if layer.merged:
         return []
     active = [name for name in layer.active_adapters if name in layer.lora_A]
-    return active if all(_is_plain(layer, name) for name in active) else None
+    if not all(_is_plain(layer, name) for name in active):
+        return None
+    return [Adapter(layer.lora_A[n].weight, layer.lora_B[n].weight, float(layer.scaling[n])) for n in active]
 
 
-def _factor_state(module: nn.Module) -> tuple[Any, ...]:
-    own = vars(module)
-    return _identity(own["_parameters"]["weight"]), len(own["_forward_hooks"]) + len(own["_forward_pre_hooks"])
-
-
-def _identity(tensor: Tensor) -> tuple[int, int, bool]:
+def _version(tensor: Tensor) -> tuple[int, int, bool]:
     """Which tensor it is, and its version."""
     return id(tensor), 0 if tensor.is_inference() else tensor._version, tensor.requires_grad
 
@@ -170,9 +178,8 @@ def _is_plain(layer: Any, name: str) -> bool:
     )
 
 
-def _active_adapter(layer: Any, names: list[str]) -> Adapter | None:
-    """The adapters that are on, as one: their A one under the other, their scaled B side by side."""
-    parts = [Adapter(layer.lora_A[n].weight, layer.lora_B[n].weight, float(layer.scaling[n])) for n in names]
+def _as_one(parts: list[Adapter]) -> Adapter | None:
+    """Adapters as one: their A one under the other, their scaled B side by side."""
     if len(parts) < 2:
         return parts[0] if parts else None
     return Adapter(torch.cat([part.a for part in parts]), torch.cat([part.b * part.scale for part in parts], dim=1))
