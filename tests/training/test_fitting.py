@@ -51,7 +51,8 @@ def step_for(holds: Callable[[Policy], int]) -> PreferenceStep:
 
 def outcome(step: PreferenceStep) -> tuple[float, torch.Tensor, dict[str, float]]:
     metrics = PairMetrics(0.1)
-    loss = backward_that_fits(step, GROUPS, metrics, torch.Tensor.backward)
+    trained = [p for p in step.policy.model.parameters() if p.requires_grad]
+    loss = backward_that_fits(step, GROUPS, metrics, torch.Tensor.backward, trained)
     gradient = torch.cat([p.grad.flatten() for p in step.policy.model.parameters() if p.grad is not None])
     return float(loss), gradient, metrics.read()
 

@@ -9,6 +9,7 @@ Only a pair that does not fit alone is left to whoever can make it smaller.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
@@ -20,14 +21,22 @@ from wishbone.training.step import Backward, Groups, PreferenceStep
 logger = logging.getLogger(__name__)
 
 
-def backward_that_fits(step: PreferenceStep, groups: Groups, metrics: PairMetrics, backward: Backward) -> Tensor:
+def backward_that_fits(
+    step: PreferenceStep, groups: Groups, metrics: PairMetrics, backward: Backward, trained: Sequence[Tensor]
+) -> Tensor:
     """`step.backward`, again with less memory as often as memory runs out.
+
+    Args:
+        step: what is computed.
+        groups: as `PreferenceStep.backward` takes them.
+        metrics: receives every pair once, however often a step is repeated.
+        backward: as `PreferenceStep.backward` takes it.
+        trained: the parameters that are trained.
 
     Raises:
         RuntimeError: memory ran out with one pair a row, or with gradients of earlier batches that cannot be repeated.
     """
-    parameters = [parameter for parameter in step.policy.model.parameters() if parameter.requires_grad]
-    repeatable = all(parameter.grad is None for parameter in parameters)
+    repeatable = all(parameter.grad is None for parameter in trained)
     while True:
         watched = PairMetrics.like(metrics)
         try:
@@ -41,7 +50,7 @@ def backward_that_fits(step: PreferenceStep, groups: Groups, metrics: PairMetric
         else:
             metrics.absorb(watched)
             return loss
-        for parameter in parameters:
+        for parameter in trained:
             parameter.grad = None
         clear_device_cache(garbage_collection=True)
         logger.warning("Memory ran out; %s. The result is the same.", remedy)

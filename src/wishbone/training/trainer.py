@@ -184,6 +184,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 groups,
                 self._pair_metrics["train"],
                 lambda loss: self.accelerator.backward(share * loss),
+                [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
             )
         average_gradients(self.preference_step.policy.model, self.accelerator)
         every = self.args.torch_empty_cache_steps
