@@ -4,9 +4,9 @@ With G, U the outputs of gate and up, P = act(G) U and g the gradient of y = dow
 
     dP = (gradient of down's input),    dG = dP U act'(G),    dU = dP act(G),    dx = dG W_gate + dU W_up + ...
 
-Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]. The backward pass makes P again together
-with dG and dU in one elementwise pass that writes over dP, G and U. So the graph of such a call can be used once; a
-second backward pass is refused.
+Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; the factors as they were cast. The
+backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U. So the graph
+of such a call can be used once; a second backward pass is refused.
 
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
@@ -26,7 +26,7 @@ from wishbone.ops.frozen_linear import FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
-from wishbone.ops.lora_linear.group import Adapter, LinearGroup, compute_dtype
+from wishbone.ops.lora_linear.group import Adapter, Factors, LinearGroup, compute_dtype
 
 BEFORE_FACTORS = 7
 """Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
@@ -83,9 +83,12 @@ class _Block:
         adapters: Sequence[Adapter | None],
         dtype: torch.dtype,
         activation: Activation,
+        factors: Factors | None = None,
     ) -> None:
-        self.into = LinearGroup(weights[:-1], biases[:-1], adapters[:-1], dtype, join=True)
-        self.down = LinearGroup(weights[-1:], biases[-1:], adapters[-1:], dtype)
+        into, down = (None, None) if factors is None else (factors[:-2], factors[-2:])
+        self.into = LinearGroup(weights[:-1], biases[:-1], adapters[:-1], dtype, join=True, factors=into)
+        self.down = LinearGroup(weights[-1:], biases[-1:], adapters[-1:], dtype, factors=down)
+        self.factors = (*self.into.factors, *self.down.factors)
         self.activation = activation
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
@@ -155,12 +158,12 @@ class _GatedMLP(torch.autograd.Function):
         ctx.tile, ctx.used = tile, False
         if tile is not None:
             y, down_low = _forward_tiled(block, x, tile)
-            ctx.save_for_backward(x, down_low, *factors)
+            ctx.save_for_backward(x, down_low, *block.factors, *factors)
             return y
         outputs, low = block.expand(x, prepared)
         y, down_low = block.contract(outputs)
         trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
-        ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *factors)
+        ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *block.factors, *factors)
         return y
 
     @staticmethod
@@ -170,14 +173,15 @@ class _GatedMLP(torch.autograd.Function):
             raise RuntimeError("gated_mlp writes its gradients over what it kept: its graph can be used only once")
         ctx.used = True
         m = len(ctx.scales)
-        saved = ctx.saved_tensors
-        factors = saved[-2 * m :]
+        tensors = ctx.saved_tensors
+        saved, cast, factors = tensors[: -3 * m - 2], tensors[-3 * m - 2 : -2 * m], tensors[-2 * m :]
         grad = grad.contiguous()
         wants_input = ctx.needs_input_grad[0]
         with without_autocast(grad.device):
-            block = _Block(ctx.weights, ctx.biases, adapters_of(factors, ctx.scales), ctx.dtype, ctx.activation)
+            adapters = adapters_of(factors, ctx.scales)
+            block = _Block(ctx.weights, ctx.biases, adapters, ctx.dtype, ctx.activation, cast)
             if ctx.tile is None:
-                x, low, down_low, *outputs = saved[: -2 * m]
+                x, low, down_low, *outputs = saved
                 dx, gradients = block.backward(grad, x, tuple(outputs), (low, down_low), wants_input)
             else:
                 dx, gradients = _backward_tiled(block, grad, saved[0], saved[1], ctx.tile, wants_input)

@@ -1,7 +1,7 @@
 """A group of linear layers as one function of autograd, which keeps the shared input once.
 
 Kept for the backward pass: x [T, K] where some A is trained, l [T, sum of r_i] where some B is, and nothing else that
-grows with T. The equations are in `group.py`.
+grows with T; of the factors also what they were cast to. The equations are in `group.py`.
 """
 
 from __future__ import annotations
@@ -69,15 +69,16 @@ class _LoraLinears(torch.autograd.Function):
         trains_a, trains_b = (any(ctx.needs_input_grad[5 + first : 5 + first + m]) for first in (0, m))
         group = LinearGroup(weights, biases, adapters_of(factors, scales), x.dtype)
         outputs, low = group.forward(x, prepared)
-        ctx.save_for_backward(x if trains_a else None, low if trains_b else None, *factors)
+        ctx.save_for_backward(x if trains_a else None, low if trains_b else None, *group.factors, *factors)
         ctx.weights, ctx.scales, ctx.dtype = weights, scales, x.dtype
         return outputs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, low, *factors = ctx.saved_tensors
         m = len(ctx.weights)
+        x, low, *saved = ctx.saved_tensors
+        cast, factors = saved[: 1 + m], saved[1 + m :]
         own = [g.contiguous() for g in grads if g is not None]
         live = [i for i, g in enumerate(grads) if g is not None]
         if not live:
@@ -87,7 +88,11 @@ class _LoraLinears(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * (2 * m)
         with without_autocast(own[0].device):
             group = LinearGroup(
-                [ctx.weights[i] for i in live], [None] * len(live), [adapters[i] for i in live], ctx.dtype
+                [ctx.weights[i] for i in live],
+                [None] * len(live),
+                [adapters[i] for i in live],
+                ctx.dtype,
+                factors=cast if len(live) == m else None,
             )
             h = group.down(own)
             if ctx.needs_input_grad[0]:

@@ -44,6 +44,10 @@ class Adapter:
     scale: float = 1.0
 
 
+Factors = Sequence[Tensor | None]
+"""S and B_1 .. B_m of a group in the dtype of its arithmetic; None where there is no adapter."""
+
+
 class LinearGroup:
     """Linear layers over one input for one pass: their weights as they are, the factors of their adapters cast.
 
@@ -54,6 +58,7 @@ class LinearGroup:
         dtype: of the input and of the arithmetic.
         join: where the weights lie in one buffer, let one product serve them all. Outputs then share memory: one that
             is kept keeps all of them.
+        factors: the group's `factors` in the forward pass, kept for the backward pass; None casts them.
     """
 
     def __init__(
@@ -64,18 +69,22 @@ class LinearGroup:
         dtype: torch.dtype,
         *,
         join: bool = False,
+        factors: Factors | None = None,
     ) -> None:
         self.weights = weights
         self.biases = [None if bias is None else bias.to(dtype) for bias in biases]
         self.adapters = adapters
-        self.b = [None if adapter is None else adapter.b.to(dtype) for adapter in adapters]
         self.ranks: list[slice] = []
         rank = 0
         for adapter in adapters:
             own = 0 if adapter is None else adapter.a.shape[0]
             self.ranks.append(slice(rank, rank + own))
             rank += own
-        self.a = self._stacked_a(rank, dtype) if rank else None
+        if factors is None:
+            b = [None if adapter is None else adapter.b.to(dtype) for adapter in adapters]
+            factors = [self._stacked_a(rank, dtype) if rank else None, *b]
+        self.factors = factors
+        self.a, *self.b = factors
         self.joined = joined_weight(weights, dtype) if join and len(weights) > 1 else None
         self.dtype = dtype
 
