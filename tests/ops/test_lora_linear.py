@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
-from wishbone.ops.frozen_linear import DenseWeight, FP8Weight
+from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight
 from wishbone.ops.lora_linear import Adapter, fuse_group, lora_linears, lora_linears_reference
 from wishbone.ops.lora_linear.group import LinearGroup
 from wishbone.ops.lora_linear.one_buffer import joined_matrix, joined_weight
 
 K, SIZES = 24, (32, 8, 16)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Linears = Callable[..., tuple[Tensor, ...]]
 
 
@@ -276,19 +277,27 @@ def test_fp8_weights_in_one_buffer_are_one_weight() -> None:
         assert (rounded - exact).norm() <= 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize("one_buffer", [False, True])
-def test_a_small_adapter_is_not_rounded_away_in_bfloat16(one_buffer: bool) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("form", ["separate", "one buffer", "fp8"])
+def test_a_small_adapter_is_not_rounded_away_in_bfloat16(form: str, biased: bool) -> None:
     g = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(96, 64, generator=g).bfloat16(), requires_grad=False) for _ in range(2)]
-    assert fuse_group(parameters) or not one_buffer
-    weights = [DenseWeight(parameter if one_buffer else parameter.clone()) for parameter in parameters]
-    factors = [Adapter(torch.randn(8, 64, generator=g), torch.randn(96, 8, generator=g) * 1e-3) for _ in range(2)]
-    x = torch.randn(2000, 64, generator=g).bfloat16()
-    upstream = torch.randn(2000, 96, generator=g).bfloat16()
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=g).to(DEVICE)
+
+    parameters = [nn.Parameter(normal(96, 64).bfloat16(), requires_grad=False) for _ in range(2)]
+    assert form != "one buffer" or fuse_group(parameters)
+    weights: list[FrozenWeight] = [DenseWeight(parameter) for parameter in parameters]
+    if form == "fp8":
+        rows = [quantize_rows(parameter) for parameter in parameters]
+        weights = [FP8Weight(one.values.to(E4M3), one.scale) for one in rows]
+    biases = [normal(96).bfloat16() if biased else None for _ in range(2)]
+    factors = [Adapter(normal(8, 64), normal(96, 8) * 1e-3) for _ in range(2)]
+    x, upstream = normal(2000, 64).bfloat16(), normal(2000, 96).bfloat16()
 
     def outputs(adapters: Sequence[Adapter | None], graph: bool) -> list[Tensor]:
         leaf = x.clone().requires_grad_(graph)
-        ys = lora_linears(leaf, weights, [None, None], adapters)
+        ys = lora_linears(leaf, weights, biases, adapters)
         return [*ys, *(torch.autograd.grad(ys, leaf, [upstream, upstream]) if graph else ())]
 
     addends = [x.double() @ f.a.double().t() @ f.b.double().t() for f in factors]

@@ -7,9 +7,9 @@ With S_i = s_i A_i, and a stack S of all S_i so that x is read once for all of t
                dB_i = g_i^T l_i,           dA_i = s_i h_i^T x
 
 What an adapter adds is mostly smaller than half a step of bfloat16. Added to an output that was rounded already, and
-rounded to the nearest, it is lost, and that is also what a matrix product does which accumulates onto its output in
-bfloat16 (cuBLAS on an H200 keeps 14 to 58 % of it). `low_rank_add` rounds so that sums are right on average, forward
-and in dx.
+rounded to the nearest, it is lost. So on CPUs, whose matrix products round once, product and bias are added to what the
+adapter adds. cuBLAS rounds a product before it adds (an H200 keeps 14 to 58 % of the adapter), and FP8 products do not
+add at all: there `low_rank_add` rounds so that sums are right on average. The same holds for dx.
 
 A, B are cast to the dtype of x, whatever they are kept in; dA and dB come out of the product in float32 (float64 for
 float64), never rounded to 16 bits.
@@ -17,7 +17,7 @@ float64), never rounded to 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,9 @@ class Adapter:
     scale: float = 1.0
 
 
+LowTerm = tuple[slice, Tensor, Tensor]
+"""Columns of an output, and the factors l [T, r] and F [r, columns] of what is added to them."""
+
 Factors = Sequence[Tensor | None]
 """S and B_1 .. B_m of a group in the dtype of its arithmetic; None where there is no adapter."""
 
@@ -59,6 +62,9 @@ class LinearGroup:
         join: where the weights lie in one buffer, let one product serve them all. Outputs then share memory: one that
             is kept keeps all of them.
         factors: the group's `factors` in the forward pass, kept for the backward pass; None casts them.
+
+    Attributes:
+        sizes: outputs of each layer, N_i.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class LinearGroup:
         factors: Factors | None = None,
     ) -> None:
         self.weights = weights
+        self.sizes = [weight.out_features for weight in weights]
         self.biases = [None if bias is None else bias.to(dtype) for bias in biases]
         self.adapters = adapters
         self.ranks: list[slice] = []
@@ -88,11 +95,6 @@ class LinearGroup:
         self.joined = joined_weight(weights, dtype) if join and len(weights) > 1 else None
         self.dtype = dtype
 
-    @property
-    def sizes(self) -> list[int]:
-        """Outputs of each layer."""
-        return [weight.out_features for weight in self.weights]
-
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return outputs y_i [T, N_i] and l [T, sum of r_i], None without adapters.
 
@@ -106,24 +108,19 @@ class LinearGroup:
         low = self._low(x)
         inputs: dict[InputForm, Prepared] = {} if prepared is None else {self.weights[0].input_form: prepared}
         outputs = []
-        for weight, bias, b, rank in zip(self.weights, self.biases, self.b, self.ranks, strict=True):
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.input_form not in inputs:
                 inputs[weight.input_form] = weight.prepare(x)
-            y = weight.forward(inputs[weight.input_form], bias)
-            if low is not None and b is not None:
-                add_low_rank_(y, low[:, rank], b.t())
-            outputs.append(y)
+            outputs.append(_product(weight, inputs[weight.input_form], bias, self._low_terms(low, [i])))
         return tuple(outputs), low
 
     def forward_together(self, x: Tensor, prepared: Prepared | None = None) -> tuple[Tensor, Tensor | None]:
         """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
         joined, low = self.joined, self._low(x)
         assert joined is not None
-        together = joined.forward(joined.prepare(x) if prepared is None else prepared, self._joined_bias(x))
-        for y, b, rank in zip(together.split(self.sizes, dim=1), self.b, self.ranks, strict=True):
-            if low is not None and b is not None:
-                add_low_rank_(y, low[:, rank], b.t())
-        return together, low
+        prepared = joined.prepare(x) if prepared is None else prepared
+        terms = self._low_terms(low, range(len(self.weights)))
+        return _product(joined, prepared, self._joined_bias(x), terms), low
 
     def down(self, grads: Sequence[Tensor]) -> Tensor | None:
         """Return h [T, sum of r_i], the outputs' gradients g_i [T, N_i] brought down to rank; None without adapters."""
@@ -184,6 +181,17 @@ class LinearGroup:
     def _low(self, x: Tensor) -> Tensor | None:
         return None if self.a is None else F.linear(x, self.a)
 
+    def _low_terms(self, low: Tensor | None, layers: Iterable[int]) -> list[LowTerm]:
+        """What the adapters of `layers` add to their outputs, when these lie side by side."""
+        terms: list[LowTerm] = []
+        first = 0
+        for i in layers:
+            columns, b = slice(first, first + self.sizes[i]), self.b[i]
+            first = columns.stop
+            if low is not None and b is not None:
+                terms.append((columns, low[:, self.ranks[i]], b.t()))
+        return terms
+
 
 def precise_product(left: Tensor, right: Tensor) -> Tensor:
     """Return the product in float32, accumulated there and not rounded to 16 bits; in float64 for float64."""
@@ -205,18 +213,44 @@ def _scaled(gradient: Tensor, scale: float) -> Tensor:
     return gradient if scale == 1.0 else gradient * scale
 
 
+def _product(weight: FrozenWeight, prepared: Prepared, bias: Tensor | None, terms: Sequence[LowTerm]) -> Tensor:
+    """Return x W^T + b and the terms of adapters, [T, N]."""
+    if terms and isinstance(prepared, Tensor) and _rounds_once(prepared):
+        matrix = _matrix(weight, prepared.dtype)
+        assert matrix is not None
+        y = prepared.new_zeros(prepared.shape[0], weight.out_features)
+        for columns, low, factor in terms:
+            torch.mm(low, factor, out=y[:, columns])
+        y.addmm_(prepared, matrix.t())
+        return y if bias is None else y.add_(bias)
+    y = weight.forward(prepared, bias)
+    for columns, low, factor in terms:
+        add_low_rank_(y[:, columns], low, factor)
+    return y
+
+
 def _gradient_of(
     grads: Sequence[Tensor], weights: Sequence[FrozenWeight], low: tuple[Tensor, Tensor] | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return sum_i g_i W_i + h S; products after the first accumulate onto it where the weights are matrices."""
-    dx = weights[0].backward(grads[0])
-    for grad, weight in zip(grads[1:], weights[1:], strict=True):
-        matrix = _matrix(weight, dtype)
-        if matrix is None:
+    """Return h S + sum_i g_i W_i; products accumulate onto what is there already where the weights are matrices."""
+    dx: Tensor | None = None
+    if low is not None and _rounds_once(grads[0]) and all(weight.input_form == "plain" for weight in weights):
+        dx, low = torch.mm(*low), None
+    for grad, weight in zip(grads, weights, strict=True):
+        matrix = None if dx is None else _matrix(weight, dtype)
+        if dx is None:
+            dx = weight.backward(grad)
+        elif matrix is None:
             dx += weight.backward(grad)
         else:
             dx.addmm_(grad, matrix)
+    assert dx is not None
     return dx if low is None else add_low_rank_(dx, *low)
+
+
+def _rounds_once(tensor: Tensor) -> bool:
+    """Whether a product that is added to a tensor like this is rounded with the sum, and not before."""
+    return tensor.device.type == "cpu"
 
 
 def _matrix(weight: FrozenWeight, dtype: torch.dtype) -> Tensor | None:
