@@ -94,8 +94,8 @@ def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
 def _fused_layers(trainer: DPOTrainer, model: nn.Module) -> FusedLayers | None:
     """The layers of the model as a GPU runs them best, and anywhere in bfloat16.
 
-    A CPU gains no time by it. But PEFT's layers add what an adapter says to an output that is rounded already, and in
-    bfloat16 most of it is lost there (`ops/low_rank_add`).
+    A CPU gains little time by it. But PEFT's layers add what an adapter says to an output that is rounded already, and
+    in bfloat16 most of it is lost there (`ops/lora_linear/group.py`).
     """
     on_gpu = compute_device(model).type == "cuda"
     if not on_gpu and not trainer.args.bf16 and model.dtype != torch.bfloat16:
