@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from wishbone.ops.low_rank_add.reference import add_low_rank_reference_
+from wishbone.ops.low_rank_add.reference import ROUNDED_AT_RANDOM, add_low_rank_reference_
 
 Backend = Literal["auto", "reference", "triton"]
 
@@ -18,20 +17,21 @@ def add_low_rank_(y: Tensor, low: Tensor, factor: Tensor, *, backend: Backend = 
     """Add low @ factor to y in place, and return y.
 
     Args:
-        y: [T, N]. In bfloat16 the sum is rounded at random (`reference`), but the same way each time; in other dtypes
-            to the nearest.
+        y: [T, N]. In bfloat16 and float16 the sum is rounded at random (`reference`), but the same way each time; in
+            other dtypes to the nearest.
         low: [T, r], in the dtype of y.
         factor: [r, N], in the dtype of y, any strides.
-        backend: "triton" or "reference" by name, or "auto": triton for bfloat16 on CUDA, reference elsewhere.
+        backend: "triton" or "reference" by name, or "auto": triton for 16 bits on CUDA, reference elsewhere.
 
     Raises:
-        ValueError: the backend is unknown, or is "triton" and y is not bfloat16.
+        ValueError: the backend is unknown, or is "triton" and y has not 16 bits.
     """
     if backend not in ("auto", "reference", "triton"):
         raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
-    if backend == "triton" and y.dtype != torch.bfloat16:
-        raise ValueError(f"the Triton kernel rounds to bfloat16; y is {y.dtype}, which backend 'reference' takes")
-    if backend == "triton" or (backend == "auto" and y.is_cuda and y.dtype == torch.bfloat16):
+    rounds = y.dtype in ROUNDED_AT_RANDOM
+    if backend == "triton" and not rounds:
+        raise ValueError(f"the Triton kernel rounds to 16 bits; y is {y.dtype}, which backend 'reference' takes")
+    if backend == "triton" or (backend == "auto" and y.is_cuda and rounds):
         from wishbone.ops.low_rank_add.triton import add_low_rank_triton_
 
         return add_low_rank_triton_(y, low, factor)

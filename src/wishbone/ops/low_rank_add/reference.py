@@ -1,8 +1,9 @@
 r"""Adding a small term to a number that was rounded: the definition.
 
 An adapter adds d = (l F)_tn to y_tn = (x W^T)_tn. Where y comes out of its product in bfloat16, it is a multiple of a
-step u, 1/128 to 1/256 of y itself. An adapter that is trained at DPO's learning rates mostly adds less than u / 2, and
-rounding y + d to the nearest gives y: most of what the adapter does, and of the reward, is not seen. Here
+step u, 1/128 to 1/256 of y itself (in float16, 1/1024 to 1/2048). An adapter that is trained at DPO's learning rates
+mostly adds less than u / 2, and rounding y + d to the nearest gives y: most of what the adapter does, and of the
+reward, is not seen. Here
 
     y + d is rounded up with probability (y + d - down) / u, else down,        E[result] = y + d
 
@@ -19,13 +20,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDED_AT_RANDOM = (torch.bfloat16, torch.float16)
+"""Dtypes in which an adapter would be lost otherwise."""
 MULTIPLIERS = (0x7FEB352D, 0x5BD1E995, 0x31848BAB)
 """Odd numbers below 2^31 that mix bits well, as hashes use them (lowbias32, MurmurHash2, triple32)."""
 
 
 def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     """Add low @ factor to y in place; as `add_low_rank_`."""
-    if y.dtype != torch.bfloat16:
+    if y.dtype not in ROUNDED_AT_RANDOM:
         return y.addmm_(low, factor)
     return y.copy_(rounded_at_random(y, low.float() @ factor.float()))
 
@@ -37,9 +40,14 @@ def rounded_at_random(y: Tensor, addend: Tensor, seed: int = 0) -> Tensor:
     """
     exact = y.float()
     total = exact + addend
-    unseen = round(torch.finfo(y.dtype).eps / torch.finfo(torch.float32).eps) - 1
+    unseen = unseen_bits(y.dtype)
     bits = (total.view(torch.int32) + (_hash(exact, addend, seed) & unseen)) & ~unseen
     return torch.where(total.isnan(), total, bits.view(torch.float32)).to(y.dtype)
+
+
+def unseen_bits(dtype: torch.dtype) -> int:
+    """Bits of a float32 number that a 16-bit dtype does not have, as a mask."""
+    return round(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps) - 1
 
 
 def _hash(exact: Tensor, addend: Tensor, seed: int) -> Tensor:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wishbone.ops.low_rank_add.reference import MULTIPLIERS
+from wishbone.ops.low_rank_add.reference import MULTIPLIERS, unseen_bits
 
 ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
 """A tile of y, and ranks that are multiplied at a time."""
@@ -32,6 +32,7 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
             rows,
             columns,
             rank,
+            UNSEEN=unseen_bits(y.dtype),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             RANKS=ranks,
@@ -55,6 +56,7 @@ def _add_kernel(
     rows,
     columns,
     rank,
+    UNSEEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -75,15 +77,15 @@ def _add_kernel(
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         addend = tl.dot(left, right, addend)
-    tl.store(at, _rounded_at_random(exact, addend), mask=inside)
+    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _rounded_at_random(exact, addend):
-    """Return exact + addend in bfloat16, rounded up or down as a hash of both says."""
+def _rounded_at_random(exact, addend, UNSEEN: tl.constexpr):
+    """Return exact + addend rounded up or down, as a hash of both says, to a number without the bits `UNSEEN`."""
     total = exact + addend
     h = addend.to(tl.int32, bitcast=True) * FIRST ^ exact.to(tl.int32, bitcast=True) * SECOND
     h = (h ^ (h >> 15 & 0x1FFFF)) * THIRD
     h = h ^ (h >> 16 & 0xFFFF)
-    bits = (total.to(tl.int32, bitcast=True) + (h & 0xFFFF)) & -0x10000
-    return tl.where(total == total, bits.to(tl.float32, bitcast=True), total).to(tl.bfloat16)
+    bits = (total.to(tl.int32, bitcast=True) + (h & UNSEEN)) & (-1 - UNSEEN)
+    return tl.where(total == total, bits.to(tl.float32, bitcast=True), total)
