@@ -164,3 +164,15 @@ def test_flex_refuses_rows_that_do_not_fill_blocks() -> None:
     q, k, v = inputs(plain_layout([100]))
     with pytest.raises(ValueError, match="not a multiple of 128"):
         prefix_attention(q, k, v, plain_layout([100]), scale=1.0, backend="flex")
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+def test_autocast_decides_the_dtype_whatever_the_inputs_have(backend: str) -> None:
+    """A family whose norms leave queries and keys in float32 hands over values in another dtype."""
+    query, key, value = inputs(LAYOUT, torch.float32)
+    plain = prefix_attention(query, key, value, LAYOUT, scale=0.3, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = prefix_attention(query, key, value.bfloat16(), LAYOUT, scale=0.3, backend=backend)
+        assert prefix_attention(*(t.double() for t in (query, key, value)), LAYOUT, scale=0.3).dtype == torch.float64
+    assert mixed.dtype == torch.bfloat16
+    assert (mixed - plain).norm() <= 2e-2 * plain.norm()

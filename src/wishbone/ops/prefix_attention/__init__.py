@@ -14,8 +14,8 @@ from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
 
 Backend = Literal["auto", "reference", "sdpa", "flex", "triton"]
 
-HEAD_DIMS = frozenset({16, 32, 64, 128, 256})
-"""Head sizes of the Triton kernels."""
+LARGEST_HEAD = 256
+"""Most numbers of a head that the Triton kernels take."""
 
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -35,24 +35,30 @@ def prefix_attention(
 ) -> Tensor:
     """Return attention over one packed row in which every token sees its stem and its own branch's past.
 
+    With autocast on, it is computed in autocast's dtype, as PyTorch's scaled-dot-product attention is.
+
     Args:
         query: [1, heads, tokens, head_dim].
-        key, value: [1, key_value_heads, tokens, head_dim].
+        key: [1, key_value_heads, tokens, head_dim].
+        value: [1, key_value_heads, tokens, value_dim].
         layout: where the documents lie; `layout.length` equals `tokens`.
         scale: factor on the scores.
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
-        backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and has the head
+        backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the head
             size and dtype, else flex there, sdpa elsewhere.
 
     Returns:
-        [1, heads, tokens, head_dim], dtype of `value`.
+        [1, heads, tokens, value_dim], dtype of `value` or autocast's.
 
     Raises:
         ValueError: if the row and its layout differ in length, or the backend is unknown.
     """
     if query.shape[0] != 1 or query.shape[2] != layout.length:
         raise ValueError(f"query of shape {tuple(query.shape)} is not one row of {layout.length} tokens")
+    device = query.device.type
+    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
+        query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if backend == "auto":
         backend = _fastest(query)
     if backend == "sdpa":
@@ -73,5 +79,5 @@ def prefix_attention(
 def _fastest(query: Tensor) -> Backend:
     if not query.is_cuda:
         return "sdpa"
-    kernels = find_spec("triton") is not None and query.shape[-1] in HEAD_DIMS and query.dtype in KERNEL_DTYPES
+    kernels = find_spec("triton") is not None and query.shape[-1] <= LARGEST_HEAD and query.dtype in KERNEL_DTYPES
     return "triton" if kernels else "flex"

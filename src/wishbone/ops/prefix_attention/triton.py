@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.blocks import Blocks, block_lists, visible_blocks
 from wishbone.ops.prefix_attention.kernels import attend, key_gradient, output_products, query_gradient
 from wishbone.ops.prefix_attention.layout import PrefixLayout
+from wishbone.ops.prefix_attention.tables import BlockKind, block_tables
 
 ROW_MULTIPLE = 128
-HEAD_DIMS = (16, 32, 64, 128, 256)  # powers of two, as blocks of the kernels must be
+HEAD_DIMS = (16, 32, 64, 128, 256)
+"""Head sizes of the kernels, as blocks must be powers of two; others are padded with zeros."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +76,27 @@ def prefix_attention_triton(
     softcap: float | None = None,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """Return attention over one packed row, [1, heads, tokens, head_dim]; arguments as `prefix_attention`.
+    """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`.
 
     Args:
         tiles: block sizes; None is `tiles_for` this device.
 
     Raises:
-        ValueError: if the row is not a multiple of 128 tokens, or the head size is none of 16, 32, 64, 128, 256.
+        ValueError: if the row is not a multiple of 128 tokens, or a head has more than 256 numbers.
     """
     if layout.length % ROW_MULTIPLE:
         raise ValueError(
             f"a row of {layout.length} tokens is not a multiple of {ROW_MULTIPLE}: pad it with a document of its own"
         )
-    if query.shape[-1] not in HEAD_DIMS:
-        raise ValueError(f"head size {query.shape[-1]} is none of {', '.join(map(str, HEAD_DIMS))}")
+    needed, values = max(query.shape[-1], value.shape[-1]), value.shape[-1]
+    size = next((size for size in HEAD_DIMS if size >= needed), None)
+    if size is None:
+        raise ValueError(f"a head of {needed} numbers is larger than {HEAD_DIMS[-1]}")
+    query, key, value = (_with_zeros(tensor, size) for tensor in (query, key, value))
     if tiles is None:
-        tiles = tiles_for(query.shape[-1], query.element_size(), _shared_bytes(query.device))
+        tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
     out: Tensor = _PrefixAttention.apply(query, key, value, layout, scale, window, softcap, tiles)
-    return out
+    return out if size == values else out[..., :values]
 
 
 class _PrefixAttention(torch.autograd.Function):
@@ -194,6 +199,12 @@ def _shared_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)  # type: ignore[attr-defined]
 
 
+def _with_zeros(tensor: Tensor, size: int) -> Tensor:
+    """Pad heads to so many numbers; zeros change neither scores nor the other numbers of an output."""
+    missing = size - tensor.shape[-1]
+    return F.pad(tensor, (0, missing)) if missing else tensor
+
+
 def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -212,25 +223,9 @@ def _tables(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:
 def _lists(
     layout: PrefixLayout, window: int | None, rows: int, columns: int, device: torch.device, *, by_keys: bool = False
 ) -> tuple[Tensor | int, ...]:
-    """Counts and indices of the full and of the masked blocks, and the width of the index; once a layout."""
-    key = ("triton_blocks", window, rows, columns, by_keys, device)
-    if key not in layout._cache:
-        visible, full = _blocks(layout, window, rows, columns)
-        parts = [blocks.T if by_keys else blocks for blocks in (full, visible & ~full)]
-        lists = [tensor for blocks in parts for tensor in block_lists(blocks, device)]
-        layout._cache[key] = (*lists, parts[0].shape[1])
-    lists_and_width = layout._cache[key]
-    assert isinstance(lists_and_width, tuple)
-    return lists_and_width
-
-
-def _blocks(layout: PrefixLayout, window: int | None, rows: int, columns: int) -> tuple[Blocks, Blocks]:
-    key = ("visible_blocks", window, rows, columns)
-    if key not in layout._cache:
-        layout._cache[key] = visible_blocks(layout, window, rows=rows, columns=columns)
-    blocks = layout._cache[key]
-    assert isinstance(blocks, tuple)
-    return blocks
+    """Counts and indices of the full and of the masked blocks, and the width of the index."""
+    tables = block_tables(layout, BlockKind(window, rows, columns, by_keys, device))
+    return tables.full_count, tables.full_index, tables.part_count, tables.part_index, tables.full_index.shape[1]
 
 
 def _options(query: Tensor, window: int | None, softcap: float | None) -> dict[str, Any]:
