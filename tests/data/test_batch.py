@@ -12,7 +12,8 @@ TOKEN_IDS = st.lists(st.integers(1, 3), max_size=7)
 
 
 def test_one_pair_written_out() -> None:
-    batch = SharedPrefixBatch.from_pairs([truncated_pair([1, 2], [7, 8, 9], [5])], pad_to_multiple_of=4)
+    pair = truncated_pair([1, 2], [7, 8, 9], [5])
+    batch = SharedPrefixBatch.from_pairs([pair], padded_length=lambda tokens: tokens + 2)
     assert batch.input_ids.tolist() == [[1, 2, 7, 8, 9, 5, 0, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1]]
     assert batch.predictor_index.tolist() == [1, 2, 3, 1]

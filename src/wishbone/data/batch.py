@@ -16,10 +16,11 @@ whose layers cannot take the mask. Both answer the same questions, so the step d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,30 +140,43 @@ class SharedPrefixBatch(PreferenceBatch):
 
     @classmethod
     def from_pairs(
-        cls, pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu", *, pad_to_multiple_of: int = 1
+        cls,
+        pairs: Sequence[TokenizedPair],
+        device: torch.device | str = "cpu",
+        *,
+        padded_length: Callable[[int], int] = lambda tokens: tokens,
     ) -> SharedPrefixBatch:
-        """Lay pairs out in one row. Padding, where asked for, is a document of its own at the row's end."""
-        ids: list[int] = []
-        positions: list[int] = []
+        """Lay pairs out in one row. Padding is a document of its own at the row's end.
+
+        Args:
+            pairs: what the row holds.
+            device: where its tensors go.
+            padded_length: tells how long a row of so many tokens is to be.
+        """
+        ids: list[Ids] = []
+        positions: list[Ids] = []
         documents: list[Document] = []
         scored = _Scored()
+        end = 0
         for pair in pairs:
-            shared, start = pair.shared, len(ids)
-            ids += pair.chosen[:shared]
-            positions += range(shared)
+            shared, start = pair.shared, end
+            sequences = [(np.array(sequence, dtype=np.int64), first) for sequence, first in pair.sequences()]
+            ids.append(sequences[0][0][:shared])
+            positions.append(np.arange(shared))
+            end += shared
             ends = []
-            for sequence, first_scored in pair.sequences():
-                branch = len(ids)
-                ids += sequence[shared:]
-                positions += range(shared, len(sequence))
-                ends.append(len(ids))
-                scored.add(sequence, first_scored, stem=(start, shared), branch=branch)
+            for sequence, first_scored in sequences:
+                scored.add(sequence, first_scored, stem=(start, shared), branch=end)
+                ids.append(sequence[shared:])
+                positions.append(np.arange(shared, len(sequence)))
+                end += len(sequence) - shared
+                ends.append(end)
             documents.append(Document(start, start + shared, tuple(ends)))
-        padding = -len(ids) % pad_to_multiple_of
+        padding = padded_length(end) - end
         if padding:
-            documents.append(Document(len(ids), len(ids) + padding))
-            ids += [0] * padding
-            positions += range(padding)
+            documents.append(Document(end, end + padding))
+            ids.append(np.zeros(padding, dtype=np.int64))
+            positions.append(np.arange(padding))
         return cls(
             pairs=tuple(pairs),
             input_ids=_to(ids, device)[None],
@@ -186,40 +200,47 @@ class PlainBatch(PreferenceBatch):
     @classmethod
     def from_pairs(cls, pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PlainBatch:
         """Put each sequence into a row of its own."""
-        sequences = [sequence for pair in pairs for sequence in pair.sequences()]
+        sequences = [
+            (np.array(ids, dtype=np.int64), first_scored) for pair in pairs for ids, first_scored in pair.sequences()
+        ]
         width = max(len(ids) for ids, _ in sequences)
         scored = _Scored()
+        rows, masks = np.zeros((2, len(sequences), width), dtype=np.int64)
         for row, (ids, first_scored) in enumerate(sequences):
+            rows[row, : len(ids)], masks[row, : len(ids)] = ids, 1
             scored.add(ids, first_scored, stem=(row * width, len(ids)), branch=0)
         return cls(
             pairs=tuple(pairs),
-            input_ids=_to([ids + [0] * (width - len(ids)) for ids, _ in sequences], device),
-            position_ids=_to([list(range(width))] * len(sequences), device),
-            attention_mask=_to([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in sequences], device),
+            input_ids=_to(list(rows), device).view(len(sequences), width),
+            position_ids=_to([np.arange(width)] * len(sequences), device).view(len(sequences), width),
+            attention_mask=_to(list(masks), device).view(len(sequences), width),
             **scored.tensors(device),
         )
+
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Scored:
     """Collects the scored tokens of the sequences of a batch, in the order chosen, rejected, chosen, ..."""
 
     def __init__(self) -> None:
-        self.predictors: list[int] = []
-        self.targets: list[int] = []
-        self.owners: list[int] = []
-        self.places: list[int] = []
+        self.predictors: list[Ids] = []
+        self.targets: list[Ids] = []
+        self.owners: list[Ids] = []
+        self.places: list[Ids] = []
         self.completion_lengths: list[int] = []
         self.scored_lengths: list[int] = []
 
-    def add(self, ids: list[int], first_scored: int, *, stem: tuple[int, int], branch: int) -> None:
+    def add(self, ids: Ids, first_scored: int, *, stem: tuple[int, int], branch: int) -> None:
         """Add one sequence whose tokens below `stem[1]` lie from `stem[0]` on, the others from `branch` on."""
         stem_start, shared = stem
         first = max(first_scored, 1)
-        predicting = range(first - 1, len(ids) - 1)
-        self.predictors += [stem_start + t if t < shared else branch + t - shared for t in predicting]
-        self.targets += ids[first:]
-        self.owners += [len(self.completion_lengths)] * len(predicting)
-        self.places += range(len(predicting))
+        predicting = np.arange(first - 1, len(ids) - 1)
+        self.predictors.append(predicting + np.where(predicting < shared, stem_start, branch - shared))
+        self.targets.append(ids[first:])
+        self.owners.append(np.full(len(predicting), len(self.completion_lengths)))
+        self.places.append(np.arange(len(predicting)))
         self.completion_lengths.append(len(ids) - first_scored)
         self.scored_lengths.append(len(predicting))
 
@@ -230,14 +251,14 @@ class _Scored:
             "targets": _to(self.targets, device),
             "sequence_index": _to(self.owners, device),
             "scored_index": _to(self.places, device),
-            "completion_lengths": _to(self.completion_lengths, device, torch.float32),
-            "scored_lengths": _to(self.scored_lengths, device, torch.float32),
+            "completion_lengths": _to([np.array(self.completion_lengths, dtype=np.float32)], device),
+            "scored_lengths": _to([np.array(self.scored_lengths, dtype=np.float32)], device),
         }
 
 
-def _to(values: list[Any], device: torch.device | str, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Copy to `device` without waiting for it."""
-    tensor = torch.tensor(values, dtype=dtype)
+def _to(parts: Sequence[np.ndarray[Any, Any]], device: torch.device | str) -> Tensor:
+    """Join arrays and copy them to `device` without waiting for it."""
+    tensor = torch.from_numpy(np.concatenate(parts))
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
