@@ -198,6 +198,8 @@ def arguments(system: System, device: Any, directory: str, **settings: Any) -> d
         own["gradient_checkpointing"] = system.checkpointing
     if system.token_budget is not None:
         own["token_budget"] = system.token_budget
+    if system.cuda_graphs is not None:
+        own["cuda_graphs"] = system.cuda_graphs
     if system.activations is not None:
         own["activations"] = system.activations
     return same | own | settings

@@ -48,7 +48,7 @@ def h200() -> list[Job]:
         *rows("8b", "full:1", "wishbone-nf4-small"),
         *rows("8b", "helpsteer:8", "wishbone-bf16", "unsloth-bf16", "wishbone-fp8"),
         *rows("8b", "capybara:8", "wishbone-bf16", "unsloth-bf16", "wishbone-fp8"),
-        *rows("1b", uf, "wishbone-bf16", "unsloth-bf16"),
+        *rows("1b", uf, "wishbone-recorded", "wishbone-bf16", "unsloth-bf16"),
         *rows("8b", uf, "wishbone-stored"),
         longest.job("wishbone-nf4-small", "8b", 24, **length, limit_seconds=240),
         longest.job("unsloth-nf4", "8b", 24, **length, limit_seconds=240),

@@ -26,7 +26,7 @@ class System:
         liger: TRL with the layers of liger-kernel.
         checkpointing: gradient checkpointing, as the style's code asks for it; None is the library's default, and
             "unsloth", which moves layer inputs to host memory, for code of that style.
-        token_budget, activations: Wishbone's own settings; None leaves them at their defaults.
+        token_budget, activations, cuda_graphs: Wishbone's own settings; None leaves them at their defaults.
         offload_embedding: keep the input embedding in host memory.
         warm_store: train once before, untimed, so that Wishbone has the reference's log-probabilities stored.
         memory_gib: most memory of the GPU that the process may take.
@@ -40,6 +40,7 @@ class System:
     checkpointing: bool | str | None = None
     token_budget: int | None = None
     activations: str | None = None
+    cuda_graphs: str | None = None
     offload_embedding: bool = False
     warm_store: bool = False
     memory_gib: float | None = None
@@ -81,9 +82,11 @@ SYSTEMS = {
         "wishbone", "nf4", "unsloth", checkpointing="unsloth", token_budget=2048, offload_embedding=True
     ),
     "wishbone-stored": System("wishbone", "bf16", warm_store=True),
+    "wishbone-recorded": System("wishbone", "bf16", cuda_graphs="on"),  # as a run of 300 steps or more has it
 }
 
-OPTIONS = ("style", "checkpointing", "token_budget", "activations", "offload_embedding", "warm_store", "memory_gib")
+WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "offload_embedding", "warm_store")
+OPTIONS = ("style", "checkpointing", *WISHBONE_OPTIONS, "memory_gib")
 
 
 def parse_system(text: str) -> System:
@@ -101,7 +104,7 @@ def parse_system(text: str) -> System:
         key, given, value = option.partition("=")
         if key not in OPTIONS or not given:
             raise ValueError(f"system {text!r}: {option!r} is not OPTION=VALUE with an option of {', '.join(OPTIONS)}")
-        if key in ("token_budget", "activations", "offload_embedding", "warm_store") and system.family != "wishbone":
+        if key in WISHBONE_OPTIONS and system.family != "wishbone":
             raise ValueError(f"system {text!r}: {key} is an option of Wishbone's systems")
         changes[key] = _value(value)
     return replace(system, **changes)

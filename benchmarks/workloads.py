@@ -51,6 +51,7 @@ class Size:
 SIZES = {
     "8b": Size(4096, 14336, 32, 32, 8, 128256),  # Llama-3.1-8B
     "1b": Size(2048, 8192, 16, 32, 8, 128256, tied=True),  # Llama-3.2-1B
+    "135m": Size(576, 1536, 30, 9, 3, 49152, tied=True),  # SmolLM2-135M
     "tiny": Size(64, 128, 2, 4, 2, 2000),
 }
 

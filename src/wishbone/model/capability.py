@@ -22,6 +22,9 @@ from wishbone.model.attention_hook import AttentionCall, record_calls
 from wishbone.model.fp8_linear import inputs_not_rounded
 from wishbone.model.policy import Form, Policy
 
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Position encodings that look at the longest sequence that is run."""
+
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Relative error of hidden states that rounding explains; norms round to float32 inside even in float64 models."""
@@ -69,6 +72,17 @@ def choose_form(
     return Capability("plain", reason) if reason else Capability("shared_prefix")
 
 
+def rope_types(config: Any) -> set[str]:
+    """Kinds of position encoding that a configuration names, in either spelling, for all layers or by kind of layer."""
+    found: set[str] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(config, name, None) or {}
+        for part in (rope, *rope.values()):
+            if isinstance(part, dict):
+                found |= {str(part.get(key)) for key in ("rope_type", "type")}
+    return found
+
+
 def varies_in_training(model: torch.nn.Module) -> bool:
     """Return whether the model in training mode gives other numbers each time it runs, as with dropout.
 
@@ -96,7 +110,7 @@ def _reason_from_config(config: Any, max_length: int | None) -> str | None:
     trained = getattr(config, "original_max_position_embeddings", None) or rope.get(
         "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
     )
-    if kind in ("dynamic", "longrope") and trained and (max_length is None or max_length > trained):
+    if kind in LENGTH_DEPENDENT and trained and (max_length is None or max_length > trained):
         return f"its {kind} position encoding changes beyond {trained} tokens, sequence by sequence"
     return None
 

@@ -23,6 +23,7 @@ from wishbone.model.activations import Activations
 from wishbone.model.attention_hook import attention_configs, shared_prefix_attention
 from wishbone.model.fused_layers import FusedLayers
 from wishbone.model.host_embedding import compute_device
+from wishbone.model.recorded import RecordedPasses
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
@@ -45,6 +46,9 @@ class Policy:
         fused: the model's layers as they run within `running()`; None leaves them as they are.
         head_chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the op's own choice.
         tile_tokens: most tokens of which MLPs hold intermediates at once; None holds those of a whole row.
+
+    Attributes:
+        recorded: passes that are replayed instead of run; None runs every row.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Policy:
         self.fused = fused
         self.head_chunk_bytes = head_chunk_bytes
         self.tile_tokens = tile_tokens
+        self.recorded: RecordedPasses | None = None
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
@@ -87,7 +92,7 @@ class Policy:
     def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
         """Return the pairs as tensors in the form that this policy runs."""
         if self.form == "shared_prefix":
-            return SharedPrefixBatch.from_pairs(pairs, self.device, pad_to_multiple_of=self.row_multiple)
+            return SharedPrefixBatch.from_pairs(pairs, self.device, padded_length=self._padded)
         return PlainBatch.from_pairs(pairs, self.device)
 
     @contextmanager
@@ -101,9 +106,16 @@ class Policy:
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
-        output = self.causal_lm.base_model(**batch.model_inputs, use_cache=False)
-        hidden: Tensor = output.last_hidden_state
+        hidden = None
+        if self.recorded is not None and isinstance(batch, SharedPrefixBatch):
+            hidden = self.recorded.hidden_states(batch)
+        hidden = self.backbone(batch) if hidden is None else hidden
         return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
+
+    def backbone(self, batch: PreferenceBatch) -> Tensor:
+        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`."""
+        hidden: Tensor = self.causal_lm.base_model(**batch.model_inputs, use_cache=False).last_hidden_state
+        return hidden
 
     def token_scores(self, batch: PreferenceBatch, *, statistics: bool = True) -> TokenScores:
         """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`.
@@ -118,6 +130,11 @@ class Policy:
                 logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
             return self._head_scores(self.hidden_states(batch), batch.targets, statistics)
+
+    def _padded(self, tokens: int) -> int:
+        """The length of a row of so many tokens with its padding."""
+        tokens += -tokens % self.row_multiple
+        return tokens if self.recorded is None else self.recorded.padded(tokens)
 
     def _head_scores(self, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
         head = self.causal_lm.get_output_embeddings()

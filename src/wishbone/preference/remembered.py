@@ -31,6 +31,7 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.errors import RequestError
 from wishbone.model.cache import cache_root
+from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.model.policy import Policy
 from wishbone.preference.identity import Autocast, reference_identity
 from wishbone.preference.reference import ReferencePolicy
@@ -43,9 +44,6 @@ STORE_VARIABLE = "WISHBONE_REFERENCE_STORE"
 SECONDS_BETWEEN_FLUSHES = 10.0
 MOST_IN_MEMORY = 2**20
 """Pairs in the dictionary, of some 200 bytes each; of more, the oldest are left to the store."""
-
-LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
-"""Position encodings that change with the longest sequence of a batch."""
 
 logger = logging.getLogger(__name__)
 
@@ -216,20 +214,9 @@ def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str])
         return "some of its weights are trained"
     if any(tensor.is_meta for tensor in tensors):
         return "some of its weights are not in memory, where they could be told from others"
-    if policy.form != "shared_prefix" and not LENGTH_DEPENDENT.isdisjoint(_rope_types(model.config.get_text_config())):
+    if policy.form != "shared_prefix" and not LENGTH_DEPENDENT.isdisjoint(rope_types(model.config.get_text_config())):
         return "its position encoding lets the values of a pair depend on the longest sequence beside it"
     return None
-
-
-def _rope_types(config: Any) -> set[str]:
-    """Kinds of position encoding that a configuration names, in either spelling, for all layers or by kind of layer."""
-    found: set[str] = set()
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = getattr(config, name, None) or {}
-        for part in (rope, *rope.values()):
-            if isinstance(part, dict):
-                found |= {str(part.get(key)) for key in ("rope_type", "type")}
-    return found
 
 
 def _to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -22,6 +22,7 @@ else:
     TokenBudget = str  # parsers of command lines take one type, and of a union with int they would refuse "auto"
 
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
+CUDA_GRAPHS = ("auto", "on", "off")
 
 
 @dataclass
@@ -46,6 +47,14 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "help": "With gradient_checkpointing: 'auto' recomputes only the rows whose activations do not fit, 'keep' "
             "none, 'recompute' all of them, 'offload' too, with layer inputs in host memory. Gradients are the same.",
             "choices": list(ACTIVATIONS),
+        },
+    )
+    cuda_graphs: str = field(
+        default="auto",
+        metadata={
+            "help": "Replay passes that were recorded before the first step: 'auto' where the GPU waits for the host "
+            "and the run is long, 'on' wherever it is possible, 'off'. Rows are padded to recorded lengths.",
+            "choices": list(CUDA_GRAPHS),
         },
     )
     max_prompt_length: int | None = field(
@@ -89,6 +98,8 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
         if self.activations not in ACTIVATIONS:
             problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
+        if self.cuda_graphs not in CUDA_GRAPHS:
+            problems.append(f"cuda_graphs {self.cuda_graphs!r} is not known: choose one of {', '.join(CUDA_GRAPHS)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
         if not (isinstance(self.reference_store, str) and self.reference_store):

@@ -1,8 +1,9 @@
 """When memory runs out all the same: the step is computed again with less memory, and its result is the same.
 
 How pairs are laid into rows and which activations are kept changes memory and speed, never the loss or the gradients.
-So a step that ran out of memory is repeated from its beginning: with every layer recomputed, then with half the tokens
-a row as often as it takes, then with the layers' inputs in host memory. What helped stays for the rest of the run.
+So a step that ran out of memory is repeated from its beginning: without recorded passes, which hold memory; with every
+layer recomputed; with half the tokens a row as often as it takes; with the layers' inputs in host memory. What helped
+stays for the rest of the run.
 Only a pair that does not fit alone is left to whoever can make it smaller.
 """
 
@@ -58,6 +59,9 @@ def backward_that_fits(
 
 def _take_less(step: PreferenceStep, groups: Groups) -> str | None:
     """Change the next thing that makes rows smaller in memory and say what it was; None if nothing is left."""
+    if step.policy.recorded is not None:
+        step.policy.recorded = None
+        return "passes are run from now on, not replayed"
     activations = step.policy.activations
     sizes = [pair.row_tokens for group in groups for pair in group]
     largest_row = min(step.token_budget, sum(sizes))

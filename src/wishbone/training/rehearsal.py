@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
         return
     trained = [p for p in step.policy.model.parameters() if p.requires_grad]
     optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
-    trial = PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
+    trial = trial_step(step)
     asked = activations.room
     room = _measured_room(trial, trained, max(longest, step.token_budget), longest)
     activations.room = asked if asked in (None, EVERYTHING, NOTHING) else room or NOTHING
@@ -74,6 +75,11 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
             row = step.token_budget = max(longest, row // 2)
     del optimizer_state
     torch.cuda.empty_cache()
+
+
+def trial_step(step: PreferenceStep) -> PreferenceStep:
+    """Return a step like this one for pairs that no data set has."""
+    return PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
 
 
 def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
@@ -169,11 +175,19 @@ def longest_row(dataset: Dataset | IterableDataset, max_length: int | None) -> i
     """
     if not isinstance(dataset, Dataset):
         return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
+    return int(pair_tokens(dataset, max_length).max(initial=0))
+
+
+def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any]:
+    """Return the tokens of each pair of a tokenized data set in a shared-prefix row, [pairs].
+
+    What completions begin with in common is counted twice.
+    """
     prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
     if max_length is None:
-        return int((prompt + chosen + rejected).max(initial=0))
+        return prompt + chosen + rejected
     cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]
-    return int((cut[0] + cut[1] - cut[2]).max(initial=0))
+    return cut[0] + cut[1] - cut[2]
 
 
 def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:

@@ -34,7 +34,8 @@ from wishbone.training.distributed import average_gradients, sum_over_processes
 from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
-from wishbone.training.rehearsal import longest_row, rehearse
+from wishbone.training.recording import record_passes
+from wishbone.training.rehearsal import longest_row, pair_tokens, rehearse
 from wishbone.training.remembering import reference_use
 from wishbone.training.step import PreferenceStep
 from wishbone.training.synchronization import refuse_stale_reference
@@ -170,8 +171,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             return torch.zeros((), device=self.args.device)
         if not self._rehearsed:
             self._rehearsed = True
-            longest = longest_row(self.train_dataset, self.args.max_length)
-            rehearse(self.preference_step, longest, budget_fixed=self.args.token_budget != "auto")
+            self._rehearse(self.preference_step, pairs=len(self._pending) * len(inputs["pairs"]))
         groups, self._pending = self._pending, []
         pairs = [pair for group in groups for pair in group]
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
@@ -191,6 +191,16 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
         return loss.to(self.args.device)
+
+    def _rehearse(self, step: PreferenceStep, *, pairs: int) -> None:
+        """Before the first step: find out how much memory rows take, and record passes where that pays."""
+        longest = longest_row(self.train_dataset, self.args.max_length)
+        rehearse(step, longest, budget_fixed=self.args.token_budget != "auto")
+        alone = self.accelerator.num_processes == 1
+        if self.args.cuda_graphs != "off" and alone and isinstance(self.train_dataset, Dataset):
+            tokens = pair_tokens(self.train_dataset, self.args.max_length)
+            left = self.state.max_steps - self.state.global_step
+            record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

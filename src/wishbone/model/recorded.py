@@ -1,0 +1,233 @@
+"""Passes through a model's layers that are recorded once and replayed: CUDA graphs, one for each length of row.
+
+A layer is some forty kernels forward and eighty backward, and each costs the host 10 to 80 microseconds: of a small
+model, or with a slow host, the GPU waits. A CUDA graph is those kernels with all their arguments, started by one call.
+It computes what was recorded, at the addresses of then, so
+
+    ids, positions, attention's tables    are written over those of the recorded row
+    rows                                  are padded to the next recorded length
+    the model's state                     must be that of the recording, or the row is run and not replayed
+
+State is what Python looks at in a pass: where parameters lie, which are trained, which adapters are on, hooks.
+
+All recordings share one pool of memory, each writing over the last. So what a replay returns holds until the next one,
+and a backward pass comes before it; another order is refused. Numbers are those of the pass that was recorded, bit by
+bit.
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from wishbone.data.batch import SharedPrefixBatch
+from wishbone.ops.prefix_attention.tables import overwrite_tables
+
+MOST_PADDING = 1.5
+"""Rows for which the next recorded length is more times as long are run as they are."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class RecordedPasses:
+    """Records and replays passes of a model's backbone over rows.
+
+    Args:
+        model: with its adapters; what is trained of it, and modules, stay the same objects.
+        backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
+        self._model, self._backbone = model, backbone
+        self._state = ModelState(model)
+        self._recordings: dict[tuple[int, bool], _Recording] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+        self._recording = False
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.lengths: list[int] = []
+        self.hidden: Tensor | None = None
+        self.hidden_gradient: Tensor | None = None
+        self.gradients: Tensor | None = None
+        self.replays = 0
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Context in which rows whose length is new are recorded.
+
+        Nothing is collected as garbage meanwhile: what it frees may be in use by another stream, and waiting for that
+        would end up in a recording.
+        """
+        collected = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        self._recording = True
+        try:
+            yield
+        finally:
+            self._recording = False
+            self.lengths = sorted({tokens for tokens, _ in self._recordings})
+            if collected:
+                gc.enable()
+
+    def padded(self, tokens: int) -> int:
+        """Return the length that a row of so many tokens should be padded to."""
+        return tokens if self._recording else padded_length(tokens, self.lengths)
+
+    def hidden_states(self, batch: SharedPrefixBatch) -> Tensor | None:
+        """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
+
+        They hold until the next call. Parameters get their gradients if gradients are on.
+
+        Raises:
+            RuntimeError: while recording, if a pass cannot be recorded.
+        """
+        key = batch.tokens, torch.is_grad_enabled()
+        if self._recording and key not in self._recordings:
+            self._recordings[key] = self._record(batch)
+        recording = self._recordings.get(key)
+        if recording is None or recording.state != self._state.read():
+            return None
+        recording.take(batch)
+        replayed: Tensor = _Replay.apply(self, recording, *self.trained)
+        return replayed
+
+    def _record(self, batch: SharedPrefixBatch) -> _Recording:
+        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph())
+        trains, tokens = torch.is_grad_enabled(), batch.tokens
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
+            hidden = self._backbone(batch)
+            if trains:
+                self._find_trained(hidden)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._make_buffers(hidden.detach(), trains)
+        assert self.hidden is not None
+        del hidden  # and its graph: nodes that add up gradients stay on the stream on which they were made
+        recording.hidden = self.hidden[:, :tokens]
+        with self._captured(recording.forward):
+            hidden = self._backbone(batch)
+            recording.hidden.copy_(hidden.detach())
+        if trains:
+            assert self.hidden_gradient is not None and self.gradients is not None
+            recording.hidden_gradient = self.hidden_gradient[:, :tokens]
+            recording.backward = torch.cuda.CUDAGraph()
+            with self._captured(recording.backward):
+                gradients = torch.autograd.grad(hidden, self.trained, recording.hidden_gradient)
+                torch.cat([gradient.flatten() for gradient in gradients], out=self.gradients)
+        return recording
+
+    @contextmanager
+    def _captured(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Context whose kernels go into a graph and do not run; `torch.cuda.graph` also frees all caches, each time."""
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                yield
+            finally:
+                graph.capture_end()
+
+    def _find_trained(self, hidden: Tensor) -> None:
+        """Leave in `trained` the parameters that hidden states depend on."""
+        found = torch.autograd.grad(hidden, self.trained, torch.zeros_like(hidden), allow_unused=True)
+        self.trained = [p for p, gradient in zip(self.trained, found, strict=True) if gradient is not None]
+        if len({parameter.dtype for parameter in self.trained}) != 1:
+            raise NotImplementedError("parameters of several dtypes are trained")
+
+    def _make_buffers(self, hidden: Tensor, trains: bool) -> None:
+        if self.hidden is None or self.hidden.shape[1] < hidden.shape[1]:
+            self.hidden = torch.empty_like(hidden)
+        if trains and (self.hidden_gradient is None or self.hidden_gradient.shape[1] < hidden.shape[1]):
+            self.hidden_gradient = torch.zeros_like(hidden)
+        if trains and self.gradients is None:
+            numbers = sum(parameter.numel() for parameter in self.trained)
+            self.gradients = self.trained[0].new_empty(numbers)
+
+
+def padded_length(tokens: int, lengths: Sequence[int]) -> int:
+    """Return the first of these ascending lengths that holds so many tokens; `tokens` where none does, or much more."""
+    place = bisect_left(lengths, tokens)
+    return lengths[place] if place < len(lengths) and lengths[place] <= MOST_PADDING * tokens else tokens
+
+
+class ModelState:
+    """What the Python of a model's layers looks at in a pass.
+
+    Args:
+        model: whose modules stay the same objects.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = [vars(module) for module in model.modules()]
+        self._model = model
+        self._tensors = [own[name] for own in modules for name in ("_parameters", "_buffers") if own[name]]
+        self._hooks = [own[name] for own in modules for name in HOOKS]
+        self._adapted = [vars(m) for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+    def read(self) -> tuple[Any, ...]:
+        """Return a value that is equal at two times only if the state was the same."""
+        tensors = [
+            None if tensor is None else (tensor.data_ptr(), tensor.requires_grad)
+            for found in self._tensors
+            for tensor in found.values()
+        ]
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        hooks = sum(map(len, self._hooks))
+        return self._model.training, autocast, hooks, tensors, list(map(_adapters_on, self._adapted))
+
+
+def _adapters_on(own: dict[str, Any]) -> tuple[Any, ...]:
+    """Which adapters are on in a layer with the attributes `own`, and how they are scaled."""
+    active, merged, scaling = own.get("_active_adapter"), own.get("merged_adapters", ()), own.get("scaling", {})
+    return own.get("_disable_adapters"), str(active), len(merged), *scaling.values()
+
+
+@dataclass
+class _Recording:
+    """Graphs of one row, and the tensors that they read and write."""
+
+    batch: SharedPrefixBatch
+    state: tuple[Any, ...]
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph | None = None
+    hidden: Tensor | None = None
+    hidden_gradient: Tensor | None = None
+
+    def take(self, batch: SharedPrefixBatch) -> None:
+        """Let the graphs read another row of the same length."""
+        self.batch.input_ids.copy_(batch.input_ids, non_blocking=True)
+        self.batch.position_ids.copy_(batch.position_ids, non_blocking=True)
+        overwrite_tables(self.batch.layout, batch.layout)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: RecordedPasses, recording: _Recording, *trained: Tensor) -> Tensor:
+        assert recording.hidden is not None
+        recording.forward.replay()
+        passes.replays += 1
+        ctx.passes, ctx.recording, ctx.replays = passes, recording, passes.replays
+        return recording.hidden.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        passes, recording = ctx.passes, ctx.recording
+        if passes.replays != ctx.replays:
+            raise RuntimeError("another row was replayed since: a row's backward pass must follow its forward pass")
+        recording.hidden_gradient.copy_(gradient)
+        recording.backward.replay()
+        passes.replays += 1
+        parts = passes.gradients.clone().split([parameter.numel() for parameter in passes.trained])
+        return None, None, *(part.view(p.shape) for part, p in zip(parts, passes.trained, strict=True))

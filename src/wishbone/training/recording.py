@@ -1,0 +1,180 @@
+"""Which passes of a run are recorded (`model/recorded.py`), and whether it pays.
+
+A recorded row is padded to the next length there is a recording of. Rows of steps to come are drawn from the data set,
+and the few lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU
+waits for the host, which a row that is run shows, and where the rows of the run gain more time than recording takes,
+which shows when the usual length was recorded and replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from wishbone.data.packing import pack_rows
+from wishbone.model.activations import EVERYTHING, Activations
+from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
+from wishbone.model.policy import Policy
+from wishbone.model.recorded import RecordedPasses
+from wishbone.preference.metrics import PairMetrics
+from wishbone.training.rehearsal import made_up_row, trial_step
+from wishbone.training.step import PreferenceStep
+
+RECORDED = 24
+"""Most lengths that are recorded."""
+
+LEAST_PADDING = 1.01
+"""Tokens with padding, as a share of those without, from which on no further length is recorded."""
+
+WAITING = 0.85
+"""Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
+
+DRAWN_STEPS, DRAWN_PAIRS = 256, 8192
+"""Steps that are drawn to see how long rows will be, and most pairs of them all."""
+
+logger = logging.getLogger(__name__)
+
+
+def record_passes(
+    step: PreferenceStep,
+    tokens: np.ndarray[Any, Any],
+    pairs_a_step: int,
+    *,
+    wanted: str,
+    steps: int,
+) -> None:
+    """Record passes of `step.policy` at lengths that rows of the run will have, or leave it as it is.
+
+    Args:
+        step: after its rehearsal; its model has no gradients yet.
+        tokens: of each pair of the run in a row.
+        pairs_a_step: pairs of one optimizer step on this process.
+        wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
+        steps: optimizer steps that the run still has.
+    """
+    policy = step.policy
+    rows = likely_rows(tokens, pairs_a_step, step.token_budget)
+    lengths = recorded_lengths(rows, policy.row_multiple)
+    obstacle = _obstacle(policy, lengths[-1])
+    if obstacle is not None:
+        if wanted == "on":
+            logger.warning("No pass is recorded as a CUDA graph, because %s.", obstacle)
+        return
+    trial, longest, usual = trial_step(step), int(tokens.max()), int(np.median(rows))
+    usual = min(length for length in lengths if length >= usual)
+    run_seconds, launched = _timed(trial, usual, longest)
+    if wanted == "auto" and launched < WAITING * run_seconds:
+        return
+    policy.recorded = RecordedPasses(policy.model, policy.backbone)
+    try:
+        recording_seconds = _record(trial, [usual], longest)
+        gained = (run_seconds - _timed(trial, usual, longest)[0]) * steps * pairs_a_step * tokens.mean() / rows.mean()
+        if wanted == "auto" and gained < recording_seconds * len(lengths):
+            policy.recorded = None
+        else:
+            _record(trial, lengths, longest)
+    except RuntimeError as error:
+        policy.recorded = None
+        logger.warning("No pass is recorded as a CUDA graph: %s.", str(error).partition("\n")[0])
+    torch.cuda.empty_cache()
+
+
+def likely_rows(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> np.ndarray[Any, Any]:
+    """Return the tokens of rows of steps whose pairs are drawn from a data set, [rows].
+
+    Args:
+        tokens: of each pair of the data set in a row.
+        pairs_a_step: pairs that are drawn for a step.
+        budget: most tokens of a row of several pairs.
+    """
+    draw = np.random.default_rng(0)
+    drawn = max(1, min(DRAWN_STEPS, DRAWN_PAIRS // pairs_a_step))
+    steps = [draw.choice(tokens, pairs_a_step).tolist() for _ in range(drawn)]
+    return np.array([sum(pairs[i] for i in row) for pairs in steps for row in pack_rows(pairs, budget)])
+
+
+def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
+    """Return the lengths, ascending multiples of `multiple`, that rows as long as these are padded to.
+
+    They are the few that pad these rows least: with u_1 < u_2 < ... the lengths that there are and n_ij the rows from
+    u_i to u_j, the least total of m lengths of which u_j is the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}.
+    """
+    lengths, counts = np.unique(-(-rows // multiple) * multiple, return_counts=True)
+    before = np.concatenate([[0], counts.cumsum()])
+    totals = np.where(np.tri(len(lengths), dtype=bool).T, lengths * (before[1:] - before[:-1, None]), np.inf)
+    least, chosen = totals[0], [[length] for length in lengths.tolist()]
+    unpadded = float(lengths @ counts)
+    while len(chosen[-1]) < min(RECORDED, len(lengths)) and least[-1] > LEAST_PADDING * unpadded:
+        candidates = least[:-1, None] + totals[1:]
+        previous = candidates.argmin(axis=0)
+        chosen = [[*chosen[i], length] for i, length in zip(previous, lengths.tolist(), strict=True)]
+        least = candidates.min(axis=0)
+    return chosen[-1]
+
+
+def _obstacle(policy: Policy, longest: int) -> str | None:
+    """Why rows of up to `longest` tokens cannot be recorded, or None."""
+    layers = policy.causal_lm.config.get_text_config().num_hidden_layers
+    if policy.device.type != "cuda":
+        return "there is no CUDA GPU"
+    if policy.form != "shared_prefix":
+        return "the model is not run with a shared prefix"
+    if not LENGTH_DEPENDENT.isdisjoint(rope_types(policy.causal_lm.config.get_text_config())):
+        return "its position encoding depends on the longest sequence"
+    if not isinstance(policy.model, PeftModel):
+        return "the model itself is trained, not an adapter"
+    if policy.fused is None or len(policy.fused.linears.mlps) != layers:
+        return "its layers are not all of the known form, and what cannot be known beforehand cannot be recorded"
+    if not all(parameter.is_cuda for parameter in policy.model.parameters()):
+        return "part of the model is in host memory"
+    if not _keeps(policy.activations, longest):
+        return f"activations of a row of {longest} tokens are not kept"
+    return None
+
+
+def _keeps(activations: Activations | None, tokens: int) -> bool:
+    """Whether all activations of a row are kept on the GPU."""
+    if activations is None or activations.room is None:
+        return not any(layer.gradient_checkpointing for layer in activations.layers) if activations else True
+    if activations.offload == "always":
+        return False
+    return activations.room is EVERYTHING or activations.room.layers(tokens) >= len(activations.layers)
+
+
+def _timed(trial: PreferenceStep, tokens: int, longest: int) -> tuple[float, float]:
+    """Return the seconds that a row takes, and those after which its last kernel was launched."""
+    _run(trial, tokens, longest)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    _run(trial, tokens, longest)
+    launched = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return time.perf_counter() - start, launched
+
+
+def _record(trial: PreferenceStep, lengths: Sequence[int], longest: int) -> float:
+    """Record rows of these lengths and return the seconds it took."""
+    recorded = trial.policy.recorded
+    assert recorded is not None
+    start = time.perf_counter()
+    with recorded.recording():
+        for length in reversed(lengths):
+            _run(trial, length, longest)
+    return time.perf_counter() - start
+
+
+def _run(trial: PreferenceStep, tokens: int, longest: int) -> None:
+    """Run a step on one row of made-up pairs and forget its gradients."""
+    trial.token_budget = tokens
+    vocabulary = trial.policy.causal_lm.config.get_text_config().vocab_size
+    try:
+        trial.backward([made_up_row(tokens, longest, vocabulary)], PairMetrics(1.0))
+    finally:
+        for parameter in trial.policy.model.parameters():
+            parameter.grad = None
