@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
-from wishbone.ops.prefix_attention.blocks import visible_blocks
+from wishbone.ops.prefix_attention.blocks import block_lists, visible_blocks
+from wishbone.ops.prefix_attention.tables import BlockKind, block_tables
 
 LAYOUT = PrefixLayout(
     (
@@ -176,3 +177,13 @@ def test_autocast_decides_the_dtype_whatever_the_inputs_have(backend: str) -> No
         assert prefix_attention(*(t.double() for t in (query, key, value)), LAYOUT, scale=0.3).dtype == torch.float64
     assert mixed.dtype == torch.bfloat16
     assert (mixed - plain).norm() <= 2e-2 * plain.norm()
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("columns", [16, 32, 64, 128])
+def test_tables_put_together_from_smaller_blocks_are_those_of_the_row(columns: int, window: int | None) -> None:
+    layout = PrefixLayout((Document(0, 70, (150, 300)), Document(300, 310, (400, 640))))
+    kind = BlockKind(window, 64, columns, by_keys=False, device=torch.device("cpu"))
+    visible, full = visible_blocks(layout, window, rows=64, columns=columns)
+    lists = [table for blocks in (full, visible & ~full) for table in block_lists(blocks, kind.device)]
+    assert all(map(torch.equal, block_tables(layout, kind).parts(), lists))

@@ -57,11 +57,16 @@ def visible_blocks(
     return visible, full
 
 
-def block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+def block_arrays(blocks: Blocks) -> tuple[Blocks, Blocks]:
     """Return per row of blocks how many are set, [rows], and which, these first, [rows, columns]; int32."""
     order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
-    counts = blocks.sum(axis=1).astype(np.int32)
-    return to_device(torch.from_numpy(counts), device), to_device(torch.from_numpy(order), device)
+    return blocks.sum(axis=1).astype(np.int32), order
+
+
+def block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return `block_arrays` as tensors on `device`."""
+    counts, order = block_arrays(blocks)
+    return to_device(counts, device), to_device(order, device)
 
 
 def _overlap(start: int, end: int, block: int) -> tuple[slice, Blocks, Blocks]:

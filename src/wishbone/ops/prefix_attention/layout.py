@@ -18,7 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,12 +78,11 @@ class PrefixLayout:
         """Return the segment of every token as tensors on `device`, built once."""
         key = ("token_tables", device)
         if key not in self._cache:
-            rows = [(e - s, s, ps, pe, (pe - ps) - s) for s, e, ps, pe in self.segments() if e > s]
-            counts, starts, stem_starts, stem_ends, shifts = (torch.tensor(c) for c in zip(*rows, strict=True))
-            index = torch.arange(self.length)
-            tables = [column.repeat_interleave(counts) for column in (starts, stem_starts, stem_ends, shifts)]
-            tables[3] += index
-            self._cache[key] = TokenTables(*to_device(torch.stack(tables).int(), device).unbind())
+            rows = [(s, ps, pe, (pe - ps) - s) for s, e, ps, pe in self.segments() if e > s]
+            counts = [e - s for s, e, *_ in self.segments() if e > s]
+            tables = np.array(rows, dtype=np.int32).reshape(-1, 4).T.repeat(counts, axis=1)
+            tables[3] += np.arange(self.length, dtype=np.int32)
+            self._cache[key] = TokenTables(to_device(tables, device))
         tables_on_device = self._cache[key]
         assert isinstance(tables_on_device, TokenTables)
         return tables_on_device
@@ -96,16 +97,34 @@ class PrefixLayout:
         return seen & (tables.position[query] - tables.position[key] < window)
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor without waiting for the device."""
+def to_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Copy a host array without waiting for the device."""
+    tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)
 class TokenTables:
-    """Per token of the row, shape [tokens], int32: where its segment and its stem begin and end, and its position."""
+    """Per token of the row where its segment and its stem begin and end, and its position.
 
-    segment_start: Tensor
-    stem_start: Tensor
-    stem_end: Tensor
-    position: Tensor
+    Attributes:
+        buffer: [4, tokens], int32: the four tables that the properties name.
+    """
+
+    buffer: Tensor
+
+    @property
+    def segment_start(self) -> Tensor:  # noqa: D102
+        return self.buffer[0]
+
+    @property
+    def stem_start(self) -> Tensor:  # noqa: D102
+        return self.buffer[1]
+
+    @property
+    def stem_end(self) -> Tensor:  # noqa: D102
+        return self.buffer[2]
+
+    @property
+    def position(self) -> Tensor:  # noqa: D102
+        return self.buffer[3]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.blocks import Blocks, block_lists, visible_blocks
-from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables
+from wishbone.ops.prefix_attention.blocks import Blocks, block_arrays, visible_blocks
+from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables, to_device
+
+FEWEST_KEYS = 32
+"""Blocks of more keys than this are put together from blocks of this many; lengths of rows are multiples of all."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,25 @@ class BlockKind:
 
 @dataclass(frozen=True)
 class BlockTables:
-    """Blocks that are visible throughout, and those in which the mask decides.
+    """Blocks that are visible throughout, and those in which the mask decides; parts of one buffer.
 
     Attributes:
-        full_count, part_count: how many, for each block of queries (or keys), [blocks], int32.
-        full_index, part_index: which, these first, [blocks, width], int32.
+        buffer: [2 * blocks * (1 + width)], int32: the four tables one after the other.
+        blocks, width: of queries and of keys (or the other way round).
     """
 
-    full_count: Tensor
-    full_index: Tensor
-    part_count: Tensor
-    part_index: Tensor
+    buffer: Tensor
+    blocks: int
+    width: int
+
+    def parts(self) -> list[Tensor]:
+        """Return how many blocks are full for each block of queries, [blocks], and which, these first, [blocks, width].
+
+        Then the same of the others.
+        """
+        sizes = [self.blocks, self.blocks * self.width] * 2
+        full, full_index, part, part_index = self.buffer.split(sizes)
+        return [full, full_index.view(self.blocks, -1), part, part_index.view(self.blocks, -1)]
 
 
 def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
@@ -46,7 +58,8 @@ def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
     if kind not in layout._cache:
         visible, full = _blocks(layout, kind)
         parts = [blocks.T if kind.by_keys else blocks for blocks in (full, visible & ~full)]
-        layout._cache[kind] = BlockTables(*(table for blocks in parts for table in block_lists(blocks, kind.device)))
+        lists = [table.ravel() for blocks in parts for table in block_arrays(blocks)]
+        layout._cache[kind] = BlockTables(to_device(np.concatenate(lists), kind.device), *parts[0].shape)
     tables = layout._cache[kind]
     assert isinstance(tables, BlockTables)
     return tables
@@ -62,16 +75,12 @@ def overwrite_tables(target: PrefixLayout, source: PrefixLayout) -> None:
     if target.length != source.length:
         raise ValueError(f"tables of a row of {source.length} tokens do not fit one of {target.length}")
     for kind, ours in list(target._cache.items()):
-        if isinstance(kind, BlockKind):
-            theirs: BlockTables | TokenTables = block_tables(source, kind)
+        if isinstance(kind, BlockKind) and isinstance(ours, BlockTables):
+            ours.buffer.copy_(block_tables(source, kind).buffer)
         elif isinstance(ours, TokenTables):
-            theirs = source.token_tables(ours.position.device)
-        elif isinstance(kind, _HostKind):
-            continue
-        else:
+            ours.buffer.copy_(source.token_tables(ours.buffer.device).buffer)
+        elif not isinstance(kind, _HostKind):
             raise NotImplementedError("attention of this row was not computed by the Triton kernels")
-        for old, new in zip(vars(ours).values(), vars(theirs).values(), strict=True):
-            old.copy_(new, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,16 @@ class _HostKind:
 
 
 def _blocks(layout: PrefixLayout, kind: BlockKind) -> tuple[Blocks, Blocks]:
+    """Return `visible_blocks`; blocks of more keys are put together from smaller ones."""
     key = _HostKind(kind.window, kind.rows, kind.columns)
+    finer = _HostKind(kind.window, kind.rows, min(kind.columns, FEWEST_KEYS))
     if key not in layout._cache:
-        layout._cache[key] = visible_blocks(layout, kind.window, rows=kind.rows, columns=kind.columns)
+        if finer not in layout._cache:
+            layout._cache[finer] = visible_blocks(layout, kind.window, rows=kind.rows, columns=finer.columns)
+        fine = layout._cache[finer]
+        assert isinstance(fine, tuple)
+        together = [blocks.reshape(len(blocks), -1, kind.columns // finer.columns) for blocks in fine]
+        layout._cache[key] = together[0].any(axis=2), together[1].all(axis=2)
     blocks = layout._cache[key]
     assert isinstance(blocks, tuple)
     return blocks

@@ -216,8 +216,7 @@ def _tokens_first(like: Tensor) -> Tensor:
 
 
 def _tables(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:
-    tables = layout.token_tables(device)
-    return tables.segment_start, tables.stem_start, tables.stem_end, tables.position
+    return layout.token_tables(device).buffer.unbind()
 
 
 def _lists(
@@ -225,7 +224,7 @@ def _lists(
 ) -> tuple[Tensor | int, ...]:
     """Counts and indices of the full and of the masked blocks, and the width of the index."""
     tables = block_tables(layout, BlockKind(window, rows, columns, by_keys, device))
-    return tables.full_count, tables.full_index, tables.part_count, tables.part_index, tables.full_index.shape[1]
+    return (*tables.parts(), tables.width)
 
 
 def _options(query: Tensor, window: int | None, softcap: float | None) -> dict[str, Any]:
