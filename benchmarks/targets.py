@@ -190,9 +190,7 @@ TARGETS = [
     ),
     Target("bf16, capybara: over Unsloth", speed("wishbone-bf16", "unsloth-bf16", "capybara:8"), 3.6),
     Target("FP8, capybara: over Unsloth in bf16 (hoped for)", speed("wishbone-fp8", "unsloth-bf16", "capybara:8"), 5.0),
-    Target(
-        "1B model, bf16, ultrafeedback: over Unsloth", speed("wishbone-recorded", "unsloth-bf16", size="1b"), 4.5, 5.5
-    ),
+    Target("1B model, bf16, ultrafeedback: over Unsloth", speed("wishbone-bf16", "unsloth-bf16", size="1b"), 4.5, 5.5),
     Target("longest pair in 24 GiB, NF4: over Unsloth", longest("wishbone-nf4-small", "unsloth-nf4"), 2.0),
     Target("longest pair in 24 GiB, NF4 (hoped for)", longest("wishbone-nf4-small"), 131_072, unit="tokens"),
     Target("reference stored: over computed, bf16, ultrafeedback", speed("wishbone-stored", "wishbone-bf16"), 1.35),

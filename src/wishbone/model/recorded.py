@@ -12,7 +12,7 @@ State is what Python looks at in a pass: where parameters lie, which are trained
 
 All recordings share one pool of memory, each writing over the last. So what a replay returns holds until the next one,
 and a backward pass comes before it; another order is refused. Numbers are those of the pass that was recorded, bit by
-bit.
+bit: it is run beforehand, and what replays otherwise is not used.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wishbone.data.batch import SharedPrefixBatch
+from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables
 
 MOST_PADDING = 1.5
@@ -45,6 +46,12 @@ class RecordedPasses:
     Args:
         model: with its adapters; what is trained of it, and modules, stay the same objects.
         backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on.
+
+    Attributes:
+        trained: parameters that hidden states depend on.
+        lengths: tokens of the rows that were recorded, ascending.
+        gradients: of `trained`, one after the other; each replayed backward pass writes them.
+        replays: passes that were replayed so far.
     """
 
     def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
@@ -56,10 +63,11 @@ class RecordedPasses:
         self._recording = False
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.lengths: list[int] = []
-        self.hidden: Tensor | None = None
-        self.hidden_gradient: Tensor | None = None
         self.gradients: Tensor | None = None
         self.replays = 0
+        self._hidden: Tensor | None = None
+        self._hidden_gradient: Tensor | None = None
+        self._kept: list[Tensor | None] = []
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -94,7 +102,8 @@ class RecordedPasses:
         """
         key = batch.tokens, torch.is_grad_enabled()
         if self._recording and key not in self._recordings:
-            self._recordings[key] = self._record(batch)
+            with _autocast_without_cache():
+                self._recordings[key] = self._record(batch)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
             return None
@@ -103,28 +112,35 @@ class RecordedPasses:
         return replayed
 
     def _record(self, batch: SharedPrefixBatch) -> _Recording:
-        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph())
+        """Run a row, record it, and see that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
             hidden = self._backbone(batch)
-            if trains:
-                self._find_trained(hidden)
+            run = hidden.detach()
+            gradients = self._gradients(hidden, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
-        self._make_buffers(hidden.detach(), trains)
-        assert self.hidden is not None
         del hidden  # and its graph: nodes that add up gradients stay on the stream on which they were made
-        recording.hidden = self.hidden[:, :tokens]
+        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._hidden_buffer(run))
         with self._captured(recording.forward):
             hidden = self._backbone(batch)
             recording.hidden.copy_(hidden.detach())
-        if trains:
-            assert self.hidden_gradient is not None and self.gradients is not None
-            recording.hidden_gradient = self.hidden_gradient[:, :tokens]
-            recording.backward = torch.cuda.CUDAGraph()
+        if gradients is not None:
+            recording.backward, recording.hidden_gradient = torch.cuda.CUDAGraph(), self._gradient_buffer(run)
+            recording.hidden_gradient.copy_(run)
+            self.gradients = torch.empty_like(gradients) if self.gradients is None else self.gradients
             with self._captured(recording.backward):
-                gradients = torch.autograd.grad(hidden, self.trained, recording.hidden_gradient)
-                torch.cat([gradient.flatten() for gradient in gradients], out=self.gradients)
+                found = torch.autograd.grad(hidden, self.trained, recording.hidden_gradient)
+                torch.cat([gradient.flatten() for gradient in found], out=self.gradients)
+        del hidden
+        self._kept.append(held_scratch(run.device))
+        recording.forward.replay()
+        same = torch.equal(recording.hidden, run)
+        if gradients is not None and recording.backward is not None and self.gradients is not None:
+            recording.backward.replay()
+            same = same and torch.equal(self.gradients, gradients)
+        if not same:
+            raise RuntimeError(f"replaying a row of {tokens} tokens gives other numbers than running it")
         return recording
 
     @contextmanager
@@ -138,21 +154,30 @@ class RecordedPasses:
             finally:
                 graph.capture_end()
 
-    def _find_trained(self, hidden: Tensor) -> None:
-        """Leave in `trained` the parameters that hidden states depend on."""
-        found = torch.autograd.grad(hidden, self.trained, torch.zeros_like(hidden), allow_unused=True)
+    def _gradients(self, hidden: Tensor, direction: Tensor) -> Tensor:
+        """Return gradients by the parameters that hidden states depend on, in one, and leave those in `trained`."""
+        found = torch.autograd.grad(hidden, self.trained, direction, allow_unused=True)
         self.trained = [p for p, gradient in zip(self.trained, found, strict=True) if gradient is not None]
         if len({parameter.dtype for parameter in self.trained}) != 1:
             raise NotImplementedError("parameters of several dtypes are trained")
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
-    def _make_buffers(self, hidden: Tensor, trains: bool) -> None:
-        if self.hidden is None or self.hidden.shape[1] < hidden.shape[1]:
-            self.hidden = torch.empty_like(hidden)
-        if trains and (self.hidden_gradient is None or self.hidden_gradient.shape[1] < hidden.shape[1]):
-            self.hidden_gradient = torch.zeros_like(hidden)
-        if trains and self.gradients is None:
-            numbers = sum(parameter.numel() for parameter in self.trained)
-            self.gradients = self.trained[0].new_empty(numbers)
+    def _hidden_buffer(self, like: Tensor) -> Tensor:
+        """Memory for hidden states, shared by all recordings that are not longer than the one it was made for."""
+        if self._hidden is None or self._hidden.shape[1] < like.shape[1]:
+            self._hidden = torch.empty_like(like)
+        return self._hidden[:, : like.shape[1]]
+
+    def _gradient_buffer(self, like: Tensor) -> Tensor:
+        if self._hidden_gradient is None or self._hidden_gradient.shape[1] < like.shape[1]:
+            self._hidden_gradient = torch.empty_like(like)
+        return self._hidden_gradient[:, : like.shape[1]]
+
+
+def _autocast_without_cache() -> torch.autocast:
+    """Autocast as it is, but each cast of a weight its own: a recording must not read one that was made before it."""
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def padded_length(tokens: int, lengths: Sequence[int]) -> int:
@@ -200,8 +225,8 @@ class _Recording:
     batch: SharedPrefixBatch
     state: tuple[Any, ...]
     forward: torch.cuda.CUDAGraph
+    hidden: Tensor
     backward: torch.cuda.CUDAGraph | None = None
-    hidden: Tensor | None = None
     hidden_gradient: Tensor | None = None
 
     def take(self, batch: SharedPrefixBatch) -> None:
@@ -214,7 +239,6 @@ class _Recording:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: RecordedPasses, recording: _Recording, *trained: Tensor) -> Tensor:
-        assert recording.hidden is not None
         recording.forward.replay()
         passes.replays += 1
         ctx.passes, ctx.recording, ctx.replays = passes, recording, passes.replays

@@ -26,6 +26,11 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     return held[:size].view(dtype).view(shape)
 
 
+def held_scratch(device: torch.device) -> Tensor | None:
+    """Return a device's buffer, for who needs it to stay where it is; None if there is none yet."""
+    return _held.get(device)
+
+
 def release_scratch() -> None:
     """Give the buffers of all devices back."""
     _held.clear()
