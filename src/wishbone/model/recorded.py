@@ -114,6 +114,7 @@ class RecordedPasses:
     def _record(self, batch: SharedPrefixBatch) -> _Recording:
         """Run a row, record it, and see that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
+        torch.cuda.empty_cache()  # memory that is cached for one stream is none for another, or for a recording
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
             hidden = self._backbone(batch)
@@ -121,6 +122,7 @@ class RecordedPasses:
             gradients = self._gradients(hidden, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
         del hidden  # and its graph: nodes that add up gradients stay on the stream on which they were made
+        torch.cuda.empty_cache()
         recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._hidden_buffer(run))
         with self._captured(recording.forward):
             hidden = self._backbone(batch)
