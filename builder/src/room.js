@@ -87,19 +87,20 @@
   /**
    * What training would choose: budget, largest row, layers kept, whether inputs wait in host memory, memory.
    * asked: training.token_budget; treatment: training.activations; longest: tokens of the run's longest pair in a row;
-   * most: of the pairs of a step, more than which no row has where nothing is rehearsed.
+   * most: of the pairs of a step, more than which no row has.
    */
   function chooseRows(shape, given, machine, asked, treatment, longest, most) {
     const plan = { ...MEMORY_PLAN, ...given };
     const usual = asked === "auto" ? ROW_TOKENS[machine.kind] : asked;
-    if (machine.kind === "cpu") return onProcessor(shape, plan, machine, usual, treatment, Math.max(longest, Math.min(usual, most)));
-    const room = new Room(shape, plan, machine, treatment, Math.max(longest, usual));
     let budget = usual;
+    let row = Math.max(longest, Math.min(usual, most));
+    if (machine.kind === "cpu") return onProcessor(shape, plan, machine, usual, treatment, row);
+    const room = new Room(shape, plan, machine, treatment, row);
     if (asked === "auto") {
-      const ceiling = ["auto", "keep"].includes(treatment) ? MOST_ROW_TOKENS : usual;
+      const ceiling = Math.min(["auto", "keep"].includes(treatment) ? MOST_ROW_TOKENS : usual, most);
       budget = Math.max(longest, room.bestBudget(usual, ceiling));
+      row = budget;
     }
-    let row = Math.max(longest, budget);
     for (;;) {
       const found = settled(shape, plan, machine, treatment, row, room.kept(row));
       if (found.memory.total <= limitOf(machine) || row <= longest || asked !== "auto") {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from peft import PeftModel
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from training.preference_runs import arguments, chat_pairs, losses
+from transformers import TrainerCallback
 
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.data.batch import TokenizedPair
@@ -74,6 +77,16 @@ def recorded(step: PreferenceStep) -> RecordedPasses:
     step.policy.model.zero_grad()
     assert passes.lengths == sorted(LENGTHS)
     return passes
+
+
+class AtTheEnd(TrainerCallback):
+    """Calls a function before a run ends."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._function()
 
 
 def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
@@ -178,9 +191,12 @@ def test_a_run_with_recorded_passes(tmp_path: Path) -> None:
         model = add_adapter(tiny_model("qwen3", vocab_size=len(tokenizer)).cuda(), rank=4, seed=0)
         options = arguments(tmp_path / wanted, use_cpu=False, bf16=True, learning_rate=1e-3, cuda_graphs=wanted)
         trainer = DPOTrainer(model, args=DPOConfig(**options), train_dataset=chat_pairs(24), processing_class=tokenizer)
-        trainer.train()
         assert trainer.preference_step is not None
-        runs.append((losses(trainer), trainer.preference_step.policy.recorded))
+        policy, seen = trainer.preference_step.policy, []
+        trainer.add_callback(AtTheEnd(lambda policy=policy, seen=seen: seen.append(policy.recorded)))
+        trainer.train()
+        assert policy.recorded is None
+        runs.append((losses(trainer), seen[0]))
     (run, none), (replayed, passes) = runs
     assert none is None and passes is not None and passes.replays > 3 * len(passes.lengths)
     assert replayed == pytest.approx(run, rel=2e-2)

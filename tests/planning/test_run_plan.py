@@ -75,6 +75,16 @@ def test_token_budgets_are_those_that_the_rehearsal_would_choose(memory: int, tr
             assert abs(found.kept_layers - min(LLAMA.layers, max(0, rule.layers(found.budget)))) <= 1
 
 
+def test_no_memory_is_held_for_rows_that_no_step_has():
+    plan = MemoryPlan("nf4", row_tokens=0)
+    machine = Machine("cuda", 12 * GIB, 12 * GIB)
+    few, many = (choose_rows(LLAMA, plan, machine, "auto", "auto", 300, most) for most in (2400, 10**6))
+    assert few.budget == few.largest == 2400 < many.largest
+    assert few.kept_layers > many.kept_layers
+    fixed = choose_rows(LLAMA, plan, machine, 8192, "auto", 300, 2400)
+    assert (fixed.budget, fixed.largest) == (8192, 2400)
+
+
 @pytest.mark.parametrize("gpu", ["RTX 3090", "RTX 5090", "L40S", "A100 80GB", "H200"])
 def test_more_memory_keeps_more_and_the_rows_fit(gpu: str):
     found = plan_run(config(), target(gpu))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
 from wishbone.model.activations import Room
-from wishbone.training.rehearsal import _best_budget, longest_row, made_up_row
+from wishbone.training.rehearsal import _best_budget, longest_row, made_up_row, most_in_a_row
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,12 @@ def test_rows_are_as_long_as_can_be_kept(total: float, budget: int):
 
 def test_a_model_that_nothing_can_be_kept_of_takes_the_usual_rows():
     assert _best_budget(Room(9000, 1.0, float("inf")), layers=4, usual=8192, most=32768) == 8192
+
+
+def test_rows_are_no_longer_than_the_longest_step():
+    assert most_in_a_row(np.array([5, 90, 30, 70]), 2) == 160
+    assert most_in_a_row(np.array([5, 90]), 8) == 95
+    assert _best_budget(Room(1e9, 1.0, 2.0), layers=4, usual=8192, most=300) == 300
 
 
 def test_the_longest_pair_after_truncation():

@@ -132,9 +132,11 @@ class Policy:
             return self._head_scores(self.hidden_states(batch), batch.targets, statistics)
 
     def _padded(self, tokens: int) -> int:
-        """The length of a row of so many tokens with its padding."""
+        """The length of a row of so many tokens with its padding; only passes of training are recorded."""
         tokens += -tokens % self.row_multiple
-        return tokens if self.recorded is None else self.recorded.padded(tokens)
+        if self.recorded is None or not torch.is_grad_enabled():
+            return tokens
+        return self.recorded.padded(tokens)
 
     def _head_scores(self, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
         head = self.causal_lm.get_output_embeddings()

@@ -79,17 +79,16 @@ def choose_rows(
         asked: training.token_budget.
         treatment: training.activations.
         longest: tokens of the run's longest pair in a row.
-        most: tokens of the pairs of a step; where nothing is rehearsed no row has more.
+        most: tokens of the pairs of a step, more than which no row has.
     """
-    usual = token_budget(asked, machine.kind)
+    budget = usual = token_budget(asked, machine.kind)
+    row = max(longest, min(usual, most))
     if machine.kind == "cpu":
-        return _on_cpu(shape, plan, machine, usual, treatment, max(longest, min(usual, most)))
-    budget = usual
-    room = _Room(shape, plan, machine, treatment, max(longest, usual))
+        return _on_cpu(shape, plan, machine, usual, treatment, row)
+    room = _Room(shape, plan, machine, treatment, row)
     if asked == "auto":
-        ceiling = MOST_ROW_TOKENS if treatment in ("auto", "keep") else usual
-        budget = max(longest, room.best_budget(usual, ceiling))
-    row = max(longest, budget)
+        ceiling = min(MOST_ROW_TOKENS if treatment in ("auto", "keep") else usual, most)
+        row = budget = max(longest, room.best_budget(usual, ceiling))
     while True:
         found = _settled(shape, plan, machine, treatment, row, room.kept(row))
         if found.memory.total <= machine.limit or row <= longest or asked != "auto":

@@ -46,12 +46,13 @@ ADAM_BYTES = 8
 logger = logging.getLogger(__name__)
 
 
-def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
+def rehearse(step: PreferenceStep, longest: int, most: int, *, budget_fixed: bool) -> None:
     """Measure, then set the room of `step.policy.activations` and, unless it is fixed, `step.token_budget`.
 
     Args:
         step: the step of the run, whose model has no gradients yet. On the CPU nothing is measured.
         longest: tokens of the run's longest pair in a row.
+        most: tokens of all pairs of a step, more than which no row has.
         budget_fixed: whether the user chose the token budget.
     """
     activations, device = step.policy.activations, step.policy.device
@@ -61,12 +62,12 @@ def rehearse(step: PreferenceStep, longest: int, *, budget_fixed: bool) -> None:
     optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
     trial = trial_step(step)
     asked = activations.room
-    room = _measured_room(trial, trained, max(longest, step.token_budget), longest)
+    row = max(longest, min(step.token_budget, most))
+    room = _measured_room(trial, trained, row, longest)
     activations.room = asked if asked in (None, EVERYTHING, NOTHING) else room or NOTHING
-    row = max(longest, step.token_budget)
     if not budget_fixed and room is not None:
-        most = step.token_budget if asked is NOTHING else MOST_ROW_TOKENS
-        row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, most))
+        ceiling = min(step.token_budget if asked is NOTHING else MOST_ROW_TOKENS, most)
+        row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, ceiling))
     while not _fits(trial, trained, row, longest):
         if not _tighten(step.policy, row):
             if row <= longest or budget_fixed:
@@ -188,6 +189,11 @@ def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any
         return prompt + chosen + rejected
     cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]
     return cut[0] + cut[1] - cut[2]
+
+
+def most_in_a_row(tokens: np.ndarray[Any, Any], pairs_a_step: int) -> int:
+    """Return the tokens of a step of so many of the longest pairs, of a data set whose pairs have these tokens."""
+    return int(np.sort(tokens)[-pairs_a_step:].sum())
 
 
 def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:

@@ -12,6 +12,7 @@ import logging
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
@@ -35,7 +36,7 @@ from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
 from wishbone.training.recording import record_passes
-from wishbone.training.rehearsal import longest_row, pair_tokens, rehearse
+from wishbone.training.rehearsal import longest_row, most_in_a_row, pair_tokens, rehearse
 from wishbone.training.remembering import reference_use
 from wishbone.training.step import PreferenceStep
 from wishbone.training.synchronization import refuse_stale_reference
@@ -154,7 +155,11 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; what an earlier call left unfinished is forgotten."""
         self._pending = []
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.preference_step is not None:
+                self.preference_step.policy.recorded = None  # what comes after training can use their memory
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
@@ -171,7 +176,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             return torch.zeros((), device=self.args.device)
         if not self._rehearsed:
             self._rehearsed = True
-            self._rehearse(self.preference_step, pairs=len(self._pending) * len(inputs["pairs"]))
+            self._rehearse(self.preference_step)
         groups, self._pending = self._pending, []
         pairs = [pair for group in groups for pair in group]
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
@@ -192,13 +197,17 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             clear_device_cache()
         return loss.to(self.args.device)
 
-    def _rehearse(self, step: PreferenceStep, *, pairs: int) -> None:
+    def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: find out how much memory rows take, and record passes where that pays."""
+        usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        pairs = max(usual, sum(map(len, self._pending)))
         longest = longest_row(self.train_dataset, self.args.max_length)
-        rehearse(step, longest, budget_fixed=self.args.token_budget != "auto")
+        tokens = np.full(pairs, longest)
+        if isinstance(self.train_dataset, Dataset):
+            tokens = pair_tokens(self.train_dataset, self.args.max_length)
+        rehearse(step, longest, most_in_a_row(tokens, pairs), budget_fixed=self.args.token_budget != "auto")
         alone = self.accelerator.num_processes == 1
         if self.args.cuda_graphs != "off" and alone and isinstance(self.train_dataset, Dataset):
-            tokens = pair_tokens(self.train_dataset, self.args.max_length)
             left = self.state.max_steps - self.state.global_step
             record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left)
 
