@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from rich.progress import track
 
 from wishbone.data.packing import pack_rows
 from wishbone.model.activations import EVERYTHING, Activations
@@ -48,6 +49,7 @@ def record_passes(
     *,
     wanted: str,
     steps: int,
+    show_progress: bool = False,
 ) -> None:
     """Record passes of `step.policy` at lengths that rows of the run will have, or leave it as it is.
 
@@ -57,6 +59,7 @@ def record_passes(
         pairs_a_step: pairs of one optimizer step on this process.
         wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
         steps: optimizer steps that the run still has.
+        show_progress: show a bar meanwhile.
     """
     policy = step.policy
     rows = likely_rows(tokens, pairs_a_step, step.token_budget)
@@ -78,7 +81,8 @@ def record_passes(
         if wanted == "auto" and gained < recording_seconds * len(lengths):
             policy.recorded = None
         else:
-            _record(trial, lengths, longest)
+            recording_seconds += _record(trial, lengths, longest, show_progress)
+            logger.info("Rows of %d lengths were recorded in %.1f s.", len(lengths), recording_seconds)
     except RuntimeError as error:
         policy.recorded = None
         logger.warning("No pass is recorded as a CUDA graph: %s.", str(error).partition("\n")[0])
@@ -158,13 +162,13 @@ def _timed(trial: PreferenceStep, tokens: int, longest: int) -> tuple[float, flo
     return time.perf_counter() - start, launched
 
 
-def _record(trial: PreferenceStep, lengths: Sequence[int], longest: int) -> float:
+def _record(trial: PreferenceStep, lengths: Sequence[int], longest: int, show_progress: bool = False) -> float:
     """Record rows of these lengths and return the seconds it took."""
     recorded = trial.policy.recorded
     assert recorded is not None
     start = time.perf_counter()
     with recorded.recording():
-        for length in reversed(lengths):
+        for length in track(lengths[::-1], "Recording passes", transient=True, disable=not show_progress):
             _run(trial, length, longest)
     return time.perf_counter() - start
 

@@ -209,7 +209,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         alone = self.accelerator.num_processes == 1
         if self.args.cuda_graphs != "off" and alone and isinstance(self.train_dataset, Dataset):
             left = self.state.max_steps - self.state.global_step
-            record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left)
+            shown = not self.args.disable_tqdm
+            record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left, show_progress=shown)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
