@@ -11,8 +11,9 @@ from tiny import tiny_model
 
 from wishbone.data.packing import pack_rows
 from wishbone.model.adapter import add_adapter
+from wishbone.model.model_state import ModelState
 from wishbone.model.policy import Policy
-from wishbone.model.recorded import ModelState, padded_length
+from wishbone.model.recorded import padded_length
 from wishbone.ops.prefix_attention import Document, PrefixLayout
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
 from wishbone.preference.objective import Objective
@@ -95,6 +96,16 @@ def test_the_state_of_a_model_is_what_its_layers_look_at() -> None:
     assert state.read() == first
     layer.scaling["default"] *= 2
     assert state.read() != first
+
+
+def test_hooks_of_others_are_told_from_those_of_the_libraries() -> None:
+    model = add_adapter(tiny_model("llama"), rank=4, seed=0)
+    model.enable_input_require_grads()
+    assert not ModelState(model).hooks_of_others()
+    handle = model.get_base_model().model.norm.register_forward_hook(lambda *_: None)
+    assert ModelState(model).hooks_of_others()
+    handle.remove()
+    assert not ModelState(model).hooks_of_others()
 
 
 def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:

@@ -96,20 +96,33 @@ def parameter_values(model: Any) -> dict[nn.Parameter, Tensor]:
 
 
 def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
-    """Give an adapter on quantized weights float32 numbers, or those it came with.
+    """Give an adapter that came with a model on quantized weights the numbers that it came with.
 
-    TRL's trainer rounds adapters on 4-bit weights to bfloat16 as it is constructed. At a learning rate of 5e-6 most
-    updates of a number near 0.01 are then lost: bfloat16's next number is 6e-5 away.
+    TRL's trainer rounds adapters on quantized weights to bfloat16 as it is constructed.
 
     Args:
         model: the trainer's model.
         before: `parameter_values` of the model that it was given.
     """
+    for parameter in _rounded(model):
+        if parameter in before:
+            parameter.data = before[parameter].to(parameter.device)
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Let an adapter on quantized weights have float32 numbers from now on.
+
+    In bfloat16 most updates of a number near 0.01 are lost at a learning rate of 5e-6: its next number is 6e-5 away.
+    """
+    for parameter in _rounded(model):
+        parameter.data = parameter.data.float()
+
+
+def _rounded(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters in bfloat16 that are trained on quantized weights."""
     if not is_quantized(model):
-        return
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
-            parameter.data = before.get(parameter, parameter.data.float()).to(parameter.device)
+        return []
+    return [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
 
 
 @torch.no_grad()

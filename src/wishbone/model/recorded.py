@@ -8,7 +8,7 @@ It computes what was recorded, at the addresses of then, so
     rows                                  are padded to the next recorded length
     the model's state                     must be that of the recording, or the row is run and not replayed
 
-State is what Python looks at in a pass: where parameters lie, which are trained, which adapters are on, hooks.
+State is what Python looks at in a pass (`model_state.py`).
 
 All recordings share one pool of memory, each writing over the last. So what a replay returns holds until the next one,
 and a backward pass comes before it; another order is refused. Numbers are those of the pass that was recorded, bit by
@@ -25,19 +25,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wishbone.data.batch import SharedPrefixBatch
+from wishbone.model.model_state import ModelState
 from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables
 
 MOST_PADDING = 1.5
 """Rows for which the next recorded length is more times as long are run as they are."""
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class RecordedPasses:
@@ -60,7 +57,7 @@ class RecordedPasses:
         self._recordings: dict[tuple[int, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
-        self._recording = False
+        self._open = False
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.lengths: list[int] = []
         self.gradients: Tensor | None = None
@@ -79,18 +76,18 @@ class RecordedPasses:
         collected = gc.isenabled()
         gc.collect()
         gc.disable()
-        self._recording = True
+        self._open = True
         try:
             yield
         finally:
-            self._recording = False
+            self._open = False
             self.lengths = sorted({tokens for tokens, _ in self._recordings})
             if collected:
                 gc.enable()
 
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
-        return tokens if self._recording else padded_length(tokens, self.lengths)
+        return tokens if self._open else padded_length(tokens, self.lengths)
 
     def hidden_states(self, batch: SharedPrefixBatch) -> Tensor | None:
         """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
@@ -101,7 +98,7 @@ class RecordedPasses:
             RuntimeError: while recording, if a pass cannot be recorded.
         """
         key = batch.tokens, torch.is_grad_enabled()
-        if self._recording and key not in self._recordings:
+        if self._open and key not in self._recordings:
             with _autocast_without_cache():
                 self._recordings[key] = self._record(batch)
         recording = self._recordings.get(key)
@@ -186,38 +183,6 @@ def padded_length(tokens: int, lengths: Sequence[int]) -> int:
     """Return the first of these ascending lengths that holds so many tokens; `tokens` where none does, or much more."""
     place = bisect_left(lengths, tokens)
     return lengths[place] if place < len(lengths) and lengths[place] <= MOST_PADDING * tokens else tokens
-
-
-class ModelState:
-    """What the Python of a model's layers looks at in a pass.
-
-    Args:
-        model: whose modules stay the same objects.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        modules = [vars(module) for module in model.modules()]
-        self._model = model
-        self._tensors = [own[name] for own in modules for name in ("_parameters", "_buffers") if own[name]]
-        self._hooks = [own[name] for own in modules for name in HOOKS]
-        self._adapted = [vars(m) for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-
-    def read(self) -> tuple[Any, ...]:
-        """Return a value that is equal at two times only if the state was the same."""
-        tensors = [
-            None if tensor is None else (tensor.data_ptr(), tensor.requires_grad)
-            for found in self._tensors
-            for tensor in found.values()
-        ]
-        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
-        hooks = sum(map(len, self._hooks))
-        return self._model.training, autocast, hooks, tensors, list(map(_adapters_on, self._adapted))
-
-
-def _adapters_on(own: dict[str, Any]) -> tuple[Any, ...]:
-    """Which adapters are on in a layer with the attributes `own`, and how they are scaled."""
-    active, merged, scaling = own.get("_active_adapter"), own.get("merged_adapters", ()), own.get("scaling", {})
-    return own.get("_disable_adapters"), str(active), len(merged), *scaling.values()
 
 
 @dataclass

@@ -21,6 +21,7 @@ from rich.progress import track
 from wishbone.data.packing import pack_rows
 from wishbone.model.activations import EVERYTHING, Activations
 from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
+from wishbone.model.model_state import ModelState
 from wishbone.model.policy import Policy
 from wishbone.model.recorded import RecordedPasses
 from wishbone.preference.metrics import PairMetrics
@@ -135,6 +136,8 @@ def _obstacle(policy: Policy, longest: int) -> str | None:
         return "the model itself is trained, not an adapter"
     if policy.fused is None or len(policy.fused.linears.mlps) != layers:
         return "its layers are not all of the known form, and what cannot be known beforehand cannot be recorded"
+    if ModelState(policy.model).hooks_of_others():
+        return "its modules have hooks, which replayed passes would not call"
     if not all(parameter.is_cuda for parameter in policy.model.parameters()):
         return "part of the model is in host memory"
     if not _keeps(policy.activations, longest):

@@ -24,7 +24,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.data.tokenize import tokenize_pairs
-from wishbone.model.adapter import copy_adapter, parameter_values, undo_rounding
+from wishbone.model.adapter import copy_adapter, parameter_values, train_in_float32, undo_rounding
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.preference.metrics import PairMetrics
 from wishbone.training.arguments import DPOConfig
@@ -155,6 +155,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; what an earlier call left unfinished is forgotten."""
         self._pending = []
+        train_in_float32(self.model)
         try:
             return super().train(*args, **kwargs)
         finally:
