@@ -3,8 +3,7 @@
 How pairs are laid into rows and which activations are kept changes memory and speed, never the loss or the gradients.
 So a step that ran out of memory is repeated from its beginning: without recorded passes, which hold memory; with every
 layer recomputed; with half the tokens a row as often as it takes; with the layers' inputs in host memory. What helped
-stays for the rest of the run.
-Only a pair that does not fit alone is left to whoever can make it smaller.
+stays for the rest of the run. Only a pair that does not fit alone is left to whoever can make it smaller.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ LEAST_PADDING = 1.01
 WAITING = 0.85
 """Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
 
+RUNS_A_RECORDING = 2
+"""A recording takes at least as long as this many rows that are run."""
+
 DRAWN_STEPS, DRAWN_PAIRS = 256, 8192
 """Steps that are drawn to see how long rows will be, and most pairs of them all."""
 
@@ -70,15 +73,18 @@ def record_passes(
         if wanted == "on":
             logger.warning("No pass is recorded as a CUDA graph, because %s.", obstacle)
         return
-    trial, longest, usual = trial_step(step), int(tokens.max()), int(np.median(rows))
-    usual = min(length for length in lengths if length >= usual)
+    rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
+    if wanted == "auto" and rows_to_come < RUNS_A_RECORDING * len(lengths):
+        return
+    trial, longest = trial_step(step), int(tokens.max())
+    usual = min(length for length in lengths if length >= np.median(rows))
     run_seconds, launched = _timed(trial, usual, longest)
     if wanted == "auto" and launched < WAITING * run_seconds:
         return
     policy.recorded = RecordedPasses(policy.model, policy.backbone)
     try:
         recording_seconds = _record(trial, [usual], longest)
-        gained = (run_seconds - _timed(trial, usual, longest)[0]) * steps * pairs_a_step * tokens.mean() / rows.mean()
+        gained = (run_seconds - _timed(trial, usual, longest)[0]) * rows_to_come
         if wanted == "auto" and gained < recording_seconds * len(lengths):
             policy.recorded = None
         else:
