@@ -8,6 +8,9 @@ Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; 
 backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U. So the graph
 of such a call can be used once; a second backward pass is refused.
 
+On GPUs the elementwise passes also add what adapters add to G, U and dP, to numbers that are not rounded again. G and U
+are then kept without it. Where the forward pass quantizes P row by row, G and U get it before.
+
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
 """
@@ -24,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from wishbone.ops.fp8_quantize import swiglu_quantize
 from wishbone.ops.frozen_linear import FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
-from wishbone.ops.gated_mlp.elementwise import Activation
+from wishbone.ops.gated_mlp.elementwise import Activation, Low
 from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
 from wishbone.ops.lora_linear.group import Adapter, Factors, LinearGroup, compute_dtype
 
@@ -93,17 +96,21 @@ class _Block:
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Return y."""
-        return self.contract(self.expand(x, prepared)[0])[0]
+        return self.contract(*self.expand(x, prepared))[0]
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product."""
+        """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product.
+
+        What adapters add may be missing from the outputs (`_adds_late`).
+        """
+        add = not self._adds_late(x)
         if self.into.joined is None:
-            return self.into.forward(x, prepared)
-        together, low = self.into.forward_together(x, prepared)
+            return self.into.forward(x, prepared, add=add)
+        together, low = self.into.forward_together(x, prepared, add=add)
         return (together,), low
 
-    def contract(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return y from the outputs of gate and up, and the low-rank product of down."""
+    def contract(self, outputs: tuple[Tensor, ...], low: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return y from what `expand` returned, and the low-rank product of down."""
         gate, up = _gate_and_up(outputs)
         weight, rows = self.down.weights[0], None
         if weight.input_form == "fp8_rows" and self.activation == "silu":
@@ -111,9 +118,9 @@ class _Block:
             if product is None:
                 return weight.forward(rows, self.down.biases[0]), None
         else:
-            product = _elementwise(gate).gated_product(gate, up, self.activation)
-        (y,), low = self.down.forward(product, rows)
-        return y, low
+            product = _elementwise(gate).gated_product(gate, up, self.activation, self._late(gate, low))
+        (y,), down_low = self.down.forward(product, rows)
+        return y, down_low
 
     def backward(
         self, grad: Tensor, x: Tensor | None, outputs: tuple[Tensor, ...], lows: _Lows, wants_input: bool
@@ -125,8 +132,11 @@ class _Block:
         low, down_low = lows
         down_h = self.down.down([grad])
         down_b = self.down.b_gradients([grad], down_low)
-        product = self.down.input_gradient([grad], down_h)
-        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
+        late = _adds_on_the_way(grad)
+        product = self.down.input_gradient([grad], None if late else down_h)
+        down_term = (down_h, self.down.a) if late and down_h is not None and self.down.a is not None else None
+        terms = (down_term, *self._late(grad, low))
+        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation, terms)
         down_a = self.down.a_gradients(down_h, product)
         del product
         together = outputs[0] if len(outputs) == 1 else None
@@ -135,6 +145,23 @@ class _Block:
         dx = self.into.input_gradient(grads, h, together) if wants_input else None
         a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
         return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
+
+    def _adds_late(self, tensor: Tensor) -> bool:
+        """Whether the elementwise pass adds what the adapters of gate and up add; not the one that quantizes rows."""
+        return _adds_on_the_way(tensor) and self.down.weights[0].input_form != "fp8_rows"
+
+    def _late(self, tensor: Tensor, low: Tensor | None) -> tuple[Low | None, Low | None]:
+        """What is still to be added to gate and up."""
+        if not self._adds_late(tensor):
+            return None, None
+        products = self.into.low_products(low)
+        if len(products) == 2:
+            return products[0], products[1]
+        if products[0] is None:
+            return None, None
+        left, right = products[0]
+        gate, up = right.chunk(2, dim=1)
+        return (left, gate), (left, up)
 
 
 _Lows = tuple[Tensor | None, Tensor | None]
@@ -161,7 +188,7 @@ class _GatedMLP(torch.autograd.Function):
             ctx.save_for_backward(x, down_low, *block.factors, *factors)
             return y
         outputs, low = block.expand(x, prepared)
-        y, down_low = block.contract(outputs)
+        y, down_low = block.contract(outputs, low)
         trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
         ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *block.factors, *factors)
         return y
@@ -194,7 +221,7 @@ def _forward_tiled(block: _Block, x: Tensor, tile: int) -> tuple[Tensor, Tensor 
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
     lows = []
     for rows in _tiles(x.shape[0], tile):
-        y[rows], low = block.contract(block.expand(x[rows])[0])
+        y[rows], low = block.contract(*block.expand(x[rows]))
         if low is not None:
             lows.append(low)
     return y, torch.cat(lows) if lows else None
@@ -231,6 +258,11 @@ def _tiles(tokens: int, tile: int) -> Iterator[slice]:
 def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     gate, up = outputs[0].chunk(2, dim=1) if len(outputs) == 1 else outputs
     return gate, up
+
+
+def _adds_on_the_way(tensor: Tensor) -> bool:
+    """Whether elementwise passes add low-rank products: in Triton, where adding them is a pass of its own otherwise."""
+    return tensor.is_cuda and tensor.dtype != torch.float64
 
 
 def _elementwise(tensor: Tensor) -> Any:
