@@ -187,3 +187,15 @@ def test_tables_put_together_from_smaller_blocks_are_those_of_the_row(columns: i
     visible, full = visible_blocks(layout, window, rows=64, columns=columns)
     lists = [table for blocks in (full, visible & ~full) for table in block_lists(blocks, kind.device)]
     assert all(map(torch.equal, block_tables(layout, kind).parts(), lists))
+
+
+@pytest.mark.parametrize("blocks", range(1, 9))
+def test_tables_are_aligned_whatever_the_length(blocks: int) -> None:
+    """Otherwise a row of another length would compile the kernels again."""
+    layout = PrefixLayout((Document(0, 40, (60, 128 * blocks)),))
+    device = torch.device("cpu")
+    for by_keys in (False, True):
+        for columns in (32, 64):
+            tables = block_tables(layout, BlockKind(None, 64, columns, by_keys, device)).parts()
+            assert not any(table.data_ptr() % 16 for table in tables)
+    assert not any(table.data_ptr() % 16 for table in layout.token_tables(device).buffer.unbind())

@@ -19,6 +19,10 @@ FEWEST_KEYS = 32
 """Blocks of more keys than this are put together from blocks of this many; lengths of rows are multiples of all."""
 
 
+ALIGNED = 4
+"""Numbers of a table in 16 bytes."""
+
+
 @dataclass(frozen=True)
 class BlockKind:
     """For which blocks tables are made: of how many queries and keys, under which window, listed by queries or keys."""
@@ -34,8 +38,11 @@ class BlockKind:
 class BlockTables:
     """Blocks that are visible throughout, and those in which the mask decides; parts of one buffer.
 
+    Each part begins at a multiple of 16 bytes, whatever the row's length: kernels are compiled anew for pointers that
+    are aligned otherwise.
+
     Attributes:
-        buffer: [2 * blocks * (1 + width)], int32: the four tables one after the other.
+        buffer: int32, the four tables one after the other.
         blocks, width: of queries and of keys (or the other way round).
     """
 
@@ -43,23 +50,35 @@ class BlockTables:
     blocks: int
     width: int
 
+    @classmethod
+    def of(cls, full: Blocks, part: Blocks, device: torch.device) -> BlockTables:
+        """Return the tables of two bool arrays [blocks, width]."""
+        tables = [table.ravel() for blocks in (full, part) for table in block_arrays(blocks)]
+        padded = [np.pad(table, (0, -len(table) % ALIGNED)) for table in tables]
+        return cls(to_device(np.concatenate(padded), device), *full.shape)
+
     def parts(self) -> list[Tensor]:
         """Return how many blocks are full for each block of queries, [blocks], and which, these first, [blocks, width].
 
         Then the same of the others.
         """
-        sizes = [self.blocks, self.blocks * self.width] * 2
-        full, full_index, part, part_index = self.buffer.split(sizes)
-        return [full, full_index.view(self.blocks, -1), part, part_index.view(self.blocks, -1)]
+        counts, indices = self.blocks, self.blocks * self.width
+        padded = [size + -size % ALIGNED for size in (counts, indices)]
+        full, full_index, part, part_index = self.buffer.split(padded * 2)
+        return [
+            full[:counts],
+            full_index[:indices].view(self.blocks, -1),
+            part[:counts],
+            part_index[:indices].view(self.blocks, -1),
+        ]
 
 
 def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
     """Return the block tables of a row on `kind.device`, made once."""
     if kind not in layout._cache:
         visible, full = _blocks(layout, kind)
-        parts = [blocks.T if kind.by_keys else blocks for blocks in (full, visible & ~full)]
-        lists = [table.ravel() for blocks in parts for table in block_arrays(blocks)]
-        layout._cache[kind] = BlockTables(to_device(np.concatenate(lists), kind.device), *parts[0].shape)
+        full, part = (blocks.T if kind.by_keys else blocks for blocks in (full, visible & ~full))
+        layout._cache[kind] = BlockTables.of(full, part, kind.device)
     tables = layout._cache[kind]
     assert isinstance(tables, BlockTables)
     return tables
