@@ -158,8 +158,10 @@ def in_dtype(adapter: Adapter | None, dtype: torch.dtype) -> Adapter:
     return Adapter(*factors, adapter.scale)
 
 
-def test_fp8_weights() -> None:
+@pytest.mark.parametrize("on_the_way", [False, True])
+def test_fp8_weights(on_the_way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each product is that of `FP8Weight`; activations between are the fused ones."""
+    monkeypatch.setattr(fused, "_adds_on_the_way", lambda _: on_the_way)
     g = torch.Generator().manual_seed(0)
     shapes = [(48, 32), (48, 32), (32, 48)]
     weights = []

@@ -9,7 +9,7 @@ backward pass makes P again together with dG and dU in one elementwise pass that
 of such a call can be used once; a second backward pass is refused.
 
 On GPUs the elementwise passes also add what adapters add to G, U and dP, to numbers that are not rounded again. G and U
-are then kept without it. Where the forward pass quantizes P row by row, G and U get it before.
+are then kept without it.
 
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
@@ -101,9 +101,9 @@ class _Block:
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product.
 
-        What adapters add may be missing from the outputs (`_adds_late`).
+        What adapters add is missing from the outputs where the elementwise pass adds it (`_adds_on_the_way`).
         """
-        add = not self._adds_late(x)
+        add = not _adds_on_the_way(x)
         if self.into.joined is None:
             return self.into.forward(x, prepared, add=add)
         together, low = self.into.forward_together(x, prepared, add=add)
@@ -112,13 +112,13 @@ class _Block:
     def contract(self, outputs: tuple[Tensor, ...], low: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return y from what `expand` returned, and the low-rank product of down."""
         gate, up = _gate_and_up(outputs)
-        weight, rows = self.down.weights[0], None
-        if weight.input_form == "fp8_rows" and self.activation == "silu":
+        weight, rows, late = self.down.weights[0], None, self._late(gate, low)
+        if weight.input_form == "fp8_rows" and self.activation == "silu" and not any(late):
             product, rows = swiglu_quantize(gate, up, keep=self.down.a is not None)
             if product is None:
                 return weight.forward(rows, self.down.biases[0]), None
         else:
-            product = _elementwise(gate).gated_product(gate, up, self.activation, self._late(gate, low))
+            product = _elementwise(gate).gated_product(gate, up, self.activation, late)
         (y,), down_low = self.down.forward(product, rows)
         return y, down_low
 
@@ -146,13 +146,9 @@ class _Block:
         a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
         return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
 
-    def _adds_late(self, tensor: Tensor) -> bool:
-        """Whether the elementwise pass adds what the adapters of gate and up add; not the one that quantizes rows."""
-        return _adds_on_the_way(tensor) and self.down.weights[0].input_form != "fp8_rows"
-
     def _late(self, tensor: Tensor, low: Tensor | None) -> tuple[Low | None, Low | None]:
         """What is still to be added to gate and up."""
-        if not self._adds_late(tensor):
+        if not _adds_on_the_way(tensor):
             return None, None
         products = self.into.low_products(low)
         if len(products) == 2:
