@@ -8,8 +8,8 @@ Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; 
 backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U. So the graph
 of such a call can be used once; a second backward pass is refused.
 
-On GPUs the elementwise passes also add what adapters add to G, U and dP, to numbers that are not rounded again. G and U
-are then kept without it.
+On GPUs and in 16 bits the elementwise passes also add what adapters add to G, U and dP, to numbers that are not rounded
+again. G and U are then kept without it.
 
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
@@ -30,6 +30,7 @@ from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation, Low
 from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
 from wishbone.ops.lora_linear.group import Adapter, Factors, LinearGroup, compute_dtype
+from wishbone.ops.low_rank_add.reference import ROUNDED_AT_RANDOM
 
 BEFORE_FACTORS = 7
 """Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
@@ -257,8 +258,8 @@ def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _adds_on_the_way(tensor: Tensor) -> bool:
-    """Whether elementwise passes add low-rank products: in Triton, where adding them is a pass of its own otherwise."""
-    return tensor.is_cuda and tensor.dtype != torch.float64
+    """Whether elementwise passes add low-rank products: where adding them is a pass of its own otherwise."""
+    return tensor.is_cuda and tensor.dtype in ROUNDED_AT_RANDOM
 
 
 def _elementwise(tensor: Tensor) -> Any:

@@ -90,7 +90,6 @@ def _launch_tiles(
         SILU=activation == "silu",
         ROWS=ROWS,
         COLUMNS=COLUMNS,
-        PRECISION="ieee" if gate.dtype == torch.float32 else "tf32",
         INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=warps,
     )
@@ -160,14 +159,13 @@ def _with_low(
     RANKS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """A tile of a tensor in float32, and what an adapter adds to it; nothing where RANKS is 0."""
     inside = (row < rows) & (column < columns)
     exact = tl.load(tensor + row * step + column, mask=inside, other=0.0).to(tl.float32)
     if RANKS > 0:
-        exact += low_rank_tile(low, row, column, rows, columns, ROWS, COLUMNS, RANKS, PRECISION, INTERPRETED)
+        exact += low_rank_tile(low, row, column, rows, columns, ROWS, COLUMNS, RANKS, INTERPRETED)
     return exact
 
 
@@ -187,14 +185,13 @@ def _forward_low(
     SILU: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """`_forward` of a tile, with what adapters add; GATE and UP are ranks at a time."""
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    g = _with_low(gate_ptr, gate_step, lows[0], row, column, rows, columns, GATE, ROWS, COLUMNS, PRECISION, INTERPRETED)
-    u = _with_low(up_ptr, up_step, lows[1], row, column, rows, columns, UP, ROWS, COLUMNS, PRECISION, INTERPRETED)
+    g = _with_low(gate_ptr, gate_step, lows[0], row, column, rows, columns, GATE, ROWS, COLUMNS, INTERPRETED)
+    u = _with_low(up_ptr, up_step, lows[1], row, column, rows, columns, UP, ROWS, COLUMNS, INTERPRETED)
     inside = (row < rows) & (column < columns)
     tl.store(product_ptr + row * product_step + column, g * _share(g, SILU) * u, mask=inside)
 
@@ -216,17 +213,14 @@ def _backward_low(
     SILU: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """`_backward` of a tile, with what adapters add; PRODUCT, GATE and UP are ranks at a time."""
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    dp = _with_low(
-        product_ptr, product_step, lows[0], row, column, rows, columns, PRODUCT, ROWS, COLUMNS, PRECISION, INTERPRETED
-    )
-    g = _with_low(gate_ptr, gate_step, lows[1], row, column, rows, columns, GATE, ROWS, COLUMNS, PRECISION, INTERPRETED)
-    u = _with_low(up_ptr, up_step, lows[2], row, column, rows, columns, UP, ROWS, COLUMNS, PRECISION, INTERPRETED)
+    dp = _with_low(product_ptr, product_step, lows[0], row, column, rows, columns, PRODUCT, ROWS, COLUMNS, INTERPRETED)
+    g = _with_low(gate_ptr, gate_step, lows[1], row, column, rows, columns, GATE, ROWS, COLUMNS, INTERPRETED)
+    u = _with_low(up_ptr, up_step, lows[2], row, column, rows, columns, UP, ROWS, COLUMNS, INTERPRETED)
     share = _share(g, SILU)
     value = g * share
     inside = (row < rows) & (column < columns)

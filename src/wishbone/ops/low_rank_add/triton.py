@@ -73,7 +73,7 @@ def _add_kernel(
     at = y + row * y_row + column * y_column
     exact = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     product = (low, factor, low_row, low_rank, factor_rank, factor_column, rank)
-    addend = low_rank_tile(product, row, column, rows, columns, ROWS, COLUMNS, RANKS, "tf32", INTERPRETED)
+    addend = low_rank_tile(product, row, column, rows, columns, ROWS, COLUMNS, RANKS, INTERPRETED)
     tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y.dtype.element_ty), mask=inside)
 
 
@@ -87,7 +87,6 @@ def low_rank_tile(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
-    PRECISION: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """l F at rows [ROWS, 1] and columns [1, COLUMNS], in float32, RANKS of them at a time.
@@ -104,7 +103,7 @@ def low_rank_tile(
         right = tl.load(right, mask=(r[:, None] < rank) & (column < columns), other=0.0)
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
-        addend = tl.dot(left, right, addend, input_precision=PRECISION)
+        addend = tl.dot(left, right, addend)
     return addend
 
 
