@@ -15,7 +15,7 @@ from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
 from wishbone.planning.lengths import PairLengths, given_lengths, measured_lengths
-from wishbone.training.rehearsal import longest_row
+from wishbone.training.rehearsal import pair_tokens
 
 ROWS = [
     {"prompt": "What is green? " * n, "chosen": "Grass is. " * (n + 1), "rejected": "Nothing at all is, ever. " * n}
@@ -41,7 +41,7 @@ def test_tokens_are_those_that_training_counts(tmp_path: Path, pairs: Path, max_
     assert len(found) == inspection.rows
     assert found.source == "by the model's tokenizer"
     assert int(found.rows(None).sum()) == inspection.shared_tokens
-    assert int(found.rows(max_length).max()) == longest_row(tokenized, max_length)
+    assert found.rows(max_length).tolist() == pair_tokens(tokenized, max_length).tolist()
 
 
 def test_without_a_tokenizer_characters_are_counted(pairs: Path):

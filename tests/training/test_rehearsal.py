@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from wishbone.model.activations import Room
-from wishbone.training.rehearsal import _best_budget, longest_row, made_up_row, most_in_a_row
+from wishbone.training.rehearsal import _best_budget, longest_of_stream, made_up_row, most_in_a_row, pair_tokens
 
 
 @pytest.mark.parametrize(
@@ -34,16 +34,16 @@ def test_rows_are_no_longer_than_the_longest_step():
     assert _best_budget(Room(1e9, 1.0, 2.0), layers=4, usual=8192, most=300) == 300
 
 
-def test_the_longest_pair_after_truncation():
+def test_the_tokens_of_pairs_after_truncation():
     rows = [
         {"prompt_ids": [1] * 5, "chosen_ids": [2] * 10, "rejected_ids": [3] * 2},
         {"prompt_ids": [1] * 9, "chosen_ids": [2] * 3, "rejected_ids": [3] * 4},
     ]
     dataset = Dataset.from_list(rows)
-    assert longest_row(dataset, None) == 17
-    assert longest_row(dataset, 10) == 12  # 5 + 5 + 2, and 9 + 1 + 1
-    assert longest_row(dataset.to_iterable_dataset(), 10) == 19
-    assert longest_row(dataset.to_iterable_dataset(), None) == 1024
+    assert pair_tokens(dataset, None).tolist() == [17, 16]
+    assert pair_tokens(dataset, 10).tolist() == [12, 11]  # 5 + 5 + 2, and 9 + 1 + 1
+    assert longest_of_stream(10) == 19
+    assert longest_of_stream(None) == 1024
 
 
 @pytest.mark.parametrize(("tokens", "longest"), [(3, 3), (8, 50), (100, 7), (4096, 127), (4096, 4096)])

@@ -52,7 +52,7 @@ class RecordedPasses:
     """
 
     def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
-        self._model, self._backbone = model, backbone
+        self._backbone = backbone
         self._state = ModelState(model)
         self._recordings: dict[tuple[int, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()

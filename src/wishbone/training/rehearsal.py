@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import nn
 
 from wishbone.data.batch import TokenizedPair
@@ -169,14 +169,12 @@ def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int, l
             parameter.grad = None
 
 
-def longest_row(dataset: Dataset | IterableDataset, max_length: int | None) -> int:
-    """Return the tokens of the longest pair of a tokenized data set in a shared-prefix row.
+def longest_of_stream(max_length: int | None) -> int:
+    """Return the tokens that a pair of a stream may have in a shared-prefix row.
 
-    Of a stream only the bound is known: two sequences of `max_length`; without one, a usual length is taken.
+    Only the bound is known, two sequences of `max_length`; without one, a usual length is taken.
     """
-    if not isinstance(dataset, Dataset):
-        return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
-    return int(pair_tokens(dataset, max_length).max(initial=0))
+    return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
 
 
 def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any]:

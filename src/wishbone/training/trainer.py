@@ -36,7 +36,7 @@ from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
 from wishbone.training.recording import record_passes
-from wishbone.training.rehearsal import longest_row, most_in_a_row, pair_tokens, rehearse
+from wishbone.training.rehearsal import longest_of_stream, most_in_a_row, pair_tokens, rehearse
 from wishbone.training.remembering import reference_use
 from wishbone.training.step import PreferenceStep
 from wishbone.training.synchronization import refuse_stale_reference
@@ -202,13 +202,14 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """Before the first step: find out how much memory rows take, and record passes where that pays."""
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
-        longest = longest_row(self.train_dataset, self.args.max_length)
-        tokens = np.full(pairs, longest)
-        if isinstance(self.train_dataset, Dataset):
+        known = isinstance(self.train_dataset, Dataset)
+        if known:
             tokens = pair_tokens(self.train_dataset, self.args.max_length)
-        rehearse(step, longest, most_in_a_row(tokens, pairs), budget_fixed=self.args.token_budget != "auto")
-        alone = self.accelerator.num_processes == 1
-        if self.args.cuda_graphs != "off" and alone and isinstance(self.train_dataset, Dataset):
+        else:
+            tokens = np.full(pairs, longest_of_stream(self.args.max_length))
+        most = most_in_a_row(tokens, pairs)
+        rehearse(step, int(tokens.max()), most, budget_fixed=self.args.token_budget != "auto")
+        if self.args.cuda_graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
             shown = not self.args.disable_tqdm
             record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left, show_progress=shown)

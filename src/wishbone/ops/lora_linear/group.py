@@ -198,11 +198,12 @@ class LinearGroup:
         """What the adapters of `layers` add to their outputs, when these lie side by side."""
         terms: list[LowTerm] = []
         first = 0
+        products = self.low_products(low)
         for i in layers:
-            columns, b = slice(first, first + self.sizes[i]), self.b[i]
+            columns, product = slice(first, first + self.sizes[i]), products[i]
             first = columns.stop
-            if low is not None and b is not None:
-                terms.append((columns, low[:, self.ranks[i]], b.t()))
+            if product is not None:
+                terms.append((columns, *product))
         return terms
 
 
