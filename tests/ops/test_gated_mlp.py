@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight
-from wishbone.ops.gated_mlp import Activation, fused, gated_mlp, gated_mlp_reference
+from wishbone.ops.gated_mlp import Activation, gated_mlp, gated_mlp_reference
 from wishbone.ops.gated_mlp.elementwise import gated_backward_, gated_product
 from wishbone.ops.lora_linear import Adapter, fuse_group
 
@@ -158,10 +158,8 @@ def in_dtype(adapter: Adapter | None, dtype: torch.dtype) -> Adapter:
     return Adapter(*factors, adapter.scale)
 
 
-@pytest.mark.parametrize("on_the_way", [False, True])
-def test_fp8_weights(on_the_way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_weights() -> None:
     """Each product is that of `FP8Weight`; activations between are the fused ones."""
-    monkeypatch.setattr(fused, "_adds_on_the_way", lambda _: on_the_way)
     g = torch.Generator().manual_seed(0)
     shapes = [(48, 32), (48, 32), (32, 48)]
     weights = []
@@ -229,58 +227,3 @@ def test_kernels_are_the_plain_part(activation: Activation, dtype: torch.dtype, 
     gated_backward_(expected_gradient, expected_gate, expected_up, activation)
     torch.testing.assert_close(gradient, expected_gradient, **close)
     torch.testing.assert_close(both, expected_both, **close)
-
-
-@needs_interpreter
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("adapted", [(True, True, True), (False, True, False), (True, False, True)])
-@pytest.mark.parametrize(("rows", "columns", "rank"), [(1, 1, 1), (5, 100, 3), (33, 257, 16), (70, 130, 70), (0, 8, 4)])
-def test_kernels_add_what_adapters_add(
-    activation: Activation,
-    dtype: torch.dtype,
-    adapted: tuple[bool, bool, bool],
-    rows: int,
-    columns: int,
-    rank: int,
-) -> None:
-    kernels = pytest.importorskip("wishbone.ops.gated_mlp.triton")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    g = torch.Generator().manual_seed(1)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g).to(device, dtype)
-
-    both, gradient = normal(rows, 2 * columns) * 3, normal(rows, columns)
-    lows = [(normal(rows, 2 * rank)[:, :rank], normal(columns, rank).t()) if has else None for has in adapted]
-    exact = [None if low is None else (low[0].double(), low[1].double()) for low in lows]
-    expected_both, expected_gradient = both.double(), gradient.double()
-    gate, up = both.chunk(2, dim=1)
-    expected_gate, expected_up = expected_both.chunk(2, dim=1)
-
-    precise = 2e-3 if dtype == torch.float32 and device == "cuda" else 1e-5
-    close = {"rtol": max(torch.finfo(dtype).eps, precise), "atol": 1e-4, "check_dtype": False}
-    product = kernels.gated_product(gate, up, activation, lows[1:])
-    torch.testing.assert_close(product, gated_product(expected_gate, expected_up, activation, exact[1:]), **close)
-    kernels.gated_backward_(gradient, gate, up, activation, lows)
-    gated_backward_(expected_gradient, expected_gate, expected_up, activation, exact)
-    torch.testing.assert_close(gradient, expected_gradient, **close)
-    torch.testing.assert_close(both, expected_both, **close)
-
-
-@pytest.mark.parametrize("form", ["separate", "one buffer", "one matrix"])
-@pytest.mark.parametrize("adapted", [(True, True, True), (True, False, False), (False, False, True)])
-@pytest.mark.parametrize("tile", [None, 8])
-def test_what_adapters_add_may_be_added_in_the_elementwise_pass(
-    form: str, adapted: tuple[bool, bool, bool], tile: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    block = Block(form=form, adapted=(True, *adapted[2:]) if form == "one matrix" else adapted)
-    expected = [block.output(gated_mlp_reference), *block.gradients(gated_mlp_reference)]
-    monkeypatch.setattr(fused, "_adds_on_the_way", lambda _: True)
-    with torch.no_grad():
-        alone = block.output(tile_tokens=tile)
-    for value, exact in zip(
-        [block.output(tile_tokens=tile), *block.gradients(tile_tokens=tile)], expected, strict=True
-    ):
-        assert relative_error(value, exact) < 1e-12
-    assert relative_error(alone, expected[0]) < 1e-12

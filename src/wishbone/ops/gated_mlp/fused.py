@@ -8,9 +8,6 @@ Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; 
 backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U. So the graph
 of such a call can be used once; a second backward pass is refused.
 
-On GPUs and in 16 bits the elementwise passes also add what adapters add to G, U and dP, to numbers that are not rounded
-again. G and U are then kept without it.
-
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
 """
@@ -27,10 +24,9 @@ from torch.autograd.function import once_differentiable
 from wishbone.ops.fp8_quantize import swiglu_quantize
 from wishbone.ops.frozen_linear import FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
-from wishbone.ops.gated_mlp.elementwise import Activation, Low
+from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
 from wishbone.ops.lora_linear.group import Adapter, Factors, LinearGroup, compute_dtype
-from wishbone.ops.low_rank_add.reference import ROUNDED_AT_RANDOM
 
 BEFORE_FACTORS = 7
 """Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
@@ -97,31 +93,27 @@ class _Block:
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Return y."""
-        return self.contract(*self.expand(x, prepared))[0]
+        return self.contract(self.expand(x, prepared)[0])[0]
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product.
-
-        What adapters add is missing from the outputs where the elementwise pass adds it (`_adds_on_the_way`).
-        """
-        add = not _adds_on_the_way(x)
+        """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product."""
         if self.into.joined is None:
-            return self.into.forward(x, prepared, add=add)
-        together, low = self.into.forward_together(x, prepared, add=add)
+            return self.into.forward(x, prepared)
+        together, low = self.into.forward_together(x, prepared)
         return (together,), low
 
-    def contract(self, outputs: tuple[Tensor, ...], low: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return y from what `expand` returned, and the low-rank product of down."""
+    def contract(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return y from the outputs of gate and up, and the low-rank product of down."""
         gate, up = _gate_and_up(outputs)
-        weight, rows, late = self.down.weights[0], None, self._late(gate, low)
-        if weight.input_form == "fp8_rows" and self.activation == "silu" and not any(late):
+        weight, rows = self.down.weights[0], None
+        if weight.input_form == "fp8_rows" and self.activation == "silu":
             product, rows = swiglu_quantize(gate, up, keep=self.down.a is not None)
             if product is None:
                 return weight.forward(rows, self.down.biases[0]), None
         else:
-            product = _elementwise(gate).gated_product(gate, up, self.activation, late)
-        (y,), down_low = self.down.forward(product, rows)
-        return y, down_low
+            product = _elementwise(gate).gated_product(gate, up, self.activation)
+        (y,), low = self.down.forward(product, rows)
+        return y, low
 
     def backward(
         self, grad: Tensor, x: Tensor | None, outputs: tuple[Tensor, ...], lows: _Lows, wants_input: bool
@@ -133,11 +125,8 @@ class _Block:
         low, down_low = lows
         down_h = self.down.down([grad])
         down_b = self.down.b_gradients([grad], down_low)
-        late = _adds_on_the_way(grad)
-        product = self.down.input_gradient([grad], None if late else down_h)
-        down_term = (down_h, self.down.a) if late and down_h is not None and self.down.a is not None else None
-        terms = (down_term, *self._late(grad, low))
-        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation, terms)
+        product = self.down.input_gradient([grad], down_h)
+        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
         down_a = self.down.a_gradients(down_h, product)
         del product
         together = outputs[0] if len(outputs) == 1 else None
@@ -146,19 +135,6 @@ class _Block:
         dx = self.into.input_gradient(grads, h, together) if wants_input else None
         a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
         return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
-
-    def _late(self, tensor: Tensor, low: Tensor | None) -> tuple[Low | None, Low | None]:
-        """What is still to be added to gate and up."""
-        if not _adds_on_the_way(tensor):
-            return None, None
-        products = self.into.low_products(low)
-        if len(products) == 2:
-            return products[0], products[1]
-        if products[0] is None:
-            return None, None
-        left, right = products[0]
-        gate, up = right.chunk(2, dim=1)
-        return (left, gate), (left, up)
 
 
 _Lows = tuple[Tensor | None, Tensor | None]
@@ -185,7 +161,7 @@ class _GatedMLP(torch.autograd.Function):
             ctx.save_for_backward(x, down_low, *block.factors, *factors)
             return y
         outputs, low = block.expand(x, prepared)
-        y, down_low = block.contract(outputs, low)
+        y, down_low = block.contract(outputs)
         trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
         ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *block.factors, *factors)
         return y
@@ -218,7 +194,7 @@ def _forward_tiled(block: _Block, x: Tensor, tile: int) -> tuple[Tensor, Tensor 
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
     lows = []
     for rows in _tiles(x.shape[0], tile):
-        y[rows], low = block.contract(*block.expand(x[rows]))
+        y[rows], low = block.contract(block.expand(x[rows])[0])
         if low is not None:
             lows.append(low)
     return y, torch.cat(lows) if lows else None
@@ -255,11 +231,6 @@ def _tiles(tokens: int, tile: int) -> Iterator[slice]:
 def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     gate, up = outputs[0].chunk(2, dim=1) if len(outputs) == 1 else outputs
     return gate, up
-
-
-def _adds_on_the_way(tensor: Tensor) -> bool:
-    """Whether elementwise passes add low-rank products: where adding them is a pass of its own otherwise."""
-    return tensor.is_cuda and tensor.dtype in ROUNDED_AT_RANDOM
 
 
 def _elementwise(tensor: Tensor) -> Any:

@@ -95,18 +95,15 @@ class LinearGroup:
         self.joined = joined_weight(weights, dtype) if join and len(weights) > 1 else None
         self.dtype = dtype
 
-    def forward(
-        self, x: Tensor, prepared: Prepared | None = None, *, add: bool = True
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def forward(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return outputs y_i [T, N_i] and l [T, sum of r_i], None without adapters.
 
         Args:
             x: [T, K], contiguous rows.
             prepared: what `prepare(x)` of the first weight returns, where it was made together with x.
-            add: add what the adapters add; without, the caller does, with `low_products`.
         """
         if self.joined is not None:
-            together, low = self.forward_together(x, prepared, add=add)
+            together, low = self.forward_together(x, prepared)
             return together.split(self.sizes, dim=1), low
         low = self._low(x)
         inputs: dict[InputForm, Prepared] = {} if prepared is None else {self.weights[0].input_form: prepared}
@@ -114,26 +111,16 @@ class LinearGroup:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.input_form not in inputs:
                 inputs[weight.input_form] = weight.prepare(x)
-            terms = self._low_terms(low, [i]) if add else []
-            outputs.append(_product(weight, inputs[weight.input_form], bias, terms))
+            outputs.append(_product(weight, inputs[weight.input_form], bias, self._low_terms(low, [i])))
         return tuple(outputs), low
 
-    def forward_together(
-        self, x: Tensor, prepared: Prepared | None = None, *, add: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward_together(self, x: Tensor, prepared: Prepared | None = None) -> tuple[Tensor, Tensor | None]:
         """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
         joined, low = self.joined, self._low(x)
         assert joined is not None
         prepared = joined.prepare(x) if prepared is None else prepared
-        terms = self._low_terms(low, range(len(self.weights))) if add else []
+        terms = self._low_terms(low, range(len(self.weights)))
         return _product(joined, prepared, self._joined_bias(x), terms), low
-
-    def low_products(self, low: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
-        """Return for each layer the factors l_i [T, r_i] and B_i^T [r_i, N_i] of what its adapter adds, or None."""
-        return [
-            None if low is None or b is None else (low[:, rank], b.t())
-            for b, rank in zip(self.b, self.ranks, strict=True)
-        ]
 
     def down(self, grads: Sequence[Tensor]) -> Tensor | None:
         """Return h [T, sum of r_i], the outputs' gradients g_i [T, N_i] brought down to rank; None without adapters."""
@@ -198,12 +185,11 @@ class LinearGroup:
         """What the adapters of `layers` add to their outputs, when these lie side by side."""
         terms: list[LowTerm] = []
         first = 0
-        products = self.low_products(low)
         for i in layers:
-            columns, product = slice(first, first + self.sizes[i]), products[i]
+            columns, b = slice(first, first + self.sizes[i]), self.b[i]
             first = columns.stop
-            if product is not None:
-                terms.append((columns, *product))
+            if low is not None and b is not None:
+                terms.append((columns, low[:, self.ranks[i]], b.t()))
         return terms
 
 

@@ -21,7 +21,7 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     """Add low @ factor to y in place; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
     if rows and columns:
-        ranks = ranks_of(rank)
+        ranks = min(RANKS, max(16, triton.next_power_of_2(rank)))
         _add_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))](
             y,
             low,
@@ -40,11 +40,6 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
             num_warps=WARPS,
         )
     return y
-
-
-def ranks_of(rank: int) -> int:
-    """Return how many ranks of so many are multiplied at a time."""
-    return min(RANKS, max(16, int(triton.next_power_of_2(rank))))
 
 
 @triton.jit
@@ -72,28 +67,6 @@ def _add_kernel(
     inside = (row < rows) & (column < columns)
     at = y + row * y_row + column * y_column
     exact = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    product = (low, factor, low_row, low_rank, factor_rank, factor_column, rank)
-    addend = low_rank_tile(product, row, column, rows, columns, ROWS, COLUMNS, RANKS, INTERPRETED)
-    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def low_rank_tile(
-    product,
-    row,
-    column,
-    rows,
-    columns,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANKS: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """l F at rows [ROWS, 1] and columns [1, COLUMNS], in float32, RANKS of them at a time.
-
-    `product` are pointers to l and F, the strides of both, and their rank.
-    """
-    low, factor, low_row, low_rank, factor_rank, factor_column, rank = product
     addend = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, rank, RANKS):
         r = start + tl.arange(0, RANKS)
@@ -104,7 +77,7 @@ def low_rank_tile(
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         addend = tl.dot(left, right, addend)
-    return addend
+    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
