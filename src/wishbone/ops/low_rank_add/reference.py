@@ -11,8 +11,14 @@ with "down" the multiple of u towards zero (stochastic rounding; Croci et al. 20
 implementation, error analysis and applications", R. Soc. Open Sci. 9:211631). That is what a product which rounds once
 does as well, as x W^T falls anywhere between two steps.
 
-What decides is a hash of the bits of y and d. So a number is rounded the same way each time and wherever it stands:
-recomputing a layer gives what was kept, and rows do not depend on each other. d = 0 leaves y as it is.
+What decides is a hash of the bits of y and d, the upper half of 32 bits of
+
+    a bits(d) + b bits(y)    mod 2^32,    a and b odd
+
+(multiplicative hashing; Knuth, The Art of Computer Programming 3, section 6.4). For values that lie close together it
+goes through all its numbers evenly, so sums of few values are right, too. A number is rounded the same way each time
+and wherever it stands: recomputing a layer gives what was kept, and rows do not depend on each other. d = 0 leaves y as
+it is.
 """
 
 from __future__ import annotations
@@ -22,8 +28,10 @@ from torch import Tensor
 
 ROUNDED_AT_RANDOM = (torch.bfloat16, torch.float16)
 """Dtypes in which an adapter would be lost otherwise."""
-MULTIPLIERS = (0x7FEB352D, 0x5BD1E995, 0x31848BAB)
-"""Odd numbers below 2^31 that mix bits well, as hashes use them (lowbias32, MurmurHash2, triple32)."""
+MULTIPLIERS = (0x7FEB352D, 0x5BD1E995)
+"""a and b: odd numbers below 2^31 that mix bits well, as hashes use them (lowbias32, MurmurHash2)."""
+SEED_MULTIPLIER = 0x31848BAB
+"""Makes another a of each seed (triple32)."""
 
 
 def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
@@ -51,8 +59,7 @@ def unseen_bits(dtype: torch.dtype) -> int:
 
 
 def _hash(exact: Tensor, addend: Tensor, seed: int) -> Tensor:
-    """32 bits, as int32, that look random for different numbers; products wrap around."""
-    first, second, third = MULTIPLIERS
-    h = addend.contiguous().view(torch.int32) * first ^ exact.view(torch.int32) * second ^ seed * third & 0x7FFFFFFF
-    h = (h ^ (h >> 15 & 0x1FFFF)) * third
-    return h ^ (h >> 16 & 0xFFFF)
+    """16 bits, above them copies of the last, that look random for different numbers; products wrap around."""
+    first, second = MULTIPLIERS
+    first = (first + 2 * seed * SEED_MULTIPLIER) % 2**31
+    return addend.contiguous().view(torch.int32) * first + exact.view(torch.int32) * second >> 16

@@ -14,7 +14,7 @@ from wishbone.ops.low_rank_add.reference import MULTIPLIERS, unseen_bits
 
 ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
 """A tile of y, and ranks that are multiplied at a time."""
-FIRST, SECOND, THIRD = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
+FIRST, SECOND = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
 
 
 def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
@@ -84,8 +84,6 @@ def _add_kernel(
 def _rounded_at_random(exact, addend, UNSEEN: tl.constexpr):
     """Return exact + addend rounded up or down, as a hash of both says, to a number without the bits `UNSEEN`."""
     total = exact + addend
-    h = addend.to(tl.int32, bitcast=True) * FIRST ^ exact.to(tl.int32, bitcast=True) * SECOND
-    h = (h ^ (h >> 15 & 0x1FFFF)) * THIRD
-    h = h ^ (h >> 16 & 0xFFFF)
-    bits = (total.to(tl.int32, bitcast=True) + (h & UNSEEN)) & (-1 - UNSEEN)
+    h = addend.to(tl.int32, bitcast=True) * FIRST + exact.to(tl.int32, bitcast=True) * SECOND
+    bits = (total.to(tl.int32, bitcast=True) + (h >> 16 & UNSEEN)) & (-1 - UNSEEN)
     return tl.where(total == total, bits.to(tl.float32, bitcast=True), total)
