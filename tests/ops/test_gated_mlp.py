@@ -188,6 +188,33 @@ def test_fp8_weights() -> None:
     assert all(a.a.grad is not None and a.b.grad.norm() > 0 for a in adapters)
 
 
+@pytest.mark.parametrize("form", ["one buffer", "one matrix"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("tile", [None, 4])
+def test_gradient_of_fp8_weights_side_by_side(form: str, activation: Activation, tile: int | None) -> None:
+    """The gradients of gate and up are quantized together, as rows of one matrix."""
+    g = torch.Generator().manual_seed(0)
+    into, down = (quantize_rows(torch.randn(shape, generator=g) / 5) for shape in ((96, 32), (32, 48)))
+    whole, last = (FP8Weight(rows.values, rows.scale) for rows in (into, down))
+    halves = [FP8Weight(whole.qweight[part], whole.scale[part]) for part in (slice(0, 48), slice(48, 96))]
+    weights = [*halves, last] if form == "one buffer" else [whole, last]
+    x = torch.randn(10, 32, generator=g).requires_grad_()
+    a, b = torch.randn(2, 32, generator=g).requires_grad_(), torch.randn(48, 2, generator=g).requires_grad_()
+    adapters = [Adapter(a, b, 0.1), None, None] if form == "one buffer" else [None, None]
+    gated_mlp(x, weights, [None] * len(weights), adapters, activation=activation, tile_tokens=tile).sum().backward()
+
+    with torch.no_grad():
+        both = whole.forward(whole.prepare(x))
+        if form == "one buffer":
+            both[:, :48] += 0.1 * x @ a.t() @ b.t()
+        gate, up = both.chunk(2, dim=1)
+        gated_backward_(last.backward(torch.ones(10, 32)), gate, up, activation)
+        expected = whole.backward(both)
+        if form == "one buffer":
+            expected += 0.1 * gate @ b @ a
+    assert x.grad is not None and relative_error(x.grad, expected) < 1e-5
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_elementwise_part_at_its_edges(activation: Activation) -> None:
     """Far from zero the activation is 0 or the identity, and nothing overflows."""
@@ -227,3 +254,31 @@ def test_kernels_are_the_plain_part(activation: Activation, dtype: torch.dtype, 
     gated_backward_(expected_gradient, expected_gate, expected_up, activation)
     torch.testing.assert_close(gradient, expected_gradient, **close)
     torch.testing.assert_close(both, expected_both, **close)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 100), (3, 1024), (2, 2049), (0, 8)])
+def test_the_kernel_that_quantizes_is_two_kernels_in_one(
+    activation: Activation, dtype: torch.dtype, rows: int, columns: int
+) -> None:
+    kernels = pytest.importorskip("wishbone.ops.gated_mlp.triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    g = torch.Generator().manual_seed(1)
+    both = (torch.randn(rows, 2 * columns, generator=g) * 3).to(device, dtype)
+    gradient = torch.randn(rows, columns, generator=g).to(device, dtype)
+    column_scale = torch.rand(2 * columns, generator=g).to(device) + 0.01
+    expected_both, expected_gradient = both.clone(), gradient.clone()
+    kernels.gated_backward_(expected_gradient, *expected_both.chunk(2, dim=1), activation)
+    expected = quantize_rows(expected_both, column_scale, backend="triton")
+
+    quantized = kernels.gated_backward_quantized_(gradient, both, activation, column_scale)
+    assert torch.equal(both, expected_both) and torch.equal(gradient, expected_gradient)
+    assert quantized.values.shape == both.shape and quantized.dtype == dtype
+    assert torch.equal(quantized.scale, expected.scale)
+    assert torch.equal(quantized.values.float(), expected.values.float())
+    if rows and columns > 1:  # a number that is not finite reaches the scale of its row
+        both[0, columns] = float("nan")
+        scale = kernels.gated_backward_quantized_(gradient, both, activation, column_scale).scale
+        assert not scale[0].isfinite() and scale[1:].isfinite().all()

@@ -31,7 +31,7 @@ SMALLEST = tl.constexpr(SMALLEST_AMAX)
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
     """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
     x = _dense_rows(x)
-    out = _empty(x)
+    out = empty_rows(x)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
         _quantize_kernel[(x.shape[0],)](
@@ -53,7 +53,7 @@ def rms_norm_quantize_triton(
     x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
 ) -> tuple[Tensor, QuantizedRows, Tensor]:
     """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row; as `rms_norm_quantize`."""
-    out = _empty(x)
+    out = empty_rows(x)
     normed, reciprocal_rms = _rms_norm(x, weight, eps, offset, out)
     return normed, out, reciprocal_rms
 
@@ -90,7 +90,7 @@ def rms_norm_backward_triton(
 def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:
     """Return silu(gate) * up and the same in e4m3; as `swiglu_quantize`."""
     gate, up = _dense_rows(gate), _dense_rows(up)
-    out = _empty(gate)
+    out = empty_rows(gate)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         block, warps = _block(gate.shape[1])
@@ -106,7 +106,7 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=warps,
+            num_warps=min(warps, 16) if keep else warps,
         )
     return product, out
 
@@ -144,7 +144,8 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _empty(x: Tensor) -> QuantizedRows:
+def empty_rows(x: Tensor) -> QuantizedRows:
+    """Return memory for the rows of x in e4m3."""
     values = torch.empty(x.shape, dtype=E4M3, device=x.device)
     return QuantizedRows(values, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
@@ -156,24 +157,35 @@ def _block(columns: int) -> tuple[int, int]:
 
 
 @triton.jit
-def _on_grid(x):
-    """Round to 3 bits of mantissa, or to multiples of 2^-9: by adding 1.5 2^20 times the power of two below |x|."""
-    power = (x.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    shift = tl.maximum(power, 0.015625) * 1572864.0
-    return (x + shift) - shift
+def magnitude(x):
+    """The bit pattern of |x|: integers in the order of the numbers, then infinity, then NaN."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def row_scale(largest_magnitude):
+    """The scale of a row, and what its numbers are multiplied by."""
+    amax = largest_magnitude.to(tl.float32, bitcast=True)
+    amax = tl.where(amax < SMALLEST, SMALLEST, amax)
+    return tl.div_rn(amax, LARGEST), tl.div_rn(LARGEST, amax)
+
+
+@triton.jit
+def to_e4m3(scaled, INTERPRETED: tl.constexpr):
+    """Round; the interpreter to 3 bits of mantissa or multiples of 2^-9, adding 1.5 2^20 times the power of 2 below."""
+    if INTERPRETED:
+        power = (scaled.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        shift = tl.maximum(power, 0.015625) * 1572864.0
+        scaled = (scaled + shift) - shift
+    return scaled.to(tl.float8e4nv)
 
 
 @triton.jit
 def _store_quantized(exact, values, scale, inside, INTERPRETED: tl.constexpr):
     """Store one row of float32 numbers, zero outside, as e4m3 and its scale, each where the pointers say."""
-    pattern = exact.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    amax = tl.max(pattern, axis=0).to(tl.float32, bitcast=True)
-    amax = tl.where(amax < SMALLEST, SMALLEST, amax)
-    scaled = exact * tl.div_rn(LARGEST, amax)
-    if INTERPRETED:
-        scaled = _on_grid(scaled)
-    tl.store(values, scaled.to(tl.float8e4nv), mask=inside)
-    tl.store(scale, tl.div_rn(amax, LARGEST))
+    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0))
+    tl.store(values, to_e4m3(exact * factor, INTERPRETED), mask=inside)
+    tl.store(scale, own_scale)
 
 
 @triton.jit

@@ -66,8 +66,11 @@ class FP8Weight:
 
     def backward(self, grad: Tensor) -> Tensor:
         """Return e(grad * scale) q."""
-        rows = quantize_rows(grad, self.scale)
-        return _product(rows, self._transposed(), _ones(self.in_features, grad.device))
+        return self.backward_prepared(quantize_rows(grad, self.scale))
+
+    def backward_prepared(self, rows: QuantizedRows) -> Tensor:
+        """Return `rows` q, for e(grad * scale) that was made together with grad."""
+        return _product(rows, self._transposed(), _ones(self.in_features, rows.values.device))
 
     def dense(self) -> Tensor:
         """Return scale * q in float32."""

@@ -17,6 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize.reference import quantize_rows_reference
+
 Activation = Literal["silu", "gelu_tanh"]
 """SiLU (SwiGLU: Llama, Qwen, Mistral, ...) or the tanh approximation of GELU (GeGLU: Gemma)."""
 
@@ -49,3 +52,12 @@ def gated_backward_(product_gradient: Tensor, gate: Tensor, up: Tensor, activati
     product = torch.mul(value, u, out=value_gradient)
     up.copy_(value.mul_(dp))
     product_gradient.copy_(product)
+
+
+def gated_backward_quantized_(
+    product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor
+) -> QuantizedRows:
+    """As `gated_backward_` with gate and up side by side in `both` [T, 2 I]; and `quantize_rows` of that."""
+    gate, up = both.chunk(2, dim=1)
+    gated_backward_(product_gradient, gate, up, activation)
+    return quantize_rows_reference(both, column_scale)

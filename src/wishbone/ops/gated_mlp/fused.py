@@ -5,8 +5,8 @@ With G, U the outputs of gate and up, P = act(G) U and g the gradient of y = dow
     dP = (gradient of down's input),    dG = dP U act'(G),    dU = dP act(G),    dx = dG W_gate + dU W_up + ...
 
 Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; the factors as they were cast. The
-backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U. So the graph
-of such a call can be used once; a second backward pass is refused.
+backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U, and quantizes
+dG and dU for FP8 weights. So the graph of such a call can be used once; a second backward pass is refused.
 
 Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
 x, then never exist for the whole row, for the price of computing them again in the backward pass.
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wishbone.ops.fp8_quantize import swiglu_quantize
-from wishbone.ops.frozen_linear import FrozenWeight, Prepared
+from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
@@ -126,13 +126,16 @@ class _Block:
         down_h = self.down.down([grad])
         down_b = self.down.b_gradients([grad], down_low)
         product = self.down.input_gradient([grad], down_h)
-        _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
+        together, weight, rows = outputs[0] if len(outputs) == 1 else None, self.into.whole, None
+        if isinstance(weight, FP8Weight) and together is not None and wants_input:
+            rows = _elementwise(product).gated_backward_quantized_(product, together, self.activation, weight.scale)
+        else:
+            _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
         down_a = self.down.a_gradients(down_h, product)
         del product
-        together = outputs[0] if len(outputs) == 1 else None
         grads = outputs if together is None else together.split(self.into.sizes, dim=1)
         h = self.into.down(grads)
-        dx = self.into.input_gradient(grads, h, together) if wants_input else None
+        dx = self.into.input_gradient(grads, h, together, rows) if wants_input else None
         a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
         return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
 

@@ -24,7 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.frozen_linear import DenseWeight, FP8BlockWeight, FrozenWeight, InputForm, NF4Weight, Prepared
+from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.frozen_linear import (
+    DenseWeight,
+    FP8BlockWeight,
+    FP8Weight,
+    FrozenWeight,
+    InputForm,
+    NF4Weight,
+    Prepared,
+)
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.low_rank_add import add_low_rank_
 
@@ -65,6 +74,7 @@ class LinearGroup:
 
     Attributes:
         sizes: outputs of each layer, N_i.
+        whole: the one weight that all outputs come from; None if there are several.
     """
 
     def __init__(
@@ -93,6 +103,7 @@ class LinearGroup:
         self.factors = factors
         self.a, *self.b = factors
         self.joined = joined_weight(weights, dtype) if join and len(weights) > 1 else None
+        self.whole = weights[0] if len(weights) == 1 else self.joined
         self.dtype = dtype
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -132,15 +143,26 @@ class LinearGroup:
                 torch.mm(g, b, out=h[:, rank])
         return h
 
-    def input_gradient(self, grads: Sequence[Tensor], h: Tensor | None, together: Tensor | None = None) -> Tensor:
+    def input_gradient(
+        self,
+        grads: Sequence[Tensor],
+        h: Tensor | None,
+        together: Tensor | None = None,
+        prepared: QuantizedRows | None = None,
+    ) -> Tensor:
         """Return dx [T, K].
 
         Args:
             grads: g_i [T, N_i], contiguous rows.
             h: what `down` returns.
             together: all g_i side by side in one buffer [T, sum of N_i], where they lie so.
+            prepared: of `together`, what `backward_prepared` of `whole` takes, where it was made together with it.
         """
         low = None if h is None or self.a is None else (h, self.a)
+        if prepared is not None:
+            assert isinstance(self.whole, FP8Weight)
+            dx = self.whole.backward_prepared(prepared)
+            return dx if low is None else add_low_rank_(dx, *low)
         if self.joined is not None and together is not None:
             return _gradient_of([together], [self.joined], low, self.dtype)
         return _gradient_of(grads, self.weights, low, self.dtype)
