@@ -17,7 +17,7 @@ from training.preference_runs import arguments, chat_pairs, losses
 from transformers import TrainerCallback
 
 from wishbone import DPOConfig, DPOTrainer
-from wishbone.data.batch import TokenizedPair
+from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
 from wishbone.model.fused_layers import FusedLayers
@@ -163,6 +163,31 @@ def test_a_backward_pass_out_of_order_is_refused() -> None:
         second.backward()
         with pytest.raises(RuntimeError, match="must follow"):
             first.backward()
+
+
+def test_a_recording_that_fails_leaves_nothing_behind() -> None:
+    step = step_of(adapted("qwen3"))
+    row = pairs_of(384, seed=1)
+    expected = results(step, row)
+    backbone = step.policy.backbone
+
+    def waiting(batch: PreferenceBatch) -> Tensor:
+        hidden = backbone(batch)
+        if torch.cuda.is_current_stream_capturing():
+            hidden.sum().item()
+        return hidden
+
+    numbers = torch.cuda.get_rng_state()
+    step.policy.recorded = RecordedPasses(step.policy.model, waiting)
+    with pytest.raises(RuntimeError), step.policy.recorded.recording():
+        results(step, row)
+    step.policy.recorded = None
+    assert torch.equal(torch.cuda.get_rng_state(), numbers)
+    torch.rand(1, device="cuda")
+    torch.cuda.empty_cache()  # which is refused while anything is recorded
+    assert_same(results(step, row), expected)
+    assert recorded(step).replays
+    assert_same(results(step, row), expected)
 
 
 def test_recordings_are_given_up_where_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 
 from training.preference_runs import adapter, arguments, chat_pairs, losses, model_for
+from training.side_by_side import trainers
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
@@ -135,3 +136,25 @@ def test_what_only_trl_does_goes_to_trl_with_its_reason(
             peft_config=LoraConfig(r=4, target_modules="all-linear"),
             **options,
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"loss_type": "aot"}, {"gradient_checkpointing": True}])
+def test_compute_loss_can_be_differentiated_as_trls(tmp_path: Path, options: dict[str, object]) -> None:
+    pairs: list[torch.Tensor] = []
+    for whose in trainers(tmp_path, {"per_device_train_batch_size": 4, **options}):
+        model = whose.model.train()
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data = torch.linspace(-0.1, 0.1, weight.numel()).view(weight.shape)
+        trained = [weight for _, weight in sorted(model.named_parameters()) if weight.requires_grad]
+        for weight in trained:
+            weight.grad = torch.ones_like(weight)
+        inputs = whose._prepare_inputs(next(iter(whose.get_train_dataloader())))
+        loss = whose.compute_loss(model, inputs)
+        assert all(weight.grad is not None and (weight.grad == 1).all() for weight in trained)
+        (2 * loss).backward()
+        pairs.append(torch.cat([loss.detach()[None], *(weight.grad.flatten() - 1 for weight in trained)]))
+        with torch.no_grad():
+            assert not whose.compute_loss(model, inputs).requires_grad
+    theirs, ours = pairs
+    assert theirs.norm() > 0.7 and (ours - theirs).norm() <= 1e-5 * theirs.norm()

@@ -20,7 +20,7 @@ from __future__ import annotations
 import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ from wishbone.data.batch import SharedPrefixBatch
 from wishbone.model.model_state import ModelState
 from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables
+
+UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
+"""Functions of `torch._C` that undo what a capture which fails leaves behind; without them nothing is recorded."""
 
 MOST_PADDING = 1.5
 """Rows for which the next recorded length is more times as long are run as they are."""
@@ -71,17 +74,23 @@ class RecordedPasses:
         """Context in which rows whose length is new are recorded.
 
         Nothing is collected as garbage meanwhile: what it frees may be in use by another stream, and waiting for that
-        would end up in a recording.
+        would end up in a recording. Random numbers come from a stand-in, as a recording that fails leaves its source
+        unusable; the device's own are those of before.
         """
         collected = gc.isenabled()
         gc.collect()
         gc.disable()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        random_numbers = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(random_numbers.clone_state())
         self._open = True
         try:
             yield
         finally:
             self._open = False
             self.lengths = sorted({tokens for tokens, _ in self._recordings})
+            generator.graphsafe_set_state(random_numbers)
+            gc.collect()
             if collected:
                 gc.enable()
 
@@ -151,7 +160,18 @@ class RecordedPasses:
             try:
                 yield
             finally:
-                graph.capture_end()
+                self._end(graph)
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture; where that fails, PyTorch leaves its allocator at work for the pool, which is ended here."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            device, (end, release) = torch.cuda.current_device(), (getattr(torch._C, name) for name in UNDO)
+            with suppress(RuntimeError):  # it was ended, and the graph gives the pool back, if it failed after that
+                end(device, self._pool)
+                release(device, self._pool)
+            raise
 
     def _gradients(self, hidden: Tensor, direction: Tensor) -> Tensor:
         """Return gradients by the parameters that hidden states depend on, in one, and leave those in `trained`."""

@@ -23,7 +23,7 @@ from wishbone.model.activations import EVERYTHING, Activations
 from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.model.model_state import ModelState
 from wishbone.model.policy import Policy
-from wishbone.model.recorded import RecordedPasses
+from wishbone.model.recorded import UNDO, RecordedPasses
 from wishbone.preference.metrics import PairMetrics
 from wishbone.training.rehearsal import made_up_row, trial_step
 from wishbone.training.step import PreferenceStep
@@ -134,6 +134,8 @@ def _obstacle(policy: Policy, longest: int) -> str | None:
     layers = policy.causal_lm.config.get_text_config().num_hidden_layers
     if policy.device.type != "cuda":
         return "there is no CUDA GPU"
+    if not all(hasattr(torch._C, name) for name in UNDO):
+        return f"PyTorch {torch.__version__} cannot undo a recording that fails"
     if policy.form != "shared_prefix":
         return "the model is not run with a shared prefix"
     if not LENGTH_DEPENDENT.isdisjoint(rope_types(policy.causal_lm.config.get_text_config())):

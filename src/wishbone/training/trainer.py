@@ -31,6 +31,7 @@ from wishbone.training.arguments import DPOConfig
 from wishbone.training.assembly import assemble_step
 from wishbone.training.collator import PairCollator
 from wishbone.training.compatibility import OVERRIDDEN, check_trl
+from wishbone.training.differentiable import differentiable_loss
 from wishbone.training.distributed import average_gradients, sum_over_processes
 from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
@@ -217,14 +218,18 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean loss of one batch without gradients (evaluation); training goes through `training_step`.
+        """Return the mean loss of one batch; where the model trains and gradients are on, one to differentiate.
 
-        With `return_outputs` (`predict()`), also what the model gives for the padded batch, logits among it.
+        Evaluation calls it; training goes through `training_step`. With `return_outputs` (`predict()`), also what the
+        model gives for the padded batch, logits among it.
         """
         if self.preference_step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        mode = "train" if self.model.training else "eval"
-        loss = self.preference_step.evaluate(inputs["pairs"], self._pair_metrics[mode])
+        metrics = self._pair_metrics["train" if self.model.training else "eval"]
+        if self.model.training and torch.is_grad_enabled():
+            loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics)
+        else:
+            loss = self.preference_step.evaluate(inputs["pairs"], metrics)
         if not return_outputs:
             return loss
         with torch.no_grad():
