@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,18 @@ def test_a_backward_pass_out_of_order_is_refused() -> None:
         second.backward()
         with pytest.raises(RuntimeError, match="must follow"):
             first.backward()
+
+
+def test_a_graph_that_someone_keeps_is_no_obstacle() -> None:
+    step = step_of(adapted("qwen3"))
+    row = pairs_of(384, seed=1)
+    kept = [parameter.clone() for parameter in step.policy.model.parameters()]
+    expected = results(step, row)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        passes = recorded(step)
+        assert_same(results(step, row), expected)
+    assert passes.replays and any(value.grad_fn for value in kept)
 
 
 def test_a_recording_that_fails_leaves_nothing_behind() -> None:

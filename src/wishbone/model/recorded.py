@@ -55,7 +55,7 @@ class RecordedPasses:
     """
 
     def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
-        self._backbone = backbone
+        self._backbone, self._model = backbone, model
         self._state = ModelState(model)
         self._recordings: dict[tuple[int, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -108,8 +108,8 @@ class RecordedPasses:
         """
         key = batch.tokens, torch.is_grad_enabled()
         if self._open and key not in self._recordings:
-            with _autocast_without_cache():
-                self._recordings[key] = self._record(batch)
+            with _autocast_without_cache(), self._stand_ins() as leaves:
+                self._recordings[key] = self._record(batch, leaves)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
             return None
@@ -117,7 +117,7 @@ class RecordedPasses:
         replayed: Tensor = _Replay.apply(self, recording, *self.trained)
         return replayed
 
-    def _record(self, batch: SharedPrefixBatch) -> _Recording:
+    def _record(self, batch: SharedPrefixBatch, leaves: list[nn.Parameter]) -> _Recording:
         """Run a row, record it, and see that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
         torch.cuda.empty_cache()  # memory that is cached for one stream is none for another, or for a recording
@@ -125,9 +125,9 @@ class RecordedPasses:
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
             hidden = self._backbone(batch)
             run = hidden.detach()
-            gradients = self._gradients(hidden, run) if trains else None
+            gradients = self._gradients(hidden, leaves, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
-        del hidden  # and its graph: nodes that add up gradients stay on the stream on which they were made
+        del hidden  # and its graph
         torch.cuda.empty_cache()
         recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._hidden_buffer(run))
         with self._captured(recording.forward):
@@ -138,7 +138,7 @@ class RecordedPasses:
             recording.hidden_gradient.copy_(run)
             self.gradients = torch.empty_like(gradients) if self.gradients is None else self.gradients
             with self._captured(recording.backward):
-                found = torch.autograd.grad(hidden, self.trained, recording.hidden_gradient)
+                found = torch.autograd.grad(hidden, leaves, recording.hidden_gradient)
                 torch.cat([gradient.flatten() for gradient in found], out=self.gradients)
         del hidden
         self._kept.append(held_scratch(run.device))
@@ -173,10 +173,33 @@ class RecordedPasses:
                 release(device, self._pool)
             raise
 
-    def _gradients(self, hidden: Tensor, direction: Tensor) -> Tensor:
-        """Return gradients by the parameters that hidden states depend on, in one, and leave those in `trained`."""
-        found = torch.autograd.grad(hidden, self.trained, direction, allow_unused=True)
-        self.trained = [p for p, gradient in zip(self.trained, found, strict=True) if gradient is not None]
+    @contextmanager
+    def _stand_ins(self) -> Iterator[list[nn.Parameter]]:
+        """Context in which modules have another leaf over the same memory in the place of each of `trained`.
+
+        What adds up a parameter's gradients belongs to the stream on which it was first used, as long as anyone keeps a
+        graph with it, be it that of a clone. A recording would draw that stream in, and fail.
+        """
+        stand_ins = {id(parameter): nn.Parameter(parameter.detach()) for parameter in self.trained}
+        places = [
+            (own, name, parameter)
+            for own in (module._parameters for module in self._model.modules())
+            for name, parameter in own.items()
+            if id(parameter) in stand_ins
+        ]
+        for own, name, parameter in places:
+            own[name] = stand_ins[id(parameter)]
+        try:
+            yield list(stand_ins.values())
+        finally:
+            for own, name, parameter in places:
+                own[name] = parameter
+
+    def _gradients(self, hidden: Tensor, leaves: list[nn.Parameter], direction: Tensor) -> Tensor:
+        """Return gradients by the leaves that hidden states depend on, in one; both lists keep only those."""
+        found = torch.autograd.grad(hidden, leaves, direction, allow_unused=True)
+        for parameters in (self.trained, leaves):
+            parameters[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
         if len({parameter.dtype for parameter in self.trained}) != 1:
             raise NotImplementedError("parameters of several dtypes are trained")
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
