@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,23 @@ def test_options_that_change_no_number(tmp_path: Path) -> None:
         "disable_dropout": False,
     }
     check(tmp_path, inert)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_losses_that_are_not_finite_are_logged_as_trl_logs_them(tmp_path: Path, filtered: bool) -> None:
+    options = {
+        "learning_rate": 1e30,  # all is well in the first step alone
+        "logging_steps": 3,
+        "max_steps": 8,
+        "gradient_accumulation_steps": 1,
+        "logging_nan_inf_filter": filtered,
+    }
+    theirs, ours = trained(tmp_path, options)
+    assert ours.args.logging_nan_inf_filter is filtered
+    assert len(losses(theirs)) == 2 and losses(ours) == pytest.approx(losses(theirs), rel=1e-5, nan_ok=True)
+    assert math.isfinite(losses(ours)[0]) is filtered
+    ends = [trainer.state.log_history[-1]["train_loss"] for trainer in (theirs, ours)]
+    assert ends[1] == pytest.approx(ends[0], rel=1e-5, nan_ok=True) and math.isfinite(ends[1]) is filtered
 
 
 @pytest.mark.parametrize(("kind", "padded"), [("all", True), (True, True), ("non_padding", False)])

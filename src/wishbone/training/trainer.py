@@ -33,6 +33,7 @@ from wishbone.training.collator import PairCollator
 from wishbone.training.compatibility import OVERRIDDEN, check_trl
 from wishbone.training.differentiable import differentiable_loss
 from wishbone.training.distributed import average_gradients, sum_over_processes
+from wishbone.training.finite_losses import FiniteLosses
 from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
@@ -108,6 +109,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=data_collator is not None)
         self.trained_pairs = 0
         self._pending: list[list[TokenizedPair]] = []
+        self._losses: FiniteLosses | None = None
+        self._filters = False
         self._rehearsed = False
         if self.form_reason:
             refuse_on_trl_path(self, head_adapted=head_adapted, synchronized=synchronized)
@@ -155,13 +158,16 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; what an earlier call left unfinished is forgotten."""
-        self._pending = []
+        self._pending, self._losses = [], None
         train_in_float32(self.model)
+        if self.preference_step is None:
+            return super().train(*args, **kwargs)
+        self._filters, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         try:
             return super().train(*args, **kwargs)
         finally:
-            if self.preference_step is not None:
-                self.preference_step.policy.recorded = None  # what comes after training can use their memory
+            self.args.logging_nan_inf_filter = self._filters
+            self.preference_step.policy.recorded = None  # what comes after training can use their memory
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
@@ -197,7 +203,15 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return loss.to(self.args.device)
+        return self._logged(loss.to(self.args.device))
+
+    def _logged(self, loss: Tensor) -> Tensor:
+        """The loss that goes into logs."""
+        if not self._filters:
+            return loss
+        if self._losses is None:
+            self._losses = FiniteLosses(self.state.global_step)
+        return self._losses.finite(loss, self.state.global_step)
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: find out how much memory rows take, and record passes where that pays."""
@@ -267,6 +281,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 self._metrics[mode][name] = [value]
             if metrics:
                 self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            if "loss" in logs and self._losses is not None:
+                self._losses.log(self.state.global_step)
             if "train_runtime" in logs:
                 logs |= {f"train_reference_{name}": count for name, count in reference_use(self).items()}
         super().log(logs, start_time)

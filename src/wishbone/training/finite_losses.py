@@ -1,0 +1,36 @@
+"""Losses as they are logged: one that is not finite counts as the mean of those before it, as in transformers.
+
+transformers asks on the host whether a loss is finite (`logging_nan_inf_filter`, on by default). So the host waits for
+the backward pass, and then the GPU for the host, which has yet to launch clipping and the optimizer. Here the GPU
+decides: of the losses L_t since the last log,
+
+    l_t = L_t, or, if that is not finite, (l_1 + ... + l_{t-1}) / (1 + steps since that log)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FiniteLosses:
+    """The losses of a run.
+
+    Args:
+        step: optimizer steps before the first.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._logged_at = step
+        self._total: Tensor | None = None
+
+    def finite(self, loss: Tensor, step: int) -> Tensor:
+        """Return what is logged for a loss, a scalar on its device, after `step` optimizer steps."""
+        total = torch.zeros_like(loss) if self._total is None else self._total
+        logged = torch.where(loss.isfinite(), loss, total / (1 + step - self._logged_at))
+        self._total = total + logged
+        return logged
+
+    def log(self, step: int) -> None:
+        """Begin anew after a log at `step` optimizer steps."""
+        self._logged_at, self._total = step, None
