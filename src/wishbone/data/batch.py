@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout
+from wishbone.ops.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,5 @@ class _Scored:
 
 
 def _to(parts: Sequence[np.ndarray[Any, Any]], device: torch.device | str) -> Tensor:
-    """Join arrays and copy them to `device` without waiting for it."""
-    tensor = torch.from_numpy(np.concatenate(parts))
-    if torch.device(device).type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+    """Join arrays and copy them to `device`."""
+    return to_device(torch.from_numpy(np.concatenate(parts)), device)

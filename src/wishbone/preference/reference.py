@@ -18,6 +18,7 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch
 from wishbone.model.adapter_switch import AdapterSwitch, EmptyAdapters
 from wishbone.model.policy import Policy
+from wishbone.ops.to_device import to_device
 from wishbone.preference.sequence_scores import sequence_scores
 
 
@@ -81,7 +82,7 @@ class Stored:
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """Return the stored log-probabilities of `batch`, [2 * pairs], float32."""
         values = [v for pair in batch.pairs for v in (pair.ref_chosen_logps, pair.ref_rejected_logps)]
-        return torch.tensor(values, dtype=torch.float32).to(batch.input_ids.device, non_blocking=True)
+        return to_device(torch.tensor(values, dtype=torch.float32), batch.input_ids.device)
 
 
 class NoReference:

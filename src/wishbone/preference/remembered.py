@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from wishbone.errors import RequestError
 from wishbone.model.cache import cache_root
 from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.model.policy import Policy
+from wishbone.ops.to_device import to_device
 from wishbone.preference.identity import Autocast, reference_identity
 from wishbone.preference.reference import ReferencePolicy
 from wishbone.preference.reference_weights import adapter_layers, base_tensors
@@ -99,7 +99,9 @@ class Remembered:
         self.reused += len(keys) - len(missing)
         self.computed += len(missing)
         device = batch.input_ids.device
-        values = _to_device([value for key in keys for value in known.get(key, (0.0, 0.0))], self._dtype, device)
+        values = to_device(
+            torch.tensor([v for key in keys for v in known.get(key, (0.0, 0.0))], dtype=self._dtype), device
+        )
         if not missing:
             return values
         whole = len(missing) == len(keys)
@@ -110,7 +112,7 @@ class Remembered:
         if whole:
             return computed
         sequences = [s for i in missing for s in (2 * i, 2 * i + 1)]
-        return values.index_copy(0, _to_device(sequences, torch.int64, device), computed.to(values.dtype))
+        return values.index_copy(0, to_device(torch.tensor(sequences), device), computed.to(values.dtype))
 
     def flush(self) -> None:
         """Read the values computed since the last flush, waiting for the device, and hand them to the store."""
@@ -217,11 +219,3 @@ def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str])
     if policy.form != "shared_prefix" and not LENGTH_DEPENDENT.isdisjoint(rope_types(model.config.get_text_config())):
         return "its position encoding lets the values of a pair depend on the longest sequence beside it"
     return None
-
-
-def _to_device(values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copy to `device` without waiting for it."""
-    tensor = torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

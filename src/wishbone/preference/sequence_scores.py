@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
+from wishbone.ops.to_device import to_device
 from wishbone.ops.token_logps import TokenScores
 from wishbone.preference.scores import ld_weights
 
@@ -42,7 +43,7 @@ class SequenceScores:
 
     def of_pairs(self, index: Sequence[int] | range) -> SequenceScores:
         """Return the sequences of the given pairs, in the given order."""
-        sequences = torch.tensor([s for pair in index for s in (2 * pair, 2 * pair + 1)], device=self.logps.device)
+        sequences = to_device(torch.tensor([s for i in index for s in (2 * i, 2 * i + 1)]), self.logps.device)
         return SequenceScores(*(getattr(self, field.name)[sequences] for field in fields(self)))
 
     @classmethod

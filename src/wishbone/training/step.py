@@ -25,6 +25,7 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.data.packing import pack_rows
 from wishbone.model.policy import Policy
+from wishbone.ops.to_device import to_device
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import ReferencePolicy
@@ -61,15 +62,15 @@ class PreferenceStep:
         if self.objective.coupled:
             return self._backward_coupled(groups, metrics, backward)
         pairs = [pair for group in groups for pair in group]
-        weights = self._per_pair([1 / (len(groups) * len(group)) for group in groups for _ in group])
-        mean_scored = self._per_pair([_mean_chosen_scored(group) for group in groups for _ in group])
-        total = weights.new_zeros(())
+        weights = [1 / (len(groups) * len(group)) for group in groups for _ in group]
+        mean_scored = [_mean_chosen_scored(group) for group in groups for _ in group]
+        total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
         for row, batch in self._rows(pairs):
+            weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             ref_logps = self.reference.logps(batch)
             with self.policy.running():
                 scores = self._scores(batch)
-                losses = self.objective(scores, ref_logps, mean_scored[row])
-                loss = (losses * weights[row]).sum()
+                loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 backward(loss)
             metrics.add(scores, ref_logps)
             total += loss.detach()
@@ -98,8 +99,9 @@ class PreferenceStep:
         by_pair = [derivative.view(-1, 2) for derivative in derivatives]
         for row, batch in self._rows(pairs):
             with self.policy.running():
-                own = self._scores(batch)
-                backward((own.logps * by_pair[0][row].flatten() + own.plain_logps * by_pair[1][row].flatten()).sum())
+                own, index = self._scores(batch), to_device(torch.tensor(row), self.policy.device)
+                by_logps, by_plain = (derivative[index].flatten() for derivative in by_pair)
+                backward((own.logps * by_logps + own.plain_logps * by_plain).sum())
         return loss.detach()
 
     def _rows(self, pairs: Sequence[TokenizedPair]) -> Iterator[tuple[list[int], PreferenceBatch]]:
@@ -124,14 +126,18 @@ class PreferenceStep:
             parts.append(scores)
             references.append(ref_logps.view(-1, 2))
         back = sorted(range(len(order)), key=order.__getitem__)
-        return SequenceScores.join(parts).of_pairs(back), torch.cat(references)[back].flatten()
+        index = to_device(torch.tensor(back), self.policy.device)
+        return SequenceScores.join(parts).of_pairs(back), torch.cat(references)[index].flatten()
 
     def _group_loss(self, group: Sequence[TokenizedPair], scores: SequenceScores, ref_logps: Tensor) -> Tensor:
         return self.objective(scores, ref_logps, self._per_pair([_mean_chosen_scored(group)] * len(group))).mean()
 
     def _per_pair(self, values: list[float]) -> Tensor:
-        dtype = torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
-        return torch.tensor(values, dtype=dtype, device=self.policy.device)
+        return to_device(torch.tensor(values, dtype=self._dtype), self.policy.device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.policy.causal_lm.dtype, torch.float32)
 
 
 def _mean_chosen_scored(group: Sequence[TokenizedPair]) -> float:

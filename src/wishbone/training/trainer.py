@@ -124,6 +124,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         )
         if self.accelerator.dataloader_config.dispatch_batches is None:
             self.accelerator.dataloader_config.dispatch_batches = False  # streams too: pairs cannot be sliced
+        self.accelerator.dataloader_config.non_blocking = True  # the host need not wait for the step before
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self.preference_step, self.form_reason = assemble_step(self)
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.layout import PrefixLayout, to_device
+from wishbone.ops.prefix_attention.layout import PrefixLayout
+from wishbone.ops.to_device import to_device
 
 Blocks = np.ndarray[Any, Any]
 
@@ -66,7 +67,7 @@ def block_arrays(blocks: Blocks) -> tuple[Blocks, Blocks]:
 def block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return `block_arrays` as tensors on `device`."""
     counts, order = block_arrays(blocks)
-    return to_device(counts, device), to_device(order, device)
+    return to_device(torch.from_numpy(counts), device), to_device(torch.from_numpy(order), device)
 
 
 def _overlap(start: int, end: int, block: int) -> tuple[slice, Blocks, Blocks]:

@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from wishbone.ops.to_device import to_device
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class PrefixLayout:
             counts = [e - s for s, e, *_ in self.segments() if e > s]
             tables = np.array(rows, dtype=np.int32).reshape(-1, 4).T.repeat(counts, axis=1)
             tables[3] += np.arange(self.length, dtype=np.int32)
-            self._cache[key] = TokenTables(to_device(tables, device))
+            self._cache[key] = TokenTables(to_device(torch.from_numpy(tables), device))
         tables_on_device = self._cache[key]
         assert isinstance(tables_on_device, TokenTables)
         return tables_on_device
@@ -95,12 +96,6 @@ class PrefixLayout:
         if window is None:
             return seen
         return seen & (tables.position[query] - tables.position[key] < window)
-
-
-def to_device(array: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Copy a host array without waiting for the device."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention.blocks import Blocks, block_arrays, visible_blocks
-from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables, to_device
+from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables
+from wishbone.ops.to_device import to_device
 
 FEWEST_KEYS = 32
 """Blocks of more keys than this are put together from blocks of this many; lengths of rows are multiples of all."""
@@ -55,7 +56,7 @@ class BlockTables:
         """Return the tables of two bool arrays [blocks, width]."""
         tables = [table.ravel() for blocks in (full, part) for table in block_arrays(blocks)]
         padded = [np.pad(table, (0, -len(table) % ALIGNED)) for table in tables]
-        return cls(to_device(np.concatenate(padded), device), *full.shape)
+        return cls(to_device(torch.from_numpy(np.concatenate(padded)), device), *full.shape)
 
     def parts(self) -> list[Tensor]:
         """Return how many blocks are full for each block of queries, [blocks], and which, these first, [blocks, width].
