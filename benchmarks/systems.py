@@ -82,7 +82,9 @@ SYSTEMS = {
         "wishbone", "nf4", "unsloth", checkpointing="unsloth", token_budget=2048, offload_embedding=True
     ),
     "wishbone-stored": System("wishbone", "bf16", warm_store=True),
-    "wishbone-recorded": System("wishbone", "bf16", cuda_graphs="on"),  # as a run of 300 steps or more has it
+    # as runs have it that are long enough, on hosts where it pays
+    "wishbone-recorded": System("wishbone", "bf16", cuda_graphs="on"),
+    "wishbone-fp8-recorded": System("wishbone", "fp8", "unsloth", checkpointing=False, cuda_graphs="on"),
 }
 
 WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "offload_embedding", "warm_store")

@@ -69,11 +69,25 @@ class Target:
         return f"{number}x" if self.unit == "x" else f"{number} {self.unit}".strip()
 
 
-def speed(ours: str, theirs: str, case: str = "ultrafeedback:8", size: str = "8b") -> Measure:
-    """Pairs a second of one system over those of another."""
+Systems = tuple[str, ...]
+
+BF16_1B: Systems = ("wishbone-bf16", "wishbone-recorded")
+FP8: Systems = ("wishbone-fp8", "wishbone-fp8-recorded")
+"""One system with passes run and with passes recorded: a long run chooses what is faster on its host."""
+
+
+def fastest(results: Results, systems: Systems, case: str, size: str) -> Row | None:
+    """Return the row of the fastest of several systems, None if none of them was measured."""
+    rows = [row for name in systems if (row := results.find("throughput", size, name, case))]
+    return max(rows, key=lambda row: float(row["pairs_per_s"]), default=None)
+
+
+def speed(ours: str | Systems, theirs: str, case: str = "ultrafeedback:8", size: str = "8b") -> Measure:
+    """Pairs a second of one system, or of the fastest of several, over those of another."""
 
     def value(results: Results) -> float | None:
-        one, other = (results.find("throughput", size, name, case) for name in (ours, theirs))
+        one = fastest(results, (ours,) if isinstance(ours, str) else ours, case, size)
+        other = results.find("throughput", size, theirs, case)
         return one["pairs_per_s"] / other["pairs_per_s"] if one and other else None
 
     return value
@@ -89,11 +103,11 @@ def figure(name: str, system: str, case: str = "ultrafeedback:8", size: str = "8
     return value
 
 
-def of_ceiling(system: str) -> Measure:
-    """Useful operations as a share of what the card can do."""
+def of_ceiling(*systems: str) -> Measure:
+    """Useful operations of the fastest of some systems as a share of what the card can do."""
 
     def value(results: Results) -> float | None:
-        row = results.find("throughput", "8b", system, "ultrafeedback:8")
+        row = fastest(results, systems, "ultrafeedback:8", "8b")
         return share_of_ceiling(row, results) if row else None
 
     return value
@@ -161,8 +175,8 @@ TARGETS = [
     Target("bf16, ultrafeedback: over Unsloth", speed("wishbone-bf16", "unsloth-bf16"), 4.3),
     Target("bf16, ultrafeedback: over TRL with Liger's layers", speed("wishbone-bf16", "trl-liger-bf16"), 5.8),
     Target("bf16, ultrafeedback: of the card's bf16 products (hoped for)", of_ceiling("wishbone-bf16"), 0.78, unit="%"),
-    Target("FP8, ultrafeedback: over Unsloth in bf16", speed("wishbone-fp8", "unsloth-bf16"), 6.5),
-    Target("FP8, ultrafeedback: of the card's FP8 products (hoped for)", of_ceiling("wishbone-fp8"), 0.62, unit="%"),
+    Target("FP8, ultrafeedback: over Unsloth in bf16", speed(FP8, "unsloth-bf16"), 6.5),
+    Target("FP8, ultrafeedback: of the card's FP8 products (hoped for)", of_ceiling(*FP8), 0.62, unit="%"),
     Target("NF4, ultrafeedback, memory free: over Unsloth NF4", speed("wishbone-nf4", "unsloth-nf4"), 3.6, 4.0),
     Target("NF4 in Unsloth's memory: over Unsloth NF4", speed("wishbone-nf4-14gib", "unsloth-nf4"), 2.6, 3.0),
     Target(
@@ -185,12 +199,10 @@ TARGETS = [
         1.0,
     ),
     Target("bf16, helpsteer: over Unsloth", speed("wishbone-bf16", "unsloth-bf16", "helpsteer:8"), 3.4),
-    Target(
-        "FP8, helpsteer: over Unsloth in bf16 (hoped for)", speed("wishbone-fp8", "unsloth-bf16", "helpsteer:8"), 5.0
-    ),
+    Target("FP8, helpsteer: over Unsloth in bf16 (hoped for)", speed(FP8, "unsloth-bf16", "helpsteer:8"), 5.0),
     Target("bf16, capybara: over Unsloth", speed("wishbone-bf16", "unsloth-bf16", "capybara:8"), 3.6),
-    Target("FP8, capybara: over Unsloth in bf16 (hoped for)", speed("wishbone-fp8", "unsloth-bf16", "capybara:8"), 5.0),
-    Target("1B model, bf16, ultrafeedback: over Unsloth", speed("wishbone-bf16", "unsloth-bf16", size="1b"), 4.5, 5.5),
+    Target("FP8, capybara: over Unsloth in bf16 (hoped for)", speed(FP8, "unsloth-bf16", "capybara:8"), 5.0),
+    Target("1B model, bf16, ultrafeedback: over Unsloth", speed(BF16_1B, "unsloth-bf16", size="1b"), 4.5, 5.5),
     Target("longest pair in 24 GiB, NF4: over Unsloth", longest("wishbone-nf4-small", "unsloth-nf4"), 2.0),
     Target("longest pair in 24 GiB, NF4 (hoped for)", longest("wishbone-nf4-small"), 131_072, unit="tokens"),
     Target("reference stored: over computed, bf16, ultrafeedback", speed("wishbone-stored", "wishbone-bf16"), 1.35),
