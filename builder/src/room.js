@@ -51,7 +51,7 @@
     /** Tokens of a row: as many as can be kept, down to the usual number, which may have to be recomputed. */
     bestBudget(usual, most) {
       let budget = most;
-      while (budget > usual && this.fitting(budget) < this.layers) budget = Math.floor(budget / 2);
+      while (budget > usual && this.fitting(budget) < this.layers) budget = Math.max(Math.floor(budget / 2), usual);
       return Math.max(Math.min(budget, floorDivide(floorDivide(this.total, this.base), 128) * 128), 128);
     }
   }

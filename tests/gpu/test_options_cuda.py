@@ -61,7 +61,7 @@ class Waits(TrainerCallback):
         if state.global_step > 3:
             torch.cuda.set_sync_debug_mode("default")
             self._caught.__exit__(None, None, None)
-            seen = [warning for warning in self._list or [] if "synchronizing" in str(warning.message)]
+            seen = [warning for warning in self._list or [] if "called a synchronizing" in str(warning.message)]
             self.found += [f"{warning.filename}:{warning.lineno}" for warning in seen]
 
 

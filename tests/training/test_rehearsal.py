@@ -34,6 +34,11 @@ def test_rows_are_no_longer_than_the_longest_step():
     assert _best_budget(Room(1e9, 1.0, 2.0), layers=4, usual=8192, most=300) == 300
 
 
+def test_rows_of_steps_that_are_not_kept_are_no_shorter_than_usual():
+    assert _best_budget(Room(74_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 8192
+    assert _best_budget(Room(160_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 9699
+
+
 def test_the_tokens_of_pairs_after_truncation():
     rows = [
         {"prompt_ids": [1] * 5, "chosen_ids": [2] * 10, "rejected_ids": [3] * 2},

@@ -169,7 +169,7 @@ class _Room:
         """Tokens of a row: as many as can be kept, down to the usual number, which may have to be recomputed."""
         budget = most
         while budget > usual and self._kept(budget) < self._layers:
-            budget //= 2
+            budget = max(budget // 2, usual)
         return max(min(budget, int(self._total // self._base) // 128 * 128), 128)
 
     def _kept(self, tokens: int) -> int:

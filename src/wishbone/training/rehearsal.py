@@ -120,7 +120,7 @@ def _best_budget(room: Room, layers: int, usual: int, most: int) -> int:
     """Return the tokens of a row: as many as can be kept, down to the usual number, which may have to be recomputed."""
     budget = most
     while budget > usual and room.layers(budget) < layers:
-        budget //= 2
+        budget = max(budget // 2, usual)
     return max(min(budget, room.tokens() // 128 * 128), 128)
 
 
