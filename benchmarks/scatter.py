@@ -7,7 +7,14 @@ from benchmarks.picture import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, picture
 from wishbone.report.axis import Axis, linear_axis
 from wishbone.report.markup import Markup, element
 
-LINE = 14
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+MARK = 6
+"""Half the size of a point."""
+
+LETTER, ASCENT, DESCENT = 7, 10, 3
+"""Size of a letter, about."""
 
 
 def scatter(rows: list[Row], title: str) -> Markup | None:
@@ -22,19 +29,26 @@ def scatter(rows: list[Row], title: str) -> Markup | None:
 
 
 def _points(rows: list[Row], x: Axis, y: Axis) -> list[Markup]:
-    """Points from the top down; a name that would lie over another one moves down."""
+    """Points from the top down; a name that would lie over another one, or over a point, moves down."""
+    places = [(x.at(row["peak_gib"]), y.at(row["pairs_per_s"])) for row in rows]
+    taken = [(across - MARK, down - MARK, across + MARK, down + MARK) for across, down in places]
     drawn: list[Markup] = []
-    taken: list[tuple[float, float]] = []
-    for row in rows:
-        across, down = x.at(row["peak_gib"]), y.at(row["pairs_per_s"])
-        at = down + 4
-        while any(abs(at - other) < LINE and abs(across - place) < RIGHT for place, other in taken):
-            at += 2
-        taken.append((across, at))
-        family = row["system"].partition("-")[0]
-        drawn.append(_mark(family, across, down))
-        drawn.append(element("text", row["system"], x=across + 9, y=at))
+    for row, (across, down) in zip(rows, places, strict=True):
+        name, left, line = row["system"], across + MARK + 3, down + 4
+        while any(_meet(_box(name, left, line), other) for other in taken):
+            line += 2
+        taken.append(_box(name, left, line))
+        drawn.append(_mark(name.partition("-")[0], across, down))
+        drawn.append(element("text", name, x=left, y=line))
     return drawn
+
+
+def _box(name: str, left: float, line: float) -> Box:
+    return left, line - ASCENT, left + LETTER * len(name), line + DESCENT
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _mark(family: str, x: float, y: float) -> Markup:
