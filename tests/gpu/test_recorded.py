@@ -178,6 +178,16 @@ def test_a_graph_that_someone_keeps_is_no_obstacle() -> None:
     assert passes.replays and any(value.grad_fn for value in kept)
 
 
+def test_a_parameter_that_is_used_from_elsewhere_rules_recording_out() -> None:
+    step = step_of(adapted("qwen3"))
+    parameter = next(p for p in step.policy.model.parameters() if p.requires_grad)
+    backbone = step.policy.backbone
+    passes = RecordedPasses(step.policy.model, lambda batch: backbone(batch) + 0 * parameter.sum())
+    step.policy.recorded = passes
+    with pytest.raises(RuntimeError, match="somewhere else"), passes.recording():
+        results(step, pairs_of(384, seed=0))
+
+
 def test_a_recording_that_fails_leaves_nothing_behind() -> None:
     step = step_of(adapted("qwen3"))
     row = pairs_of(384, seed=1)

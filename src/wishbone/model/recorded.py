@@ -197,7 +197,10 @@ class RecordedPasses:
 
     def _gradients(self, hidden: Tensor, leaves: list[nn.Parameter], direction: Tensor) -> Tensor:
         """Return gradients by the leaves that hidden states depend on, in one; both lists keep only those."""
-        found = torch.autograd.grad(hidden, leaves, direction, allow_unused=True)
+        every = torch.autograd.grad(hidden, [*leaves, *self.trained], direction, allow_unused=True)
+        found, own = every[: len(leaves)], every[len(leaves) :]
+        if any(gradient is not None for gradient in own):
+            raise NotImplementedError("a trained parameter is used from somewhere else than its module")
         for parameters in (self.trained, leaves):
             parameters[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
         if len({parameter.dtype for parameter in self.trained}) != 1:
