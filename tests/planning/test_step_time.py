@@ -23,8 +23,8 @@ MEASURED = [
     and row["case"].endswith(":8")
 ]  # fmt: skip
 
-LIMITED_BY_THE_HOST = {("1b", "wishbone-bf16"), ("8b", "wishbone-nf4-14gib")}
-"""Rows of slow hosts, which a plan does not know: recorded, or on a faster host, they took what is planned."""
+SLOWER_THAN_PLANNED = {("1b", "wishbone-bf16"), ("8b", "wishbone-nf4-14gib")}
+"""A slow host, which a plan does not know (recorded, it took what is planned), and rows cut too short by a fault."""
 
 
 def work(row: dict[str, Any]) -> Work:
@@ -47,7 +47,7 @@ def test_measured_seconds_are_met_within_12_percent(row: dict[str, Any]):
     seconds = step_seconds(known_shapes()[SHAPES[row["size"]]], plan, work(row), find_gpu("H200"))
     measured = 1 / row["pairs_per_s"]
     assert seconds is not None and seconds <= 1.12 * measured
-    if (row["size"], row["system"]) not in LIMITED_BY_THE_HOST:
+    if (row["size"], row["system"]) not in SLOWER_THAN_PLANNED:
         assert seconds >= 0.88 * measured
 
 

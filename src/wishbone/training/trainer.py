@@ -167,7 +167,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.args.logging_nan_inf_filter = self._filters
+            self.args.logging_nan_inf_filter, self._filters = self._filters, False
             self.preference_step.policy.recorded = None  # what comes after training can use their memory
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

@@ -126,7 +126,8 @@ class _Block:
         down_h = self.down.down([grad])
         down_b = self.down.b_gradients([grad], down_low)
         product = self.down.input_gradient([grad], down_h)
-        together, weight, rows = outputs[0] if len(outputs) == 1 else None, self.into.whole, None
+        together = outputs[0] if len(outputs) == 1 else None
+        weight, rows = self.into.whole, None
         if isinstance(weight, FP8Weight) and together is not None and wants_input:
             rows = _elementwise(product).gated_backward_quantized_(product, together, self.activation, weight.scale)
         else:
