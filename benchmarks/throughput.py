@@ -80,10 +80,12 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     )
     trainer.train()
     reference: Row = {}
+    rows_are: Row = {}
     if system.family == "wishbone":
         from wishbone.training.remembering import reference_use
 
         reference = reference_use(trainer)
+        rows_are = _rows(trainer.preference_step)
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])
     between = sum(clock.seconds_between[request["warm_up"] - 1 :])
@@ -108,8 +110,21 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
         "start_peak_gib": round(clock.start_peak / 2**30, 3),
         "not_on_fast_path_because": getattr(trainer, "form_reason", None),
         "reference": reference,
+        "rows": rows_are,
         **peak_gib(),
     }
+
+
+def _rows(step: Any) -> Row:
+    """Most tokens of a row, and how many layers' activations a row as long as that keeps of those there are."""
+    from wishbone.model.activations import EVERYTHING
+
+    activations = step.policy.activations if step is not None else None
+    if activations is None or activations.room in (None, EVERYTHING):
+        return {}
+    layers = len(activations.layers)
+    kept = min(max(activations.room.layers(step.token_budget), 0), layers)
+    return {"token_budget": step.token_budget, "layers": layers, "kept_layers": kept}
 
 
 def _frozen_numbers(model: Any) -> dict[str, int]:

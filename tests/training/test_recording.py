@@ -17,7 +17,8 @@ from wishbone.ops.prefix_attention import Document, PrefixLayout
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled
-from wishbone.training.recording import RECORDED, likely_rows, record_passes, recorded_lengths
+from wishbone.training.expected_rows import likely_rows
+from wishbone.training.recording import RECORDED, record_passes, recorded_lengths
 from wishbone.training.step import PreferenceStep
 
 

@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 
-from wishbone.model.activations import Room
-from wishbone.training.rehearsal import _best_budget, longest_of_stream, made_up_row, most_in_a_row, pair_tokens
+from wishbone.model.activations import EVERYTHING, NOTHING, Room
+from wishbone.training import rehearsal
+from wishbone.training.expected_rows import longest_of_stream, most_in_a_row, pair_tokens
+from wishbone.training.rehearsal import _best_budget, _faster_budget, _measured_room, _whole_rows
+from wishbone.training.trial import Trial, made_up_row
+
+LAYERS, BASE, LAYER, FIXED = 8, 10.0, 5.0, 30_000.0
+
+
+class Card(Trial):
+    """A GPU of so many bytes, on which a row takes what memory is reckoned by, and the time of its work."""
+
+    def __init__(self, memory: float, row_seconds: float = 0.0) -> None:
+        self.memory, self.row_seconds = memory, row_seconds
+        room: Room | None = Room(1.0, 1.0, 1.0)
+        activations: Any = SimpleNamespace(room=room, layers=[None] * LAYERS)
+        policy: Any = SimpleNamespace(activations=activations, device=torch.device("cuda"))
+        self.policy = policy
+
+    def kept(self, tokens: int) -> int:
+        room = self.activations.room
+        return LAYERS if room is EVERYTHING else 0 if room is None else max(0, min(LAYERS, room.layers(tokens)))
+
+    def peak(self, tokens: int) -> int:
+        peak = FIXED + tokens * (BASE + self.kept(tokens) * LAYER)
+        if peak > self.memory:
+            raise torch.OutOfMemoryError
+        return int(peak)
+
+    def seconds(self, tokens: int) -> tuple[float, float]:
+        seconds = self.row_seconds + tokens * (4 - self.kept(tokens) / LAYERS)
+        return seconds, seconds
 
 
 @pytest.mark.parametrize(
@@ -24,8 +58,45 @@ def test_rows_are_as_long_as_can_be_kept(total: float, budget: int):
     assert _best_budget(Room(total, 1.0, 2.0), layers=4, usual=8192, most=32768) == budget
 
 
+@pytest.mark.parametrize("memory", [10_000_000.0, 250_000.0, 120_000.0, 80_000.0])
+def test_what_a_kept_layer_takes_is_measured_where_a_row_of_the_usual_length_cannot_be_kept(
+    memory: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: memory)
+    assert _measured_room(Card(memory), 4096) == Room(memory - FIXED, BASE, LAYER)
+
+
+def test_nothing_is_kept_where_not_even_a_short_row_can_be(monkeypatch: pytest.MonkeyPatch):
+    memory = FIXED + 4096 * BASE
+    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: memory)
+    monkeypatch.setattr(rehearsal, "LEAST_PROBE", 2048)
+    assert _measured_room(Card(memory), 4096) == Room(4096 * BASE, BASE, float("inf"))
+    assert _measured_room(Card(memory - 1), 4096) is None
+
+
+@pytest.mark.parametrize("treatment", [None, NOTHING, EVERYTHING])
+def test_rows_whose_treatment_is_given_count_as_they_are(treatment: Room | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: 1e7)
+    card = Card(1e7)
+    card.activations.room = treatment
+    base = BASE + (LAYERS * LAYER if treatment is EVERYTHING else 0)
+    assert _measured_room(card, 4096) == Room(1e7 - FIXED, base, 0.0)
+    assert card.activations.room is treatment
+
+
+@pytest.mark.parametrize(("row_seconds", "faster"), [(0.0, 1920), (2000.0, 1920), (4000.0, 8192)])
+def test_rows_that_are_kept_whole_or_the_longest_ones(row_seconds: float, faster: int):
+    room = Room(100_000, BASE, LAYER)
+    card = Card(1e7, row_seconds)
+    card.activations.room = room
+    assert _whole_rows(room, LAYERS) == 1920  # 1920 * (10 + 8 * 5) = 96k
+    assert _faster_budget(card, np.full(100, 900), 8, (1920, 8192)) == faster
+
+
 def test_a_model_that_nothing_can_be_kept_of_takes_the_usual_rows():
-    assert _best_budget(Room(9000, 1.0, float("inf")), layers=4, usual=8192, most=32768) == 8192
+    room = Room(9000, 1.0, float("inf"))
+    assert _best_budget(room, layers=4, usual=8192, most=32768) == 8192
+    assert _whole_rows(room, 4) == 0
 
 
 def test_rows_are_no_longer_than_the_longest_step():

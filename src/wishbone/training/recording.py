@@ -18,15 +18,14 @@ import torch
 from peft import PeftModel
 from rich.progress import track
 
-from wishbone.data.packing import pack_rows
 from wishbone.model.activations import EVERYTHING, Activations
 from wishbone.model.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.model.model_state import ModelState
 from wishbone.model.policy import Policy
 from wishbone.model.recorded import UNDO, RecordedPasses
-from wishbone.preference.metrics import PairMetrics
-from wishbone.training.rehearsal import made_up_row, trial_step
+from wishbone.training.expected_rows import likely_rows
 from wishbone.training.step import PreferenceStep
+from wishbone.training.trial import Trial
 
 RECORDED = 24
 """Most lengths that are recorded."""
@@ -40,8 +39,8 @@ WAITING = 0.85
 RUNS_A_RECORDING = 2
 """A recording takes at least as long as this many rows that are run."""
 
-DRAWN_STEPS, DRAWN_PAIRS = 256, 8192
-"""Steps that are drawn to see how long rows will be, and most pairs of them all."""
+HELD_ROWS = 2
+"""Rows whose activations are in memory at a time while passes are recorded: the recordings', and those of one run."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,38 +75,24 @@ def record_passes(
     rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
     if wanted == "auto" and rows_to_come < RUNS_A_RECORDING * len(lengths):
         return
-    trial, longest = trial_step(step), int(tokens.max())
+    trial = Trial(step, int(tokens.max()))
     usual = min(length for length in lengths if length >= np.median(rows))
-    run_seconds, launched = _timed(trial, usual, longest)
+    run_seconds, launched = trial.seconds(usual)
     if wanted == "auto" and launched < WAITING * run_seconds:
         return
     policy.recorded = RecordedPasses(policy.model, policy.backbone)
     try:
-        recording_seconds = _record(trial, [usual], longest)
-        gained = (run_seconds - _timed(trial, usual, longest)[0]) * rows_to_come
+        recording_seconds = _record(trial, [usual])
+        gained = (run_seconds - trial.seconds(usual)[0]) * rows_to_come
         if wanted == "auto" and gained < recording_seconds * len(lengths):
             policy.recorded = None
         else:
-            recording_seconds += _record(trial, lengths, longest, show_progress)
+            recording_seconds += _record(trial, lengths, show_progress)
             logger.info("Rows of %d lengths were recorded in %.1f s.", len(lengths), recording_seconds)
     except RuntimeError as error:
         policy.recorded = None
         logger.warning("No pass is recorded as a CUDA graph: %s.", str(error).partition("\n")[0])
     torch.cuda.empty_cache()
-
-
-def likely_rows(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> np.ndarray[Any, Any]:
-    """Return the tokens of rows of steps whose pairs are drawn from a data set, [rows].
-
-    Args:
-        tokens: of each pair of the data set in a row.
-        pairs_a_step: pairs that are drawn for a step.
-        budget: most tokens of a row of several pairs.
-    """
-    draw = np.random.default_rng(0)
-    drawn = max(1, min(DRAWN_STEPS, DRAWN_PAIRS // pairs_a_step))
-    steps = [draw.choice(tokens, pairs_a_step).tolist() for _ in range(drawn)]
-    return np.array([sum(pairs[i] for i in row) for pairs in steps for row in pack_rows(pairs, budget)])
 
 
 def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
@@ -150,11 +135,13 @@ def _obstacle(policy: Policy, longest: int) -> str | None:
         return "part of the model is in host memory"
     if not _keeps(policy.activations, longest):
         return f"activations of a row of {longest} tokens are not kept"
+    if not _keeps(policy.activations, HELD_ROWS * longest):
+        return f"memory does not hold the activations of a second row of {longest} tokens"
     return None
 
 
 def _keeps(activations: Activations | None, tokens: int) -> bool:
-    """Whether all activations of a row are kept on the GPU."""
+    """Whether all activations of a row, or of rows of so many tokens, are kept on the GPU."""
     if activations is None or activations.room is None:
         return not any(layer.gradient_checkpointing for layer in activations.layers) if activations else True
     if activations.offload == "always":
@@ -162,34 +149,12 @@ def _keeps(activations: Activations | None, tokens: int) -> bool:
     return activations.room is EVERYTHING or activations.room.layers(tokens) >= len(activations.layers)
 
 
-def _timed(trial: PreferenceStep, tokens: int, longest: int) -> tuple[float, float]:
-    """Return the seconds that a row takes, and those after which its last kernel was launched."""
-    _run(trial, tokens, longest)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    _run(trial, tokens, longest)
-    launched = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return time.perf_counter() - start, launched
-
-
-def _record(trial: PreferenceStep, lengths: Sequence[int], longest: int, show_progress: bool = False) -> float:
+def _record(trial: Trial, lengths: Sequence[int], show_progress: bool = False) -> float:
     """Record rows of these lengths and return the seconds it took."""
     recorded = trial.policy.recorded
     assert recorded is not None
     start = time.perf_counter()
     with recorded.recording():
         for length in track(lengths[::-1], "Recording passes", transient=True, disable=not show_progress):
-            _run(trial, length, longest)
+            trial.run(length)
     return time.perf_counter() - start
-
-
-def _run(trial: PreferenceStep, tokens: int, longest: int) -> None:
-    """Run a step on one row of made-up pairs and forget its gradients."""
-    trial.token_budget = tokens
-    vocabulary = trial.policy.causal_lm.config.get_text_config().vocab_size
-    try:
-        trial.backward([made_up_row(tokens, longest, vocabulary)], PairMetrics(1.0))
-    finally:
-        for parameter in trial.policy.model.parameters():
-            parameter.grad = None

@@ -1,44 +1,44 @@
 """Before the first step: how much memory do this run's rows take, and how many of their activations can be kept?
 
-A GPU's memory is not to be guessed at. Rows of made-up pairs are run forward and backward, with every layer's
-activations kept and with every layer's recomputed, at two lengths; peak memory is linear in the tokens of a row, so
-four measurements give
+A GPU's memory is not to be guessed at. Rows of made-up pairs are run forward and backward: two lengths with every
+layer's activations recomputed, and the longest that fits with every layer's kept. Peak memory is linear in the tokens
+of a row, so these measurements give
 
     peak(T, n) = fixed + T (base + n layer).
 
 Then the largest row that the run can have is rehearsed with the room that is left. What does not fit is found out now
-and not at step 900. Weights, optimizer, random numbers and metrics stay as they are.
+and not at step 900.
+
+Where rows of a whole step cannot be kept, there is a choice. Of the time of a token in rows of T, recomputing its
+layers takes a share 1 - n(T) / L that falls with 1 / T, and starting a row one that grows with it, so either the rows
+that are kept whole are fastest or the longest ones are. Both are timed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from torch import nn
 
-from wishbone.data.batch import TokenizedPair
-from wishbone.data.columns import IdColumn
 from wishbone.model.activations import EVERYTHING, NOTHING, Room
-from wishbone.model.policy import Policy
 from wishbone.planning.budget import MOST_ROW_TOKENS
-from wishbone.preference.metrics import PairMetrics
-from wishbone.preference.reference import NoReference, ReferencePolicy, Stored
-from wishbone.preference.remembered import Remembered
+from wishbone.training.expected_rows import likely_rows, most_in_a_row
 from wishbone.training.step import PreferenceStep
+from wishbone.training.trial import Trial
 
 PROBE_TOKENS = 4096
 """Length of the longer of the two rows that are measured, in tokens; the other has half of it."""
 
+LEAST_PROBE = 128
+"""Tokens of a row below which it is not tried whether all layers can be kept."""
+
+LEAST_WHOLE = 512
+"""Tokens of a row below which it is not worth keeping it whole."""
+
 SPARE = 0.04
 """Share of the card's memory that is left alone: fragmentation, other libraries' workspaces."""
-
-UNKNOWN_LONGEST = 1024
-"""Tokens of the longest pair of a stream that is not truncated, for want of a better number."""
 
 ADAM_BYTES = 8
 """Optimizer state of one trained float32 number."""
@@ -46,74 +46,78 @@ ADAM_BYTES = 8
 logger = logging.getLogger(__name__)
 
 
-def rehearse(step: PreferenceStep, longest: int, most: int, *, budget_fixed: bool) -> None:
+def rehearse(step: PreferenceStep, tokens: np.ndarray[Any, Any], pairs_a_step: int, *, budget_fixed: bool) -> None:
     """Measure, then set the room of `step.policy.activations` and, unless it is fixed, `step.token_budget`.
 
     Args:
         step: the step of the run, whose model has no gradients yet. On the CPU nothing is measured.
-        longest: tokens of the run's longest pair in a row.
-        most: tokens of all pairs of a step, more than which no row has.
+        tokens: of each pair of the run in a row.
+        pairs_a_step: pairs of one optimizer step on this process.
         budget_fixed: whether the user chose the token budget.
     """
     activations, device = step.policy.activations, step.policy.device
     if activations is None or device.type != "cuda":
         return
-    trained = [p for p in step.policy.model.parameters() if p.requires_grad]
-    optimizer_state = torch.empty(ADAM_BYTES * sum(p.numel() for p in trained), dtype=torch.uint8, device=device)
-    trial = trial_step(step)
-    asked = activations.room
+    longest, most = int(tokens.max()), most_in_a_row(tokens, pairs_a_step)
+    trained = sum(p.numel() for p in step.policy.model.parameters() if p.requires_grad)
+    optimizer_state = torch.empty(ADAM_BYTES * trained, dtype=torch.uint8, device=device)
+    trial = Trial(step, longest)
+    asked, layers = activations.room, len(activations.layers)
+    given = asked in (None, EVERYTHING, NOTHING)
     row = max(longest, min(step.token_budget, most))
-    room = _measured_room(trial, trained, row, longest)
-    activations.room = asked if asked in (None, EVERYTHING, NOTHING) else room or NOTHING
+    room = _measured_room(trial, row)
+    activations.room = asked if given else room or NOTHING
     if not budget_fixed and room is not None:
         ceiling = min(step.token_budget if asked is NOTHING else MOST_ROW_TOKENS, most)
-        row = step.token_budget = max(longest, _best_budget(room, len(activations.layers), step.token_budget, ceiling))
-    while not _fits(trial, trained, row, longest):
-        if not _tighten(step.policy, row):
+        row = step.token_budget = max(longest, _best_budget(room, layers, step.token_budget, ceiling))
+    while not trial.fits(row):
+        if not _tighten(trial, row):
             if row <= longest or budget_fixed:
                 logger.warning("A row of %d tokens does not fit into this GPU's memory.", row)
                 break
             row = step.token_budget = max(longest, row // 2)
+    if not (budget_fixed or given) and activations.room is not None:
+        whole = _whole_rows(activations.room, layers)
+        if LEAST_WHOLE <= whole < step.token_budget and trial.fits(whole):
+            step.token_budget = _faster_budget(trial, tokens, pairs_a_step, (whole, step.token_budget))
     del optimizer_state
     torch.cuda.empty_cache()
 
 
-def trial_step(step: PreferenceStep) -> PreferenceStep:
-    """Return a step like this one for pairs that no data set has."""
-    return PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
-
-
-def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
-    """The reference for pairs that no data set has: nothing is remembered of them, and nothing is stored for them."""
-    if isinstance(reference, Remembered):
-        return reference.inner
-    return NoReference() if isinstance(reference, Stored) else reference
-
-
-def _measured_room(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int, longest: int) -> Room | None:
+def _measured_room(trial: Trial, row: int) -> Room | None:
     """Return the room for rows: what is free beyond what a row of no tokens takes; None if not even a short row fits.
 
     Where the layers' treatment is given, its rows count as the base and nothing more can be kept.
     """
-    activations = trial.policy.activations
-    assert activations is not None
+    activations = trial.activations
     given = activations.room in (None, EVERYTHING, NOTHING)
+    if not given:
+        activations.room = NOTHING
     longer = min(PROBE_TOKENS, row)
-    slopes: list[float] = []
-    fixed = 0.0
-    for treatment in (activations.room,) if given else (NOTHING, EVERYTHING):
-        activations.room = treatment
+    shorter = max(longer // 2, 1)
+    try:
+        short, long = trial.peak(shorter), trial.peak(longer)
+    except torch.OutOfMemoryError:
+        return None
+    base = (long - short) / max(longer - shorter, 1)
+    layer = 0.0 if given else _bytes_of_a_kept_layer(trial, longer)
+    return Room(usable_bytes(trial.policy.device) - (long - base * longer), base, layer)
+
+
+def _bytes_of_a_kept_layer(trial: Trial, tokens: int) -> float:
+    """Return the bytes a token that a layer takes if it is kept: measured with a row of `tokens`, or one that fits."""
+    activations = trial.activations
+    while True:
+        activations.room = EVERYTHING
         try:
-            shorter, peak = (_peak(trial, trained, length, longest) for length in (max(longer // 2, 1), longer))
-        except torch.OutOfMemoryError:
-            if not slopes:
-                return None
-            slopes.append(float("inf"))
+            kept = trial.peak(tokens)
             break
-        slopes.append((peak - shorter) / max(longer - longer // 2, 1))
-        fixed = fixed or peak - slopes[0] * longer
-    layer = (slopes[-1] - slopes[0]) / max(len(activations.layers), 1)
-    return Room(usable_bytes(trial.policy.device) - fixed, slopes[0], max(layer, 0.0))
+        except torch.OutOfMemoryError:
+            tokens //= 2
+        if tokens < LEAST_PROBE:
+            return float("inf")
+    activations.room = NOTHING
+    return max(kept - trial.peak(tokens), 0) / (tokens * max(len(activations.layers), 1))
 
 
 def _best_budget(room: Room, layers: int, usual: int, most: int) -> int:
@@ -124,24 +128,29 @@ def _best_budget(room: Room, layers: int, usual: int, most: int) -> int:
     return max(min(budget, room.tokens() // 128 * 128), 128)
 
 
-def _fits(trial: PreferenceStep, trained: Sequence[nn.Parameter], row: int, longest: int) -> bool:
-    try:
-        _peak(trial, trained, row, longest)
-    except torch.OutOfMemoryError:
-        return False
-    return True
+def _whole_rows(room: Room, layers: int) -> int:
+    """Return the tokens of the longest row that all layers can be kept of, in whole blocks."""
+    return int(room.total // max(room.base + layers * room.layer, 1e-9)) // 128 * 128
 
 
-def _tighten(policy: Policy, row: int) -> bool:
+def _faster_budget(trial: Trial, tokens: np.ndarray[Any, Any], pairs_a_step: int, budgets: tuple[int, int]) -> int:
+    """Return that of two token budgets whose rows of a step take less time."""
+    seconds = {}
+    for budget in budgets:
+        rows = likely_rows(tokens, pairs_a_step, budget)
+        seconds[budget] = trial.seconds(round(rows.mean()))[0] / rows.mean()
+    return min(budgets, key=seconds.__getitem__)
+
+
+def _tighten(trial: Trial, row: int) -> bool:
     """Let rows take less: fewer layers kept, then inputs in host memory; return whether there was anything to do."""
-    activations = policy.activations
-    assert activations is not None
+    activations = trial.activations
     room = activations.room
     if room in (None, EVERYTHING, NOTHING) or room.layers(row) < 1:
         if activations.offload != "as needed":
             return False
         activations.offload = "always"
-        policy.save_memory()
+        trial.policy.save_memory()
         return True
     activations.room = Room(0.9 * room.total, room.base, room.layer)
     return True
@@ -152,60 +161,3 @@ def usable_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
     return min(free + torch.cuda.memory_reserved(device), allowed) - int(SPARE * allowed)
-
-
-def _peak(trial: PreferenceStep, trained: Sequence[nn.Parameter], tokens: int, longest: int) -> int:
-    """Run one row of `tokens` forward and backward and return the peak of allocated bytes; gradients are dropped."""
-    device = trial.policy.device
-    trial.token_budget = tokens
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    try:
-        vocabulary = trial.policy.causal_lm.config.get_text_config().vocab_size
-        trial.backward([made_up_row(tokens, longest, vocabulary)], PairMetrics(1.0))
-        return torch.cuda.max_memory_allocated(device)
-    finally:
-        for parameter in trained:
-            parameter.grad = None
-
-
-def longest_of_stream(max_length: int | None) -> int:
-    """Return the tokens that a pair of a stream may have in a shared-prefix row.
-
-    Only the bound is known, two sequences of `max_length`; without one, a usual length is taken.
-    """
-    return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
-
-
-def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any]:
-    """Return the tokens of each pair of a tokenized data set in a shared-prefix row, [pairs].
-
-    What completions begin with in common is counted twice.
-    """
-    prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
-    if max_length is None:
-        return prompt + chosen + rejected
-    cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]
-    return cut[0] + cut[1] - cut[2]
-
-
-def most_in_a_row(tokens: np.ndarray[Any, Any], pairs_a_step: int) -> int:
-    """Return the tokens of a step of so many of the longest pairs, of a data set whose pairs have these tokens."""
-    return int(np.sort(tokens)[-pairs_a_step:].sum())
-
-
-def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:
-    """Return pairs that fill a row of `tokens`, none longer than the run's longest: models may have no more positions.
-
-    Prompts are of one token, as what is scored takes the most memory.
-    """
-    longest = min(tokens, max(longest, 3))
-    sizes = [longest] * (tokens // longest) + [tokens % longest]
-    return [_made_up_pair(size, vocabulary) for size in sizes if size > 2]
-
-
-def _made_up_pair(row_tokens: int, vocabulary: int) -> TokenizedPair:
-    half = (row_tokens - 1) // 2
-    ids = [(17 + 31 * i) % vocabulary for i in range(1 + half)]
-    other = [(5 + 13 * i) % vocabulary for i in range(row_tokens - 1 - half)]
-    return TokenizedPair(ids, ids[:1] + other, 1, 1)

@@ -33,12 +33,13 @@ from wishbone.training.collator import PairCollator
 from wishbone.training.compatibility import OVERRIDDEN, check_trl
 from wishbone.training.differentiable import differentiable_loss
 from wishbone.training.distributed import average_gradients, sum_over_processes
+from wishbone.training.expected_rows import longest_of_stream, pair_tokens
 from wishbone.training.finite_losses import FiniteLosses
 from wishbone.training.fitting import backward_that_fits
 from wishbone.training.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.training.legacy import modern_arguments
 from wishbone.training.recording import record_passes
-from wishbone.training.rehearsal import longest_of_stream, most_in_a_row, pair_tokens, rehearse
+from wishbone.training.rehearsal import rehearse
 from wishbone.training.remembering import reference_use
 from wishbone.training.step import PreferenceStep
 from wishbone.training.synchronization import refuse_stale_reference
@@ -223,8 +224,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             tokens = pair_tokens(self.train_dataset, self.args.max_length)
         else:
             tokens = np.full(pairs, longest_of_stream(self.args.max_length))
-        most = most_in_a_row(tokens, pairs)
-        rehearse(step, int(tokens.max()), most, budget_fixed=self.args.token_budget != "auto")
+        rehearse(step, tokens, pairs, budget_fixed=self.args.token_budget != "auto")
         if self.args.cuda_graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
             shown = not self.args.disable_tqdm

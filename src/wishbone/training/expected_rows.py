@@ -1,0 +1,56 @@
+"""Which rows a run will have, from the tokens of its pairs, before any of them is run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from wishbone.data.columns import IdColumn
+from wishbone.data.packing import pack_rows
+
+UNKNOWN_LONGEST = 1024
+"""Tokens of the longest pair of a stream that is not truncated, for want of a better number."""
+
+DRAWN_STEPS, DRAWN_PAIRS = 256, 8192
+"""Steps that are drawn to see how long rows will be, and most pairs of them all."""
+
+
+def longest_of_stream(max_length: int | None) -> int:
+    """Return the tokens that a pair of a stream may have in a shared-prefix row.
+
+    Only the bound is known, two sequences of `max_length`; without one, a usual length is taken.
+    """
+    return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
+
+
+def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any]:
+    """Return the tokens of each pair of a tokenized data set in a shared-prefix row, [pairs].
+
+    What completions begin with in common is counted twice.
+    """
+    prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
+    if max_length is None:
+        return prompt + chosen + rejected
+    cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]
+    return cut[0] + cut[1] - cut[2]
+
+
+def most_in_a_row(tokens: np.ndarray[Any, Any], pairs_a_step: int) -> int:
+    """Return the tokens of a step of so many of the longest pairs, of a data set whose pairs have these tokens."""
+    return int(np.sort(tokens)[-pairs_a_step:].sum())
+
+
+def likely_rows(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> np.ndarray[Any, Any]:
+    """Return the tokens of rows of steps whose pairs are drawn from a data set, [rows].
+
+    Args:
+        tokens: of each pair of the data set in a row.
+        pairs_a_step: pairs that are drawn for a step.
+        budget: most tokens of a row of several pairs.
+    """
+    draw = np.random.default_rng(0)
+    drawn = max(1, min(DRAWN_STEPS, DRAWN_PAIRS // pairs_a_step))
+    steps = [draw.choice(tokens, pairs_a_step).tolist() for _ in range(drawn)]
+    return np.array([sum(pairs[i] for i in row) for pairs in steps for row in pack_rows(pairs, budget)])

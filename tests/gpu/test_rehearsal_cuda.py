@@ -1,0 +1,79 @@
+"""What is measured before the first step, on a CUDA device with little memory: as much is kept as there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from wishbone.model.activations import Activations, Room
+from wishbone.model.adapter import add_adapter
+from wishbone.model.fused_layers import FusedLayers
+from wishbone.model.policy import Policy
+from wishbone.preference.metrics import PairMetrics
+from wishbone.preference.objective import Objective
+from wishbone.preference.reference import AdapterDisabled
+from wishbone.training.rehearsal import rehearse, usable_bytes
+from wishbone.training.step import PreferenceStep
+from wishbone.training.trial import Trial, made_up_row
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+LAYERS = 8
+SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": LAYERS, "num_attention_heads": 8}
+PAIR, PAIRS = 500, 16
+
+
+@pytest.fixture
+def step() -> Iterator[PreferenceStep]:
+    model = tiny_model("llama", **SIZES).to("cuda", torch.bfloat16)
+    model = add_adapter(model, rank=8, alpha=16, seed=0).train()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    activations = Activations(model.get_base_model(), Room(1.0, 1.0, 1.0), offload="as needed")
+    policy = Policy(model, row_multiple=128, fused=FusedLayers(model), activations=activations)
+    yield PreferenceStep(policy, AdapterDisabled(policy), Objective(), token_budget=8192)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def limited_to(gib: float) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / torch.cuda.mem_get_info()[1])
+
+
+@pytest.mark.parametrize("gib", [0.9, 1.2, 1.8])
+def test_a_row_takes_most_of_what_memory_there_is(step: PreferenceStep, gib: float) -> None:
+    limited_to(gib)
+    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=True)
+    activations = step.policy.activations
+    assert activations is not None and activations.room is not None
+    kept = activations.room.layers(PAIR * PAIRS)
+    assert 0 < kept < LAYERS
+    peak, usable = Trial(step, PAIR).peak(PAIR * PAIRS), usable_bytes(step.policy.device)
+    one_more = PAIR * PAIRS * activations.room.layer
+    assert usable - 1.5 * one_more < peak <= usable + 0.5 * one_more, (peak, usable, one_more)
+
+
+def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: PreferenceStep) -> None:
+    limited_to(1.5)
+    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    activations = step.policy.activations
+    assert activations is not None and activations.room is not None
+    whole = activations.room.layers(step.token_budget) >= LAYERS
+    assert step.token_budget == PAIR * PAIRS or (whole and 512 <= step.token_budget < PAIR * PAIRS)
+    pairs = [made_up_row(PAIR, PAIR, 100)[0] for _ in range(PAIRS)]
+    torch.cuda.reset_peak_memory_stats()
+    step.backward([pairs], PairMetrics(0.1))
+    assert torch.cuda.max_memory_allocated() <= usable_bytes(step.policy.device) + 2**26
+
+
+def test_where_memory_is_plenty_rows_are_whole_steps(step: PreferenceStep) -> None:
+    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    assert step.token_budget == PAIR * PAIRS
+    assert step.policy.activations is not None and step.policy.activations.room is not None
+    assert step.policy.activations.room.layers(PAIR * PAIRS) >= LAYERS
