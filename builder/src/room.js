@@ -13,29 +13,32 @@
   const SHARE_OF_FREE_MEMORY = 0.25;
   const SPARE = 0.04;
   const PROBE_TOKENS = 4096;
+  const LEAST_PROBE = 128;
   const LARGEST = 2 ** 24;
 
   /** Bytes of a device that a run should stay below; `machine` has kind, memory and free. */
   const limitOf = (machine) => (machine.kind === "cuda" ? machine.free - SPARE * machine.memory : machine.free);
 
-  /** What training's four measurements would say. */
+  /** What training's measurements would say. */
   class Room {
     constructor(shape, plan, machine, treatment, row) {
       Object.assign(this, { layers: shape.layers, treatment });
-      const longer = Math.min(PROBE_TOKENS, row);
+      let longer = Math.min(PROBE_TOKENS, row);
       const shorter = Math.max(Math.floor(longer / 2), 1);
-      const kept = { auto: [0, shape.layers], keep: [shape.layers] }[treatment] ?? [0];
-      const slopes = [];
-      let fixed = 0;
-      for (const keptLayers of kept) {
-        const probe = { ...plan, keptLayers, offload: treatment === "offload" };
-        const [short, long] = [shorter, longer].map((rowTokens) => estimateMemory(shape, { ...probe, rowTokens }).allocated);
-        slopes.push((long - short) / Math.max(longer - shorter, 1));
-        fixed ||= long - slopes[0] * longer;
+      const peak = (rowTokens, keptLayers) =>
+        estimateMemory(shape, { ...plan, rowTokens, keptLayers, offload: treatment === "offload" }).allocated;
+      const given = treatment === "keep" ? shape.layers : 0;
+      const [short, long] = [peak(shorter, given), peak(longer, given)];
+      const base = (long - short) / Math.max(longer - shorter, 1);
+      const limit = limitOf(machine) - CONTEXT;
+      this.total = limit - (long - base * longer);
+      this.base = Math.max(base, 1e-9);
+      this.layer = 0;
+      if (treatment === "auto") {
+        while (peak(longer, shape.layers) > limit && longer >= 2 * LEAST_PROBE) longer = Math.floor(longer / 2);
+        const kept = peak(longer, shape.layers) - peak(longer, 0);
+        this.layer = Math.max(kept, 0) / (longer * Math.max(shape.layers, 1));
       }
-      this.total = limitOf(machine) - CONTEXT - fixed;
-      this.base = Math.max(slopes[0], 1e-9);
-      this.layer = Math.max(slopes.at(-1) - slopes[0], 0) / Math.max(shape.layers, 1);
     }
 
     fitting(tokens) {

@@ -1,7 +1,7 @@
 """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light, on GPU and CPU.
 
-Public names load on first use, so that `import wishbone` costs nothing. Before that, the host's memory is settled for
-training (`wishbone.model.host_memory`), which works best before anything else imports torch.
+Public names load on first use, so that `import wishbone` costs nothing. Before that, memory is settled for training
+(`wishbone.model.host_memory`, `device_memory`), which works best before anything else imports torch or uses a GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from wishbone.model.device_memory import let_device_memory_grow
 from wishbone.model.host_memory import keep_host_memory
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
     keep_host_memory()
+    let_device_memory_grow()
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -70,6 +73,23 @@ def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: 
     torch.cuda.reset_peak_memory_stats()
     step.backward([pairs], PairMetrics(0.1))
     assert torch.cuda.max_memory_allocated() <= usable_bytes(step.policy.device) + 2**26
+
+
+IMPORTS = {
+    "first": "from wishbone import DPOTrainer; import torch",
+    "after torch": "import torch; torch.cuda.is_available(); from wishbone import DPOTrainer",
+}
+
+
+@pytest.mark.parametrize("order", IMPORTS)
+def test_memory_comes_in_segments_that_grow(order: str) -> None:
+    look = "kept = torch.empty(2**26, device='cuda'); print(torch.cuda.memory_snapshot()[0]['is_expandable'])"
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    said = subprocess.run(
+        [sys.executable, "-c", f"{IMPORTS[order]}; {look}"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip().splitlines()[-1] == "True", said.stderr
+    assert "deprecated" not in said.stderr or "ALLOC_CONF" not in said.stderr
 
 
 def test_where_memory_is_plenty_rows_are_whole_steps(step: PreferenceStep) -> None:

@@ -64,6 +64,15 @@ def test_a_row_keeps_the_layers_that_fit_the_last_ones_first():
     assert activations.room.tokens() == 1000
 
 
+def test_a_room_with_fewer_layers_keeps_fewer_of_every_row():
+    room, kept = Room(total=1e6, base=1.0, layer=3.0), [32]
+    while kept[-1] > 0:
+        room = room.with_fewer(1000, 32)
+        kept.append(room.layers(1000))
+    assert kept == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert room.layers(1001) <= 0 < room.layers(400)
+
+
 def test_what_is_noted_on_a_model_is_found_through_its_adapter():
     model = tiny_model("llama")
     assert chosen_activations(model) is None

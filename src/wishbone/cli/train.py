@@ -20,6 +20,7 @@ from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
+from wishbone.model.device_memory import let_device_memory_grow
 from wishbone.model.host_memory import keep_host_memory
 
 ERROR_LOG = "error.log"
@@ -50,6 +51,7 @@ def train(
             print_plan(config)
         else:
             keep_host_memory()
+            let_device_memory_grow()
             from wishbone.training.run import train as run
 
             say(str(run(config, resume=resume)), marker="done: ", style="bold green")

@@ -45,6 +45,12 @@ class Room:
         """Return how many layers of a row can be kept; negative if it does not fit even with all recomputed."""
         return int((self.total - tokens * self.base) // max(tokens * self.layer, 1e-9))
 
+    def with_fewer(self, tokens: int, most: int) -> Room:
+        """Return the room in which a row keeps a quarter fewer of `most` layers than here, at least one fewer."""
+        kept = min(self.layers(tokens), most)
+        kept -= max(kept // 4, 1)
+        return Room(tokens * (self.base + (kept + 0.5) * self.layer), self.base, self.layer)
+
     def tokens(self) -> int:
         """Return the tokens of the longest row that fits with every layer recomputed."""
         return int(self.total // max(self.base, 1e-9))

@@ -1,9 +1,12 @@
 """What training would decide about rows, reckoned instead of rehearsed: token budget, layers kept, host memory.
 
-On a GPU the trainer measures two short rows with every layer kept and with none, takes what they say about a token for
-all rows, and rehearses the largest row that the run can have, whose every token may be scored:
+On a GPU the trainer measures two short rows with no layer kept and one with every layer, takes what they say about a
+token for all rows, and rehearses the largest row that the run can have, whose every token may be scored:
 
     room = memory - context - spare - fixed,    kept layers of T tokens = floor((room - T base) / (T layer))
+
+Where such rows cannot be kept whole it may find shorter ones, which can, to be faster. That is measured and not
+reckoned: the run then takes less time than was planned.
 
 On a processor the budget is a constant and the room a share of what is free. Here the same choices are made with the
 planner's estimate in place of the measurement.
@@ -25,6 +28,8 @@ SPARE = 0.04
 """Share of the device's memory that training leaves alone."""
 PROBE_TOKENS = 4096
 """Tokens of the longer of the two rows that training measures."""
+LEAST_PROBE = 128
+"""Tokens of a row below which it is not tried whether all layers can be kept."""
 LARGEST = 2**24
 
 
@@ -139,25 +144,29 @@ def _settled(shape: ModelShape, plan: MemoryPlan, machine: Machine, treatment: T
 
 
 class _Room:
-    """What training's four measurements would say."""
+    """What training's measurements would say."""
 
     def __init__(self, shape: ModelShape, plan: MemoryPlan, machine: Machine, treatment: Treatment, row: int) -> None:
         self._layers = shape.layers
         self._treatment = treatment
         longer = min(PROBE_TOKENS, row)
         shorter = max(longer // 2, 1)
-        kept = {"auto": (0, shape.layers), "keep": (shape.layers,)}.get(treatment, (0,))
-        slopes, fixed = [], 0.0
-        for layers in kept:
-            probe = replace(plan, kept_layers=layers, offload=treatment == "offload")
-            short, long = (
-                estimate_memory(shape, replace(probe, row_tokens=tokens)).allocated for tokens in (shorter, longer)
-            )
-            slopes.append((long - short) / max(longer - shorter, 1))
-            fixed = fixed or long - slopes[0] * longer
-        self._total = machine.limit - CONTEXT - fixed
-        self._base = max(slopes[0], 1e-9)
-        self._layer = max(slopes[-1] - slopes[0], 0.0) / max(shape.layers, 1)
+
+        def peak(tokens: int, kept: int) -> float:
+            probe = replace(plan, row_tokens=tokens, kept_layers=kept, offload=treatment == "offload")
+            return estimate_memory(shape, probe).allocated
+
+        given = shape.layers if treatment == "keep" else 0
+        short, long = peak(shorter, given), peak(longer, given)
+        base = (long - short) / max(longer - shorter, 1)
+        self._total = machine.limit - CONTEXT - (long - base * longer)
+        self._base = max(base, 1e-9)
+        self._layer = 0.0
+        if treatment == "auto":
+            while peak(longer, shape.layers) > machine.limit - CONTEXT and longer // 2 >= LEAST_PROBE:
+                longer //= 2
+            kept = peak(longer, shape.layers) - peak(longer, 0)
+            self._layer = max(kept, 0.0) / (longer * max(shape.layers, 1))
 
     def kept(self, tokens: int) -> int:
         """Layers of a row whose activations are kept."""

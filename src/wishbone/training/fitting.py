@@ -1,9 +1,10 @@
 """When memory runs out all the same: the step is computed again with less memory, and its result is the same.
 
 How pairs are laid into rows and which activations are kept changes memory and speed, never the loss or the gradients.
-So a step that ran out of memory is repeated from its beginning: without recorded passes, which hold memory; with every
-layer recomputed; with half the tokens a row as often as it takes; with the layers' inputs in host memory. What helped
-stays for the rest of the run. Only a pair that does not fit alone is left to whoever can make it smaller.
+So a step that ran out of memory is repeated from its beginning: without recorded passes, which hold memory; with fewer
+layers kept and at last every layer recomputed; with half the tokens a row as often as it takes; with the layers' inputs
+in host memory. What helped stays for the rest of the run. Only a pair that does not fit alone is left to whoever can
+make it smaller.
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def _take_less(step: PreferenceStep, groups: Groups) -> str | None:
     sizes = [pair.row_tokens for group in groups for pair in group]
     largest_row = min(step.token_budget, sum(sizes))
     if activations is not None and activations.room not in (None, EVERYTHING, NOTHING):
+        layers = len(activations.layers)
+        if activations.room.layers(largest_row) > 0:
+            activations.room = activations.room.with_fewer(largest_row, layers)
+            kept = activations.room.layers(largest_row)
+            return f"of a row of {largest_row} tokens {kept} of {layers} layers are kept from now on"
         activations.room = NOTHING
         return "activations of all layers are recomputed from now on"
     if largest_row > max(sizes):
