@@ -86,10 +86,11 @@
     const inner = innerNumbers(shape);
     const passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
-    if (!(plan.offload && isFused(plan) && shape.inner)) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
+    const tiles = Math.floor(tokens / TILE + 1 / 2);
+    if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
     layer -= 2 * b * inner;
     const tile = 2 * b * shape.hidden + 3 * b * inner + passing;
-    return [tokens * layer, tokens * 2 * b * shape.hidden + Math.min(TILE, tokens) * tile];
+    return [tokens * layer, tokens * 2 * b * shape.hidden + (tokens / tiles) * tile];
   }
 
   function logitsBytes(shape, plan, scored) {

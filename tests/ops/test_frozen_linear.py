@@ -264,3 +264,47 @@ def test_blocks_are_dequantized(dtype: torch.dtype, rows: int, columns: int) -> 
     out = dequantize_blocks(codes, scale, torch.empty(rows, columns, dtype=dtype, device=DEVICE))
     exact = FP8BlockWeight(codes, scale).dense()
     assert torch.allclose(out.float(), exact, rtol=0 if dtype == torch.float32 else 2**-7, atol=0)
+
+
+@needs_triton
+@needs_bitsandbytes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("block", [32, 64, 4096])
+@pytest.mark.parametrize("shape", [(160, 272), (33, 129), (7, 9), (1, 3), (320, 256)])
+def test_nf4_codes_are_what_the_equation_says(
+    shape: tuple[int, int], block: int, nested: bool, dtype: torch.dtype
+) -> None:
+    """Bit by bit, but for bfloat16 in the interpreter, which cuts off where hardware rounds."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    from wishbone.ops.frozen_linear.nf4_triton import dequantize_nf4
+    from wishbone.ops.frozen_linear.reference import nf4_reference
+
+    if CUDA and block == 32:
+        pytest.skip("bitsandbytes may have no such blocks on CUDA")
+    codes, state = quantize_4bit(
+        normal(*shape, dtype=dtype), quant_type="nf4", blocksize=block, compress_statistics=nested
+    )
+    got = dequantize_nf4(codes, state, torch.full(shape, 7.0, dtype=dtype, device=DEVICE))
+    expected = nf4_reference(codes, state)
+    if dtype == torch.bfloat16 and not CUDA:
+        assert ((got.float() - expected.float()).abs() <= 2**-7 * expected.float().abs()).all()
+    else:
+        assert torch.equal(got, expected)
+    if CUDA and codes.shape[0] > 1:
+        assert torch.equal(got, dequantize_4bit(codes, state))
+
+
+@needs_bitsandbytes
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+@pytest.mark.parametrize("nested", [True, False])
+def test_nf4_weights_use_the_kernel_and_their_numbers_are_those_of_bitsandbytes(nested: bool) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
+    from wishbone.ops.frozen_linear.nf4 import _has_kernel
+
+    layer = linear_4bit(normal(N, 256, dtype=torch.bfloat16), compress_statistics=nested)
+    weight = frozen_weight_of(layer)
+    assert isinstance(weight, NF4Weight) and weight._usual and _has_kernel(weight.codes.device)
+    assert torch.equal(weight.dense(), dequantize_4bit(layer.weight, layer.weight.quant_state))

@@ -45,7 +45,7 @@ class Policy:
         activations: which rows keep their activations; None leaves the model's layers as they are.
         fused: the model's layers as they run within `running()`; None leaves them as they are.
         head_chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the op's own choice.
-        tile_tokens: most tokens of which MLPs hold intermediates at once; None holds those of a whole row.
+        tile_tokens: tokens, about, of which MLPs hold intermediates at once; None holds those of a whole row.
 
     Attributes:
         recorded: passes that are replayed instead of run; None runs every row.

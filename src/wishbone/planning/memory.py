@@ -25,8 +25,8 @@ tokens, the logits of a chunk of them, and of all tokens what the last layer and
 token where inputs do not leave the device). In the backward pass an MLP holds the gradients of its input, of its output
 and of its inner product, and in FP8 the latter once more in 8 bits; where no layer is kept, the layer that is
 recomputed at the time holds what a kept one does. Where memory is to be saved (inputs in host memory), MLPs run over
-tiles of 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it steps.
-The peak is that of the three which is largest:
+tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it
+steps. The peak is that of the three which is largest:
 
     head      = b H (3 T + 2 S) + 4 chunk V
     backward  = T b (2 H + I), and T (layer - b H) more where n = 0
@@ -245,11 +245,12 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     b, tokens, inner = plan.number, plan.row_tokens, inner_numbers(shape)
     passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
-    if not (plan.offload and plan.fused and shape.inner):
+    tiles = int(tokens / TILE + 1 / 2)
+    if not (plan.offload and plan.fused and shape.inner) or tiles < 2:
         return tokens * layer, tokens * (2 * b * shape.hidden + passing)
     layer -= 2 * b * inner
     tile = 2 * b * shape.hidden + 3 * b * inner + passing
-    return tokens * layer, tokens * 2 * b * shape.hidden + min(TILE, tokens) * tile
+    return tokens * layer, tokens * 2 * b * shape.hidden + tokens / tiles * tile
 
 
 def inner_numbers(shape: ModelShape) -> int:

@@ -2,6 +2,11 @@ r"""A frozen linear layer, defined through the numbers W that its weight stands 
 
 e rounds rows to e4m3 for weights that want their input so, and is the identity for all others. The derivative of a
 rounding is taken as the identity. Computed in float32, or in float64 where x is.
+
+What NF4 codes stand for, with c the 16 numbers of NF4, B numbers a block, and m the 256 numbers that quantized scales
+are made of, 256 scales a block of theirs (QLoRA, arXiv 2305.14314, section 3):
+
+    W_n = c[code_n] s_{n / B},        s_j = m[q_j] t_{j / 256} + mean
 """
 
 from __future__ import annotations
@@ -28,6 +33,24 @@ def frozen_linear_reference(
     precise = torch.promote_types(x.dtype, torch.float32)
     y: Tensor = _RoundedProduct.apply(x.to(precise), dense.to(precise), row_scale)
     return (y if bias is None else y + bias).to(x.dtype)
+
+
+def nf4_reference(codes: Tensor, state: Any) -> Tensor:
+    """Return the numbers that NF4 codes stand for, in the shape and dtype that they were quantized from.
+
+    Args:
+        codes: uint8, two codes a byte, the first in its upper half.
+        state: bitsandbytes' `QuantState` of them.
+    """
+    numbers = state.shape.numel()
+    pairs = codes.flatten().int()
+    code = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[:numbers]
+    scale = state.absmax
+    if state.nested:
+        coarse = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: scale.numel()]
+        scale = state.state2.code[scale.int()] * coarse + state.offset
+    exact: Tensor = state.code[code] * scale.repeat_interleave(state.blocksize)[:numbers]
+    return exact.to(state.dtype).view(state.shape)
 
 
 class _RoundedProduct(torch.autograd.Function):

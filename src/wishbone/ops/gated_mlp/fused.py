@@ -8,8 +8,9 @@ Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; 
 backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U, and quantizes
 dG and dU for FP8 weights. So the graph of such a call can be used once; a second backward pass is refused.
 
-Rows longer than `tile_tokens` are computed tile by tile and keep x alone: G and U, which are several times as wide as
-x, then never exist for the whole row, for the price of computing them again in the backward pass.
+Rows of at least one and a half times `tile_tokens` are computed tile by tile and keep x alone: G and U, which are
+several times as wide as x, then never exist for the whole row, for the price of computing them again in the backward
+pass.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def gated_mlp(
         biases: of each weight, frozen, or None.
         adapters: of each weight, or None, as in `lora_linears`.
         activation: act.
-        tile_tokens: most tokens computed at once, in rows that are longer; None computes every row at once.
+        tile_tokens: tokens computed at once, about; None computes every row at once.
         prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x;
             tiles make their own.
 
@@ -62,7 +63,7 @@ def gated_mlp(
     factors = [adapter.a if adapter else None for adapter in adapters]
     factors += [adapter.b if adapter else None for adapter in adapters]
     scales = [adapter.scale if adapter else 1.0 for adapter in adapters]
-    tile = tile_tokens if tile_tokens and tile_tokens < rows.shape[0] else None
+    tile = tile_tokens if tile_tokens and _tile_count(rows.shape[0], tile_tokens) > 1 else None
     with without_autocast(x.device):
         if has_graph(rows, *factors):
             y: Tensor = _GatedMLP.apply(rows, prepared, weights, biases, scales, activation, tile, *factors)
@@ -226,10 +227,15 @@ def _backward_tiled(
 
 
 def _tiles(tokens: int, tile: int) -> Iterator[slice]:
-    """Slices of at most `tile` tokens, as equal as can be."""
-    count = -(-tokens // tile)
+    """Slices of about `tile` tokens, as equal as can be."""
+    count = _tile_count(tokens, tile)
     for i in range(count):
         yield slice(i * tokens // count, (i + 1) * tokens // count)
+
+
+def _tile_count(tokens: int, tile: int) -> int:
+    """Tiles of a row: tokens / tile to the nearest."""
+    return (2 * tokens + tile) // (2 * tile)
 
 
 def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
