@@ -2011,7 +2011,7 @@
     ]
    ],
    "set": {},
-   "reason": "Memory is predicted for Wishbone's rows; padded batches take more (8 pairs on NF4 weights of an 8B model: Unsloth 14.3 GiB, Wishbone 8.9), so leave room."
+   "reason": "Memory is predicted for Wishbone's rows; padded batches take more (8 pairs on NF4 weights of an 8B model: Unsloth 14.3 GiB, Wishbone 9.1), so leave room."
   },
   {
    "id": "warn-unsloth-gpu",
