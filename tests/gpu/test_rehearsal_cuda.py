@@ -69,6 +69,7 @@ def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: 
     assert activations is not None and activations.room is not None
     whole = activations.room.layers(step.token_budget) >= LAYERS
     assert step.token_budget == PAIR * PAIRS or (whole and 512 <= step.token_budget < PAIR * PAIRS)
+    assert not any(parameter.grad is not None for parameter in step.policy.model.parameters())
     pairs = [made_up_row(PAIR, PAIR, 100)[0] for _ in range(PAIRS)]
     torch.cuda.reset_peak_memory_stats()
     step.backward([pairs], PairMetrics(0.1))

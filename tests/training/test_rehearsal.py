@@ -14,7 +14,7 @@ from wishbone.model.activations import EVERYTHING, NOTHING, Room
 from wishbone.training import rehearsal
 from wishbone.training.expected_rows import longest_of_stream, most_in_a_row, pair_tokens
 from wishbone.training.rehearsal import _best_budget, _faster_budget, _measured_room, _whole_rows
-from wishbone.training.trial import Trial, made_up_row
+from wishbone.training.trial import Timing, Trial, made_up_row
 
 LAYERS, BASE, LAYER, FIXED = 8, 10.0, 5.0, 30_000.0
 
@@ -39,9 +39,11 @@ class Card(Trial):
             raise torch.OutOfMemoryError
         return int(peak)
 
-    def seconds(self, tokens: int) -> tuple[float, float]:
-        seconds = self.row_seconds + tokens * (4 - self.kept(tokens) / LAYERS)
-        return seconds, seconds
+    def timing(self, tokens: int) -> Timing:
+        """The host takes `row_seconds` to launch a row, the GPU 4 seconds a token, less where layers are kept."""
+        self.peak(tokens)
+        on_gpu = tokens * (4 - self.kept(tokens) / LAYERS)
+        return Timing(max(self.row_seconds, on_gpu), self.row_seconds)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,39 @@ def test_rows_whose_treatment_is_given_count_as_they_are(treatment: Room | None,
     assert card.activations.room is treatment
 
 
-@pytest.mark.parametrize(("row_seconds", "faster"), [(0.0, 1920), (2000.0, 1920), (4000.0, 8192)])
-def test_rows_that_are_kept_whole_or_the_longest_ones(row_seconds: float, faster: int):
-    room = Room(100_000, BASE, LAYER)
-    card = Card(1e7, row_seconds)
+@pytest.mark.parametrize(
+    ("row_seconds", "budget"),
+    [
+        (0.0, 2944),
+        (9000.0, 2944),  # the GPU takes 7,452 s for 2,484 tokens, the mean of rows that are kept whole: 3.6 s a token
+        (10_000.0, 8192),  # 4.03 s a token where 6,947 tokens, 2 of 8 layers kept, take 26,051 s: 3.75 s a token
+        (20_000.0, 8192),
+        (25_000.0, 14_400),  # the host takes nearly as long as the GPU: no row for what a second one would hold
+    ],
+)
+def test_rows_are_kept_whole_unless_the_host_is_slow(row_seconds: float, budget: int):
+    room = Room(150_000, BASE, LAYER)
+    card = Card(FIXED + room.total, row_seconds)
     card.activations.room = room
-    assert _whole_rows(room, LAYERS) == 1920  # 1920 * (10 + 8 * 5) = 96k
-    assert _faster_budget(card, np.full(100, 900), 8, (1920, 8192)) == faster
+    pairs = np.full(100, 900)
+    pairs[:8] = 1800
+    assert _whole_rows(room, LAYERS) == 2944  # 2944 * (10 + 8 * 5) = 147k
+    assert most_in_a_row(pairs, 8) == 14_400 < room.tokens()
+    assert _faster_budget(card, pairs, 8, 8192) == budget
+
+
+def test_rows_that_do_not_fit_are_not_timed():
+    card = Card(FIXED + 100_000)
+    card.activations.room = Room(150_000, BASE, LAYER)  # more than there is
+    assert _faster_budget(card, np.full(100, 900), 8, 8192) == 8192
+    card.activations.room = Room(95_000, BASE, LAYER)
+    assert _faster_budget(card, np.full(100, 900), 8, 8192) == 1792
+
+
+def test_rows_that_are_all_kept_stay_as_they_are():
+    card = Card(1e9)
+    card.activations.room = Room(1e9, BASE, LAYER)
+    assert _faster_budget(card, np.full(100, 900), 8, 7200) == 7200
 
 
 def test_a_model_that_nothing_can_be_kept_of_takes_the_usual_rows():

@@ -33,9 +33,6 @@ RECORDED = 24
 LEAST_PADDING = 1.01
 """Tokens with padding, as a share of those without, from which on no further length is recorded."""
 
-WAITING = 0.85
-"""Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
-
 RUNS_A_RECORDING = 2
 """A recording takes at least as long as this many rows that are run."""
 
@@ -77,13 +74,13 @@ def record_passes(
         return
     trial = Trial(step, int(tokens.max()))
     usual = min(length for length in lengths if length >= np.median(rows))
-    run_seconds, launched = trial.seconds(usual)
-    if wanted == "auto" and launched < WAITING * run_seconds:
+    run = trial.timing(usual)
+    if wanted == "auto" and not run.waits:
         return
     policy.recorded = RecordedPasses(policy.model, policy.backbone)
     try:
         recording_seconds = _record(trial, [usual])
-        gained = (run_seconds - trial.seconds(usual)[0]) * rows_to_come
+        gained = (run.total - trial.timing(usual).total) * rows_to_come
         if wanted == "auto" and gained < recording_seconds * len(lengths):
             policy.recorded = None
         else:

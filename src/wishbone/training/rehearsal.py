@@ -11,7 +11,8 @@ and not at step 900.
 
 Where rows of a whole step cannot be kept, there is a choice. Of the time of a token in rows of T, recomputing its
 layers takes a share 1 - n(T) / L that falls with 1 / T, and starting a row one that grows with it, so either the rows
-that are kept whole are fastest or the longest ones are. Both are timed.
+that are kept whole are fastest or the longest ones are. Both are timed, the longest ones at a length that fills a GPU;
+only where a GPU waits for the host all the same are they made as long as memory lets them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from wishbone.model.activations import EVERYTHING, NOTHING, Room
 from wishbone.planning.budget import MOST_ROW_TOKENS
 from wishbone.training.expected_rows import likely_rows, most_in_a_row
 from wishbone.training.step import PreferenceStep
-from wishbone.training.trial import Trial
+from wishbone.training.trial import Timing, Trial
 
 PROBE_TOKENS = 4096
 """Length of the longer of the two rows that are measured, in tokens; the other has half of it."""
@@ -76,10 +77,8 @@ def rehearse(step: PreferenceStep, tokens: np.ndarray[Any, Any], pairs_a_step: i
                 logger.warning("A row of %d tokens does not fit into this GPU's memory.", row)
                 break
             row = step.token_budget = max(longest, row // 2)
-    if not (budget_fixed or given) and activations.room is not None:
-        whole = _whole_rows(activations.room, layers)
-        if LEAST_WHOLE <= whole < step.token_budget and trial.fits(whole):
-            step.token_budget = _faster_budget(trial, tokens, pairs_a_step, (whole, step.token_budget))
+    if not (budget_fixed or given or activations.room is NOTHING):
+        step.token_budget = _faster_budget(trial, tokens, pairs_a_step, step.token_budget)
     del optimizer_state
     torch.cuda.empty_cache()
 
@@ -133,13 +132,33 @@ def _whole_rows(room: Room, layers: int) -> int:
     return int(room.total // max(room.base + layers * room.layer, 1e-9)) // 128 * 128
 
 
-def _faster_budget(trial: Trial, tokens: np.ndarray[Any, Any], pairs_a_step: int, budgets: tuple[int, int]) -> int:
-    """Return that of two token budgets whose rows of a step take less time."""
-    seconds = {}
-    for budget in budgets:
-        rows = likely_rows(tokens, pairs_a_step, budget)
-        seconds[budget] = trial.seconds(round(rows.mean()))[0] / rows.mean()
-    return min(budgets, key=seconds.__getitem__)
+def _faster_budget(trial: Trial, tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> int:
+    """Return a token budget whose rows of a step take less time: `budget`, that of rows kept whole, or a larger one.
+
+    Args:
+        trial: of the run's step.
+        tokens: of each pair of the run in a row.
+        pairs_a_step: pairs of one optimizer step.
+        budget: most tokens of a row as they would be.
+    """
+    room, layers = trial.activations.room, len(trial.activations.layers)
+    if room is None or room.layers(budget) >= layers:
+        return budget
+
+    def timing(budget: int) -> tuple[Timing, float]:
+        row = likely_rows(tokens, pairs_a_step, budget).mean()
+        try:
+            found = trial.timing(round(row))
+        except torch.OutOfMemoryError:
+            found = Timing(float("inf"), 0.0)
+        return found, found.total / row
+
+    long, long_seconds = timing(budget)
+    whole = _whole_rows(room, layers)
+    if LEAST_WHOLE <= whole < budget and trial.fits(whole) and timing(whole)[1] < long_seconds:
+        return whole
+    most = min(most_in_a_row(tokens, pairs_a_step), MOST_ROW_TOKENS, room.tokens() // 128 * 128)
+    return most if long.waits and most > budget and trial.fits(most) else budget
 
 
 def _tighten(trial: Trial, row: int) -> bool:

@@ -6,6 +6,7 @@ Weights, optimizer, random numbers, metrics and what is stored of the reference 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +17,22 @@ from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.reference import NoReference, ReferencePolicy, Stored
 from wishbone.preference.remembered import Remembered
 from wishbone.training.step import PreferenceStep
+
+WAITING = 0.85
+"""Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one row: `total`, and until its last kernel was launched."""
+
+    total: float
+    launched: float
+
+    @property
+    def waits(self) -> bool:
+        """Whether the GPU may wait for the host, so that a shorter row would take as long."""
+        return self.launched >= WAITING * self.total
 
 
 class Trial:
@@ -71,15 +88,15 @@ class Trial:
             return False
         return True
 
-    def seconds(self, tokens: int) -> tuple[float, float]:
-        """Return the seconds that a row takes, and those after which its last kernel was launched."""
+    def timing(self, tokens: int) -> Timing:
+        """Return how long a row takes when it is run for the second time."""
         self.run(tokens)
         torch.cuda.synchronize()
         start = time.perf_counter()
         self.run(tokens)
         launched = time.perf_counter() - start
         torch.cuda.synchronize()
-        return time.perf_counter() - start, launched
+        return Timing(time.perf_counter() - start, launched)
 
 
 def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:

@@ -4,12 +4,13 @@ Dequantizing writes 2 bytes a number and reads half a byte and the scales: 0.15 
 14,336 x 4,096, where the product with 8,192 tokens takes 1.3 ms. Activations are not rounded, and forward and backward
 use the same numbers, so this is an ordinary linear layer with the weights that the codes stand for.
 
-On CUDA a kernel of ours does it in one pass (`nf4_triton.py`), where the codes are packed in the usual way and made-up
-codes come out as bitsandbytes has them; else bitsandbytes does.
+On the current CUDA device a kernel of ours does it in one pass (`nf4_triton.py`), where the codes are packed in the
+usual way and made-up codes come out as bitsandbytes has them; else bitsandbytes does.
 """
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from wishbone.ops.frozen_linear.scratch import scratch
 from wishbone.ops.frozen_linear.weight import InputForm, Prepared
+
+logger = logging.getLogger(__name__)
 
 
 class NF4Weight:
@@ -64,10 +67,10 @@ class NF4Weight:
         """W in scratch memory, in a dtype or the one that it was quantized from."""
         from bitsandbytes.functional import dequantize_4bit
 
-        out = None
+        out, device = None, self.codes.device
         if self.codes.is_cuda:
-            out = scratch((self.out_features, self.in_features), self.state.dtype, self.codes.device)
-        if out is not None and self._usual and _has_kernel(self.codes.device):
+            out = scratch((self.out_features, self.in_features), self.state.dtype, device)
+        if out is not None and self._usual and device.index == torch.cuda.current_device() and _has_kernel(device):
             from wishbone.ops.frozen_linear.nf4_triton import dequantize_nf4
 
             dequantized = dequantize_nf4(self.codes, self.state, out)
@@ -82,10 +85,12 @@ def _is_usual(codes: Tensor, state: Any) -> bool:
         return False
     if state.blocksize & (state.blocksize - 1) or state.blocksize > 4096:
         return False
-    scales = state.state2 if state.nested else None
-    if scales is None:
-        return bool(state.absmax.dtype == torch.float32)
-    return bool(state.absmax.dtype == torch.uint8 and scales.blocksize == 256 and not scales.nested)
+    if not state.nested:
+        return bool(state.absmax.dtype == torch.float32 and state.absmax.device == codes.device)
+    scales = state.state2
+    if state.absmax.dtype != torch.uint8 or scales.blocksize != 256 or scales.nested:
+        return False
+    return {t.device for t in (state.absmax, state.offset, scales.absmax, scales.code)} == {codes.device}
 
 
 @lru_cache
@@ -103,4 +108,8 @@ def _has_kernel(device: torch.device) -> bool:
         codes, state = quantize_4bit(made_up, quant_type="nf4", compress_statistics=nested)
         ours = dequantize_nf4(codes, state, torch.empty_like(made_up))
         same = same and torch.equal(ours, dequantize_4bit(codes, state))
+    if not same:
+        logger.warning(
+            "NF4 weights are turned into 16 bits by bitsandbytes, whose codes our kernel reads in another way."
+        )
     return same
