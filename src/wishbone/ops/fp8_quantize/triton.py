@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, QuantizedRows
+from wishbone.ops.launch_sizes import power_of_two
 
 LARGEST = tl.constexpr(E4M3_MAX)
 SMALLEST = tl.constexpr(SMALLEST_AMAX)
@@ -152,7 +153,7 @@ def empty_rows(x: Tensor) -> QuantizedRows:
 
 def _block(columns: int) -> tuple[int, int]:
     """Power of two that holds a row, and warps that leave 16 of its numbers to a thread."""
-    block = triton.next_power_of_2(columns)
+    block = power_of_two(columns)
     return block, min(32, max(1, block // 512))
 
 

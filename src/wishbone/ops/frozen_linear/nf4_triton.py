@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wishbone.ops.launch_sizes import tiles
+
 NUMBERS = 4096
 """Numbers of a tile, in whole blocks."""
 
@@ -34,7 +36,7 @@ def dequantize_nf4(codes: Tensor, state: Any, out: Tensor) -> Tensor:
     absmax, scales = state.absmax, state.state2 if state.nested else None
     table = _nf4_table(codes.device)
     blocks = NUMBERS // state.blocksize
-    _dequantize_kernel[(triton.cdiv(out.numel(), NUMBERS),)](
+    _dequantize_kernel[(tiles(out.numel(), NUMBERS),)](
         codes,
         out,
         table,

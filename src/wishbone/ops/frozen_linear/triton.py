@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wishbone.ops.launch_sizes import tiles
+
 ROWS, COLUMNS = 128, 128
 """Bytes of a tile that one program turns."""
 SCALE_BLOCK = 128
@@ -27,7 +29,7 @@ def transpose_bytes(matrix: Tensor, out: Tensor) -> Tensor:
     rows, columns = matrix.shape
     if rows % 4 or columns % 4:
         raise ValueError(f"a matrix of {rows} x {columns} bytes does not consist of squares of 4 x 4")
-    grid = (triton.cdiv(columns, COLUMNS), triton.cdiv(rows, ROWS))
+    grid = (tiles(columns, COLUMNS), tiles(rows, ROWS))
     _transpose_kernel[grid](
         matrix.view(torch.int32), out.view(torch.int32), rows // 4, columns // 4, ROWS // 4, COLUMNS // 4, num_warps=4
     )
@@ -43,7 +45,7 @@ def dequantize_blocks(values: Tensor, scale: Tensor, out: Tensor) -> Tensor:
         out: [N, K], contiguous.
     """
     rows, columns = values.shape
-    grid = (triton.cdiv(columns, SCALE_BLOCK), triton.cdiv(rows, SCALE_BLOCK))
+    grid = (tiles(columns, SCALE_BLOCK), tiles(rows, SCALE_BLOCK))
     _dequantize_kernel[grid](values, scale, out, rows, columns, scale.shape[1], SCALE_BLOCK, num_warps=8)
     return out
 

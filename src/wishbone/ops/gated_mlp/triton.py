@@ -21,6 +21,7 @@ from torch import Tensor
 from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.fp8_quantize.triton import empty_rows, magnitude, row_scale, to_e4m3
 from wishbone.ops.gated_mlp.elementwise import GELU_CUBIC, GELU_SLOPE, Activation
+from wishbone.ops.launch_sizes import power_of_two, tiles
 
 BLOCK = 1024
 WARPS = 4
@@ -53,7 +54,7 @@ def gated_backward_quantized_(
     (rows, columns), dp = product_gradient.shape, product_gradient
     assert both.is_contiguous() and dp.stride(1) == 1
     if rows:
-        block = min(QUANTIZED_BLOCK, triton.next_power_of_2(columns))
+        block = min(QUANTIZED_BLOCK, power_of_two(columns))
         _backward_quantized[(rows,)](
             dp,
             both,
@@ -75,7 +76,7 @@ def _launch(kernel: Any, product: Tensor, gate: Tensor, up: Tensor, activation: 
     assert product.stride(1) == gate.stride(1) == up.stride(1) == 1
     if rows == 0:
         return
-    kernel[(rows, triton.cdiv(columns, BLOCK))](
+    kernel[(rows, tiles(columns, BLOCK))](
         product,
         gate,
         up,

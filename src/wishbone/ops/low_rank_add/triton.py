@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wishbone.ops.launch_sizes import power_of_two, tiles
 from wishbone.ops.low_rank_add.reference import MULTIPLIERS, unseen_bits
 
 ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
@@ -21,8 +22,8 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     """Add low @ factor to y in place; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
     if rows and columns:
-        ranks = min(RANKS, max(16, triton.next_power_of_2(rank)))
-        _add_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS))](
+        ranks = min(RANKS, max(16, power_of_two(rank)))
+        _add_kernel[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
             y,
             low,
             factor,

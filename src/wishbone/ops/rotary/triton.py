@@ -17,6 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wishbone.ops.launch_sizes import power_of_two
+
 WARPS = 4
 
 
@@ -64,10 +66,10 @@ def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -
             HALF=cos.shape[2] // 2,
             REST=width - cos.shape[2],
             BACK=back,
-            QUERY_BLOCK=triton.next_power_of_2(query.shape[1]),
-            KEY_BLOCK=triton.next_power_of_2(key.shape[1]),
-            HALF_BLOCK=triton.next_power_of_2(cos.shape[2] // 2),
-            REST_BLOCK=triton.next_power_of_2(max(1, width - cos.shape[2])),
+            QUERY_BLOCK=power_of_two(query.shape[1]),
+            KEY_BLOCK=power_of_two(key.shape[1]),
+            HALF_BLOCK=power_of_two(cos.shape[2] // 2),
+            REST_BLOCK=power_of_two(max(1, width - cos.shape[2])),
             num_warps=WARPS,
         )
     return out[0], out[1]
