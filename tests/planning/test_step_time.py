@@ -31,13 +31,13 @@ def work(row: dict[str, Any]) -> Work:
     tokens = row["tokens_per_pair"]
     prompt, completion = tokens["unique"] - tokens["scored"], tokens["scored"] / 2
     sequence = prompt + completion
-    rows = row.get("rows") if "gib" in row["system"] else None
+    limited = row["rows"] if "gib" in row["system"] else None
     return Work(
         tokens=tokens["unique"],
         scored=tokens["scored"],
         contexts=(2 * sequence**2 - prompt**2) / 2,
         passes=2 if "stored" in row["system"] else 3,
-        recomputed=1 - rows["kept_layers"] / rows["layers"] if rows else 0.0,
+        recomputed=1 - limited["kept_layers"] / limited["layers"] if limited else 0.0,
     )
 
 

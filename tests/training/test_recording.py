@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from wishbone.model.activations import EVERYTHING, Activations, Room
 from wishbone.model.adapter import add_adapter
 from wishbone.model.model_state import ModelState
 from wishbone.model.policy import Policy
@@ -18,7 +19,7 @@ from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwr
 from wishbone.preference.objective import Objective
 from wishbone.preference.reference import AdapterDisabled
 from wishbone.training.expected_rows import likely_rows
-from wishbone.training.recording import RECORDED, record_passes, recorded_lengths
+from wishbone.training.recording import HELD_ROWS, RECORDED, _keeps, record_passes, recorded_lengths
 from wishbone.training.step import PreferenceStep
 
 
@@ -43,6 +44,14 @@ def test_most_rows_are_padded_little() -> None:
 @pytest.mark.parametrize(("tokens", "length"), [(100, 100), (200, 256), (256, 256), (257, 384), (385, 385)])
 def test_the_next_length_or_none_where_it_is_far(tokens: int, length: int) -> None:
     assert padded_length(tokens, [256, 384]) == length
+
+
+def test_recordings_need_memory_for_a_second_row() -> None:
+    model = tiny_model("llama", num_hidden_layers=2)
+    activations = Activations(model, Room(total=1000.0, base=1.0, layer=2.0))
+    assert _keeps(activations, 200) and not _keeps(activations, HELD_ROWS * 200)
+    assert _keeps(Activations(model, EVERYTHING), HELD_ROWS * 200)
+    assert not _keeps(Activations(model, EVERYTHING, offload="always"), 200)
 
 
 def test_one_length_serves_a_data_set_of_one() -> None:

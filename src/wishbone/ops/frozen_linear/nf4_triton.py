@@ -5,8 +5,8 @@ where scales are quantized themselves, m the 256 numbers of their code and 256 s
 
     W_n = c[code_n] s_{n / B},        s_j = m[q_j] t_{j / 256} + mean
 
-bitsandbytes takes three kernels for it and as many calls through Python's operator registry, which is most of what a
-short row costs the host. Sums and products are rounded one by one, as there, so the numbers are the same bit by bit.
+bitsandbytes takes three kernels for it. Sums and products are rounded one by one, as there, so the numbers are the same
+bit by bit.
 """
 
 from __future__ import annotations
