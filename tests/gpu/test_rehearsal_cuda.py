@@ -59,7 +59,8 @@ def test_a_row_takes_most_of_what_memory_there_is(step: PreferenceStep, gib: flo
     assert 0 < kept < LAYERS
     peak, usable = Trial(step, PAIR).peak(PAIR * PAIRS), usable_bytes(step.policy.device)
     one_more = PAIR * PAIRS * activations.room.layer
-    assert usable - 1.5 * one_more < peak <= usable + 0.5 * one_more, (peak, usable, one_more)
+    # the room for a kept layer is counted on top of that in which one is recomputed, and rounded down
+    assert usable - 2 * one_more < peak <= usable + 0.5 * one_more, (peak, usable, one_more)
 
 
 def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: PreferenceStep) -> None:

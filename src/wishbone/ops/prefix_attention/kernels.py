@@ -1,7 +1,8 @@
 """Triton kernels of shared-prefix attention: what a block of queries, or of keys, computes; `triton.py` launches them.
 
 Each kernel walks over two lists of blocks: those that are visible throughout, and those in which the mask decides. Row
-lengths are multiples of every block size, so that no load needs a guard. Scores are in units of log2.
+lengths are multiples of every block size, so that no load needs a guard. Which block comes next is loaded one block
+ahead, so that its keys are not waited for. Log-sum-exps are in units of log2.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def attend(
     stem = tl.load(stem_ptr + m)
     stem_end = tl.load(stem_end_ptr + m)
     position = tl.load(position_ptr + m)
+    unit = (1.0 if CAPPED else scale) * 1.4426950408889634
     top = tl.full([ROWS], -1.0e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, SIZE], tl.float32)
@@ -87,13 +89,14 @@ def attend(
         else:
             count = tl.load(part_count + block)
             index = part_index + block * index_width
+        keys = tl.load(index)
         for j in range(count):
-            n = tl.load(index + j) * COLUMNS + columns
+            n = keys * COLUMNS + columns
+            keys = tl.load(index + tl.minimum(j + 1, count - 1))
             k = tl.load(k_ptr + n[:, None].to(tl.int64) * kt + d[None, :])
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if CAPPED:
-                s = cap * _capped_tanh(s / cap)
-            s = s * 1.4426950408889634
+                s = cap * _capped_tanh(s * scale / cap)
             if part == 1:
                 seen = _seen(
                     m[:, None],
@@ -107,8 +110,8 @@ def attend(
                     WINDOW,
                 )
                 s = tl.where(seen, s, -1.0e30)
-            new_top = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s - new_top[:, None])
+            new_top = tl.maximum(top, tl.max(s, 1) * unit)
+            p = tl.exp2(s * unit - new_top[:, None])
             if part == 1:
                 p = tl.where(s > -0.5e30, p, 0.0)
             shrink = tl.exp2(top - new_top)
@@ -121,23 +124,13 @@ def attend(
     tl.store(lse_ptr + head.to(tl.int64) * tokens + m, top + tl.log2(total))
 
 
-@triton.jit
-def output_products(o_ptr, g_ptr, delta_ptr, oh, ot, gh, gt, tokens, SIZE: tl.constexpr, ROWS: tl.constexpr):
-    """delta = dO . o of ROWS queries of one head."""
-    m = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1).to(tl.int64)
-    d = tl.arange(0, SIZE)
-    o = tl.load(o_ptr + head * oh + m[:, None].to(tl.int64) * ot + d[None, :]).to(tl.float32)
-    g = tl.load(g_ptr + head * gh + m[:, None].to(tl.int64) * gt + d[None, :]).to(tl.float32)
-    tl.store(delta_ptr + head * tokens + m, tl.sum(o * g, 1))
-
-
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def query_gradient(
     q_ptr,
     k_ptr,
     v_ptr,
     g_ptr,
+    o_ptr,
     lse_ptr,
     delta_ptr,
     dq_ptr,
@@ -158,6 +151,8 @@ def query_gradient(
     vt,
     gh,
     gt,
+    oh,
+    ot,
     dqh,
     dqt,
     tokens,
@@ -172,7 +167,7 @@ def query_gradient(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """dQ of ROWS queries of one head."""
+    """dQ of ROWS queries of one head, and their delta = dO . o."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     head = tl.program_id(1)
     m = block * ROWS + tl.arange(0, ROWS)
@@ -181,13 +176,16 @@ def query_gradient(
     q = tl.load(q_ptr + head.to(tl.int64) * qh + m[:, None].to(tl.int64) * qt + d[None, :])
     g = tl.load(g_ptr + head.to(tl.int64) * gh + m[:, None].to(tl.int64) * gt + d[None, :])
     lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + m)
-    delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + m)
+    o = tl.load(o_ptr + head.to(tl.int64) * oh + m[:, None].to(tl.int64) * ot + d[None, :])
+    delta = tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
+    tl.store(delta_ptr + head.to(tl.int64) * tokens + m, delta)
     k_ptr += (head // group).to(tl.int64) * kh
     v_ptr += (head // group).to(tl.int64) * vh
     segment = tl.load(segment_ptr + m)
     stem = tl.load(stem_ptr + m)
     stem_end = tl.load(stem_end_ptr + m)
     position = tl.load(position_ptr + m)
+    unit = (1.0 if CAPPED else scale) * 1.4426950408889634
     dq = tl.zeros([ROWS, SIZE], tl.float32)
     for part in tl.static_range(2):
         if part == 0:
@@ -196,17 +194,19 @@ def query_gradient(
         else:
             count = tl.load(part_count + block)
             index = part_index + block * index_width
+        keys = tl.load(index)
         for j in range(count):
-            n = tl.load(index + j) * COLUMNS + columns
+            n = keys * COLUMNS + columns
+            keys = tl.load(index + tl.minimum(j + 1, count - 1))
             k = tl.load(k_ptr + n[:, None].to(tl.int64) * kt + d[None, :])
             v = tl.load(v_ptr + n[:, None].to(tl.int64) * vt + d[None, :])
-            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             slope = 1.0
             if CAPPED:
-                bent = _capped_tanh(s / cap)
+                bent = _capped_tanh(s * scale / cap)
                 s = cap * bent
                 slope = 1 - bent * bent
-            p = tl.exp2(s * 1.4426950408889634 - lse[:, None])
+            p = tl.exp2(s * unit - lse[:, None])
             if part == 1:
                 seen = _seen(
                     m[:, None],
@@ -280,6 +280,7 @@ def key_gradient(
     rows = tl.arange(0, ROWS)
     k = tl.load(k_ptr + key_head.to(tl.int64) * kh + n[:, None].to(tl.int64) * kt + d[None, :])
     v = tl.load(v_ptr + key_head.to(tl.int64) * vh + n[:, None].to(tl.int64) * vt + d[None, :])
+    unit = (1.0 if CAPPED else scale) * 1.4426950408889634
     dk = tl.zeros([COLUMNS, SIZE], tl.float32)
     dv = tl.zeros([COLUMNS, SIZE], tl.float32)
     for part in tl.static_range(2):
@@ -289,20 +290,22 @@ def key_gradient(
         else:
             count = tl.load(part_count + block)
             index = part_index + block * index_width
+        queries = tl.load(index)
         for step in range(count * group):
             head = key_head * group + step // tl.maximum(count, 1)
-            m = tl.load(index + step % tl.maximum(count, 1)) * ROWS + rows
+            m = queries * ROWS + rows
+            queries = tl.load(index + (step + 1) % tl.maximum(count, 1))
             q = tl.load(q_ptr + head.to(tl.int64) * qh + m[:, None].to(tl.int64) * qt + d[None, :])
             g = tl.load(g_ptr + head.to(tl.int64) * gh + m[:, None].to(tl.int64) * gt + d[None, :])
             lse = tl.load(lse_ptr + head.to(tl.int64) * tokens + m)
             delta = tl.load(delta_ptr + head.to(tl.int64) * tokens + m)
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             slope = 1.0
             if CAPPED:
-                bent = _capped_tanh(s / cap)
+                bent = _capped_tanh(s * scale / cap)
                 s = cap * bent
                 slope = 1 - bent * bent
-            p = tl.exp2(s * 1.4426950408889634 - lse[None, :])
+            p = tl.exp2(s * unit - lse[None, :])
             if part == 1:
                 seen = _seen(
                     m[None, :],
