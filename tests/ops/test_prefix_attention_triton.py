@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +95,24 @@ def test_what_the_kernels_cannot_do_is_refused():
     q = torch.randn(1, 1, 128, 257)
     with pytest.raises(ValueError, match="a head of 257 numbers is larger than 256"):
         prefix_attention(q, q, q, PrefixLayout((Document(0, 128),)), scale=1.0, backend="triton")
+
+
+@pytest.mark.skipif(find_spec("triton") is None or "TRITON_INTERPRET" in os.environ, reason="needs Triton's compiler")
+@pytest.mark.parametrize(
+    ("capability", "shared_bytes", "heads"),
+    [(75, 65_536, ["128 float16", "64 float32"]), (89, 101_376, ["128 float16"])],
+    ids=["T4", "RTX 40 and L4"],
+)
+def test_compiled_kernels_fit_into_the_shared_memory_of_gpus_that_are_not_here(
+    capability: int, shared_bytes: int, heads: list[str]
+):
+    script = Path(__file__).with_name("attention_shared_memory.py")
+    command = [sys.executable, str(script), str(capability), str(shared_bytes), *" ".join(heads).split()]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    taken = json.loads(said.stdout.splitlines()[-1])
+    assert list(taken) == heads
+    assert all(size <= shared_bytes for size in taken.values()), taken
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")

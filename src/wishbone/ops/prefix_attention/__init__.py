@@ -17,6 +17,9 @@ Backend = Literal["auto", "reference", "sdpa", "flex", "triton"]
 LARGEST_HEAD = 256
 """Most numbers of a head that the Triton kernels take."""
 
+LARGEST_HEAD_BYTES_ON_TURING = 512
+"""Most bytes of a head that they take on GPUs of compute capability 7.5 (T4), which have less shared memory."""
+
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 __all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention"]
@@ -46,7 +49,7 @@ def prefix_attention(
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
         backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the head
-            size and dtype, else flex there, sdpa elsewhere.
+            size and dtype, else flex there, sdpa elsewhere and for large heads on Turing.
 
     Returns:
         [1, heads, tokens, value_dim], dtype of `value` or autocast's.
@@ -78,6 +81,9 @@ def prefix_attention(
 
 def _fastest(query: Tensor) -> Backend:
     if not query.is_cuda:
+        return "sdpa"
+    large = query.shape[-1] * query.element_size() > LARGEST_HEAD_BYTES_ON_TURING
+    if large and torch.cuda.get_device_capability(query.device) < (8, 0):
         return "sdpa"
     kernels = find_spec("triton") is not None and query.shape[-1] <= LARGEST_HEAD and query.dtype in KERNEL_DTYPES
     return "triton" if kernels else "flex"

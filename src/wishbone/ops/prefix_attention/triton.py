@@ -28,6 +28,9 @@ ROW_MULTIPLE = 128
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Head sizes of the kernels, as blocks must be powers of two; others are padded with zeros."""
 
+TURING_SHARED_BYTES = 65_536
+"""Shared memory of a program on Turing (T4), whose kernels hold six blocks beside each other instead of four."""
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -49,12 +52,13 @@ def tiles_for(size: int, itemsize: int, shared_bytes: int) -> Tiles:
         itemsize: bytes of a number.
         shared_bytes: shared memory that a program may use.
     """
-    row = size * itemsize
-    block = 64 if row <= 256 else 32 if 4 * 32 * row <= int(0.95 * shared_bytes) else 16
+    row, usable = size * itemsize, int(0.95 * shared_bytes)
+    beside = 4 if shared_bytes > TURING_SHARED_BYTES else 6
+    block = next((block for block in ((64, 32) if row <= 256 else (32,)) if beside * block * row <= usable), 16)
     blocks = (block, min(block, 32))
 
     def stages(most: int, held: int, streamed: int) -> int:
-        return max(1, min(most, (int(0.95 * shared_bytes) - held) // streamed))
+        return max(1, min(most, (usable - held) // streamed))
 
     square = (blocks[0], blocks[0], 4)
     narrow = (blocks[0], blocks[1], 4)
