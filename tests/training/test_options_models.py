@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from training.preference_runs import arguments, chat_pairs, losses, model_for
 from training.side_by_side import assert_on_step, assert_same, learned, lora, trained
-from wishbone import DPOConfig, DPOTrainer
+from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 
 FULL: dict[str, Any] = {"learning_rate": 1e-3}
 SOME = ["q_proj", "v_proj", "up_proj"]
@@ -91,6 +91,27 @@ def test_full_fine_tuning_with_another_reference_model(tmp_path: Path, options: 
     assert_on_step(ours)
     assert_same(theirs, ours)
     assert losses(ours)[0] != pytest.approx(0.6931472, abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"precompute_ref_log_probs": True}])
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "trained before"])
+def test_adapters_of_fast_language_model_are_copied_only_if_they_add_something(
+    tmp_path: Path, directory: str, fresh: bool, options: dict[str, Any]
+) -> None:
+    def model() -> Any:
+        base, _ = FastLanguageModel.from_pretrained(directory, load_in_4bit=False, dtype=torch.float32)
+        made = FastLanguageModel.get_peft_model(base, r=4, target_modules=SOME, use_gradient_checkpointing=False)
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if "lora_B" in name and not fresh:
+                    parameter.fill_(0.02)
+        return made
+
+    theirs, ours = trained(tmp_path, options, model=model, peft=nothing)
+    assert_on_step(ours)
+    assert_same(theirs, ours)
+    assert ("ref" in ours.model.peft_config) is not fresh
+    assert losses(ours)[0] == pytest.approx(0.6931472, abs=1e-6)
 
 
 def test_an_adapter_with_another_reference_model(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
+from wishbone.model.activations import chosen_activations
 from wishbone.model.adapter_switch import AdapterSwitch, EmptyAdapters
 from wishbone.model.policy import Policy
 from wishbone.ops.to_device import to_device
@@ -58,6 +59,15 @@ class AdapterDisabled:
     def _switched(self) -> AbstractContextManager[None]:
         adapters = self.adapters
         return self._switch.off() if not adapters or self._empty.are(adapters) else self._switch.only(adapters)
+
+
+def is_base_for_now(model: PeftModel) -> bool:
+    """Return whether a model of `FastLanguageModel` has an adapter that adds nothing yet: its base is the reference.
+
+    TRL keeps a frozen copy of an adapter that a model comes with. Of one like this it would be four bytes for each of
+    its numbers that are never read (0.6 GiB for rank 64 on an 8B model).
+    """
+    return chosen_activations(model) is not None and EmptyAdapters(model).are(["default"])
 
 
 class SeparateModel:

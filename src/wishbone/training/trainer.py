@@ -27,6 +27,7 @@ from wishbone.data.tokenize import tokenize_pairs
 from wishbone.model.adapter import copy_adapter, parameter_values, train_in_float32, undo_rounding
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.preference.metrics import PairMetrics
+from wishbone.preference.reference import is_base_for_now
 from wishbone.training.arguments import DPOConfig
 from wishbone.training.assembly import assemble_step
 from wishbone.training.collator import PairCollator
@@ -102,7 +103,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= synchronized
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
-            if adapter_added:
+            if adapter_added or is_base_for_now(self.model):
                 self.model.delete_adapter("ref")
             else:
                 copy_adapter(self.model, "default", "ref")
