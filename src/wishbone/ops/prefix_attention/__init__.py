@@ -45,7 +45,7 @@ def prefix_attention(
         key: [1, key_value_heads, tokens, head_dim].
         value: [1, key_value_heads, tokens, value_dim].
         layout: where the documents lie; `layout.length` equals `tokens`.
-        scale: factor on the scores.
+        scale: positive factor on the scores.
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
         backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the head
