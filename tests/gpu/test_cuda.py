@@ -31,13 +31,14 @@ def attention_inputs(layout: PrefixLayout, heads: tuple[int, int], head_dim: int
     ]
 
 
-@pytest.mark.parametrize("heads", [(8, 8), (8, 2), (9, 3)])
+@pytest.mark.parametrize(("heads", "head_dim"), [((8, 8), 64), ((8, 2), 128), ((9, 3), 64)])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (200, None), (None, 5.0)])
-def test_flex_loses_no_more_than_ordinary_attention(
-    heads: tuple[int, int], window: int | None, softcap: float | None
+@pytest.mark.parametrize("fast", ["flex", "triton"])
+def test_attention_loses_no_more_than_ordinary_attention(
+    fast: str, heads: tuple[int, int], head_dim: int, window: int | None, softcap: float | None
 ) -> None:
-    exact_inputs = [tensor.requires_grad_() for tensor in attention_inputs(LAYOUT, heads, 64)]
-    options = {"scale": 0.125, "window": window, "softcap": softcap}
+    exact_inputs = [tensor.requires_grad_() for tensor in attention_inputs(LAYOUT, heads, head_dim)]
+    options = {"scale": head_dim**-0.5, "window": window, "softcap": softcap}
     exact = prefix_attention(*exact_inputs, LAYOUT, backend="reference", **options)
     direction = torch.randn(exact.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     exact_gradients = torch.autograd.grad((exact * direction).sum(), exact_inputs)
@@ -49,7 +50,7 @@ def test_flex_loses_no_more_than_ordinary_attention(
         pairs = zip((out, *gradients), (exact, *exact_gradients), strict=True)
         return [float((a.double().cpu() - b).norm() / b.norm()) for a, b in pairs]
 
-    for ours, ordinary in zip(error("flex"), error("reference"), strict=True):
+    for ours, ordinary in zip(error(fast), error("reference"), strict=True):
         assert ours <= 1.5 * ordinary
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
-from wishbone.ops.prefix_attention.blocks import block_lists, visible_blocks
+from wishbone.ops.prefix_attention.blocks import visible_blocks
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables
 
 LAYOUT = PrefixLayout(
@@ -185,8 +185,10 @@ def test_tables_put_together_from_smaller_blocks_are_those_of_the_row(columns: i
     layout = PrefixLayout((Document(0, 70, (150, 300)), Document(300, 310, (400, 640))))
     kind = BlockKind(window, 64, columns, by_keys=False, device=torch.device("cpu"))
     visible, full = visible_blocks(layout, window, rows=64, columns=columns)
-    lists = [table for blocks in (full, visible & ~full) for table in block_lists(blocks, kind.device)]
-    assert all(map(torch.equal, block_tables(layout, kind).parts(), lists))
+    full_count, count, order = (table.tolist() for table in block_tables(layout, kind).parts())
+    for row in range(len(visible)):
+        assert order[row][: full_count[row]] == full[row].nonzero()[0].tolist()
+        assert order[row][full_count[row] : count[row]] == (visible & ~full)[row].nonzero()[0].tolist()
 
 
 @pytest.mark.parametrize("blocks", range(1, 9))

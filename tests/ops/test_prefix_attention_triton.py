@@ -81,6 +81,15 @@ def test_heads_of_other_sizes_are_padded(size: int, values: int):
         assert (got - exact).norm() <= 1e-6 * exact.norm()
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_the_score_of_an_unseen_key_has_exact_products():
+    """Where a query sees nothing of its first block, that score is taken off itself, fused with the product or not."""
+    from wishbone.ops.prefix_attention.kernels import UNSEEN
+
+    factors = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal((UNSEEN.value * factors).double(), UNSEEN.value * factors.double())
+
+
 @interpreted
 def test_memory_has_tokens_first_as_layers_want_it():
     (out, *_), _ = gradients(LAYOUTS["one long pair"], (2, 1), 16, torch.float32)

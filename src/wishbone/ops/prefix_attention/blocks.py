@@ -58,15 +58,9 @@ def visible_blocks(
     return visible, full
 
 
-def block_arrays(blocks: Blocks) -> tuple[Blocks, Blocks]:
-    """Return per row of blocks how many are set, [rows], and which, these first, [rows, columns]; int32."""
-    order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
-    return blocks.sum(axis=1).astype(np.int32), order
-
-
 def block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return `block_arrays` as tensors on `device`."""
-    counts, order = block_arrays(blocks)
+    """Return per row of blocks how many are set, [rows], and which, these first, [rows, columns]; int32 on `device`."""
+    counts, order = blocks.sum(axis=1, dtype=np.int32), np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     return to_device(torch.from_numpy(counts), device), to_device(torch.from_numpy(order), device)
 
 

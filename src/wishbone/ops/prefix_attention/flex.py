@@ -86,7 +86,7 @@ def block_mask(layout: PrefixLayout, window: int | None, device: torch.device) -
             full_count[None, None],
             full_index[None, None],
             BLOCK_SIZE=BLOCK,
-            mask_mod=_mask_mod(tables.segment_start, tables.stem_start, tables.stem_end, tables.position, window),
+            mask_mod=_mask_mod(tables.until, tables.position, window),
             seq_lengths=(layout.length, layout.length),
         )
     mask = layout._cache[key]
@@ -95,14 +95,12 @@ def block_mask(layout: PrefixLayout, window: int | None, device: torch.device) -
 
 
 def _mask_mod(
-    segment_start: Tensor, stem_start: Tensor, stem_end: Tensor, position: Tensor, window: int | None
+    until: Tensor, position: Tensor, window: int | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """Return `PrefixLayout.visible` as FlexAttention wants it; it closes over tensors only, so no row recompiles it."""
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own_past = key >= segment_start[query]
-        stem = (key >= stem_start[query]) & (key < stem_end[query])
-        return (key <= query) & (own_past | stem)
+        return (key <= query) & (query < until[key])
 
     if window is None:
         return seen

@@ -8,9 +8,11 @@ Each branch continues the stem, so a token sees the stem and its own branch's pa
 document:
 
     visible(q, k) = k <= q  and  document(q) == document(k)  and  (k in stem  or  branch(q) == branch(k))
+                  = k <= q < until(k)
 
-and with a sliding window w also position(q) - position(k) < w, where both branches count their positions from the end
-of the stem. One plain sequence is a document with a stem and no branches.
+where until(k) is the end of k's document if k is in the stem, else of its branch. And with a sliding window w also
+position(q) - position(k) < w, where both branches count their positions from the end of the stem. One plain sequence is
+a document with a stem and no branches.
 """
 
 from __future__ import annotations
@@ -76,13 +78,18 @@ class PrefixLayout:
                 yield start, end, document.start, document.stem_end
 
     def token_tables(self, device: torch.device) -> TokenTables:
-        """Return the segment of every token as tensors on `device`, built once."""
+        """Return until where every token is seen, and its position, as tensors on `device`, built once."""
         key = ("token_tables", device)
         if key not in self._cache:
-            rows = [(s, ps, pe, (pe - ps) - s) for s, e, ps, pe in self.segments() if e > s]
-            counts = [e - s for s, e, *_ in self.segments() if e > s]
-            tables = np.array(rows, dtype=np.int32).reshape(-1, 4).T.repeat(counts, axis=1)
-            tables[3] += np.arange(self.length, dtype=np.int32)
+            rows: list[tuple[int, int, int]] = []
+            for document in self.documents:
+                rows.append((document.stem_end - document.start, document.end, -document.start))
+                rows += [
+                    (end - start, end, document.stem_end - document.start - start) for start, end in document.branches()
+                ]
+            counts, *numbers = np.array(rows, dtype=np.int32).reshape(-1, 3).T
+            tables = np.stack(numbers).repeat(counts, axis=1)
+            tables[1] += np.arange(self.length, dtype=np.int32)
             self._cache[key] = TokenTables(to_device(torch.from_numpy(tables), device))
         tables_on_device = self._cache[key]
         assert isinstance(tables_on_device, TokenTables)
@@ -90,9 +97,7 @@ class PrefixLayout:
 
     def visible(self, query: Tensor, key: Tensor, tables: TokenTables, window: int | None) -> Tensor:
         """Return whether token `query` may see token `key`: the rule of this module on index tensors that broadcast."""
-        own_past = key >= tables.segment_start[query]
-        stem = (key >= tables.stem_start[query]) & (key < tables.stem_end[query])
-        seen = (key <= query) & (own_past | stem)
+        seen = (key <= query) & (query < tables.until[key])
         if window is None:
             return seen
         return seen & (tables.position[query] - tables.position[key] < window)
@@ -100,26 +105,18 @@ class PrefixLayout:
 
 @dataclass(frozen=True)
 class TokenTables:
-    """Per token of the row where its segment and its stem begin and end, and its position.
+    """Per token of the row before which token it is no longer seen, and its position in its sequence.
 
     Attributes:
-        buffer: [4, tokens], int32: the four tables that the properties name.
+        buffer: [2, tokens], int32: the two tables that the properties name.
     """
 
     buffer: Tensor
 
     @property
-    def segment_start(self) -> Tensor:  # noqa: D102
+    def until(self) -> Tensor:  # noqa: D102
         return self.buffer[0]
 
     @property
-    def stem_start(self) -> Tensor:  # noqa: D102
-        return self.buffer[1]
-
-    @property
-    def stem_end(self) -> Tensor:  # noqa: D102
-        return self.buffer[2]
-
-    @property
     def position(self) -> Tensor:  # noqa: D102
-        return self.buffer[3]
+        return self.buffer[1]

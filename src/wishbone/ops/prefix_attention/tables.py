@@ -1,4 +1,4 @@
-"""Tables of a row that the Triton kernels read: its blocks of scores, and where each token's segment and stem lie.
+"""Tables of a row that the Triton kernels read: its blocks of scores, and until where each token is seen.
 
 They are made once a layout and kept with it. A CUDA graph reads them where they lay when it was recorded: another row
 of that length takes the recorded one's place by writing its tables over them.
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.blocks import Blocks, block_arrays, visible_blocks
+from wishbone.ops.prefix_attention.blocks import Blocks, visible_blocks
 from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables
 from wishbone.ops.to_device import to_device
 
@@ -37,13 +37,13 @@ class BlockKind:
 
 @dataclass(frozen=True)
 class BlockTables:
-    """Blocks that are visible throughout, and those in which the mask decides; parts of one buffer.
+    """The blocks of scores in which something is seen, those that are seen throughout first; parts of one buffer.
 
     Each part begins at a multiple of 16 bytes, whatever the row's length: kernels are compiled anew for pointers that
     are aligned otherwise.
 
     Attributes:
-        buffer: int32, the four tables one after the other.
+        buffer: int32, the three tables one after the other.
         blocks, width: of queries and of keys (or the other way round).
     """
 
@@ -52,34 +52,25 @@ class BlockTables:
     width: int
 
     @classmethod
-    def of(cls, full: Blocks, part: Blocks, device: torch.device) -> BlockTables:
+    def of(cls, visible: Blocks, full: Blocks, device: torch.device) -> BlockTables:
         """Return the tables of two bool arrays [blocks, width]."""
-        tables = [table.ravel() for blocks in (full, part) for table in block_arrays(blocks)]
-        padded = [np.pad(table, (0, -len(table) % ALIGNED)) for table in tables]
-        return cls(to_device(torch.from_numpy(np.concatenate(padded)), device), *full.shape)
+        order = np.argsort(-(visible.astype(np.int8) + full), axis=1, kind="stable").astype(np.int32)
+        counts = [blocks.sum(axis=1, dtype=np.int32) for blocks in (full, visible)]
+        padded = [np.pad(count, (0, -len(count) % ALIGNED)) for count in counts]
+        return cls(to_device(torch.from_numpy(np.concatenate((*padded, order.ravel()))), device), *visible.shape)
 
-    def parts(self) -> list[Tensor]:
-        """Return how many blocks are full for each block of queries, [blocks], and which, these first, [blocks, width].
-
-        Then the same of the others.
-        """
-        counts, indices = self.blocks, self.blocks * self.width
-        padded = [size + -size % ALIGNED for size in (counts, indices)]
-        full, full_index, part, part_index = self.buffer.split(padded * 2)
-        return [
-            full[:counts],
-            full_index[:indices].view(self.blocks, -1),
-            part[:counts],
-            part_index[:indices].view(self.blocks, -1),
-        ]
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return how many blocks are full, how many are seen, both [blocks], and which these are, [blocks, width]."""
+        padded = self.blocks + -self.blocks % ALIGNED
+        full, count, order = self.buffer.split((padded, padded, self.blocks * self.width))
+        return full[: self.blocks], count[: self.blocks], order.view(self.blocks, self.width)
 
 
 def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
     """Return the block tables of a row on `kind.device`, made once."""
     if kind not in layout._cache:
-        visible, full = _blocks(layout, kind)
-        full, part = (blocks.T if kind.by_keys else blocks for blocks in (full, visible & ~full))
-        layout._cache[kind] = BlockTables.of(full, part, kind.device)
+        visible, full = (blocks.T if kind.by_keys else blocks for blocks in _blocks(layout, kind))
+        layout._cache[kind] = BlockTables.of(visible, full, kind.device)
     tables = layout._cache[kind]
     assert isinstance(tables, BlockTables)
     return tables

@@ -7,8 +7,7 @@ it sees (`blocks.py`) with a running maximum m and sum l, so that scores never l
 
 The backward pass recomputes P = exp(s - L) and uses dS = P (dO.v - delta) cap'(s) with delta_q = dO_q.o_q. Queries that
 share a key head are summed in the block of keys that they read, so nothing is added across programs and results do not
-depend on their order. Blocks that are visible throughout skip the mask; in the others it is three numbers a query:
-where its segment begins, and where its stem begins and ends.
+depend on their order. The mask is one number a key: until where it is seen (`layout.py`).
 """
 
 from __future__ import annotations
@@ -224,7 +223,7 @@ def _tables(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:
 def _lists(
     layout: PrefixLayout, window: int | None, rows: int, columns: int, device: torch.device, *, by_keys: bool = False
 ) -> tuple[Tensor | int, ...]:
-    """Counts and indices of the full and of the masked blocks, and the width of the index."""
+    """How many blocks are full and how many are seen, which these are, and the width of that index."""
     tables = block_tables(layout, BlockKind(window, rows, columns, by_keys, device))
     return (*tables.parts(), tables.width)
 
