@@ -179,6 +179,7 @@ def test_an_interrupted_run_says_how_to_continue(workplace: Path):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
     )
     until = time.monotonic() + 300
     while not list(workplace.glob("runs/*/checkpoints/checkpoint-3")) and time.monotonic() < until:

@@ -54,12 +54,22 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
         assert (value - own).norm() <= tolerance * own.norm()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
-def test_fused_linears_change_no_step(family: str, dtype: torch.dtype, tolerance: float) -> None:
-    model = adapted(family, dtype)
+def test_fused_linears_change_no_step(family: str) -> None:
+    model = adapted(family)
     expected = results(Policy(model))
-    assert_close(results(Policy(model, fused=FusedLinears(model))), expected, tolerance)
+    assert_close(results(Policy(model, fused=FusedLinears(model))), expected, 1e-9)
+
+
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_nor_do_they_lose_more_in_float32(family: str) -> None:
+    exact = results(Policy(adapted(family)))
+    model = adapted(family, torch.float32)
+    plain, fused = results(Policy(model)), results(Policy(model, fused=FusedLinears(model)))
+    lost, usual = (
+        max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)) for found in (fused, plain)
+    )
+    assert lost <= 3 * usual < 1e-4
 
 
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)

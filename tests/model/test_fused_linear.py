@@ -18,7 +18,6 @@ from wishbone.model.fp8_linear import FP8Linear
 from wishbone.model.fused_linear import FusedLinears
 from wishbone.model.fused_mlp import fused_mlp_of
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
 
 
@@ -79,11 +78,27 @@ def own_forwards(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield calls
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def of_family(family: str, dtype: torch.dtype) -> PeftModel:
+    return adapted(tiny_model(family, dtype=dtype), ["in_proj", "x_proj"] if family == "mamba" else "all-linear")
+
+
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES + MOE_FAMILIES + RECURRENT_FAMILIES)
-def test_loss_and_gradients_are_those_of_peft(family: str, dtype: torch.dtype) -> None:
-    targets = ["in_proj", "x_proj"] if family == "mamba" else "all-linear"
-    assert_same(adapted(tiny_model(family, dtype=dtype), targets), tolerance=TOLERANCE[dtype])
+def test_loss_and_gradients_are_those_of_peft(family: str) -> None:
+    assert_same(of_family(family, torch.float64))
+
+
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES + MOE_FAMILIES + RECURRENT_FAMILIES)
+def test_float32_loses_what_it_loses_in_peft(family: str) -> None:
+    """How much that is depends on the CPU; it differs by at most 1.7 times either way on those that were tried."""
+    exact = loss_and_gradients(of_family(family, torch.float64))
+    model = of_family(family, torch.float32)
+    theirs = loss_and_gradients(model)
+    with FusedLinears(model).running():
+        ours = loss_and_gradients(model)
+    lost, usual = (
+        max(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)) for found in (ours, theirs)
+    )
+    assert lost <= 3 * usual < 1e-4
 
 
 @pytest.mark.parametrize("family", [name for name in ATTENTION_FAMILIES if name not in ("phi3", "gpt_neox")])

@@ -57,18 +57,15 @@ class _RoundedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dense: Tensor, row_scale: Tensor | None) -> Tensor:
         ctx.save_for_backward(dense, row_scale)
-        return _rounded(x, row_scale is not None) @ dense.t()
+        return (x if row_scale is None else _rounded(x)) @ dense.t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dense, row_scale = ctx.saved_tensors
         if row_scale is None:
             return grads[0] @ dense, None, None
-        scale = row_scale.to(dense.dtype)
-        return _rounded(grads[0] * scale, True) @ (dense / scale[:, None]), None, None
+        return _rounded(grads[0], row_scale) @ (dense / row_scale.to(dense.dtype)[:, None]), None, None
 
 
-def _rounded(rows: Tensor, rounds: bool) -> Tensor:
-    if not rounds:
-        return rows
-    return quantize_rows_reference(rows.flatten(0, -2)).dequantized().view_as(rows)
+def _rounded(rows: Tensor, column_scale: Tensor | None = None) -> Tensor:
+    return quantize_rows_reference(rows.flatten(0, -2), column_scale).dequantized().view_as(rows)
