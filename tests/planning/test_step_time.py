@@ -16,12 +16,15 @@ from wishbone.planning.step_time import Work, step_seconds
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "suite-h200.json"
 SHAPES = {"8b": "meta-llama/Llama-3.1-8B-Instruct", "1b": "meta-llama/Llama-3.2-1B-Instruct"}
 LLAMA = known_shapes()[SHAPES["8b"]]
-MEASURED = [
+ROWS = [
     row
     for row in json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
     if row["kind"] == "throughput" and row["status"] == "ok" and row["system"].startswith("wishbone")
     and row["case"].endswith(":8")
 ]  # fmt: skip
+RECORDED = {(row["size"], row["case"]): row["pairs_per_s"] for row in ROWS if row["system"] == "wishbone-recorded"}
+MEASURED = [row for row in ROWS if RECORDED.get((row["size"], row["case"]), 0) <= 1.2 * row["pairs_per_s"]]
+"""Without those that recorded passes make a fifth faster: they measure the host, of which a plan knows nothing."""
 
 
 def work(row: dict[str, Any]) -> Work:
