@@ -180,8 +180,8 @@ class Line:
         """Where the random model of a job is to be read from, if it has to be."""
         if job.size is None or not parse_system(job.system).needs_directory:
             return None
-        folder = self._options.model_dir or Path(tempfile.gettempdir()) / "wishbone-benchmarks"
-        return Path(folder).resolve() / job.size
+        folder: Path = self._options.model_dir or Path(tempfile.gettempdir()) / "wishbone-benchmarks"
+        return folder.resolve() / job.size
 
     def _write_model(self, job: Job) -> bool:
         directory = self._directory(job)

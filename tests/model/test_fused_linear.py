@@ -89,7 +89,7 @@ def test_loss_and_gradients_are_those_of_peft(family: str) -> None:
 
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES + MOE_FAMILIES + RECURRENT_FAMILIES)
 def test_float32_loses_what_it_loses_in_peft(family: str) -> None:
-    """How much that is depends on the CPU; it differs by at most 1.7 times either way on those that were tried."""
+    """How much that is depends on the CPU; on an AMD EPYC ours is 0.3 to 1.9 times theirs, by family."""
     exact = loss_and_gradients(of_family(family, torch.float64))
     model = of_family(family, torch.float32)
     theirs = loss_and_gradients(model)

@@ -16,15 +16,13 @@ from wishbone.planning.step_time import Work, step_seconds
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "suite-h200.json"
 SHAPES = {"8b": "meta-llama/Llama-3.1-8B-Instruct", "1b": "meta-llama/Llama-3.2-1B-Instruct"}
 LLAMA = known_shapes()[SHAPES["8b"]]
-ROWS = [
+MEASURED = [
     row
     for row in json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
     if row["kind"] == "throughput" and row["status"] == "ok" and row["system"].startswith("wishbone")
     and row["case"].endswith(":8")
 ]  # fmt: skip
-RECORDED = {(row["size"], row["case"]): row["pairs_per_s"] for row in ROWS if row["system"] == "wishbone-recorded"}
-MEASURED = [row for row in ROWS if RECORDED.get((row["size"], row["case"]), 0) <= 1.2 * row["pairs_per_s"]]
-"""Without those that recorded passes make a fifth faster: they measure the host, of which a plan knows nothing."""
+RECORDED = {(row["size"], row["case"]): row["pairs_per_s"] for row in MEASURED if row["system"] == "wishbone-recorded"}
 
 
 def work(row: dict[str, Any]) -> Work:
@@ -47,7 +45,9 @@ def test_measured_seconds_are_met_within_12_percent(row: dict[str, Any]):
     plan = MemoryPlan(form if form in ("nf4", "fp8") else "bf16", row_tokens=8192)
     seconds = step_seconds(known_shapes()[SHAPES[row["size"]]], plan, work(row), find_gpu("H200"))
     measured = 1 / row["pairs_per_s"]
-    assert seconds is not None and 0.88 * measured <= seconds <= 1.12 * measured
+    assert seconds is not None and seconds <= 1.12 * measured
+    by_host = RECORDED.get((row["size"], row["case"]), 0) > 1.2 * row["pairs_per_s"]  # of which a plan knows nothing
+    assert by_host or seconds >= 0.88 * measured
 
 
 def test_there_is_something_to_compare_with():

@@ -8,11 +8,11 @@ writes what it keeps for the backward pass over and over:
     seconds = passes ( 2 W u / rate + (2 H V s + attention) / rate_16 ) + TRAFFIC passes/3 u layer_bytes L / bandwidth
 
 The rates are those of matrix products of a layer's sizes on an H200; of another GPU they are not known, and taken to be
-the same share of what is published for it. With them fourteen cases measured on the H200 (8B in bfloat16, FP8 and
-NF4, also with most layers recomputed; 1B; short and long pairs; reference stored; passes recorded) come out within 8 %.
-Rows of fewer tokens than fill a GPU take longer, and so do short kernels where the host is slow: on another machine the
-1B model took 24 % more than planned, not recorded. Inputs in host memory, float32 and processors were not measured, and
-no time is better than a guess.
+the same share of what is published for it. With them thirteen cases measured on the H200 (8B in bfloat16, FP8 and
+NF4, also with most layers recomputed; 1B with passes recorded; short and long pairs; reference stored) come out within
+8 %. Rows of fewer tokens than fill a GPU take longer, and so do short kernels where the host is slow: not recorded, the
+1B model took 44 % more than planned. Inputs in host memory, float32 and processors were not measured, and no time is
+better than a guess.
 """
 
 from __future__ import annotations
