@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--commit", help="of these sources, where they are no checkout")
     parser.add_argument("--out", type=Path, default=Path("adapter-rounding.json"))
     options = parser.parse_args()
-    import wishbone.model.host_memory  # noqa: F401  settles host memory before PyTorch is there
+    import wishbone.process_memory  # noqa: F401  settles host memory before PyTorch is there
     from benchmarks.loading import versions
     from benchmarks.quality import split_pairs
     from benchmarks.results import Results

@@ -34,8 +34,8 @@ def score(form: str, model_name: str, data: Path, pairs: int, out: Path) -> None
     from wishbone.data.batch import truncated_pair
     from wishbone.data.source import load_pairs
     from wishbone.data.tokenize import tokenize_pairs
-    from wishbone.model.fused_layers import FusedLayers
-    from wishbone.model.policy import Policy
+    from wishbone.fused.layers import FusedLayers
+    from wishbone.policy.policy import Policy
 
     model, tokenizer = wishbone.FastLanguageModel.from_pretrained(
         model_name,

@@ -40,7 +40,7 @@ def work(model_dir: str, data: Path, steps: int, beta: float, store: str) -> Non
 
     from wishbone import DPOConfig, DPOTrainer
     from wishbone.data.source import load_pairs
-    from wishbone.training.remembering import reference_use
+    from wishbone.trainer.reference_use import reference_use
 
     pairs = load_pairs(data)
     count = PAIRS_A_STEP * steps

@@ -82,7 +82,7 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     reference: Row = {}
     rows_are: Row = {}
     if system.family == "wishbone":
-        from wishbone.training.remembering import reference_use
+        from wishbone.trainer.reference_use import reference_use
 
         reference = reference_use(trainer)
         rows_are = _rows(trainer.preference_step)
@@ -117,7 +117,7 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
 
 def _rows(step: Any) -> Row:
     """Most tokens of a row, and how many layers' activations a row as long as that keeps of those there are."""
-    from wishbone.model.activations import EVERYTHING
+    from wishbone.policy.activations import EVERYTHING
 
     activations = step.policy.activations if step is not None else None
     if activations is None or activations.room in (None, EVERYTHING):

@@ -31,8 +31,8 @@ from xml.etree import ElementTree
 
 from rich.table import Table
 
+from wishbone.cache import cache_root
 from wishbone.cli.console import plain, screen
-from wishbone.model.cache import cache_root
 
 BOTH, ONLY_TRL, ONLY_WISHBONE = "passed by both", "only TRL", "only Wishbone"
 NEITHER, SKIPPED = "failed by both", "skipped by both"

@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` 
 import torch  # noqa: E402  the environment above comes first
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
 
+from wishbone.cache import cache_root  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
-from wishbone.model.cache import cache_root  # noqa: E402
 
 settings.register_profile("reproducible", derandomize=True)
 if "CI" in os.environ:

@@ -199,7 +199,7 @@ def run(root: Path, directory: Path, train: str, four_bit: bool) -> tuple[dict[s
 )
 def test_the_notebook_runs_with_another_import_line(workplace: Path, tmp_path: Path, train: str, four_bit: bool):
     result, said = run(workplace, tmp_path, train, four_bit)
-    assert result["trainer"] == "wishbone.training.trainer"
+    assert result["trainer"] == "wishbone.trainer.trainer"
     assert result["form"] == "shared_prefix"
     assert (result["beta"], result["max_length"], result["max_prompt_length"]) == (0.1, 1024, 512)
     assert result["steps"] == 6

@@ -1,7 +1,7 @@
 """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light, on GPU and CPU.
 
 Public names load on first use, so that `import wishbone` costs nothing. Before that, memory is settled for training
-(`wishbone.model.host_memory`, `device_memory`), which works best before anything else imports torch or uses a GPU.
+(`process_memory.py`), which works best before anything else imports torch or uses a GPU.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wishbone.model.device_memory import let_device_memory_grow
-from wishbone.model.host_memory import keep_host_memory
+from wishbone.process_memory import keep_host_memory, let_device_memory_grow
+from wishbone.version import __version__
 
 if TYPE_CHECKING:
-    from wishbone.model.fast_language_model import FastLanguageModel, is_bfloat16_supported
-    from wishbone.training.arguments import DPOConfig
-    from wishbone.training.patch import PatchDPOTrainer, UnpatchDPOTrainer
-    from wishbone.training.run import train
-    from wishbone.training.trainer import DPOTrainer
+    from wishbone.run.run import train
+    from wishbone.trainer.arguments import DPOConfig
+    from wishbone.trainer.patch import PatchDPOTrainer, UnpatchDPOTrainer
+    from wishbone.trainer.trainer import DPOTrainer
+    from wishbone.unsloth.fast_language_model import FastLanguageModel, is_bfloat16_supported
 
-__version__ = "0.1.0"
+
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "DPOConfig": "wishbone.training.arguments",
-    "DPOTrainer": "wishbone.training.trainer",
-    "FastLanguageModel": "wishbone.model.fast_language_model",
-    "PatchDPOTrainer": "wishbone.training.patch",
-    "UnpatchDPOTrainer": "wishbone.training.patch",
-    "is_bfloat16_supported": "wishbone.model.fast_language_model",
-    "train": "wishbone.training.run",
+    "DPOConfig": "wishbone.trainer.arguments",
+    "DPOTrainer": "wishbone.trainer.trainer",
+    "FastLanguageModel": "wishbone.unsloth.fast_language_model",
+    "PatchDPOTrainer": "wishbone.trainer.patch",
+    "UnpatchDPOTrainer": "wishbone.trainer.patch",
+    "is_bfloat16_supported": "wishbone.unsloth.fast_language_model",
+    "train": "wishbone.run.run",
 }
 
 

@@ -9,18 +9,18 @@ from tiny import ATTENTION_FAMILIES, tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
-from wishbone.model.activations import NOTHING, Activations
+from wishbone.engine.step import PreferenceStep
+from wishbone.fused.layers import FusedLayers
+from wishbone.fused.linear import FusedLinears
+from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import quantize_to_fp8
-from wishbone.model.fused_layers import FusedLayers
-from wishbone.model.fused_linear import FusedLinears
-from wishbone.model.fused_norm import FusedNorms
-from wishbone.model.policy import Policy
+from wishbone.policy.activations import NOTHING, Activations
+from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled
-from wishbone.preference.synchronized import SynchronizedAdapter
-from wishbone.training.step import PreferenceStep
+from wishbone.reference.reference import AdapterDisabled
+from wishbone.reference.synchronized import SynchronizedAdapter
 
 
 def adapted(family: str, dtype: torch.dtype = torch.float64) -> PeftModel:

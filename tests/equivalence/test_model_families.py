@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
-from wishbone.model.capability import choose_form
-from wishbone.model.policy import Policy
+from wishbone.policy.capability import choose_form
+from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled
-from wishbone.training.step import PreferenceStep
+from wishbone.reference.reference import AdapterDisabled
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox"]
 SCALED_HEADS = ["cohere", "granite"]

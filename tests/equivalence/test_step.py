@@ -11,14 +11,14 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
-from wishbone.model.policy import Policy
+from wishbone.policy.policy import Policy
 from wishbone.preference.losses import LOSSES
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled, NoReference
 from wishbone.preference.scores import LossParameters
-from wishbone.training.step import PreferenceStep
+from wishbone.reference.reference import AdapterDisabled, NoReference
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import truncated_pair
+from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
-from wishbone.model.capability import Capability, choose_form
-from wishbone.model.policy import Policy
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
 from wishbone.ops.token_logps import token_logps
+from wishbone.policy.capability import Capability, choose_form
+from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled
-from wishbone.training.step import PreferenceStep
+from wishbone.reference.reference import AdapterDisabled
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
-from training.preference_runs import arguments, chat_pairs, losses
+from trainer.preference_runs import arguments, chat_pairs, losses
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.model.load import load_model

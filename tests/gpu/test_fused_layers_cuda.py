@@ -13,11 +13,11 @@ from tiny import tiny_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wishbone.model import fused_norm
+from wishbone.fused import norm as fused_norm
+from wishbone.fused.layers import FusedLayers
+from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
-from wishbone.model.fused_layers import FusedLayers
-from wishbone.model.fused_norm import FusedNorms
 from wishbone.ops.fp8_quantize import rms_norm_quantize
 
 pytestmark = [

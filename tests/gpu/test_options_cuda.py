@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from training.preference_runs import chat_pairs, losses
-from training.side_by_side import assert_on_step, learned, trained, trainer
+from trainer.preference_runs import chat_pairs, losses
+from trainer.side_by_side import assert_on_step, learned, trained, trainer
 from transformers import TrainerCallback, TrainerState
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

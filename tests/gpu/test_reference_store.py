@@ -14,12 +14,12 @@ from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, truncated_pair
 from wishbone.model.adapter import add_adapter
-from wishbone.model.policy import Policy
-from wishbone.preference.identity import reference_identity
-from wishbone.preference.reference import AdapterDisabled
-from wishbone.preference.remembered import Remembered
-from wishbone.preference.store import ReferenceStore
-from wishbone.preference.tensor_hash import tensor_hashes
+from wishbone.policy.policy import Policy
+from wishbone.reference.cache import Remembered
+from wishbone.reference.identity import reference_identity
+from wishbone.reference.reference import AdapterDisabled
+from wishbone.reference.store import ReferenceStore
+from wishbone.reference.tensor_hash import tensor_hashes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from wishbone.model.activations import Activations, Room
+from wishbone.engine.probe import Trial, made_up_row
+from wishbone.engine.rehearsal import rehearse, usable_bytes
+from wishbone.engine.step import PreferenceStep
+from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fused_layers import FusedLayers
-from wishbone.model.policy import Policy
+from wishbone.policy.activations import Activations, Room
+from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.preference.reference import AdapterDisabled
-from wishbone.training.rehearsal import rehearse, usable_bytes
-from wishbone.training.step import PreferenceStep
-from wishbone.training.trial import Trial, made_up_row
+from wishbone.reference.reference import AdapterDisabled
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wishbone.cache import file_digest
 from wishbone.errors import RequestError
-from wishbone.model.cache import file_digest
 from wishbone.model.embedded import EMBEDDED_NAME, GGUF_NAME, GGUF_SHA256, _downloaded_gguf, embedded_directory
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -14,14 +14,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor, nn
-from training.preference_runs import arguments, chat_pairs, losses
+from trainer.preference_runs import arguments, chat_pairs, losses
 from transformers import PreTrainedModel
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
 from wishbone.model import fp8
 from wishbone.model.adapter import add_adapter
-from wishbone.model.capability import Capability, choose_form
 from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
 from wishbone.model.fp8_linear import FP8Linear
 from wishbone.model.load import load_model
@@ -30,6 +29,7 @@ from wishbone.model.quantization import is_quantized
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.ops.fp8_quantize import quantize_rows
 from wishbone.ops.frozen_linear import frozen_linear_reference
+from wishbone.policy.capability import Capability, choose_form
 
 TOKENIZER = tiny_tokenizer()
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -13,7 +13,7 @@ from torch import nn
 from wishbone.data.batch import TokenizedPair
 from wishbone.errors import RequestError
 from wishbone.model.host_embedding import HostEmbedding, compute_device, keep_embedding_on_host
-from wishbone.model.policy import Policy
+from wishbone.policy.policy import Policy
 
 PAIRS = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(4)]
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import PeftModel
 from tiny import tiny_model, tiny_tokenizer
 from torch import nn
-from training.preference_runs import arguments, chat_pairs, losses
+from trainer.preference_runs import arguments, chat_pairs, losses
 from transformers import PreTrainedModel
 
 from wishbone import DPOConfig, DPOTrainer
@@ -23,12 +23,12 @@ from wishbone.data.batch import TokenizedPair
 from wishbone.errors import RequestError
 from wishbone.model import quantization
 from wishbone.model.adapter import add_adapter, trainable_parameters
-from wishbone.model.capability import choose_form
 from wishbone.model.load import load_model
-from wishbone.model.policy import Policy
 from wishbone.model.quantization import dequantized_weight, is_quantized
 from wishbone.model.saved_adapter import load_adapter
-from wishbone.training.run import train as train_run
+from wishbone.policy.capability import choose_form
+from wishbone.policy.policy import Policy
+from wishbone.run.run import train as train_run
 
 pytest.importorskip("bitsandbytes")
 

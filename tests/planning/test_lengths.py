@@ -13,9 +13,9 @@ from wishbone.config.schema import DataConfig
 from wishbone.data.inspect import inspect_pairs
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
+from wishbone.engine.row_lengths import pair_tokens
 from wishbone.errors import RequestError
 from wishbone.planning.lengths import PairLengths, given_lengths, measured_lengths
-from wishbone.training.expected_rows import pair_tokens
 
 ROWS = [
     {"prompt": "What is green? " * n, "chosen": "Grass is. " * (n + 1), "rejected": "Nothing at all is, ever. " * n}

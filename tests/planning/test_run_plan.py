@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from wishbone.config.schema import RunConfig
+from wishbone.engine import rehearsal
 from wishbone.errors import RequestError
-from wishbone.model.activations import EVERYTHING, NOTHING, Room
 from wishbone.planning import room, run_plan
 from wishbone.planning.alternatives import alternatives
 from wishbone.planning.gpus import find_gpu
@@ -21,8 +21,8 @@ from wishbone.planning.lengths import PairLengths, given_lengths
 from wishbone.planning.memory import GIB, MemoryPlan, estimate_memory
 from wishbone.planning.room import Machine, choose_rows
 from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, plan_run
+from wishbone.policy.activations import EVERYTHING, NOTHING, Room
 from wishbone.preference import losses
-from wishbone.training import rehearsal
 
 LLAMA = known_shapes()["meta-llama/Llama-3.1-8B-Instruct"]
 PAIRS = given_lengths(500, 128, 256, 1024)

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from wishbone import __version__
 from wishbone.cli.compare import compare
 from wishbone.cli.doctor import doctor
 from wishbone.cli.init import init
 from wishbone.cli.plan import plan
 from wishbone.cli.report import report
 from wishbone.cli.train import train
+from wishbone.version import __version__
 
 app = typer.Typer(
     name="wishbone",

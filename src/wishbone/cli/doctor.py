@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from wishbone import __version__
 from wishbone.cli.console import binary_size, plain, screen
 from wishbone.config.schema import EMBEDDED_MODEL
 from wishbone.planning import hardware
+from wishbone.version import __version__
 
 PYTHON = "3.11"
 REQUIRED = {
@@ -169,7 +169,7 @@ def _accelerators() -> Iterator[Row]:
 
 
 def _models(online: bool) -> Iterator[Row]:
-    from wishbone.model.cache import MANIFEST, cache_root
+    from wishbone.cache import MANIFEST, cache_root
 
     made = sorted(cache_root().glob(f"{EMBEDDED_MODEL}-*/{MANIFEST}"))
     verdict, note = (OK, str(made[-1].parent)) if made else (ABSENT, "fetched when first used (93 MB)")

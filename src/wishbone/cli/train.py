@@ -20,8 +20,7 @@ from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
-from wishbone.model.device_memory import let_device_memory_grow
-from wishbone.model.host_memory import keep_host_memory
+from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 
 ERROR_LOG = "error.log"
 INTERRUPTED = 130
@@ -52,7 +51,7 @@ def train(
         else:
             keep_host_memory()
             let_device_memory_grow()
-            from wishbone.training.run import train as run
+            from wishbone.run.run import train as run
 
             say(str(run(config, resume=resume)), marker="done: ", style="bold green")
 

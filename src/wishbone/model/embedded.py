@@ -14,8 +14,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from wishbone.cache import file_digest, kept_directory
 from wishbone.errors import RequestError
-from wishbone.model.cache import file_digest, kept_directory
 from wishbone.model.gguf import cache_name, convert_gguf
 
 EMBEDDED_NAME = "smollm2-135m-instruct"

@@ -19,8 +19,8 @@ from gguf import GGUFReader
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from wishbone.cache import cache_root, file_digest, kept_directory
 from wishbone.errors import RequestError
-from wishbone.model.cache import cache_root, file_digest, kept_directory
 from wishbone.model.gguf_tokenizer import gguf_tokenizer
 
 CONVERSION = 1  # goes up when the same file converts to something else; part of the name in the cache

@@ -30,11 +30,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from wishbone.errors import RequestError
 from wishbone.model.agreement import difference, real_sequences, sequence_logps
+from wishbone.model.atomic_directory import beside
 from wishbone.model.load import load_model
 from wishbone.model.merged_weights import active_adapters, base_of, merged_weights
 from wishbone.model.quantization import dequantized, is_quantized
 from wishbone.model.saved_adapter import not_finite
-from wishbone.model.whole_files import beside
 
 PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva")
 """Ways to begin an adapter that leave the base model's weights alone."""

@@ -25,10 +25,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wishbone.errors import RequestError
+from wishbone.model.atomic_directory import beside
 from wishbone.model.gguf import one_line
 from wishbone.model.hub import find_on_hub
 from wishbone.model.merged_weights import active_adapters
-from wishbone.model.whole_files import beside
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHOWN = 3

@@ -42,7 +42,7 @@ def model_directory(name: str, revision: str | None = None) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     if name == EMBEDDED_MODEL:
-        from wishbone.model.cache import MANIFEST, cache_root
+        from wishbone.cache import MANIFEST, cache_root
 
         made = sorted(cache_root().glob(f"{EMBEDDED_MODEL}-*/{MANIFEST}"))
         return made[-1].parent if made else None

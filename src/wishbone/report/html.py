@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wishbone import __version__
 from wishbone.config.document import show
 from wishbone.errors import RequestError
 from wishbone.report import sections
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.run_directory import RunRecord, read_run
+from wishbone.version import __version__
 
 REPORT = "report.html"
 STYLE = Path(__file__).with_name("page.css")

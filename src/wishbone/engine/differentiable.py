@@ -1,0 +1,51 @@
+"""A batch's loss as a tensor, for who differentiates it himself instead of calling `train()`.
+
+A step computes gradients row by row and returns a number (`step.py`). Here that is done at once, and what is returned
+has the gradients at hand: its derivative by the parameters is theirs times the derivative by the loss,
+
+    d f(L) / d theta = f'(L) dL / d theta.
+
+So memory is that of one row, and checkpointed layers are computed again in the context they were run in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wishbone.engine.step import Groups, PreferenceStep
+from wishbone.preference.metrics import PairMetrics
+
+
+def differentiable_loss(step: PreferenceStep, groups: Groups, metrics: PairMetrics) -> Tensor:
+    """Return the loss of a step, a scalar with a graph; gradients that parameters have stay as they are.
+
+    Args:
+        step: what computes it; its model's parameters are differentiated by.
+        groups: the pairs.
+        metrics: receives every pair once.
+    """
+    trained = [parameter for parameter in step.policy.model.parameters() if parameter.requires_grad]
+    before = [parameter.grad for parameter in trained]
+    try:
+        for parameter in trained:
+            parameter.grad = None
+        loss = step.backward(groups, metrics)
+        gradients = [parameter.grad for parameter in trained]
+    finally:
+        for parameter, gradient in zip(trained, before, strict=True):
+            parameter.grad = gradient
+    return _WithGradients.apply(loss, gradients, *trained)  # type: ignore[no-any-return]
+
+
+class _WithGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], *trained: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if g is None else g * factor.to(g.device) for g in ctx.gradients)

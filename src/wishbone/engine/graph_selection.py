@@ -1,0 +1,157 @@
+"""Which passes of a run are recorded (`policy/cuda_graphs.py`), and whether it pays.
+
+A recorded row is padded to the next length there is a recording of. Rows of steps to come are drawn from the data set,
+and the few lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU
+waits for the host, which a row that is run shows, and where the rows of the run gain more time than recording takes,
+which shows when the usual length was recorded and replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from rich.progress import track
+
+from wishbone.engine.probe import Trial
+from wishbone.engine.row_lengths import likely_rows
+from wishbone.engine.step import PreferenceStep
+from wishbone.policy.activations import EVERYTHING, Activations
+from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
+from wishbone.policy.cuda_graphs import UNDO, RecordedPasses
+from wishbone.policy.model_state import ModelState
+from wishbone.policy.policy import Policy
+
+RECORDED = 24
+"""Most lengths that are recorded."""
+
+LEAST_PADDING = 1.01
+"""Tokens with padding, as a share of those without, from which on no further length is recorded."""
+
+RUNS_A_RECORDING = 2
+"""A recording takes at least as long as this many rows that are run."""
+
+HELD_ROWS = 2
+"""Rows whose activations are in memory at a time while passes are recorded: the recordings', and those of one run."""
+
+logger = logging.getLogger(__name__)
+
+
+def record_passes(
+    step: PreferenceStep,
+    tokens: np.ndarray[Any, Any],
+    pairs_a_step: int,
+    *,
+    wanted: str,
+    steps: int,
+    show_progress: bool = False,
+) -> None:
+    """Record passes of `step.policy` at lengths that rows of the run will have, or leave it as it is.
+
+    Args:
+        step: after its rehearsal; its model has no gradients yet.
+        tokens: of each pair of the run in a row.
+        pairs_a_step: pairs of one optimizer step on this process.
+        wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
+        steps: optimizer steps that the run still has.
+        show_progress: show a bar meanwhile.
+    """
+    policy = step.policy
+    rows = likely_rows(tokens, pairs_a_step, step.token_budget)
+    lengths = recorded_lengths(rows, policy.row_multiple)
+    obstacle = _obstacle(policy, lengths[-1])
+    if obstacle is not None:
+        if wanted == "on":
+            logger.warning("No pass is recorded as a CUDA graph, because %s.", obstacle)
+        return
+    rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
+    if wanted == "auto" and rows_to_come < RUNS_A_RECORDING * len(lengths):
+        return
+    trial = Trial(step, int(tokens.max()))
+    usual = min(length for length in lengths if length >= np.median(rows))
+    run = trial.timing(usual)
+    if wanted == "auto" and not run.waits:
+        return
+    policy.recorded = RecordedPasses(policy.model, policy.backbone)
+    try:
+        recording_seconds = _record(trial, [usual])
+        gained = (run.total - trial.timing(usual).total) * rows_to_come
+        if wanted == "auto" and gained < recording_seconds * len(lengths):
+            policy.recorded = None
+        else:
+            recording_seconds += _record(trial, lengths, show_progress)
+            logger.info("Rows of %d lengths were recorded in %.1f s.", len(lengths), recording_seconds)
+    except RuntimeError as error:
+        policy.recorded = None
+        logger.warning("No pass is recorded as a CUDA graph: %s.", str(error).partition("\n")[0])
+    torch.cuda.empty_cache()
+
+
+def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
+    """Return the lengths, ascending multiples of `multiple`, that rows as long as these are padded to.
+
+    They are the few that pad these rows least: with u_1 < u_2 < ... the lengths that there are and n_ij the rows from
+    u_i to u_j, the least total of m lengths of which u_j is the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}.
+    """
+    lengths, counts = np.unique(-(-rows // multiple) * multiple, return_counts=True)
+    before = np.concatenate([[0], counts.cumsum()])
+    totals = np.where(np.tri(len(lengths), dtype=bool).T, lengths * (before[1:] - before[:-1, None]), np.inf)
+    least, chosen = totals[0], [[length] for length in lengths.tolist()]
+    unpadded = float(lengths @ counts)
+    while len(chosen[-1]) < min(RECORDED, len(lengths)) and least[-1] > LEAST_PADDING * unpadded:
+        candidates = least[:-1, None] + totals[1:]
+        previous = candidates.argmin(axis=0)
+        chosen = [[*chosen[i], length] for i, length in zip(previous, lengths.tolist(), strict=True)]
+        least = candidates.min(axis=0)
+    return chosen[-1]
+
+
+def _obstacle(policy: Policy, longest: int) -> str | None:
+    """Why rows of up to `longest` tokens cannot be recorded, or None."""
+    layers = policy.causal_lm.config.get_text_config().num_hidden_layers
+    if policy.device.type != "cuda":
+        return "there is no CUDA GPU"
+    if not all(hasattr(torch._C, name) for name in UNDO):
+        return f"PyTorch {torch.__version__} cannot undo a recording that fails"
+    if policy.form != "shared_prefix":
+        return "the model is not run with a shared prefix"
+    if not LENGTH_DEPENDENT.isdisjoint(rope_types(policy.causal_lm.config.get_text_config())):
+        return "its position encoding depends on the longest sequence"
+    if not isinstance(policy.model, PeftModel):
+        return "the model itself is trained, not an adapter"
+    if policy.fused is None or len(policy.fused.linears.mlps) != layers:
+        return "its layers are not all of the known form, and what cannot be known beforehand cannot be recorded"
+    if ModelState(policy.model).hooks_of_others():
+        return "its modules have hooks, which replayed passes would not call"
+    if not all(parameter.is_cuda for parameter in policy.model.parameters()):
+        return "part of the model is in host memory"
+    if not _keeps(policy.activations, longest):
+        return f"activations of a row of {longest} tokens are not kept"
+    if not _keeps(policy.activations, HELD_ROWS * longest):
+        return f"memory does not hold the activations of a second row of {longest} tokens"
+    return None
+
+
+def _keeps(activations: Activations | None, tokens: int) -> bool:
+    """Whether all activations of a row, or of rows of so many tokens, are kept on the GPU."""
+    if activations is None or activations.room is None:
+        return not any(layer.gradient_checkpointing for layer in activations.layers) if activations else True
+    if activations.offload == "always":
+        return False
+    return activations.room is EVERYTHING or activations.room.layers(tokens) >= len(activations.layers)
+
+
+def _record(trial: Trial, lengths: Sequence[int], show_progress: bool = False) -> float:
+    """Record rows of these lengths and return the seconds it took."""
+    recorded = trial.policy.recorded
+    assert recorded is not None
+    start = time.perf_counter()
+    with recorded.recording():
+        for length in track(lengths[::-1], "Recording passes", transient=True, disable=not show_progress):
+            trial.run(length)
+    return time.perf_counter() - start

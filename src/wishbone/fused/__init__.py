@@ -1,0 +1,1 @@
+"""Layers of a transformers model through the ops, for as long as a step runs."""

@@ -1,0 +1,32 @@
+"""What runs fused within a model's layers while a step runs: linear layers, MLPs, norms, rotary embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from wishbone.fused.linear import FusedLinears
+from wishbone.fused.norm import FusedNorms
+from wishbone.fused.quantized_input import QuantizedInput
+
+
+class FusedLayers:
+    """Finds what can be fused in a model and switches it on and off.
+
+    Args:
+        model: a transformers model, with or without PEFT's adapters. Nothing of it is changed.
+        norms_everywhere: fuse norms and rotary embeddings on devices other than CUDA, too.
+    """
+
+    def __init__(self, model: nn.Module, *, norms_everywhere: bool = False) -> None:
+        quantized = QuantizedInput()
+        self.linears = FusedLinears(model, quantized)
+        self.norms = FusedNorms(model, everywhere=norms_everywhere, quantized=quantized)
+
+    @contextmanager
+    def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:
+        """Context of forward passes and of the backward passes that recompute them; arguments as `FusedLinears`'."""
+        with self.linears.running(tile_tokens=tile_tokens), self.norms.running():
+            yield

@@ -1,0 +1,1 @@
+"""A model as the step runs it: pairs in, log-probabilities out."""

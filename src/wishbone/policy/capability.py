@@ -1,0 +1,175 @@
+"""Which form a model can be run in: found out by trying, before the first step.
+
+A row with a shared prefix is right for models in which attention is the only thing that mixes tokens, and only if every
+layer's attention goes through our hook with the window its configuration promises. State-space, convolution and
+linear-attention layers mix tokens without a mask. So the model is run on two short made-up pairs as a packed row and as
+plain sequences; where hidden states differ by more than rounding, plain sequences are used. The same run compares our
+head with the model's own logits, so that a family's unknown scaling is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wishbone.data.batch import TokenizedPair
+from wishbone.model.fp8_linear import inputs_not_rounded
+from wishbone.policy.attention_hook import AttentionCall, record_calls
+from wishbone.policy.policy import Form, Policy
+
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Position encodings that look at the longest sequence that is run."""
+
+KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+"""Relative error of hidden states that rounding explains; norms round to float32 inside even in float64 models."""
+
+
+@dataclass(frozen=True)
+class Capability:
+    """The form to run a model in and, where it is not the fast one, the reason in one line."""
+
+    form: Form
+    reason: str | None = None
+
+
+def choose_form(
+    model: torch.nn.Module,
+    *,
+    max_length: int | None = None,
+    row_multiple: int = 1,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Capability:
+    """Return the fastest form that gives the model's own numbers.
+
+    Args:
+        model: the model as it will be trained; nothing of it is changed.
+        max_length: longest sequence of the run in tokens, for position encodings that change with length.
+        row_multiple: as for `Policy`.
+        autocast: the context that the model's `forward` enters by itself, if somebody wrapped it so.
+    """
+    plain = Policy(model, form="plain")
+    config = plain.causal_lm.config.get_text_config()
+    reason = _reason_from_config(config, max_length)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), inputs_not_rounded(model):
+            own = _logps(Policy(model, form="own_logits"))
+            head = _logps(Policy(model, form="plain", autocast=autocast))
+            with autocast():
+                tolerance = TOLERANCE[_computing_dtype(plain)]
+            if not _relative_error(head, own) <= tolerance:
+                return Capability("own_logits", "its logits are not a scaled product with the output embedding")
+            reason = reason or _reason_from_trial(model, config, row_multiple)
+    finally:
+        model.train(was_training)
+    return Capability("plain", reason) if reason else Capability("shared_prefix")
+
+
+def rope_types(config: Any) -> set[str]:
+    """Kinds of position encoding that a configuration names, in either spelling, for all layers or by kind of layer."""
+    found: set[str] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(config, name, None) or {}
+        for part in (rope, *rope.values()):
+            if isinstance(part, dict):
+                found |= {str(part.get(key)) for key in ("rope_type", "type")}
+    return found
+
+
+def varies_in_training(model: torch.nn.Module) -> bool:
+    """Return whether the model in training mode gives other numbers each time it runs, as with dropout.
+
+    A shared prompt would share its random numbers. Nothing of the model or of the random state is changed.
+    """
+    policy = Policy(model, form="own_logits")
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    was_training = model.training
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            first, second = _logps(policy), _logps(policy)
+    finally:
+        model.train(was_training)
+    return not _relative_error(second, first) <= TOLERANCE[policy.causal_lm.dtype]
+
+
+def _reason_from_config(config: Any, max_length: int | None) -> str | None:
+    """Return what in the configuration rules out the shared prefix, or None."""
+    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYER_TYPES)
+    if foreign:
+        return f"it has layers of type {', '.join(foreign)}, which cannot take the shared-prefix mask"
+    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    trained = getattr(config, "original_max_position_embeddings", None) or rope.get(
+        "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
+    )
+    if kind in LENGTH_DEPENDENT and trained and (max_length is None or max_length > trained):
+        return f"its {kind} position encoding changes beyond {trained} tokens, sequence by sequence"
+    return None
+
+
+def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int) -> str | None:
+    """Return how packed and plain runs disagree, or None."""
+    packed, plain = Policy(model, row_multiple=row_multiple), Policy(model, form="plain")
+    with record_calls() as calls:
+        try:
+            got = _hidden(packed)
+        except (NotImplementedError, TypeError, ValueError) as error:
+            return f"its layers cannot take the shared-prefix mask ({error})"
+    if not _every_layer_called(calls, config):
+        return f"only {len(calls)} of its {config.num_hidden_layers} layers take the shared-prefix mask"
+    difference = _relative_error(got, _hidden(plain))
+    if not difference <= TOLERANCE[plain.causal_lm.dtype]:
+        return f"a shared prefix changes its hidden states (relative difference {difference:.1e})"
+    return None
+
+
+def _every_layer_called(calls: list[AttentionCall], config: Any) -> bool:
+    """Whether each layer used the hook once, with the window of its type."""
+    if len(calls) != config.num_hidden_layers:
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        return True
+    windows = [None if kind == "full_attention" else config.sliding_window for kind in layer_types]
+    return [call.window for call in calls] == windows
+
+
+def _computing_dtype(policy: Policy) -> torch.dtype:
+    """Dtype of matrix products: autocast's where it is on, else the model's."""
+    device = policy.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.causal_lm.dtype
+
+
+def _trial_pairs(vocabulary: int) -> list[TokenizedPair]:
+    """Two pairs of made-up tokens; all sequences are equally long, so that the plain run needs no padding."""
+    ids = [(7 + 13 * i * i + 5 * i) % vocabulary for i in range(100)]
+    first = TokenizedPair(ids[:14] + ids[20:31], ids[:14] + ids[40:51], 14, 14)
+    second = TokenizedPair(ids[50:57] + ids[60:78], ids[50:57] + ids[80:98], 7, 7)
+    return [first, second]
+
+
+def _hidden(policy: Policy) -> Tensor:
+    """Hidden states [scored, hidden_size] of the trial pairs."""
+    batch = policy.collate(_trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+    with policy.running():
+        return policy.hidden_states(batch)
+
+
+def _logps(policy: Policy) -> Tensor:
+    """Log-probabilities [scored] of the trial pairs."""
+    batch = policy.collate(_trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+    with policy.running():
+        return policy.token_scores(batch).logps
+
+
+def _relative_error(value: Tensor, expected: Tensor) -> float:
+    value, expected = value.double(), expected.double()
+    return float((value - expected).norm() / expected.norm())

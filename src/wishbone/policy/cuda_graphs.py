@@ -1,0 +1,270 @@
+"""Passes through a model's layers that are recorded once and replayed: CUDA graphs, one for each length of row.
+
+A layer is some forty kernels forward and eighty backward, and each costs the host 10 to 80 microseconds: of a small
+model, or with a slow host, the GPU waits. A CUDA graph is those kernels with all their arguments, started by one call.
+It computes what was recorded, at the addresses of then, so
+
+    ids, positions, attention's tables    are written over those of the recorded row
+    rows                                  are padded to the next recorded length
+    the model's state                     must be that of the recording, or the row is run and not replayed
+
+State is what Python looks at in a pass (`model_state.py`).
+
+All recordings share one pool of memory, each writing over the last. So what a replay returns holds until the next one,
+and a backward pass comes before it; another order is refused. Numbers are those of the pass that was recorded, bit by
+bit: it is run beforehand, and what replays otherwise is not used.
+"""
+
+from __future__ import annotations
+
+import gc
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from wishbone.data.batch import SharedPrefixBatch
+from wishbone.ops.frozen_linear.scratch import held_scratch
+from wishbone.ops.prefix_attention.tables import overwrite_tables
+from wishbone.policy.model_state import ModelState
+
+UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
+"""Functions of `torch._C` that undo what a capture which fails leaves behind; without them nothing is recorded."""
+
+MOST_PADDING = 1.5
+"""Rows for which the next recorded length is more times as long are run as they are."""
+
+
+class RecordedPasses:
+    """Records and replays passes of a model's backbone over rows.
+
+    Args:
+        model: with its adapters; what is trained of it, and modules, stay the same objects.
+        backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on.
+
+    Attributes:
+        trained: parameters that hidden states depend on.
+        lengths: tokens of the rows that were recorded, ascending.
+        gradients: of `trained`, one after the other; each replayed backward pass writes them.
+        replays: passes that were replayed so far.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
+        self._backbone, self._model = backbone, model
+        self._state = ModelState(model)
+        self._recordings: dict[tuple[int, bool], _Recording] = {}
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+        self._open = False
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.lengths: list[int] = []
+        self.gradients: Tensor | None = None
+        self.replays = 0
+        self._hidden: Tensor | None = None
+        self._hidden_gradient: Tensor | None = None
+        self._kept: list[Tensor | None] = []
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Context in which rows whose length is new are recorded.
+
+        Nothing is collected as garbage meanwhile: what it frees may be in use by another stream, and waiting for that
+        would end up in a recording. Random numbers come from a stand-in, as a recording that fails leaves its source
+        unusable; the device's own are those of before.
+        """
+        collected = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        random_numbers = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(random_numbers.clone_state())
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+            self.lengths = sorted({tokens for tokens, _ in self._recordings})
+            generator.graphsafe_set_state(random_numbers)
+            gc.collect()
+            if collected:
+                gc.enable()
+
+    def padded(self, tokens: int) -> int:
+        """Return the length that a row of so many tokens should be padded to."""
+        return tokens if self._open else padded_length(tokens, self.lengths)
+
+    def hidden_states(self, batch: SharedPrefixBatch) -> Tensor | None:
+        """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
+
+        They hold until the next call. Parameters get their gradients if gradients are on.
+
+        Raises:
+            RuntimeError: while recording, if a pass cannot be recorded.
+        """
+        key = batch.tokens, torch.is_grad_enabled()
+        if self._open and key not in self._recordings:
+            with _autocast_without_cache(), self._stand_ins() as leaves:
+                self._recordings[key] = self._record(batch, leaves)
+        recording = self._recordings.get(key)
+        if recording is None or recording.state != self._state.read():
+            return None
+        recording.take(batch)
+        replayed: Tensor = _Replay.apply(self, recording, *self.trained)
+        return replayed
+
+    def _record(self, batch: SharedPrefixBatch, leaves: list[nn.Parameter]) -> _Recording:
+        """Run a row, record it, and see that a replay gives the same numbers."""
+        trains, tokens = torch.is_grad_enabled(), batch.tokens
+        torch.cuda.empty_cache()  # memory that is cached for one stream is none for another, or for a recording
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
+            hidden = self._backbone(batch)
+            run = hidden.detach()
+            gradients = self._gradients(hidden, leaves, run) if trains else None
+        torch.cuda.current_stream().wait_stream(self._stream)
+        del hidden  # and its graph
+        torch.cuda.empty_cache()
+        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._hidden_buffer(run))
+        with self._captured(recording.forward):
+            hidden = self._backbone(batch)
+            recording.hidden.copy_(hidden.detach())
+        if gradients is not None:
+            recording.backward, recording.hidden_gradient = torch.cuda.CUDAGraph(), self._gradient_buffer(run)
+            recording.hidden_gradient.copy_(run)
+            self.gradients = torch.empty_like(gradients) if self.gradients is None else self.gradients
+            with self._captured(recording.backward):
+                found = torch.autograd.grad(hidden, leaves, recording.hidden_gradient)
+                torch.cat([gradient.flatten() for gradient in found], out=self.gradients)
+        del hidden
+        self._kept.append(held_scratch(run.device))
+        recording.forward.replay()
+        same = torch.equal(recording.hidden, run)
+        if gradients is not None and recording.backward is not None and self.gradients is not None:
+            recording.backward.replay()
+            same = same and torch.equal(self.gradients, gradients)
+        if not same:
+            raise RuntimeError(f"replaying a row of {tokens} tokens gives other numbers than running it")
+        return recording
+
+    @contextmanager
+    def _captured(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """Context whose kernels go into a graph and do not run; `torch.cuda.graph` also frees all caches, each time."""
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                yield
+            finally:
+                self._end(graph)
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture; where that fails, PyTorch leaves its allocator at work for the pool, which is ended here."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            device, (end, release) = torch.cuda.current_device(), (getattr(torch._C, name) for name in UNDO)
+            with suppress(RuntimeError):  # it was ended, and the graph gives the pool back, if it failed after that
+                end(device, self._pool)
+                release(device, self._pool)
+            raise
+
+    @contextmanager
+    def _stand_ins(self) -> Iterator[list[nn.Parameter]]:
+        """Context in which modules have another leaf over the same memory in the place of each of `trained`.
+
+        What adds up a parameter's gradients belongs to the stream on which it was first used, as long as anyone keeps a
+        graph with it, be it that of a clone. A recording would draw that stream in, and fail.
+        """
+        stand_ins = {id(parameter): nn.Parameter(parameter.detach()) for parameter in self.trained}
+        places = [
+            (own, name, parameter)
+            for own in (module._parameters for module in self._model.modules())
+            for name, parameter in own.items()
+            if id(parameter) in stand_ins
+        ]
+        for own, name, parameter in places:
+            own[name] = stand_ins[id(parameter)]
+        try:
+            yield list(stand_ins.values())
+        finally:
+            for own, name, parameter in places:
+                own[name] = parameter
+
+    def _gradients(self, hidden: Tensor, leaves: list[nn.Parameter], direction: Tensor) -> Tensor:
+        """Return gradients by the leaves that hidden states depend on, in one; both lists keep only those."""
+        every = torch.autograd.grad(hidden, [*leaves, *self.trained], direction, allow_unused=True)
+        found, own = every[: len(leaves)], every[len(leaves) :]
+        if any(gradient is not None for gradient in own):
+            raise NotImplementedError("a trained parameter is used from somewhere else than its module")
+        for parameters in (self.trained, leaves):
+            parameters[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
+        if len({parameter.dtype for parameter in self.trained}) != 1:
+            raise NotImplementedError("parameters of several dtypes are trained")
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+    def _hidden_buffer(self, like: Tensor) -> Tensor:
+        """Memory for hidden states, shared by all recordings that are not longer than the one it was made for."""
+        if self._hidden is None or self._hidden.shape[1] < like.shape[1]:
+            self._hidden = torch.empty_like(like)
+        return self._hidden[:, : like.shape[1]]
+
+    def _gradient_buffer(self, like: Tensor) -> Tensor:
+        if self._hidden_gradient is None or self._hidden_gradient.shape[1] < like.shape[1]:
+            self._hidden_gradient = torch.empty_like(like)
+        return self._hidden_gradient[:, : like.shape[1]]
+
+
+def _autocast_without_cache() -> torch.autocast:
+    """Autocast as it is, but each cast of a weight its own: a recording must not read one that was made before it."""
+    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
+
+
+def padded_length(tokens: int, lengths: Sequence[int]) -> int:
+    """Return the first of these ascending lengths that holds so many tokens; `tokens` where none does, or much more."""
+    place = bisect_left(lengths, tokens)
+    return lengths[place] if place < len(lengths) and lengths[place] <= MOST_PADDING * tokens else tokens
+
+
+@dataclass
+class _Recording:
+    """Graphs of one row, and the tensors that they read and write."""
+
+    batch: SharedPrefixBatch
+    state: tuple[Any, ...]
+    forward: torch.cuda.CUDAGraph
+    hidden: Tensor
+    backward: torch.cuda.CUDAGraph | None = None
+    hidden_gradient: Tensor | None = None
+
+    def take(self, batch: SharedPrefixBatch) -> None:
+        """Let the graphs read another row of the same length."""
+        self.batch.input_ids.copy_(batch.input_ids, non_blocking=True)
+        self.batch.position_ids.copy_(batch.position_ids, non_blocking=True)
+        overwrite_tables(self.batch.layout, batch.layout)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, passes: RecordedPasses, recording: _Recording, *trained: Tensor) -> Tensor:
+        recording.forward.replay()
+        passes.replays += 1
+        ctx.passes, ctx.recording, ctx.replays = passes, recording, passes.replays
+        return recording.hidden.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        passes, recording = ctx.passes, ctx.recording
+        if passes.replays != ctx.replays:
+            raise RuntimeError("another row was replayed since: a row's backward pass must follow its forward pass")
+        recording.hidden_gradient.copy_(gradient)
+        recording.backward.replay()
+        passes.replays += 1
+        parts = passes.gradients.clone().split([parameter.numel() for parameter in passes.trained])
+        return None, None, *(part.view(p.shape) for part, p in zip(parts, passes.trained, strict=True))

@@ -1,0 +1,103 @@
+"""The reference policy: whose log-probabilities the policy is measured against.
+
+    r(x, y) = beta ( log pi(y|x) - log pi_ref(y|x) )
+
+Its values come from the same weights with the adapter off, from a frozen copy of an existing adapter, from a separate
+model, from values computed beforehand, or, for reference-free losses, from nowhere.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from wishbone.data.batch import PreferenceBatch
+from wishbone.ops.to_device import to_device
+from wishbone.policy.activations import chosen_activations
+from wishbone.policy.policy import Policy
+from wishbone.preference.sequence_scores import sequence_scores
+from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapters
+
+
+class ReferencePolicy(Protocol):
+    """Gives log pi_ref(y|x) for every sequence of a batch, shape [2 * pairs], without gradient."""
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        """Return the reference log-probabilities of `batch`."""
+        ...
+
+
+class AdapterDisabled:
+    """The policy's own weights with its adapter off: no second model.
+
+    Args:
+        policy: a policy around a PEFT model.
+        adapter: name of a frozen adapter to switch to instead of none, for policies that continue an existing adapter.
+        ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
+    """
+
+    def __init__(self, policy: Policy, adapter: str | None = None, ld_alpha: float | None = None) -> None:
+        assert isinstance(policy.model, PeftModel)
+        self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
+        self._switch = AdapterSwitch(policy.model)
+        self._empty = EmptyAdapters(policy.model)
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the frozen adapters that are on in the reference; none means the base model."""
+        return [] if self._adapter is None else [self._adapter]
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        """Return the reference log-probabilities of `batch`, [2 * pairs]."""
+        with torch.no_grad(), self._switched(), self._policy.running():
+            return sequence_scores(self._policy.token_scores(batch, statistics=False), batch, self._ld_alpha).logps
+
+    def _switched(self) -> AbstractContextManager[None]:
+        adapters = self.adapters
+        return self._switch.off() if not adapters or self._empty.are(adapters) else self._switch.only(adapters)
+
+
+def is_base_for_now(model: PeftModel) -> bool:
+    """Return whether a model of `FastLanguageModel` has an adapter that adds nothing yet: its base is the reference.
+
+    TRL keeps a frozen copy of an adapter that a model comes with. Of one like this it would be four bytes for each of
+    its numbers that are never read (0.6 GiB for rank 64 on an 8B model).
+    """
+    return chosen_activations(model) is not None and EmptyAdapters(model).are(["default"])
+
+
+class SeparateModel:
+    """A second, frozen model, which may be of another size, form or device than the policy."""
+
+    def __init__(self, policy: Policy, ld_alpha: float | None = None) -> None:
+        self._policy, self._ld_alpha = policy, ld_alpha
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        """Return the reference log-probabilities of `batch`, [2 * pairs], on the batch's device."""
+        device = batch.input_ids.device
+        own = self._policy.collate(batch.pairs)
+        with torch.no_grad(), self._policy.running():
+            return sequence_scores(self._policy.token_scores(own, statistics=False), own, self._ld_alpha).logps.to(
+                device
+            )
+
+
+class Stored:
+    """Values that came with the data (`ref_chosen_logps`, `ref_rejected_logps`)."""
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        """Return the stored log-probabilities of `batch`, [2 * pairs], float32."""
+        values = [v for pair in batch.pairs for v in (pair.ref_chosen_logps, pair.ref_rejected_logps)]
+        return to_device(torch.tensor(values, dtype=torch.float32), batch.input_ids.device)
+
+
+class NoReference:
+    """For reference-free losses: log pi_ref = 0, so that rewards are beta log pi(y|x)."""
+
+    def logps(self, batch: PreferenceBatch) -> Tensor:
+        """Return zeros, [2 * pairs], float32."""
+        return torch.zeros(2 * len(batch.pairs), device=batch.input_ids.device)

@@ -1,0 +1,91 @@
+"""Arguments that TRL's `DPOTrainer` once took itself, and notebooks still pass.
+
+Before TRL 1.0 `beta`, `max_length` and others stood beside `args`, the tokenizer was called `tokenizer`, and `args`
+could be transformers' `TrainingArguments`. They are read as their authors meant them: settings move into the
+`DPOConfig`, where they win over what stands there, and the tokenizer becomes the `processing_class`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import DPOTrainer as TRLDPOTrainer
+
+from wishbone.errors import RequestError
+from wishbone.trainer.arguments import DPOConfig
+
+SETTINGS = frozenset(
+    {
+        "beta",
+        "dataset_num_proc",
+        "disable_dropout",
+        "f_divergence_type",
+        "label_smoothing",
+        "ld_alpha",
+        "loss_type",
+        "loss_weights",
+        "max_length",
+        "max_prompt_length",
+        "model_init_kwargs",
+        "pad_token",
+        "padding_free",
+        "precompute_ref_batch_size",
+        "precompute_ref_log_probs",
+        "ref_model_mixup_alpha",
+        "ref_model_sync_steps",
+        "sync_ref_model",
+        "truncation_mode",
+        "use_weighting",
+    }
+)
+"""Names that moved from the trainer into `DPOConfig`."""
+
+MEANINGLESS = frozenset({"is_encoder_decoder", "label_pad_token_id", "padding_value"})
+"""Names of what no longer exists: padding that nobody sees, and encoder-decoder models."""
+
+logger = logging.getLogger(__name__)
+
+
+def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | None, dict[str, Any]]:
+    """Return the configuration and the remaining keyword arguments of a trainer, as TRL takes them today.
+
+    Args:
+        args: None, a `DPOConfig` of TRL's or ours, or transformers' `TrainingArguments`.
+        options: the trainer's keyword arguments.
+
+    Raises:
+        RequestError: an argument that neither today's trainer nor an older one has, all of them at once.
+    """
+    known = set(inspect.signature(TRLDPOTrainer.__init__).parameters)
+    problems = []
+    rest, moved = dict(options), {}
+    for name in list(options):
+        if name in known:
+            continue
+        value = rest.pop(name)
+        if name in SETTINGS:
+            moved[name] = value
+        elif name == "tokenizer":
+            if options.get("processing_class") not in (None, value):
+                problems.append(
+                    "tokenizer and processing_class were both given and differ; give processing_class alone"
+                )
+            rest["processing_class"] = value
+        elif name in MEANINGLESS:
+            logger.warning("DPOTrainer's argument %s has no meaning any more and is ignored.", name)
+        else:
+            near = difflib.get_close_matches(name, known | SETTINGS, n=3)
+            hint = f" (near: {', '.join(near)})" if near else ""
+            problems.append(f"DPOTrainer has no argument {name!r}{hint}; remove it or correct its name")
+    if problems:
+        raise RequestError(problems)
+    if args is not None and not isinstance(args, TrainingArguments):
+        raise RequestError(f"args is a {type(args).__name__}; give a DPOConfig (or transformers' TrainingArguments)")
+    if args is None and not moved:
+        return None, rest
+    config = DPOConfig(**moved) if args is None else DPOConfig.from_arguments(args)
+    return (config if args is None else config.changed(moved)), rest

@@ -1,0 +1,126 @@
+"""What a run asks for that only TRL's own path does: one line of reasons, or none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from datasets import IterableDataset
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from wishbone.errors import RequestError
+from wishbone.policy.capability import varies_in_training
+from wishbone.preference.losses import LOSSES
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.compatibility import trl_path_obstacle
+
+if TYPE_CHECKING:
+    from wishbone.trainer.trainer import DPOTrainer
+
+TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
+"""Losses that TRL's own path has."""
+
+BYPASSED = ("compute_loss", "_compute_loss", "compute_ref_log_probs")
+"""Methods of TRL's trainer that Wishbone's step does not call: what a derived class puts there would not run."""
+
+STEPS_IN_BACKWARD = frozenset(
+    {"lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"}
+    | {"apollo_adamw_layerwise"}
+)
+"""Optimizers that update parameters as soon as their gradient is there, and so want one backward pass a step."""
+
+
+def trl_path_reason(trainer: DPOTrainer, own: type, *, collator_given: bool) -> str | None:
+    """Return why `trainer` must run on TRL's own path, or None.
+
+    Args:
+        trainer: after TRL's construction of it.
+        own: Wishbone's trainer class; what classes derived from it override is looked at.
+        collator_given: whether the caller gave a data collator.
+    """
+    model, args = trainer.model, trainer.args
+    dropout = {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.0}
+    attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
+    prompt_learning = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
+    overridden = [name for name in BYPASSED if getattr(type(trainer), name) is not getattr(own, name)]
+    reasons = {
+        f"{type(trainer).__name__} overrides {', '.join(overridden)}": bool(overridden),
+        "the data has images": trainer._is_vision_dataset,
+        "the model takes more than text": trainer._is_vlm,
+        "a data collator was given": collator_given,
+        "compute_metrics reads logits": trainer.compute_metrics is not None,
+        "the model's mixture of experts has an auxiliary loss over whole batches": trainer.aux_loss_enabled,
+        "dropout is on (disable_dropout=False)": bool(dropout),
+        "attention dropout is on in the model's configuration": bool(attention_dropout),
+        "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
+        "the adapter needs its own forward pass": _adapter_has_own_forward(model) and not prompt_learning,
+        "the model is sharded by DeepSpeed or FSDP": trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
+        "parallelism_config splits the model or its sequences": trainer.accelerator.parallelism_config is not None,
+        "torch_compile compiles the model's own forward pass": args.torch_compile,
+        "NEFTune's noise depends on the padded length of a batch": args.neftune_noise_alpha is not None,
+        f"optim={args.optim.value} steps within the backward pass": args.optim.value in STEPS_IN_BACKWARD,
+        "dispatch_batches cuts batches of tensors": trainer.accelerator.dataloader_config.dispatch_batches is True
+        and not isinstance(trainer.train_dataset, IterableDataset),
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if not found and varies_in_training(model):
+        found = ["the model has dropout or other noise that disable_dropout does not turn off"]
+    return " and ".join(found) or None
+
+
+def _adapter_has_own_forward(model: nn.Module) -> bool:
+    """Whether an adapter is more than layers: the step calls the parts of a model, beneath PEFT's forward pass."""
+    if not isinstance(model, PeftModel):
+        return False
+    tuner = model.base_model
+    invoked = any(getattr(config, "alora_invocation_tokens", None) for config in model.peft_config.values())
+    return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
+
+
+def refuse_on_trl_path(trainer: DPOTrainer, *, head_adapted: bool, synchronized: bool) -> None:
+    """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
+
+    Raises:
+        RequestError: naming both, and the remedy.
+    """
+    own_losses = sorted(set(trainer.loss_types) - TRL_LOSSES)
+    needs = {
+        f"loss_type {', '.join(own_losses)}": bool(own_losses),
+        "an adapter on the output head": head_adapted,
+        "sync_ref_model with an adapter": synchronized,
+    }
+    problems = [
+        f"{what} needs Wishbone's step, and this run needs TRL's own path, because {trainer.form_reason}: "
+        "change one of the two"
+        for what, asked in needs.items()
+        if asked
+    ]
+    if obstacle := trl_path_obstacle(trainer.args.device.type):
+        problems.append(f"this run needs TRL's own path, because {trainer.form_reason}, and {obstacle}, or change that")
+    if problems:
+        raise RequestError(problems)
+
+
+def refuse_trl_path_values(config: DPOConfig) -> None:
+    """Refuse reference values computed beforehand where TRL, whose code computes them, cannot.
+
+    Raises:
+        RequestError: with the remedy.
+    """
+    obstacle = trl_path_obstacle(config.device.type) if config.precompute_ref_log_probs else None
+    if obstacle:
+        raise RequestError(f"precompute_ref_log_probs is computed with TRL's code, and {obstacle}, or leave it out")
+
+
+def refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
+    """Refuse a model with an adapter that TRL would not find.
+
+    Raises:
+        RequestError: naming the adapters that are there, and the remedy.
+    """
+    if isinstance(model, PeftModel) and ref_model is None and "default" not in model.peft_config:
+        raise RequestError(
+            f"the model's adapter is called {', '.join(map(repr, model.peft_config))}, and the one that is trained and "
+            "copied as the reference is called 'default': load it with adapter_name='default', or give a ref_model"
+        )

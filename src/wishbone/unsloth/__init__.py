@@ -1,0 +1,1 @@
+"""Code that was written for Unsloth: `FastLanguageModel` and the methods of its models."""

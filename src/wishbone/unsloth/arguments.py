@@ -1,0 +1,150 @@
+"""What arguments of Unsloth's ask for: tables of those without meaning here, and the meaning of those that have one."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from wishbone.errors import RequestError
+from wishbone.model.adapter import ALL_LINEAR
+from wishbone.model.load import choose_device
+from wishbone.policy.activations import Treatment
+
+TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EMBEDDINGS = ("embed_tokens", "lm_head")
+ONE_DEVICE = (None, "sequential", "auto", "balanced", "balanced_low_0", "unsloth")
+LOADING_IGNORED = {
+    "device_map_planner_kwargs": "the model is on one device",
+    "rope_scaling": "position encodings are those of the checkpoint",
+    "fix_tokenizer": "the tokenizer is used as it is",
+    "fast_inference": "vLLM is not used",
+    "gpu_memory_utilization": "vLLM is not used",
+    "float8_kv_cache": "vLLM is not used",
+    "max_lora_rank": "vLLM is not used",
+    "disable_log_stats": "vLLM is not used",
+    "qat_scheme": "there is no quantization-aware training",
+    "unsloth_tiled_mlp": "rows of a bounded number of tokens serve the same end",
+    "attn_implementation": "training chooses its own attention",
+    "return_logits": "logits are returned where transformers returns them",
+    "fullgraph": "nothing is compiled",
+}
+ADAPTER_IGNORED = {
+    "temporary_location": "nothing is put there",
+    "qat_scheme": "there is no quantization-aware training",
+    "offload_layers": "layers stay on the device",
+    "checkpoint_skip_layers": "what fits is kept, row by row",
+}
+LORA_FIELDS = frozenset(field.name for field in dataclasses.fields(LoraConfig))
+TREATMENTS: dict[Any, Treatment] = {True: "recompute", False: "keep", "unsloth": "offload", "True": "recompute"}
+
+logger = logging.getLogger(__name__)
+
+
+def treatment_of(asked: bool | str) -> Treatment:
+    """Return how activations are treated for a value of `use_gradient_checkpointing`."""
+    if asked not in TREATMENTS:
+        raise RequestError(f"use_gradient_checkpointing {asked!r} is not known; use True, False or 'unsloth'")
+    return TREATMENTS[asked]
+
+
+def device_of(device_map: Any) -> torch.device:
+    """Return the one device that a `device_map` puts a model on."""
+    if isinstance(device_map, dict):
+        places = set(device_map.values())
+        if len(places) != 1:
+            raise RequestError(
+                f"device_map puts the model on {len(places)} devices; give one, such as device_map='cuda:0', and train "
+                "on several GPUs with one process each"
+            )
+        device_map = places.pop()
+    if device_map in ONE_DEVICE:
+        return choose_device(None)
+    try:
+        return choose_device(torch.device("cuda", device_map) if isinstance(device_map, int) else device_map)
+    except (RuntimeError, TypeError) as error:
+        raise RequestError(f"device_map {device_map!r} is no device; use 'cuda', 'cuda:1', 'cpu' or 'auto'") from error
+
+
+def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: bool) -> int:
+    """Return 4, 8 or 16, what the arguments ask for together; an argument that was given beats the default of 4.
+
+    Layers in FP8 are rounded from 16 bits, or stored so, and count as 16.
+    """
+    asked = [name for name, value in values.items() if value and name in given]
+    problems = []
+    if len(asked) > 1:
+        problems.append(f"{' and '.join(f'{name}=True' for name in asked)} exclude each other; keep one of them")
+    small = [name for name in asked if name != "load_in_16bit"]
+    if full_finetuning and small:
+        problems.append(
+            f"full_finetuning=True trains every weight, and weights that are quantized ({', '.join(small)}) cannot be "
+            f"trained; drop {', '.join(small)}, or drop full_finetuning and train an adapter"
+        )
+    if problems:
+        raise RequestError(problems)
+    whole = asked in (["load_in_16bit"], ["load_in_fp8"])
+    if full_finetuning or whole or not (values["load_in_4bit"] or values["load_in_8bit"]):
+        return 16
+    return 8 if asked == ["load_in_8bit"] else 4
+
+
+def targets_of(
+    model: Any, target_modules: str | Sequence[str], modules_to_save: Sequence[str] | None
+) -> tuple[str | list[str], list[str] | None]:
+    """Return linear layers to put the adapter on and modules to train whole; embeddings belong to the latter."""
+    if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        try:
+            names = [name for name in linear if re.fullmatch(target_modules, name)]
+        except re.error as error:
+            raise RequestError(f"target_modules {target_modules!r} is no regular expression ({error})") from error
+        if not names:
+            raise RequestError(f"target_modules {target_modules!r} matches no linear layer of this model")
+        return names, list(modules_to_save) if modules_to_save else None
+    if isinstance(target_modules, str):
+        return ALL_LINEAR, list(modules_to_save) if modules_to_save else None
+    whole = [name for name in target_modules if name in EMBEDDINGS]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name in target_modules if name not in EMBEDDINGS]
+    absent = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear)]
+    if absent and len(absent) < len(names):
+        logger.warning("target_modules %s are not in this model and get no adapter.", ", ".join(absent))
+        names = [name for name in names if name not in absent]
+    saved = list(dict.fromkeys([*(modules_to_save or []), *whole]))
+    return names, saved or None
+
+
+def layers_of(model: Any, chosen: int | Sequence[int] | None, last: int | None) -> list[int] | None:
+    """Return numbers of the layers that get an adapter, or None for all."""
+    if chosen is not None:
+        return [chosen] if isinstance(chosen, int) else list(chosen)
+    if last is None:
+        return None
+    count = model.config.get_text_config().num_hidden_layers
+    if not 1 <= last <= count:
+        raise RequestError(f"finetune_last_n_layers {last} is not between 1 and the model's {count} layers")
+    return list(range(count - last, count))
+
+
+def refuse_other_adapter(model: PeftModel, wanted: dict[str, Any]) -> None:
+    """Raise if the adapter that the model has is not the one asked for."""
+    config = model.peft_config[model.active_adapter]
+    plain = {key: sorted(value) if isinstance(value, set | list | tuple) else value for key, value in wanted.items()}
+    differing = []
+    for key, value in plain.items():
+        has = getattr(config, key, None)
+        has = sorted(has) if isinstance(has, set | list | tuple) else has
+        if has != value and (has or value) and value != ALL_LINEAR:
+            differing.append(f"{key} {has!r} instead of {value!r}")
+    if differing:
+        raise RequestError(
+            f"the model has another adapter already ({'; '.join(differing)}); train it as it is, or load the base "
+            "model without it"
+        )

@@ -1,0 +1,259 @@
+"""What a model from `FastLanguageModel` can do beyond transformers and PEFT: save, merge and publish itself.
+
+The methods have Unsloth's names and arguments and are thin: `merge.py` and `gguf_export.py` do the work. They are
+attributes of the model instance, so they stay while trainers wrap it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MethodType
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from wishbone.errors import RequestError
+from wishbone.model.gguf import one_line
+from wishbone.model.gguf_export import check_gguf_tools, export_gguf, gguf_kinds
+from wishbone.model.merge import Merge, merge_adapter
+from wishbone.model.saved_adapter import save_adapter
+from wishbone.unsloth.call_arguments import foreign_signature
+
+METHODS = {"merged_16bit": "merged_16bit", "16bit": "merged_16bit", "lora": "lora"}
+FOUR_BIT = ("merged_4bit", "merged_4bit_forced", "4bit")
+IGNORED = {
+    "state_dict": "the model's own weights are saved",
+    "save_function": "weights are saved as safetensors",
+    "safe_serialization": "weights are saved as safetensors",
+    "variant": "there is one variant",
+    "save_peft_format": "adapters are saved in PEFT's format",
+    "use_temp_dir": "files always appear whole",
+    "tags": "no model card is written",
+    "commit_description": "the message says it",
+    "temporary_location": "nothing is put there",
+    "maximum_memory_usage": "layers are merged one by one",
+    "datasets": "no model card is written",
+    "calibration_dataset": "nothing is calibrated",
+    "num_calibration_samples": "nothing is calibrated",
+    "max_seq_length": "nothing is calibrated",
+    "install_missing_dependencies": "nothing is installed",
+    "first_conversion": "llama.cpp converts to what is asked for",
+    "imatrix_file": "importance matrices are not used",
+    "merge_is_disposable": "the 16-bit model is not kept",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def attach_saving(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Give the model its saving methods, and its tokenizer to save beside it."""
+    model.saved_tokenizer = tokenizer  # type: ignore[assignment]
+    methods: tuple[Callable[..., Any], ...] = (
+        save_pretrained_merged,
+        push_to_hub_merged,
+        save_pretrained_gguf,
+        push_to_hub_gguf,
+    )
+    for method in methods:
+        setattr(model, method.__name__, MethodType(method, model))
+
+
+@foreign_signature(ignored=IGNORED)
+def save_pretrained_merged(
+    self: Any,
+    save_directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    save_method: str = "merged_16bit",
+    push_to_hub: bool = False,
+    token: str | bool | None = None,
+    is_main_process: bool = True,
+    state_dict: Any = None,
+    save_function: Any = None,
+    max_shard_size: int | str = "5GB",
+    *,
+    given: frozenset[str],
+) -> Merge | None:
+    """Save the model with its adapter merged into 16-bit weights ("merged_16bit"), or the adapter alone ("lora").
+
+    Returns:
+        What the merge was found to be; None for an adapter, or in a process that is not the main one.
+
+    Raises:
+        RequestError: as `merge_adapter`, or the method is not one to save with.
+    """
+    method = _method(save_method)
+    if not is_main_process:
+        return None
+    tokenizer = tokenizer or _tokenizer(self)
+    merge = None
+    if method == "lora":
+        save_adapter(self, save_directory, tokenizer)
+    else:
+        merge = merge_adapter(self, save_directory, tokenizer, max_shard_size=max_shard_size)
+    if push_to_hub:
+        _upload(Path(save_directory), Path(save_directory).name, token=token)
+    return merge
+
+
+@foreign_signature(ignored=IGNORED)
+def push_to_hub_merged(
+    self: Any,
+    repo_id: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    save_method: str = "merged_16bit",
+    use_temp_dir: bool | None = None,
+    commit_message: str | None = "Trained with Wishbone",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    max_shard_size: int | str = "5GB",
+    create_pr: bool = False,
+    safe_serialization: bool = True,
+    revision: str | None = None,
+    *,
+    given: frozenset[str],
+) -> str:
+    """Publish what `save_pretrained_merged` saves, and return the commit's address."""
+    _method(save_method)
+    with _space(repo_id) as directory:
+        self.save_pretrained_merged(directory, tokenizer, save_method, max_shard_size=max_shard_size)
+        return _upload(
+            directory,
+            repo_id,
+            token=token,
+            private=private,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            revision=revision,
+        )
+
+
+@foreign_signature(ignored=IGNORED)
+def save_pretrained_gguf(
+    self: Any,
+    save_directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quantization_method: str | Sequence[str] = "fast_quantized",
+    first_conversion: str | None = None,
+    push_to_hub: bool = False,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    is_main_process: bool = True,
+    *,
+    given: frozenset[str],
+) -> list[Path]:
+    """Save the merged model as GGUF files, one for each quantization method, and return their paths.
+
+    Raises:
+        RequestError: as `merge_adapter`, the method is not known, or llama.cpp's tools are not there or fail.
+    """
+    kinds = gguf_kinds(quantization_method)
+    if not is_main_process:
+        return []
+    check_gguf_tools(kinds)
+    target = Path(save_directory).expanduser().absolute()
+    with _space(target.name) as directory:
+        merge_adapter(self, directory, tokenizer or _tokenizer(self))
+        files = export_gguf(directory, target, kinds)
+    if push_to_hub:
+        _upload(target, target.name, token=token, private=private, only="*.gguf")
+    return files
+
+
+@foreign_signature(ignored=IGNORED)
+def push_to_hub_gguf(
+    self: Any,
+    repo_id: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quantization_method: str | Sequence[str] = "fast_quantized",
+    first_conversion: str | None = None,
+    use_temp_dir: bool | None = None,
+    commit_message: str | None = "Trained with Wishbone",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    max_shard_size: int | str = "5GB",
+    create_pr: bool = False,
+    safe_serialization: bool = True,
+    revision: str | None = None,
+    *,
+    given: frozenset[str],
+) -> str:
+    """Publish what `save_pretrained_gguf` saves, and return the commit's address."""
+    with _space(repo_id) as directory:
+        self.save_pretrained_gguf(directory, tokenizer, quantization_method)
+        return _upload(
+            directory,
+            repo_id,
+            token=token,
+            private=private,
+            commit_message=commit_message,
+            create_pr=create_pr,
+            revision=revision,
+        )
+
+
+def _method(asked: str) -> str:
+    if asked in FOUR_BIT:
+        raise RequestError(
+            f"save_method {asked!r} would round the merged weights to 4 bits, in coarser steps than most of what "
+            "training changed; use 'merged_16bit', and load that with load_in_4bit=True where it has to be small"
+        )
+    if asked not in METHODS:
+        near = difflib.get_close_matches(str(asked), METHODS, n=2) or list(METHODS)
+        raise RequestError(f"save_method {asked!r} is not known; use one of {', '.join(near)}")
+    return METHODS[asked]
+
+
+def _tokenizer(model: nn.Module) -> PreTrainedTokenizerBase:
+    tokenizer = getattr(model, "saved_tokenizer", None)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise RequestError("no tokenizer was given, and the model remembers none; give the tokenizer")
+    return tokenizer
+
+
+@contextmanager
+def _space(name: str) -> Iterator[Path]:
+    """A directory that goes away, called after a model."""
+    with TemporaryDirectory(prefix="wishbone-") as root:
+        yield Path(root) / name.rsplit("/", 1)[-1]
+
+
+def _upload(
+    directory: Path,
+    repo_id: str,
+    *,
+    token: str | bool | None,
+    private: bool | None = None,
+    commit_message: str | None = "Trained with Wishbone",
+    create_pr: bool = False,
+    revision: str | None = None,
+    only: str | None = None,
+) -> str:
+    api = HfApi(token=token)
+    try:
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=directory,
+            commit_message=commit_message or "Trained with Wishbone",
+            create_pr=create_pr,
+            revision=revision,
+            allow_patterns=only,
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RequestError(
+            f"{repo_id!r} could not be published ({one_line(error)}); log in with `hf auth login` or give token=, and "
+            "check the name. What was saved on this machine is unharmed"
+        ) from error
+    address = commit.pr_url or commit.commit_url
+    logger.info("published %s", address)
+    return str(address)

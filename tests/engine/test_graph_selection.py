@@ -1,0 +1,126 @@
+"""Which lengths of rows are recorded, what they are padded to, and what of a recorded row is written over."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model
+
+from wishbone.engine.graph_selection import HELD_ROWS, RECORDED, _keeps, record_passes, recorded_lengths
+from wishbone.engine.row_lengths import likely_rows
+from wishbone.engine.step import PreferenceStep
+from wishbone.model.adapter import add_adapter
+from wishbone.ops.prefix_attention import Document, PrefixLayout
+from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
+from wishbone.policy.activations import EVERYTHING, Activations, Room
+from wishbone.policy.cuda_graphs import padded_length
+from wishbone.policy.model_state import ModelState
+from wishbone.policy.policy import Policy
+from wishbone.preference.objective import Objective
+from wishbone.reference.reference import AdapterDisabled
+
+
+def test_rows_of_steps_to_come_are_those_that_packing_makes() -> None:
+    tokens = np.array([100] * 50)
+    rows = likely_rows(tokens, pairs_a_step=8, budget=450)
+    assert set(rows.tolist()) == {400}  # eight pairs of 100 in two rows
+
+
+def test_most_rows_are_padded_little() -> None:
+    draw = np.random.default_rng(1)
+    tokens = np.exp(draw.normal(6.5, 0.8, 2000)).astype(int)
+    lengths = recorded_lengths(likely_rows(tokens, 8, 32768), 128)
+    assert len(lengths) <= RECORDED and lengths == sorted(lengths) and not any(n % 128 for n in lengths)
+    rows = [int(draw.choice(tokens, 8).sum()) for _ in range(500)]
+    padded = [padded_length(row, lengths) for row in rows]
+    assert all(length >= row for row, length in zip(rows, padded, strict=True))
+    assert sum(padded) < 1.04 * sum(rows)
+    assert sum(length in lengths for length in padded) > 0.95 * len(rows)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(100, 100), (200, 256), (256, 256), (257, 384), (385, 385)])
+def test_the_next_length_or_none_where_it_is_far(tokens: int, length: int) -> None:
+    assert padded_length(tokens, [256, 384]) == length
+
+
+def test_recordings_need_memory_for_a_second_row() -> None:
+    model = tiny_model("llama", num_hidden_layers=2)
+    activations = Activations(model, Room(total=1000.0, base=1.0, layer=2.0))
+    assert _keeps(activations, 200) and not _keeps(activations, HELD_ROWS * 200)
+    assert _keeps(Activations(model, EVERYTHING), HELD_ROWS * 200)
+    assert not _keeps(Activations(model, EVERYTHING, offload="always"), 200)
+
+
+def test_one_length_serves_a_data_set_of_one() -> None:
+    assert recorded_lengths(likely_rows(np.array([70]), 1, 8192), 128) == [128]
+
+
+def test_tables_of_another_row_take_the_place() -> None:
+    device = torch.device("cpu")
+    target = PrefixLayout((Document(0, 30, (90, 128)), Document(128, 256)))
+    source = PrefixLayout((Document(0, 5, (100, 200)), Document(200, 256)))
+    kinds = [BlockKind(None, 64, 64, False, device), BlockKind(None, 64, 32, True, device)]
+    for kind in kinds:
+        block_tables(target, kind)
+    target.token_tables(device)
+    tables = [*(block_tables(target, kind).buffer for kind in kinds), target.token_tables(device).buffer]
+    overwrite_tables(target, source)
+    fresh = PrefixLayout(source.documents)
+    wanted = [*(block_tables(fresh, kind).buffer for kind in kinds), fresh.token_tables(device).buffer]
+    assert all(map(torch.equal, tables, wanted))
+    with pytest.raises(ValueError, match="tables of a row of 64 tokens"):
+        overwrite_tables(target, PrefixLayout((Document(0, 64),)))
+
+
+def test_tables_of_other_backends_are_refused() -> None:
+    layout = PrefixLayout((Document(0, 64),))
+    layout._cache["a mask"] = torch.ones(3)
+    with pytest.raises(NotImplementedError, match="Triton"):
+        overwrite_tables(layout, PrefixLayout((Document(0, 64),)))
+
+
+def test_the_state_of_a_model_is_what_its_layers_look_at() -> None:
+    model = add_adapter(tiny_model("llama"), rank=4, seed=0)
+    state = ModelState(model)
+    first = state.read()
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    factor = layer.lora_B["default"]
+    factor.weight.data.add_(1)
+    assert state.read() == first  # values may change where they lie
+    with model.disable_adapter():
+        assert state.read() != first
+    assert state.read() == first
+    handle = layer.register_forward_hook(lambda *_: None)
+    assert state.read() != first
+    handle.remove()
+    model.eval()
+    assert state.read() != first
+    model.train()
+    own, factor.weight = factor.weight, torch.nn.Parameter(factor.weight.clone())
+    assert state.read() != first
+    factor.weight = own
+    assert state.read() == first
+    layer.scaling["default"] *= 2
+    assert state.read() != first
+
+
+def test_hooks_of_others_are_told_from_those_of_the_libraries() -> None:
+    model = add_adapter(tiny_model("llama"), rank=4, seed=0)
+    model.enable_input_require_grads()
+    assert not ModelState(model).hooks_of_others()
+    handle = model.get_base_model().model.norm.register_forward_hook(lambda *_: None)
+    assert ModelState(model).hooks_of_others()
+    handle.remove()
+    assert not ModelState(model).hooks_of_others()
+
+
+def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
+    step = PreferenceStep(policy, AdapterDisabled(policy), Objective(), token_budget=512)
+    with caplog.at_level(logging.WARNING):
+        record_passes(step, np.array([40, 60]), 2, wanted="on", steps=1000)
+    assert policy.recorded is None
+    assert "there is no CUDA GPU" in caplog.text

@@ -1,0 +1,92 @@
+"""Kept, recomputed and offloaded activations give one gradient; what is noted on a model is what the trainer does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_model, tiny_pairs
+from trainer.preference_runs import adapter, run
+
+from wishbone import DPOConfig, DPOTrainer
+from wishbone.data.batch import TokenizedPair
+from wishbone.policy.activations import (
+    EVERYTHING,
+    NOTHING,
+    Activations,
+    Room,
+    choose_activations,
+    chosen_activations,
+)
+from wishbone.policy.policy import Policy
+
+PAIRS = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(4)]
+
+
+def gradient(room: Room | None, offload: str = "never") -> torch.Tensor:
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=3, init_lora_weights=False))
+    activations = Activations(model.get_base_model(), room, offload=offload)
+    policy = Policy(model.train(), activations=activations)
+    with policy.running():
+        policy.token_scores(policy.collate(PAIRS)).logps.sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_every_treatment_has_the_same_gradient_to_the_bit():
+    kept = gradient(None)
+    assert torch.equal(kept, gradient(EVERYTHING))
+    assert torch.equal(kept, gradient(NOTHING))
+    assert torch.equal(kept, gradient(NOTHING, "always"))
+    assert torch.equal(kept, gradient(Room(total=1500.0, base=1.0, layer=10.0)))
+
+
+def test_a_row_keeps_the_layers_that_fit_the_last_ones_first():
+    model = tiny_model("llama", num_hidden_layers=4)
+    activations = Activations(model, Room(total=1000.0, base=1.0, layer=3.0))
+    recomputed = {}
+    for tokens in (50, 76, 77, 100, 143, 250, 1000, 1001):
+        with activations.of_row(tokens):
+            recomputed[tokens] = [layer.gradient_checkpointing for layer in model.model.layers]
+    assert recomputed == {
+        50: [False] * 4,  # (1000 - 50) / 150 = 6 layers fit
+        76: [False] * 4,
+        77: [True, False, False, False],  # (1000 - 77) / 231 = 3.996
+        100: [True, False, False, False],
+        143: [True, True, True, False],  # (1000 - 143) / 429 = 1.998
+        250: [True, True, True, False],
+        1000: [True] * 4,
+        1001: [True] * 4,
+    }
+    assert activations.room.layers(1001) < 0 <= activations.room.layers(1000)
+    assert activations.room.tokens() == 1000
+
+
+def test_a_room_with_fewer_layers_keeps_fewer_of_every_row():
+    room, kept = Room(total=1e6, base=1.0, layer=3.0), [32]
+    while kept[-1] > 0:
+        room = room.with_fewer(1000, 32)
+        kept.append(room.layers(1000))
+    assert kept == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1, 0]
+    assert room.layers(1001) <= 0 < room.layers(400)
+
+
+def test_what_is_noted_on_a_model_is_found_through_its_adapter():
+    model = tiny_model("llama")
+    assert chosen_activations(model) is None
+    choose_activations(model, "offload")
+    assert chosen_activations(get_peft_model(model, LoraConfig(r=2))) == "offload"
+
+
+@pytest.mark.parametrize("treatment", ["keep", "recompute", "offload"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_runs_with_every_treatment_are_one_run(tmp_path: Path, treatment: str, checkpointing: bool):
+    plain = run(DPOTrainer, DPOConfig, tmp_path, max_steps=2)
+    treated = run(
+        DPOTrainer, DPOConfig, tmp_path, max_steps=2, activations=treatment, gradient_checkpointing=checkpointing
+    )
+    assert torch.equal(adapter(plain), adapter(treated))
+    layers = treated.model.get_base_model().model.layers
+    assert all(layer.gradient_checkpointing is (treatment != "keep") for layer in layers)
