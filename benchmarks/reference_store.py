@@ -40,7 +40,6 @@ def work(model_dir: str, data: Path, steps: int, beta: float, store: str) -> Non
 
     from wishbone import DPOConfig, DPOTrainer
     from wishbone.data.source import load_pairs
-    from wishbone.trainer.reference_use import reference_use
 
     pairs = load_pairs(data)
     count = PAIRS_A_STEP * steps
@@ -81,7 +80,7 @@ def work(model_dir: str, data: Path, steps: int, beta: float, store: str) -> Non
         "pairs": trainer.trained_pairs,
         "seconds": round(seconds, 2),
         "pairs_per_second": round(trainer.trained_pairs / seconds, 4),
-        **reference_use(trainer),
+        **trainer.reference_counts(),
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
         "threads": torch.get_num_threads(),
     }

@@ -82,9 +82,7 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     reference: Row = {}
     rows_are: Row = {}
     if system.family == "wishbone":
-        from wishbone.trainer.reference_use import reference_use
-
-        reference = reference_use(trainer)
+        reference = trainer.reference_counts()
         rows_are = _rows(trainer.preference_step)
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])

@@ -15,7 +15,7 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch, truncated_pair
 from wishbone.model.adapter import add_adapter
 from wishbone.policy.policy import Policy
-from wishbone.reference.cache import Remembered
+from wishbone.reference.cache import CachedReference
 from wishbone.reference.identity import reference_identity
 from wishbone.reference.reference import AdapterDisabled
 from wishbone.reference.store import ReferenceStore
@@ -80,8 +80,8 @@ def test_stored_values_are_the_live_ones_and_nothing_waits(tmp_path: Path, dtype
     live = AdapterDisabled(policy).logps(batch)
     inner = OnDevice({id(pair.chosen): live[2 * i : 2 * i + 2] for i, pair in enumerate(PAIRS)})
 
-    def begun(name: str) -> Remembered:
-        kept = Remembered(inner, policy, ReferenceStore(tmp_path / name), lambda: "the same")
+    def begun(name: str) -> CachedReference:
+        kept = CachedReference(inner, policy, ReferenceStore(tmp_path / name), lambda: "the same")
         kept.begin()
         return kept
 
@@ -108,7 +108,7 @@ def test_stored_values_are_the_live_ones_and_nothing_waits(tmp_path: Path, dtype
 def test_values_of_other_rows_differ_by_no_more_than_rounding(tmp_path: Path) -> None:
     model = add_adapter(tiny_model("llama", head_dim=16).cuda(), rank=4)
     policy = Policy(model, row_multiple=128)
-    kept = Remembered(
+    kept = CachedReference(
         AdapterDisabled(policy), policy, ReferenceStore(tmp_path / "store"), lambda: reference_identity(policy)
     )
     for pair in PAIRS:

@@ -18,7 +18,7 @@ from wishbone.data.batch import PreferenceBatch, TokenizedPair, truncated_pair
 from wishbone.errors import RequestError
 from wishbone.policy.policy import Form, Policy
 from wishbone.reference import cache as cache_module
-from wishbone.reference.cache import Remembered, remembered
+from wishbone.reference.cache import CachedReference, cached_reference
 from wishbone.reference.identity import reference_identity
 from wishbone.reference.reference import AdapterDisabled, ReferencePolicy, SeparateModel
 from wishbone.reference.store import ReferenceStore
@@ -51,11 +51,15 @@ def lora(dtype: torch.dtype = torch.float32, **options: Any) -> PeftModel:
 
 def reference(
     path: Path, *, ld_alpha: float | None = None, dtype: torch.dtype = torch.float32, form: Form = "shared_prefix"
-) -> tuple[Policy, Watched, Remembered]:
+) -> tuple[Policy, Watched, CachedReference]:
     """A policy, its reference, and that reference with a store before it."""
     policy = Policy(lora(dtype), form=form)
     inner = Watched(AdapterDisabled(policy, ld_alpha=ld_alpha))
-    return policy, inner, Remembered(inner, policy, ReferenceStore(path), lambda: reference_identity(policy), ld_alpha)
+    return (
+        policy,
+        inner,
+        CachedReference(inner, policy, ReferenceStore(path), lambda: reference_identity(policy), ld_alpha),
+    )
 
 
 @pytest.fixture
@@ -203,8 +207,8 @@ def test_a_separate_model_and_a_bare_adapter_share_the_values_of_one_base_model(
     values = kept.logps(policy.collate(PAIRS))
     kept.flush()
     frozen, trained = Policy(tiny_model("llama")), Policy(tiny_model("llama", seed=1))
-    separate = remembered(SeparateModel(frozen), frozen, asked=str(path), trained=trained.model)
-    assert isinstance(separate, Remembered)
+    separate = cached_reference(SeparateModel(frozen), frozen, asked=str(path), trained=trained.model)
+    assert isinstance(separate, CachedReference)
     assert torch.equal(separate.logps(trained.collate(PAIRS)), values)
     assert (separate.reused, separate.computed) == (8, 0)
 
@@ -212,14 +216,14 @@ def test_a_separate_model_and_a_bare_adapter_share_the_values_of_one_base_model(
 def test_a_separate_model_of_another_form_computes_what_is_missing(path: Path) -> None:
     frozen, trained = Policy(tiny_model("llama"), form="plain"), Policy(tiny_model("llama", seed=1))
     live = SeparateModel(frozen).logps(trained.collate(PAIRS))
-    separate = remembered(SeparateModel(frozen), frozen, asked=str(path), trained=trained.model)
+    separate = cached_reference(SeparateModel(frozen), frozen, asked=str(path), trained=trained.model)
     separate.logps(trained.collate(PAIRS[:3]))
     assert separate.logps(trained.collate(PAIRS)) == pytest.approx(live, abs=1e-5)
 
 
 def ask(model: PeftModel, asked: str, **options: Any) -> ReferencePolicy:
     policy = Policy(model)
-    return remembered(AdapterDisabled(policy), policy, asked=asked, trained=model, **options)
+    return cached_reference(AdapterDisabled(policy), policy, asked=asked, trained=model, **options)
 
 
 def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +235,7 @@ def test_where_the_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("WISHBONE_REFERENCE_STORE", variable)
         for asked in ("auto", "off", str(tmp_path / "asked for")):
             kept = ask(model, asked)
-            places[variable, asked] = kept.store.path if isinstance(kept, Remembered) else None
+            places[variable, asked] = kept.store.path if isinstance(kept, CachedReference) else None
     own = tmp_path / "asked for"
     assert list(places.values()) == [
         *(tmp_path / "cache" / "references.sqlite", None, own),
@@ -275,9 +279,9 @@ def test_weights_that_are_not_in_memory_cannot_be_told_from_others() -> None:
 )
 def test_positions_that_depend_on_the_batch_are_not_remembered(fields: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_model("llama")
-    for form, kind in (("plain", SeparateModel), ("shared_prefix", Remembered)):
+    for form, kind in (("plain", SeparateModel), ("shared_prefix", CachedReference)):
         policy = Policy(model, form=form)  # type: ignore[arg-type]
         for name, value in fields.items():
             setattr(model.config, name, value)
-        kept = remembered(SeparateModel(policy), policy, asked="auto", trained=tiny_model("llama", seed=1))
+        kept = cached_reference(SeparateModel(policy), policy, asked="auto", trained=tiny_model("llama", seed=1))
         assert isinstance(kept, kind)

@@ -199,4 +199,4 @@ def test_several_reasons_are_named_together(tmp_path: Path) -> None:
     ours = trainer("ours", tmp_path, {"neftune_noise_alpha": 1.0, "torch_compile": True})
     assert ours.form_reason == f"{COMPILE} and {CASES['neftune'][0]}"
     with pytest.raises(RequestError, match=r"an adapter on the output head needs Wishbone's step.*torch_compile"):
-        refuse_on_trl_path(ours, head_adapted=True, synchronized=False)
+        refuse_on_trl_path(ours.form_reason, ["sigmoid"], "cpu", head_adapted=True, synchronized=False)

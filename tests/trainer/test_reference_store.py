@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
-from wishbone.reference.cache import Remembered
+from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import AdapterDisabled
 from wishbone.reference.synchronized import SynchronizedAdapter
 
@@ -48,7 +48,7 @@ def trained(folder: Path, store: str, **overrides: Any) -> DPOTrainer:
 def use(trainer: DPOTrainer) -> tuple[int, int]:
     """Pairs reused and computed."""
     reference = trainer.preference_step.reference  # type: ignore[union-attr]
-    assert isinstance(reference, Remembered)
+    assert isinstance(reference, CachedReference)
     return reference.reused, reference.computed
 
 

@@ -15,7 +15,7 @@ from wishbone.engine.step import PreferenceStep
 from wishbone.policy.activations import Activations
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
-from wishbone.reference.cache import Remembered
+from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import NoReference, ReferencePolicy, Stored
 
 WAITING = 0.85
@@ -101,7 +101,7 @@ class Trial:
 
 def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
     """The reference for pairs that no data set has: nothing is remembered of them, and nothing is stored for them."""
-    if isinstance(reference, Remembered):
+    if isinstance(reference, CachedReference):
         return reference.inner
     return NoReference() if isinstance(reference, Stored) else reference
 

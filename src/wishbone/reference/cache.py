@@ -48,7 +48,7 @@ MOST_IN_MEMORY = 2**20
 logger = logging.getLogger(__name__)
 
 
-class Remembered:
+class CachedReference:
     """A `ReferencePolicy` that looks values up before it computes them.
 
     Args:
@@ -162,7 +162,7 @@ class Remembered:
         return digest.digest()
 
 
-def remembered(
+def cached_reference(
     inner: ReferencePolicy,
     policy: Policy,
     *,
@@ -194,7 +194,7 @@ def remembered(
     reason = "it follows the policy" if moves else _obstacle(policy, trained, adapters)
     if reason is None:
         store = ReferenceStore(Path(place).expanduser())
-        return Remembered(
+        return CachedReference(
             inner, policy, store, lambda: reference_identity(policy, adapters, autocast=autocast), ld_alpha
         )
     if asked != "auto":

@@ -39,7 +39,6 @@ from wishbone.run.progress import ProgressBar
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.compatibility import trl_path_obstacle
-from wishbone.trainer.reference_use import reference_use
 from wishbone.trainer.trainer import DPOTrainer
 
 
@@ -92,7 +91,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - began
     heldout_after = None if heldout is None else _evaluate(trainer)
-    reference = reference_use(trainer)
+    reference = trainer.reference_counts()
     if writes:
         save_to = run_dir / ("adapter" if lora else "model")
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(save_to)

@@ -1,15 +1,17 @@
-"""From a trainer's arguments to its step: the policy, the reference it is measured against, and the objective."""
+"""From a trainer's arguments to its step: the policy, the reference it is compared with, and the objective."""
 
 from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback
 
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
@@ -22,27 +24,57 @@ from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy
 from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
+from wishbone.reference.cache import CachedReference, cached_reference
+from wishbone.reference.identity import Autocast
 from wishbone.reference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
 from wishbone.reference.synchronized import SynchronizedAdapter
-from wishbone.trainer.reference_use import keep_reference
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.reference_store_callback import ReferenceStoreCallback
 from wishbone.trainer.synchronization import Synchronization
-
-if TYPE_CHECKING:
-    from wishbone.trainer.trainer import DPOTrainer
 
 logger = logging.getLogger(__name__)
 
 
-def assemble_step(trainer: DPOTrainer) -> tuple[PreferenceStep, str | None]:
-    """Return the step that a trainer's arguments ask for, and why the policy is not run in its fast form, or None.
+@dataclass(frozen=True)
+class Assembly:
+    """What `assemble_step` returns.
+
+    Attributes:
+        step: computes losses and gradients.
+        form_reason: why the policy does not run in its fast form, in one line, or None.
+        callbacks: what the trainer must call for the step's reference to stay right.
+    """
+
+    step: PreferenceStep
+    form_reason: str | None
+    callbacks: list[TrainerCallback]
+
+
+def assemble_step(
+    model: nn.Module, ref_model: nn.Module | None, args: DPOConfig, autocast: Autocast = nullcontext
+) -> Assembly:
+    """Build the step that a trainer's arguments ask for.
 
     Args:
-        trainer: after TRL's construction of it; callbacks that the step needs are added to it.
+        model: the model that is trained, on its device.
+        ref_model: a second model as the reference, or None.
+        args: the trainer's arguments.
+        autocast: context of forward passes, for mixed precision.
+
+    Raises:
+        RequestError: model and arguments do not go together.
     """
-    args = trainer.args
-    objective = Objective(
-        losses=tuple(trainer.loss_types),
-        loss_weights=tuple(trainer.loss_weights),
+    objective = _objective(args)
+    policy, form_reason = _policy(model, args, autocast, trained=True)
+    reference, callbacks = _reference(policy, ref_model, args, autocast, objective)
+    budget = token_budget(args.token_budget, policy.device.type)
+    return Assembly(PreferenceStep(policy, reference, objective, budget), form_reason, callbacks)
+
+
+def _objective(args: DPOConfig) -> Objective:
+    return Objective(
+        losses=tuple(args.loss_type),
+        loss_weights=tuple(args.loss_weights or [1.0] * len(args.loss_type)),
         parameters=LossParameters(
             beta=args.beta,
             label_smoothing=args.label_smoothing,
@@ -58,23 +90,19 @@ def assemble_step(trainer: DPOTrainer) -> tuple[PreferenceStep, str | None]:
         ld_alpha=args.ld_alpha,
         use_weighting=args.use_weighting,
     )
-    if (args.fp16_full_eval or args.bf16_full_eval) and not trainer.is_model_parallel:
-        trainer._move_model_to_device(trainer.model, args.device)  # transformers waits for training, the trial does not
-    policy, reason = _policy(trainer, trainer.model)
-    budget = token_budget(args.token_budget, policy.device.type)
-    return PreferenceStep(policy, _reference(trainer, policy, objective), objective, budget), reason
 
 
-def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
+def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast, *, trained: bool) -> tuple[Policy, str | None]:
+    """Return the model as the step runs it, and why that is not its fast form, or None."""
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
     row_multiple = 128 if compute_device(model).type == "cuda" else 1
     wrapped = hasattr(model, "_original_forward")  # accelerate prepared it, as TRL has it prepare the reference
     capability = choose_form(
         model,
-        max_length=trainer.args.max_length,
+        max_length=args.max_length,
         row_multiple=row_multiple,
-        autocast=trainer.accelerator.autocast if wrapped else nullcontext,
+        autocast=autocast if wrapped else nullcontext,
     )
     if capability.reason:
         logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
@@ -82,23 +110,23 @@ def _policy(trainer: DPOTrainer, model: nn.Module) -> tuple[Policy, str | None]:
         model,
         form=capability.form,
         row_multiple=row_multiple,
-        autocast=trainer.accelerator.autocast,
-        activations=_activations(trainer, model) if model is trainer.model else None,
-        fused=_fused_layers(trainer, model),
+        autocast=autocast,
+        activations=_activations(model, args) if trained else None,
+        fused=_fused_layers(model, args),
     )
     if policy.activations is not None and policy.activations.offload == "always":
         policy.save_memory()
     return policy, capability.reason
 
 
-def _fused_layers(trainer: DPOTrainer, model: nn.Module) -> FusedLayers | None:
-    """The layers of the model as a GPU runs them best, and anywhere in bfloat16.
+def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:
+    """Return the model's fused layers on a GPU, and anywhere in bfloat16; elsewhere None.
 
-    A CPU gains little time by it. But PEFT's layers add what an adapter says to an output that is rounded already, and
-    in bfloat16 most of it is lost there (`ops/lora_linear/group.py`).
+    A CPU gains little time by them. But PEFT adds an adapter's output to an output that is already rounded, and in
+    bfloat16 that loses most of it (`ops/lora_linear/group.py`).
     """
     on_gpu = compute_device(model).type == "cuda"
-    if not on_gpu and not trainer.args.bf16 and model.dtype != torch.bfloat16:
+    if not on_gpu and not args.bf16 and model.dtype != torch.bfloat16:
         return None
     fused = FusedLayers(model)
     if on_gpu:
@@ -106,37 +134,56 @@ def _fused_layers(trainer: DPOTrainer, model: nn.Module) -> FusedLayers | None:
     return fused
 
 
-def _activations(trainer: DPOTrainer, model: nn.Module) -> Activations:
-    """What the arguments say, or else what was noted on the model; without either the layers are left alone."""
+def _activations(model: nn.Module, args: DPOConfig) -> Activations:
+    """Return what the arguments say, or else what is noted on the model; without either, layers stay as they are."""
     causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    asked = trainer.args.activations if trainer.args.activations != "auto" else chosen_activations(model)
-    own = dict(trainer.args.gradient_checkpointing_kwargs or {})
+    asked = args.activations if args.activations != "auto" else chosen_activations(model)
+    own = dict(args.gradient_checkpointing_kwargs or {})
     own = {name: value for name, value in own.items() if (name, value) != ("use_reentrant", False)}
-    if asked is None and (own or not trainer.args.gradient_checkpointing):
+    if asked is None and (own or not args.gradient_checkpointing):
         return Activations(causal_lm, None)
     if asked is not None:
         room = EVERYTHING if asked == "keep" else NOTHING
         return Activations(causal_lm, room, offload="always" if asked == "offload" else "never")
-    numbers = 2 if trainer.args.bf16 or trainer.args.fp16 else causal_lm.dtype.itemsize
+    element_bytes = 2 if args.bf16 or args.fp16 else causal_lm.dtype.itemsize
     device = compute_device(model).type
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    base, layer = activation_bytes(causal_lm.config.get_text_config(), numbers)
+    base, layer = activation_bytes(causal_lm.config.get_text_config(), element_bytes)
     return Activations(causal_lm, Room(activation_room(free, device), base, layer), offload="as needed")
 
 
-def _reference(trainer: DPOTrainer, policy: Policy, objective: Objective) -> ReferencePolicy:
+def _reference(
+    policy: Policy, ref_model: nn.Module | None, args: DPOConfig, autocast: Autocast, objective: Objective
+) -> tuple[ReferencePolicy, list[TrainerCallback]]:
+    """Return the reference and the callbacks that it needs."""
     if objective.reference_free:
-        return NoReference()
-    if trainer.precompute_ref_logps:
-        return Stored()
-    if trainer.ref_model is not None:
-        frozen = _policy(trainer, trainer.ref_model)[0]
-        return keep_reference(trainer, SeparateModel(frozen, objective.ld_alpha), frozen)
-    assert isinstance(policy.model, PeftModel)
-    if trainer.args.sync_ref_model:
-        moving = SynchronizedAdapter(policy, objective.ld_alpha)
-        trainer.add_callback(Synchronization(moving))
-        return keep_reference(trainer, moving, policy)
-    adapter = "ref" if "ref" in policy.model.peft_config else None
-    disabled = AdapterDisabled(policy, adapter, objective.ld_alpha)
-    return keep_reference(trainer, disabled, policy, disabled.adapters)
+        return NoReference(), []
+    if args.precompute_ref_log_probs:
+        return Stored(), []
+    callbacks: list[TrainerCallback] = []
+    reference: ReferencePolicy
+    runs, adapters = policy, []
+    if ref_model is not None:
+        runs, _ = _policy(ref_model, args, autocast, trained=False)
+        reference = SeparateModel(runs, args.ld_alpha)
+    elif args.sync_ref_model:
+        reference = moving = SynchronizedAdapter(policy, args.ld_alpha)
+        callbacks.append(Synchronization(moving))
+    else:
+        assert isinstance(policy.model, PeftModel)
+        frozen_copy = "ref" if "ref" in policy.model.peft_config else None
+        reference = disabled = AdapterDisabled(policy, frozen_copy, args.ld_alpha)
+        adapters = disabled.adapters
+    reference = cached_reference(
+        reference,
+        runs,
+        asked=args.reference_store,
+        trained=policy.model,
+        adapters=adapters,
+        moves=args.sync_ref_model,
+        ld_alpha=args.ld_alpha,
+        autocast=autocast,
+    )
+    if isinstance(reference, CachedReference):
+        callbacks.append(ReferenceStoreCallback(reference))
+    return reference, callbacks

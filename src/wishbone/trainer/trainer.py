@@ -34,6 +34,7 @@ from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import copy_adapter, parameter_values, train_in_float32, undo_rounding
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.preference.metrics import PairMetrics
+from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import is_base_for_now
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
@@ -43,7 +44,6 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_hidden
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
-from wishbone.trainer.reference_use import reference_use
 from wishbone.trainer.synchronization import refuse_stale_reference
 from wishbone.trainer.trl_path import (
     refuse_adapter_of_another_name,
@@ -115,7 +115,13 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._filters = False
         self._rehearsed = False
         if self.form_reason:
-            refuse_on_trl_path(self, head_adapted=head_adapted, synchronized=synchronized)
+            refuse_on_trl_path(
+                self.form_reason,
+                self.args.loss_type,
+                self.args.device.type,
+                head_adapted=head_adapted,
+                synchronized=synchronized,
+            )
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
@@ -128,12 +134,28 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             self.accelerator.dataloader_config.dispatch_batches = False  # streams too: pairs cannot be sliced
         self.accelerator.dataloader_config.non_blocking = True  # the host need not wait for the step before
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
-        self.preference_step, self.form_reason = assemble_step(self)
+        if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
+            self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
+        assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast)
+        self.preference_step, self.form_reason = assembly.step, assembly.form_reason
+        for callback in assembly.callbacks:
+            self.add_callback(callback)
 
     @property
     def trained_tokens(self) -> int:
         """Tokens of all sequences trained on since construction."""
         return int(self._total_train_tokens)
+
+    def reference_counts(self) -> dict[str, int]:
+        """Return how many pairs' reference values all processes `computed`, and how many they `reused`.
+
+        Empty where values are not cached. Every process must call at the same time.
+        """
+        reference = self.preference_step.reference if self.preference_step else None
+        if not isinstance(reference, CachedReference):
+            return {}
+        counts = {"reused": reference.reused, "computed": reference.computed}
+        return {name: sum_over_processes(count, self.accelerator) for name, count in counts.items()}
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
@@ -286,5 +308,5 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             if "loss" in logs and self._losses is not None:
                 self._losses.log(self.state.global_step)
             if "train_runtime" in logs:
-                logs |= {f"train_reference_{name}": count for name, count in reference_use(self).items()}
+                logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}
         super().log(logs, start_time)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from datasets import IterableDataset
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError
 from wishbone.policy.capability import varies_in_training
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.compatibility import trl_path_obstacle
-
-if TYPE_CHECKING:
-    from wishbone.trainer.trainer import DPOTrainer
 
 TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 """Losses that TRL's own path has."""
@@ -31,12 +29,12 @@ STEPS_IN_BACKWARD = frozenset(
 """Optimizers that update parameters as soon as their gradient is there, and so want one backward pass a step."""
 
 
-def trl_path_reason(trainer: DPOTrainer, own: type, *, collator_given: bool) -> str | None:
-    """Return why `trainer` must run on TRL's own path, or None.
+def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collator_given: bool) -> str | None:
+    """Return why a trainer must run on TRL's own path, or None.
 
     Args:
-        trainer: after TRL's construction of it.
-        own: Wishbone's trainer class; what classes derived from it override is looked at.
+        trainer: as TRL constructed it; only attributes that TRL and transformers set are read.
+        own: Wishbone's trainer class: methods that a derived class overrides are a reason.
         collator_given: whether the caller gave a data collator.
     """
     model, args = trainer.model, trainer.args
@@ -78,26 +76,34 @@ def _adapter_has_own_forward(model: nn.Module) -> bool:
     return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
 
 
-def refuse_on_trl_path(trainer: DPOTrainer, *, head_adapted: bool, synchronized: bool) -> None:
+def refuse_on_trl_path(
+    reason: str, losses: Sequence[str], device_type: str, *, head_adapted: bool, synchronized: bool
+) -> None:
     """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
+
+    Args:
+        reason: why the run needs TRL's path.
+        losses: the run's loss types.
+        device_type: "cuda", "cpu", ...
+        head_adapted: whether an adapter is on the output head.
+        synchronized: whether the reference follows the policy's adapter.
 
     Raises:
         RequestError: naming both, and the remedy.
     """
-    own_losses = sorted(set(trainer.loss_types) - TRL_LOSSES)
+    own_losses = sorted(set(losses) - TRL_LOSSES)
     needs = {
         f"loss_type {', '.join(own_losses)}": bool(own_losses),
         "an adapter on the output head": head_adapted,
         "sync_ref_model with an adapter": synchronized,
     }
     problems = [
-        f"{what} needs Wishbone's step, and this run needs TRL's own path, because {trainer.form_reason}: "
-        "change one of the two"
+        f"{what} needs Wishbone's step, and this run needs TRL's own path, because {reason}: change one of the two"
         for what, asked in needs.items()
         if asked
     ]
-    if obstacle := trl_path_obstacle(trainer.args.device.type):
-        problems.append(f"this run needs TRL's own path, because {trainer.form_reason}, and {obstacle}, or change that")
+    if obstacle := trl_path_obstacle(device_type):
+        problems.append(f"this run needs TRL's own path, because {reason}, and {obstacle}, or change that")
     if problems:
         raise RequestError(problems)
 
