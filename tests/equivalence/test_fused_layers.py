@@ -96,7 +96,7 @@ def test_norms_that_quantize_for_fp8_layers_change_no_bit(tile_tokens: int | Non
     """`test_quantized_input.py` counts the rows."""
     model = add_adapter(quantize_to_fp8(tiny_model("llama", dtype=torch.bfloat16)), rank=4, seed=0)
     draw(model, 1)
-    apart, together = FusedLayers(model), FusedLayers(model, norms_everywhere=True)
+    apart, together = FusedLayers(model, norms_everywhere=True), FusedLayers(model, norms_everywhere=True)
     apart.norms = FusedNorms(model, everywhere=True)
     expected = results(Policy(model, fused=apart, tile_tokens=tile_tokens))
     for _ in range(2):

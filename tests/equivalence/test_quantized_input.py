@@ -37,7 +37,7 @@ def adapted(family: str = "llama", dtype: torch.dtype = torch.float32) -> PeftMo
 
 def apart(model: PeftModel) -> FusedLayers:
     """The model's layers and its norms fused, but strangers to each other."""
-    layers = FusedLayers(model)
+    layers = FusedLayers(model, norms_everywhere=True)
     layers.norms = FusedNorms(model, everywhere=True)
     return layers
 

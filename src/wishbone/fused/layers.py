@@ -10,6 +10,7 @@ from torch import nn
 from wishbone.fused.linear import FusedLinears
 from wishbone.fused.norm import FusedNorms
 from wishbone.fused.quantized_input import QuantizedInput
+from wishbone.fused.rotary import FusedRotary
 
 
 class FusedLayers:
@@ -24,9 +25,10 @@ class FusedLayers:
         quantized = QuantizedInput()
         self.linears = FusedLinears(model, quantized)
         self.norms = FusedNorms(model, everywhere=norms_everywhere, quantized=quantized)
+        self.rotary = FusedRotary(model, everywhere=norms_everywhere)
 
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:
         """Context of forward passes and of the backward passes that recompute them; arguments as `FusedLinears`'."""
-        with self.linears.running(tile_tokens=tile_tokens), self.norms.running():
+        with self.linears.running(tile_tokens=tile_tokens), self.norms.running(), self.rotary.running():
             yield

@@ -1,0 +1,168 @@
+"""Fused rotary embeddings inside whole models, whatever stands around the forward of their attention layers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from tiny import ATTENTION_FAMILIES, tiny_model
+from torch import Tensor, nn
+from transformers.models.llama import modeling_llama
+
+from wishbone.fused.rotary import FusedRotary
+from wishbone.model.adapter import add_adapter
+
+IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
+OWN: Any = modeling_llama.LlamaAttention
+
+
+def loss_and_gradients(model: nn.Module) -> list[Tensor]:
+    model.zero_grad()
+    loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float = 1e-9) -> None:
+    assert len(got) == len(expected) > 1
+    for value, own in zip(got, expected, strict=True):
+        assert (value - own).norm() <= tolerance * own.norm()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+def test_loss_and_gradients_are_the_familys_own(family: str, dtype: torch.dtype, tolerance: float) -> None:
+    model = add_adapter(tiny_model(family, dtype=dtype), rank=4, seed=0).to(dtype)
+    fused = FusedRotary(model, everywhere=True)
+    assert len(fused.layers) == model.config.num_hidden_layers
+    expected = loss_and_gradients(model)
+    with fused.running(), fused.running():
+        assert all("forward" in vars(model.get_submodule(name)) for name in fused.layers)
+        got = loss_and_gradients(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert_close(got, expected, tolerance)
+    without = {3} if family == "smollm3" else set()
+    for i, (rotary,) in enumerate(fused.layers.values()):
+        assert [*rotary.agrees.values()] == ([] if i in without else [family != "cohere"]), "Cohere turns other pairs"
+
+
+def test_transformers_and_other_models_stay_as_they_are() -> None:
+    before = dict(vars(modeling_llama))
+    fused, other = FusedRotary(tiny_model("llama"), everywhere=True), tiny_model("llama", seed=1)
+    with fused.running():
+        assert dict(vars(modeling_llama)) == before
+        assert not any("forward" in vars(module) for module in other.modules())
+
+
+def test_cpu_models_keep_their_rotary_embeddings_unless_asked() -> None:
+    assert FusedRotary(tiny_model("llama")).layers == {}
+
+
+def renamed(old: str, new: str) -> Callable[[Any], Any]:
+    """Like transformers' `deprecate_kwarg`."""
+
+    def decorate(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def bare(function: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    return call
+
+
+FORWARDS: dict[str, Callable[[Any], Any]] = {
+    "its own": lambda forward: forward,
+    "a decorator": renamed("old", "new"),
+    "a decorator that does not say what it wraps": bare,
+    "two decorators": lambda forward: bare(renamed("old", "new")(forward)),
+    "torch's decorator": torch.enable_grad(),
+    "other names of arguments": lambda _: rewritten("query_states", "queries"),
+}
+
+
+@pytest.mark.parametrize("kind", FORWARDS)
+def test_decorators_around_the_forward(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OWN, "forward", FORWARDS[kind](OWN.forward))
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected)
+    assert len(fused.layers) == 2
+    assert all(rotary.agrees and all(rotary.agrees.values()) for (rotary,) in fused.layers.values())
+
+
+def rewritten(old: str = "", new: str = "", **names: Any) -> Any:
+    """The attention layer's forward without its decorators, its text changed, among its module's names and others."""
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(OWN.forward)))
+    source = source[source.index("def forward") :]
+    assert old in source
+    scope = {**vars(modeling_llama), **names}
+    exec("from __future__ import annotations\n" + source.replace(old, new), scope)
+    return scope["forward"]
+
+
+class AsModule(nn.Module):
+    """A function as a module, as the package `kernels` makes of what transformers marks for it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return modeling_llama.apply_rotary_pos_emb(*args, **kwargs)
+
+
+def test_a_function_that_became_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    monkeypatch.setattr(OWN, "forward", rewritten(apply_rotary_pos_emb=AsModule()))
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected)
+    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
+
+
+@pytest.mark.parametrize("submodule", [False, True])
+def test_a_function_that_the_layer_keeps(submodule: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    attentions = [layer.self_attn for layer in model.model.layers]
+    for attention in attentions:
+        attention.rotary_fn = AsModule() if submodule else modeling_llama.apply_rotary_pos_emb
+
+    monkeypatch.setattr(OWN, "forward", rewritten("apply_rotary_pos_emb(", "self.rotary_fn("))
+    before = [dict(vars(attention)) for attention in attentions]
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected)
+    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
+    assert [vars(attention) for attention in attentions] == before and len(fused.layers) == 2
+
+
+def test_a_forward_that_others_set_to_the_classs_own_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`kernelize` does so for layers without a kernel; accelerate keeps it as `_old_forward`."""
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    first, second = (layer.self_attn for layer in model.model.layers)
+    kept = first.forward = MethodType(type(first).forward, first)
+    second._old_forward = second.forward
+    outer = second.forward = functools.partial(lambda self, *args, **kwargs: self._old_forward(*args, **kwargs), second)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert first.forward is not kept and second.forward is outer
+        assert_close(loss_and_gradients(model), expected)
+    assert first.forward is kept and second.forward is outer and len(fused.layers) == 2
+    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
