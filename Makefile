@@ -1,17 +1,53 @@
-# make demo   environment, install, train a real small model on CPU, show what changed
-# make test   environment, lint, types, tests
+# `make help` lists what there is. All of it happens in this folder; TORCH names another build of torch (a wheel, a
+# version, options of pip), PYTHON another Python, WORKERS another number of test processes.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
-VENV := .venv
+TORCH ?= $(shell cat requirements/torch.txt)
+WORKERS ?= $(shell nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find src -name '*.py' -o -name '*.css' -o -name '*.json')
-EXAMPLE := $(wildcard examples/plain-answers/*)
-SHARED := $(shell find builder skill references -type f -not -path '*/node_modules/*')
-CHECKED := $(SOURCES) $(EXAMPLE) $(SHARED) $(shell find tests benchmarks scripts docs -type f -not -name '*.pyc') README.md Makefile
+TOOLS := .venv-tools
+PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test clean
+LOCKED := requirements/locked.txt
+DOCUMENTS := $(shell find . -name '.?*' -prune -o -name node_modules -prune -o -name runs -prune -o \
+  -name '*.md' -print -o -path './docs/*' -print)
+EXAMPLE := $(filter-out %.md, $(wildcard examples/plain-answers/*))
+SOURCES := $(shell find src -name '*.py' -o -name '*.css' -o -name '*.json')
+CHECKED := $(SOURCES) $(EXAMPLE) Makefile $(shell find builder skill tests benchmarks scripts requirements -type f \
+  -not -path '*/node_modules/*' -not -name '*.pyc' -not -name '*.md')
+
+# $(call install,ENVIRONMENT,VERSIONS): what the list names, torch as TORCH says, then this project. A list is complete,
+# so that pip resolves nothing; torch comes after what it needs, so that pip adds only what its wheel alone needs.
+define install
+$(PYTHON) -m venv $(1)
+$(1)/bin/python $(PIP) install --no-deps --require-hashes --requirement $(2)
+$(1)/bin/python $(PIP) install $(TORCH)
+$(1)/bin/python $(PIP) install --no-deps --no-build-isolation --editable .
+$(1)/bin/python $(PIP) check
+endef
+
+# $(call tests,ENVIRONMENT,NAME): all tests, then those of Triton's kernels in its interpreter; NAME goes into the record
+define tests
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --record $(1)/record-$(2).json
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --record $(1)/record-$(2)-interpreter.json tests/ops
+endef
+
+.PHONY: help demo lint quick test gpu newest oldest lock versions clean
+help:
+	@echo "make demo     train a small real model on the CPU and show what changed"
+	@echo "make lint     ruff, format and types"
+	@echo "make quick    lint and the short tests: before each commit"
+	@echo "make test     lint and all tests; after a change of documentation alone, only its tests"
+	@echo "make gpu      the tests of kernels and of whole steps on a CUDA device"
+	@echo "make newest   all tests with the newest versions that pyproject.toml allows, in .venv-newest"
+	@echo "make oldest   all tests with the lowest, in .venv-oldest"
+	@echo "make lock     write requirements/*.txt; with LOCK=--upgrade take the newest versions"
+	@echo "make versions write what the last runs tested into docs/versions.md"
+	@echo "make clean    remove all environments and runs"
+
 demo: runs/plain-answers/demo.txt
 	@cat $<
 
@@ -22,21 +58,55 @@ runs/plain-answers/demo.txt: $(VENV)/installed $(SOURCES) $(EXAMPLE)
 	@COLUMNS=100 $(BIN)/wishbone compare $(@D) >> $@.partial
 	@mv $@.partial $@
 
-test: $(VENV)/tested
-	@echo "lint, types and tests are green"
-
-$(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED)
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/ops
+
+quick: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test: $(VENV)/documented
+	@echo "lint, types and tests are green"
+
+$(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED) pyproject.toml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(call tests,$(VENV),locked)
 	@touch $@
 
-$(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+# Tests read documentation, too. After a change of documentation alone, only these run.
+$(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
+	@if [ -n "$$(find $(DOCUMENTS) -newer $(VENV)/tested)" ]; then \
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m documents; fi
+	@touch $@
+
+gpu: $(VENV)/installed
+	$(BIN)/python -m pytest --record $(VENV)/record-gpu.json tests/gpu tests/ops
+
+newest: RESOLUTION := highest
+oldest: RESOLUTION := lowest-direct
+newest oldest: $(TOOLS)/installed builder/node_modules/asked-for
+	rm -rf .venv-$@
+	mkdir .venv-$@
+	$(TOOLS)/bin/python scripts/write_locks.py --resolution $(RESOLUTION) --python $(PYTHON) --out .venv-$@/versions.txt
+	$(call install,.venv-$@,.venv-$@/versions.txt)
+	$(call tests,.venv-$@,$@)
+
+lock: $(TOOLS)/installed
+	$(TOOLS)/bin/python scripts/write_locks.py $(LOCK)
+
+versions: $(VENV)/installed
+	$(BIN)/python scripts/document_versions.py
+
+$(VENV)/installed: $(LOCKED) pyproject.toml
+	$(call install,$(VENV),$(LOCKED))
+	@touch $@
+
+$(TOOLS)/installed: requirements/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python $(PIP) install --no-deps --require-hashes --requirement $<
 	@touch $@
 
 # What drives Chromium in the tests of the planner page; they are skipped where it cannot be had.
@@ -47,4 +117,4 @@ builder/node_modules/asked-for: builder/package-lock.json
 	@mkdir -p $(@D) && touch $@
 
 clean:
-	rm -rf $(VENV) builder/node_modules runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-* builder/node_modules runs .pytest_cache .mypy_cache .ruff_cache

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` 
 
 import torch  # noqa: E402  the environment above comes first
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
+from version_record import write_record  # noqa: E402
 
 from wishbone.cache import cache_root  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
@@ -63,6 +64,16 @@ def smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_model("smollm2-135m-instruct", device="cpu")
     except RequestError as error:
         pytest.fail(f"the embedded model cannot be had, and these tests need it: {error}", pytrace=False)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", type=Path, metavar="FILE", help="write versions, machine and counts of this run")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--record")
+    if path and not hasattr(session.config, "workerinput"):  # a worker counts only its own tests
+        write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,6 +20,7 @@ from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
 from wishbone.preference import LOSSES
 
+pytestmark = pytest.mark.documents
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]

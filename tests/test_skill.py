@@ -19,6 +19,7 @@ import yaml
 from wishbone.config.load import load_config
 from wishbone.planning.situation import SYMPTOMS
 
+pytestmark = pytest.mark.documents
 ROOT = Path(__file__).parent.parent
 SKILL = ROOT / "skill" / "SKILL.md"
 TEXT = SKILL.read_text(encoding="utf-8")

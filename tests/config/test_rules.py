@@ -226,6 +226,7 @@ def sources() -> dict[str, set[str]]:
     return listed
 
 
+@pytest.mark.documents
 def test_every_source_lists_the_rules_that_use_it():
     used: dict[str, set[str]] = {}
     for rule in rule_book().rules:

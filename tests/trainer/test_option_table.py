@@ -18,6 +18,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 import wishbone
 from wishbone.trainer import trl_path
 
+pytestmark = pytest.mark.documents
 PAGE = (Path(__file__).parents[2] / "docs" / "migrate-from-trl.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `(\w+)`(?: \(transformers (<|>=) ([\d.]+)\))? \| ([^|]+) \| ([^|]*)\|$")
 PATH = re.compile(

@@ -108,6 +108,7 @@ def test_names_order_and_defaults_are_those_of_unsloth_2026_10(function: Any, ex
     assert [(name, parameter.default) for name, parameter in found.items()] == list(expected.items())
 
 
+@pytest.mark.documents
 @pytest.mark.parametrize(("heading", "expected"), [("from_pretrained", LOADING), ("get_peft_model", ADAPTER)])
 def test_the_documentation_says_of_each_what_it_does(heading: str, expected: dict[str, Any]):
     page = (Path(__file__).parents[2] / "docs" / "migrate-from-unsloth.md").read_text(encoding="utf-8")
