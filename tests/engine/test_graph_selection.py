@@ -13,7 +13,7 @@ from wishbone.engine.graph_selection import HELD_ROWS, RECORDED, _keeps, record_
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
-from wishbone.ops.prefix_attention import Document, PrefixLayout
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
 from wishbone.policy.activations import EVERYTHING, Activations, Room
 from wishbone.policy.cuda_graphs import padded_length
@@ -75,9 +75,9 @@ def test_tables_of_another_row_take_the_place() -> None:
         overwrite_tables(target, PrefixLayout((Document(0, 64),)))
 
 
-def test_tables_of_other_backends_are_refused() -> None:
+def test_a_row_that_another_backend_computed_is_refused() -> None:
     layout = PrefixLayout((Document(0, 64),))
-    layout._cache["a mask"] = torch.ones(3)
+    prefix_attention(*(torch.ones(1, 1, 64, 8) for _ in range(3)), layout, scale=1.0, backend="sdpa")
     with pytest.raises(NotImplementedError, match="Triton"):
         overwrite_tables(layout, PrefixLayout((Document(0, 64),)))
 

@@ -127,7 +127,7 @@ def test_refuses_a_row_that_is_not_the_layouts() -> None:
     q, k, v = inputs(plain_layout([4]))
     with pytest.raises(ValueError, match="not one row of 5 tokens"):
         prefix_attention(q, k, v, plain_layout([5]), scale=1.0)
-    with pytest.raises(ValueError, match="none of auto, reference, sdpa, flex, triton"):
+    with pytest.raises(ValueError, match="not one of auto, reference, sdpa, triton"):
         prefix_attention(q, k, v, plain_layout([4]), scale=1.0, backend="flash")  # type: ignore[arg-type]
 
 
@@ -151,22 +151,6 @@ def test_block_lists_are_those_of_the_mask(window: int | None, rows: int, column
         assert torch.equal(torch.from_numpy(full), full_truth)
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("window", [None, 90])
-def test_flex_equals_the_reference(window: int | None, softcap: float | None) -> None:
-    layout = PrefixLayout((Document(0, 100, (170, 200)), Document(200, 210, (240, 380)), Document(380, 384)))
-    q, k, v = (tensor.detach() for tensor in inputs(layout, torch.float32))
-    got = prefix_attention(q, k, v, layout, scale=0.3, window=window, softcap=softcap, backend="flex")
-    expected = prefix_attention(q, k, v, layout, scale=0.3, window=window, softcap=softcap, backend="reference")
-    torch.testing.assert_close(got, expected)
-
-
-def test_flex_refuses_rows_that_do_not_fill_blocks() -> None:
-    q, k, v = inputs(plain_layout([100]))
-    with pytest.raises(ValueError, match="not a multiple of 128"):
-        prefix_attention(q, k, v, plain_layout([100]), scale=1.0, backend="flex")
-
-
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
 def test_autocast_decides_the_dtype_whatever_the_inputs_have(backend: str) -> None:
     """A family whose norms leave queries and keys in float32 hands over values in another dtype."""
@@ -181,7 +165,7 @@ def test_autocast_decides_the_dtype_whatever_the_inputs_have(backend: str) -> No
 
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("columns", [16, 32, 64, 128])
-def test_tables_put_together_from_smaller_blocks_are_those_of_the_row(columns: int, window: int | None) -> None:
+def test_tables_combined_from_finer_blocks_are_those_of_the_row(columns: int, window: int | None) -> None:
     layout = PrefixLayout((Document(0, 70, (150, 300)), Document(300, 310, (400, 640))))
     kind = BlockKind(window, 64, columns, by_keys=False, device=torch.device("cpu"))
     visible, full = visible_blocks(layout, window, rows=64, columns=columns)

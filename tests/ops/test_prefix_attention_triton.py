@@ -102,7 +102,7 @@ def test_what_the_kernels_cannot_do_is_refused():
     with pytest.raises(ValueError, match="not a multiple of 128"):
         prefix_attention(q, q, q, PrefixLayout((Document(0, 100),)), scale=1.0, backend="triton")
     q = torch.randn(1, 1, 128, 257)
-    with pytest.raises(ValueError, match="a head of 257 numbers is larger than 256"):
+    with pytest.raises(ValueError, match="a head dimension of 257 is larger than 256"):
         prefix_attention(q, q, q, PrefixLayout((Document(0, 128),)), scale=1.0, backend="triton")
 
 

@@ -1,4 +1,4 @@
-"""Attention over packed rows in which sequences share a prefix: one op, one readable reference, two fast backends."""
+"""Attention over packed rows in which sequences share a prefix: one op, its definition and two fast backends."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wishbone.ops.prefix_attention.layout import Document, PrefixLayout
 from wishbone.ops.prefix_attention.reference import prefix_attention_reference
 from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
 
-Backend = Literal["auto", "reference", "sdpa", "flex", "triton"]
+Backend = Literal["auto", "reference", "sdpa", "triton"]
 
 LARGEST_HEAD = 256
-"""Most numbers of a head that the Triton kernels take."""
+"""Largest head dimension that the Triton kernels take."""
 
 LARGEST_HEAD_BYTES_ON_TURING = 512
-"""Most bytes of a head that they take on GPUs of compute capability 7.5 (T4), which have less shared memory."""
+"""Most bytes of one head of one token on GPUs of compute capability 7.5 (T4), which have less shared memory."""
 
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -36,7 +36,7 @@ def prefix_attention(
     softcap: float | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Return attention over one packed row in which every token sees its stem and its own branch's past.
+    """Return attention over one packed row in which every token sees its stem and the past of its own branch.
 
     With autocast on, it is computed in autocast's dtype, as PyTorch's scaled-dot-product attention is.
 
@@ -48,8 +48,8 @@ def prefix_attention(
         scale: positive factor on the scores.
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
-        backend: "sdpa", "flex" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the head
-            size and dtype, else flex there, sdpa elsewhere and for large heads on Turing.
+        backend: "reference", "sdpa" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the
+            head dimension and the dtype, sdpa everywhere else.
 
     Returns:
         [1, heads, tokens, value_dim], dtype of `value` or autocast's.
@@ -63,27 +63,24 @@ def prefix_attention(
     if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if backend == "auto":
-        backend = _fastest(query)
+        backend = "triton" if _kernels_take(query) else "sdpa"
     if backend == "sdpa":
         return prefix_attention_sdpa(query, key, value, layout, scale=scale, window=window, softcap=softcap)
-    if backend == "flex":
-        from wishbone.ops.prefix_attention.flex import prefix_attention_flex
-
-        return prefix_attention_flex(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     if backend == "triton":
         from wishbone.ops.prefix_attention.triton import prefix_attention_triton
 
         return prefix_attention_triton(query, key, value, layout, scale=scale, window=window, softcap=softcap)
     if backend == "reference":
         return prefix_attention_reference(query, key, value, layout, scale=scale, window=window, softcap=softcap)
-    raise ValueError(f"backend {backend!r} is none of auto, reference, sdpa, flex, triton")
+    raise ValueError(f"backend {backend!r} is not one of auto, reference, sdpa, triton")
 
 
-def _fastest(query: Tensor) -> Backend:
-    if not query.is_cuda:
-        return "sdpa"
-    large = query.shape[-1] * query.element_size() > LARGEST_HEAD_BYTES_ON_TURING
+def _kernels_take(query: Tensor) -> bool:
+    """Whether the Triton kernels run on the device of `query` and take its head dimension and dtype."""
+    head_dim = query.shape[-1]
+    if not query.is_cuda or query.dtype not in KERNEL_DTYPES or head_dim > LARGEST_HEAD:
+        return False
+    large = head_dim * query.element_size() > LARGEST_HEAD_BYTES_ON_TURING
     if large and torch.cuda.get_device_capability(query.device) < (8, 0):
-        return "sdpa"
-    kernels = find_spec("triton") is not None and query.shape[-1] <= LARGEST_HEAD and query.dtype in KERNEL_DTYPES
-    return "triton" if kernels else "flex"
+        return False
+    return find_spec("triton") is not None

@@ -1,8 +1,8 @@
-"""Which blocks of the score matrix a packed row needs at all, and which of them need no mask.
+"""Which blocks of the score matrix attention has to compute, and which of them need no mask.
 
-Every segment of a row sees its stem (a rectangle of the score matrix) and its own past (a triangle). So the blocks of
-`rows` queries by `columns` keys that hold a visible pair, and those that are visible throughout, follow from a few
-numbers a segment, on the host, without evaluating the mask.
+Every segment of a row sees its stem (a rectangle of the score matrix) and its own past (a triangle). So a few integers
+for each segment tell which blocks of `rows` queries by `columns` keys hold a visible pair, and which are visible
+throughout. This is worked out on the host, and the mask of the whole row is never made.
 """
 
 from __future__ import annotations
@@ -10,18 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from wishbone.ops.prefix_attention.layout import PrefixLayout
-from wishbone.ops.to_device import to_device
 
 Blocks = np.ndarray[Any, Any]
 
 
-def visible_blocks(
-    layout: PrefixLayout, window: int | None = None, *, rows: int = 128, columns: int = 128
-) -> tuple[Blocks, Blocks]:
+def visible_blocks(layout: PrefixLayout, window: int | None, *, rows: int, columns: int) -> tuple[Blocks, Blocks]:
     """Return which blocks hold a visible pair, and which are visible throughout.
 
     Args:
@@ -31,8 +26,8 @@ def visible_blocks(
         columns: keys of a block.
 
     Returns:
-        Two bool arrays [blocks of queries, blocks of keys]. With a window, blocks within reach count as visible and
-        none as full; the mask decides inside them.
+        Two bool arrays [blocks of queries, blocks of keys]. With a window, every block within reach counts as visible
+        and none as visible throughout; the mask decides inside them.
     """
     shape = (-(-layout.length // rows), -(-layout.length // columns))
     pairs = np.zeros(shape, dtype=np.int64)
@@ -56,12 +51,6 @@ def visible_blocks(
         pairs[queries, stem] += stem_count
     full = pairs == rows * columns if window is None else np.zeros_like(visible)
     return visible, full
-
-
-def block_lists(blocks: Blocks, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return per row of blocks how many are set, [rows], and which, these first, [rows, columns]; int32 on `device`."""
-    counts, order = blocks.sum(axis=1, dtype=np.int32), np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
-    return to_device(torch.from_numpy(counts), device), to_device(torch.from_numpy(order), device)
 
 
 def _overlap(start: int, end: int, block: int) -> tuple[slice, Blocks, Blocks]:

@@ -4,14 +4,14 @@ A row is a list of documents. A document has one stem and any number of branches
 
     [ stem | branch 0 | branch 1 | ... ][ stem | branch 0 | ... ] ...
 
-Each branch continues the stem, so a token sees the stem and its own branch's past, never a sibling and never another
-document:
+Each branch continues the stem, so a token sees the stem and the past of its own branch, never a sibling branch and
+never another document:
 
     visible(q, k) = k <= q  and  document(q) == document(k)  and  (k in stem  or  branch(q) == branch(k))
                   = k <= q < until(k)
 
-where until(k) is the end of k's document if k is in the stem, else of its branch. And with a sliding window w also
-position(q) - position(k) < w, where both branches count their positions from the end of the stem. One plain sequence is
+where until(k) is the end of k's document if k is in the stem, else the end of its branch. A sliding window w also asks
+for position(q) - position(k) < w, where every branch counts its positions from the end of the stem. A plain sequence is
 a document with a stem and no branches.
 """
 
@@ -26,6 +26,9 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.to_device import to_device
+
+SLICED = "sliced by document"
+"""Key of the mark that `PrefixLayout.mark_as_sliced` leaves."""
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,14 @@ class PrefixLayout:
         return self.documents[-1].end if self.documents else 0
 
     def segments(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield `(start, end, stem_start, stem_end)` of every stem and branch; a stem's own stem is empty."""
+        """Yield `(start, end, stem_start, stem_end)` of every stem and branch; the stem of a stem is empty."""
         for document in self.documents:
             yield document.start, document.stem_end, document.start, document.start
             for start, end in document.branches():
                 yield start, end, document.start, document.stem_end
 
     def token_tables(self, device: torch.device) -> TokenTables:
-        """Return until where every token is seen, and its position, as tensors on `device`, built once."""
+        """Return `until` and `position` of every token as tensors on `device`, built once."""
         key = ("token_tables", device)
         if key not in self._cache:
             rows: list[tuple[int, int, int]] = []
@@ -87,16 +90,20 @@ class PrefixLayout:
                 rows += [
                     (end - start, end, document.stem_end - document.start - start) for start, end in document.branches()
                 ]
-            counts, *numbers = np.array(rows, dtype=np.int32).reshape(-1, 3).T
-            tables = np.stack(numbers).repeat(counts, axis=1)
+            counts, *values = np.array(rows, dtype=np.int32).reshape(-1, 3).T
+            tables = np.stack(values).repeat(counts, axis=1)
             tables[1] += np.arange(self.length, dtype=np.int32)
             self._cache[key] = TokenTables(to_device(torch.from_numpy(tables), device))
         tables_on_device = self._cache[key]
         assert isinstance(tables_on_device, TokenTables)
         return tables_on_device
 
+    def mark_as_sliced(self) -> None:
+        """Note that the row was cut at its documents on the host, so a CUDA graph of it fits no other row."""
+        self._cache[SLICED] = True
+
     def visible(self, query: Tensor, key: Tensor, tables: TokenTables, window: int | None) -> Tensor:
-        """Return whether token `query` may see token `key`: the rule of this module on index tensors that broadcast."""
+        """Return whether token `query` sees token `key`: the rule of this module on index tensors that broadcast."""
         seen = (key <= query) & (query < tables.until[key])
         if window is None:
             return seen
@@ -105,7 +112,7 @@ class PrefixLayout:
 
 @dataclass(frozen=True)
 class TokenTables:
-    """Per token of the row before which token it is no longer seen, and its position in its sequence.
+    """For each token of a row, where it stops being visible and its position in its sequence.
 
     Attributes:
         buffer: [2, tokens], int32: the two tables that the properties name.
@@ -114,9 +121,11 @@ class TokenTables:
     buffer: Tensor
 
     @property
-    def until(self) -> Tensor:  # noqa: D102
+    def until(self) -> Tensor:
+        """[tokens]: the first token of the row that no longer sees this one."""
         return self.buffer[0]
 
     @property
-    def position(self) -> Tensor:  # noqa: D102
+    def position(self) -> Tensor:
+        """[tokens]: the position in the sequence of stem and branch, from 0."""
         return self.buffer[1]

@@ -1,6 +1,6 @@
-r"""Shared-prefix attention as a dense masked softmax: the definition that the fast paths are tested against.
+r"""Shared-prefix attention as a dense masked softmax: the definition that the fast backends are tested against.
 
-    out_q = sum_k softmax_k( cap(scale * q.k) + mask(q, k) ) v_k,     cap(s) = c tanh(s / c)  or s
+    out_q = sum_k softmax_k( cap(scale * q.k) + mask(q, k) ) v_k,     cap(s) = c tanh(s / c)  or  s
 
 Memory and time grow with the square of the row.
 """
@@ -16,11 +16,13 @@ from wishbone.ops.prefix_attention.layout import PrefixLayout
 def dense_attention(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """Return masked softmax attention with the mask `seen` [queries, keys] (bool).
+    """Return masked softmax attention with the mask `seen`.
 
     Args:
         query: [batch, heads, queries, head_dim].
-        key, value: [batch, key_value_heads, keys, head_dim]; heads are shared in groups where there are fewer.
+        key: [batch, key_value_heads, keys, head_dim]; if there are fewer heads than of the query, groups of query heads
+            share one.
+        value: [batch, key_value_heads, keys, value_dim].
         seen: bool [queries, keys].
         scale: factor on the scores, usually head_dim ** -0.5.
         softcap: bound c of the tanh soft-capping of Gemma 2 (arXiv 2408.00118), or None.
@@ -46,7 +48,7 @@ def prefix_attention_reference(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Return attention over one packed row, [1, heads, tokens, head_dim]; arguments as `prefix_attention`."""
+    """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`."""
     tokens = torch.arange(layout.length, device=query.device)
     tables = layout.token_tables(query.device)
     seen = layout.visible(tokens[:, None], tokens[None, :], tables, window)

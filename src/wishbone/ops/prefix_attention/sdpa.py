@@ -1,9 +1,9 @@
 """Shared-prefix attention document by document, with PyTorch's scaled-dot-product attention.
 
 The stem and the first branch are one causal sequence and need no mask. Every further branch is queried against
-`[stem | branch]`, so each pair costs what it must and nothing between documents is computed. No memory that grows with
-the square of the row: the largest mask is one branch by its sequence. Soft-capping has no fused kernel in PyTorch and
-takes the dense form within each sequence.
+`[stem | branch]`, so no token is computed twice and nothing between documents is computed. Memory does not grow with
+the square of the row: the largest mask is one branch by its sequence. PyTorch has no fused kernel with soft-capping, so
+soft-capped attention takes the dense form within each sequence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def prefix_attention_sdpa(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Return attention over one packed row, [1, heads, tokens, head_dim]; arguments as `prefix_attention`."""
+    """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`."""
+    layout.mark_as_sliced()
+    if query.is_cuda:
+        key, value = _one_head_a_query_head(query, key, value)
     out: list[Tensor] = []
     for document in layout.documents:
         first_end = document.branch_ends[0] if document.branch_ends else document.stem_end
@@ -42,10 +45,22 @@ def prefix_attention_sdpa(
     return torch.cat(out, dim=2)
 
 
+def _one_head_a_query_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Repeat key and value heads that several query heads share.
+
+    On CUDA, PyTorch's memory-efficient kernel, the only one for masks and for heads above 256, takes no shared heads;
+    it would fall back to the form that keeps all scores.
+    """
+    group = query.shape[1] // key.shape[1]
+    if group == 1:
+        return key, value
+    return key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+
+
 def _continue(
     query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
 ) -> Tensor:
-    """Causal attention of the last `query.shape[2]` tokens of a sequence over all of it."""
+    """Return causal attention of the last `query.shape[2]` tokens of a sequence over all of it."""
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if window is not None and window >= keys:

@@ -1,7 +1,7 @@
-"""Tables of a row that the Triton kernels read: its blocks of scores, and until where each token is seen.
+"""The tables of a row that the Triton kernels read: which blocks of scores to compute, in which order.
 
-They are made once a layout and kept with it. A CUDA graph reads them where they lay when it was recorded: another row
-of that length takes the recorded one's place by writing its tables over them.
+They are made once for each layout and kept with it. A CUDA graph reads them at the addresses they had when it was
+recorded; to replay the graph for another row of that length, the tables of that row are written over the old ones.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from wishbone.ops.prefix_attention.blocks import Blocks, visible_blocks
 from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables
 from wishbone.ops.to_device import to_device
 
-FEWEST_KEYS = 32
-"""Blocks of more keys than this are put together from blocks of this many; lengths of rows are multiples of all."""
-
+FINEST_KEYS = 32
+"""Tables of blocks with more keys than this are combined from tables of blocks with this many keys."""
 
 ALIGNED = 4
-"""Numbers of a table in 16 bytes."""
+"""Elements of a table in 16 bytes."""
 
 
 @dataclass(frozen=True)
 class BlockKind:
-    """For which blocks tables are made: of how many queries and keys, under which window, listed by queries or keys."""
+    """Which blocks a table lists: their queries and keys, the window, and whether it lists them by query or by key."""
 
     window: int | None
     rows: int
@@ -37,14 +36,15 @@ class BlockKind:
 
 @dataclass(frozen=True)
 class BlockTables:
-    """The blocks of scores in which something is seen, those that are seen throughout first; parts of one buffer.
+    """The blocks that hold a visible pair, the ones that are visible throughout first; three parts of one buffer.
 
-    Each part begins at a multiple of 16 bytes, whatever the row's length: kernels are compiled anew for pointers that
-    are aligned otherwise.
+    Each part begins at a multiple of 16 bytes whatever the length of the row, because Triton compiles a kernel again
+    for pointers of another alignment.
 
     Attributes:
         buffer: int32, the three tables one after the other.
-        blocks, width: of queries and of keys (or the other way round).
+        blocks: blocks of queries, each with a list of blocks of keys; or the other way round.
+        width: length of such a list.
     """
 
     buffer: Tensor
@@ -60,7 +60,7 @@ class BlockTables:
         return cls(to_device(torch.from_numpy(np.concatenate((*padded, order.ravel()))), device), *visible.shape)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how many blocks are full, how many are seen, both [blocks], and which these are, [blocks, width]."""
+        """Return how many blocks are full and how many visible, both [blocks], and which these are, [blocks, width]."""
         padded = self.blocks + -self.blocks % ALIGNED
         full, count, order = self.buffer.split((padded, padded, self.blocks * self.width))
         return full[: self.blocks], count[: self.blocks], order.view(self.blocks, self.width)
@@ -77,11 +77,11 @@ def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
 
 
 def overwrite_tables(target: PrefixLayout, source: PrefixLayout) -> None:
-    """Write the tables of `source` over those that kernels have read of `target`.
+    """Write the tables of `source` over those of `target` that kernels have read.
 
     Raises:
         ValueError: if the rows differ in length.
-        NotImplementedError: if another backend than the Triton kernels has read `target`.
+        NotImplementedError: if another backend than the Triton kernels has computed attention of `target`.
     """
     if target.length != source.length:
         raise ValueError(f"tables of a row of {source.length} tokens do not fit one of {target.length}")
@@ -96,7 +96,7 @@ def overwrite_tables(target: PrefixLayout, source: PrefixLayout) -> None:
 
 @dataclass(frozen=True)
 class _HostKind:
-    """Which blocks a host's arrays are of."""
+    """Which blocks two bool arrays on the host are of."""
 
     window: int | None
     rows: int
@@ -104,9 +104,9 @@ class _HostKind:
 
 
 def _blocks(layout: PrefixLayout, kind: BlockKind) -> tuple[Blocks, Blocks]:
-    """Return `visible_blocks`; blocks of more keys are put together from smaller ones."""
+    """Return `visible_blocks`; blocks of more than `FINEST_KEYS` keys are combined from finer ones."""
     key = _HostKind(kind.window, kind.rows, kind.columns)
-    finer = _HostKind(kind.window, kind.rows, min(kind.columns, FEWEST_KEYS))
+    finer = _HostKind(kind.window, kind.rows, min(kind.columns, FINEST_KEYS))
     if key not in layout._cache:
         if finer not in layout._cache:
             layout._cache[finer] = visible_blocks(layout, kind.window, rows=kind.rows, columns=finer.columns)

@@ -5,9 +5,9 @@ it sees (`blocks.py`) with a running maximum m and sum l, so that scores never l
 
     o = sum_k exp(s_qk - L_q) v_k,     L_q = m_q + log l_q,     s_qk = cap(scale q.k)
 
-The backward pass recomputes P = exp(s - L) and uses dS = P (dO.v - delta) cap'(s) with delta_q = dO_q.o_q. Queries that
-share a key head are summed in the block of keys that they read, so nothing is added across programs and results do not
-depend on their order. The mask is one number a key: until where it is seen (`layout.py`).
+The backward pass computes P = exp(s - L) again and uses dS = P (dO.v - delta) cap'(s) with delta_q = dO_q.o_q. Each
+program of `key_gradient` sums over all queries that read its keys, so no program adds to the result of another and
+results do not depend on their order. The mask of a key is one integer, `until` in `layout.py`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.prefix_attention.kernels import attend, key_gradient, query_gradient
+from wishbone.ops.prefix_attention.gradient_kernels import key_gradient, query_gradient
+from wishbone.ops.prefix_attention.kernels import attend
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables
 
 ROW_MULTIPLE = 128
 HEAD_DIMS = (16, 32, 64, 128, 256)
-"""Head sizes of the kernels, as blocks must be powers of two; others are padded with zeros."""
+"""Head dimensions of the kernels, as tiles must be powers of two; others are padded with zeros."""
 
 TURING_SHARED_BYTES = 65_536
-"""Shared memory of a program on Turing (T4), whose kernels hold six blocks beside each other instead of four."""
+"""Shared memory of a program on Turing (T4), where the kernels hold six tiles at a time instead of four."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Block sizes of the three kernels: queries, keys, warps and pipeline stages of each."""
+    """Tile sizes of the three kernels: queries, keys, warps and pipeline stages of each."""
 
     forward: tuple[int, int, int, int]
     query_gradient: tuple[int, int, int, int]
@@ -41,19 +42,19 @@ class Tiles:
 
 
 def tiles_for(size: int, itemsize: int, shared_bytes: int) -> Tiles:
-    """Return the block sizes that were fastest on an H200, with as many pipeline stages as shared memory holds.
+    """Return the tile sizes that were fastest on an H200, with as many pipeline stages as shared memory holds.
 
-    Measured with torch 2.11 on 8,192 tokens, 32 query and 8 key heads: forward 0.25 ms, backward 0.81 ms for heads of
-    128 in bfloat16; FlexAttention takes 0.44 and 1.72 ms with the best options found for it.
+    Measured with torch 2.11 on 8,192 tokens, 32 query and 8 key heads of 128 in bfloat16: forward 0.25 ms, backward
+    0.81 ms; FlexAttention took 0.44 and 1.72 ms with the best options found for it.
 
     Args:
-        size: numbers of a head.
-        itemsize: bytes of a number.
+        size: head dimension.
+        itemsize: bytes of an element.
         shared_bytes: shared memory that a program may use.
     """
     row, usable = size * itemsize, int(0.95 * shared_bytes)
-    beside = 4 if shared_bytes > TURING_SHARED_BYTES else 6
-    block = next((block for block in ((64, 32) if row <= 256 else (32,)) if beside * block * row <= usable), 16)
+    held_at_once = 4 if shared_bytes > TURING_SHARED_BYTES else 6
+    block = next((block for block in ((64, 32) if row <= 256 else (32,)) if held_at_once * block * row <= usable), 16)
     blocks = (block, min(block, 32))
 
     def stages(most: int, held: int, streamed: int) -> int:
@@ -82,10 +83,10 @@ def prefix_attention_triton(
     """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`.
 
     Args:
-        tiles: block sizes; None is `tiles_for` this device.
+        tiles: tile sizes; None is `tiles_for` this device.
 
     Raises:
-        ValueError: if the row is not a multiple of 128 tokens, or a head has more than 256 numbers.
+        ValueError: if the row is not a multiple of 128 tokens, or the head dimension is above 256.
     """
     if layout.length % ROW_MULTIPLE:
         raise ValueError(
@@ -94,7 +95,7 @@ def prefix_attention_triton(
     needed, values = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     size = next((size for size in HEAD_DIMS if size >= needed), None)
     if size is None:
-        raise ValueError(f"a head of {needed} numbers is larger than {HEAD_DIMS[-1]}")
+        raise ValueError(f"a head dimension of {needed} is larger than {HEAD_DIMS[-1]}: use the backend 'sdpa'")
     query, key, value = (_with_zeros(tensor, size) for tensor in (query, key, value))
     if tiles is None:
         tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
@@ -119,6 +120,10 @@ class _PrefixAttention(torch.autograd.Function):
         out = _tokens_first(query)
         _, heads, tokens, _ = query.shape
         lse = torch.empty(heads, tokens, device=query.device, dtype=torch.float32)
+        _, stride_q_head, stride_q_token, _ = query.stride()
+        _, stride_k_head, stride_k_token, _ = key.stride()
+        _, stride_v_head, stride_v_token, _ = value.stride()
+        _, stride_o_head, stride_o_token, _ = out.stride()
         rows, columns, warps, stages = tiles.forward
         attend[(tokens // rows, heads)](
             query,
@@ -126,9 +131,16 @@ class _PrefixAttention(torch.autograd.Function):
             value,
             out,
             lse,
-            *_lists(layout, window, rows, columns, query.device),
-            *_tables(layout, query.device),
-            *(stride for tensor in (query, key, value, out) for stride in tensor.stride()[1:3]),
+            *_walks(layout, window, rows, columns, query.device),
+            *_until_and_position(layout, query.device),
+            stride_q_head,
+            stride_q_token,
+            stride_k_head,
+            stride_k_token,
+            stride_v_head,
+            stride_v_token,
+            stride_o_head,
+            stride_o_token,
             tokens,
             scale,
             softcap or 1.0,
@@ -150,23 +162,43 @@ class _PrefixAttention(torch.autograd.Function):
         layout, scale, window, softcap, tiles = ctx.settings
         out_gradient = _unit_stride(out_gradient)
         _, heads, tokens, _ = query.shape
-        gradients = [_tokens_first(tensor) for tensor in (query, key, value)]
+        dq, dk, dv = _tokens_first(query), _tokens_first(key), _tokens_first(value)
         delta = torch.empty_like(lse)
-        inputs = (query, key, value, out_gradient)
-        strides = [stride for tensor in (*inputs, out, *gradients) for stride in tensor.stride()[1:3]]
+        _, stride_q_head, stride_q_token, _ = query.stride()
+        _, stride_k_head, stride_k_token, _ = key.stride()
+        _, stride_v_head, stride_v_token, _ = value.stride()
+        _, stride_do_head, stride_do_token, _ = out_gradient.stride()
+        _, stride_o_head, stride_o_token, _ = out.stride()
+        _, stride_dq_head, stride_dq_token, _ = dq.stride()
+        _, stride_dk_head, stride_dk_token, _ = dk.stride()
+        _, stride_dv_head, stride_dv_token, _ = dv.stride()
+        until_and_position = _until_and_position(layout, query.device)
         numbers = (tokens, scale, softcap or 1.0, window or 0, heads // key.shape[1])
-        tables = _tables(layout, query.device)
         options = _options(query, window, softcap)
         rows, columns, warps, stages = tiles.query_gradient
         query_gradient[(tokens // rows, heads)](
-            *inputs,
+            query,
+            key,
+            value,
+            out_gradient,
             out,
             lse,
             delta,
-            gradients[0],
-            *_lists(layout, window, rows, columns, query.device),
-            *tables,
-            *strides[:12],
+            dq,
+            *_walks(layout, window, rows, columns, query.device),
+            *until_and_position,
+            stride_q_head,
+            stride_q_token,
+            stride_k_head,
+            stride_k_token,
+            stride_v_head,
+            stride_v_token,
+            stride_do_head,
+            stride_do_token,
+            stride_o_head,
+            stride_o_token,
+            stride_dq_head,
+            stride_dq_token,
             *numbers,
             **options,
             ROWS=rows,
@@ -176,14 +208,28 @@ class _PrefixAttention(torch.autograd.Function):
         )
         rows, columns, warps, stages = tiles.key_gradient
         key_gradient[(tokens // columns, key.shape[1])](
-            *inputs,
+            query,
+            key,
+            value,
+            out_gradient,
             lse,
             delta,
-            *gradients[1:],
-            *_lists(layout, window, rows, columns, query.device, by_keys=True),
-            *tables,
-            *strides[:8],
-            *strides[12:],
+            dk,
+            dv,
+            *_walks(layout, window, rows, columns, query.device, by_keys=True),
+            *until_and_position,
+            stride_q_head,
+            stride_q_token,
+            stride_k_head,
+            stride_k_token,
+            stride_v_head,
+            stride_v_token,
+            stride_do_head,
+            stride_do_token,
+            stride_dk_head,
+            stride_dk_token,
+            stride_dv_head,
+            stride_dv_token,
             *numbers,
             **options,
             ROWS=rows,
@@ -191,7 +237,7 @@ class _PrefixAttention(torch.autograd.Function):
             num_warps=warps,
             num_stages=stages,
         )
-        return (*gradients, None, None, None, None, None)
+        return dq, dk, dv, None, None, None, None, None
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -201,34 +247,37 @@ def _shared_bytes(device: torch.device) -> int:
 
 
 def _with_zeros(tensor: Tensor, size: int) -> Tensor:
-    """Pad heads to so many numbers; zeros change neither scores nor the other numbers of an output."""
+    """Pad heads with zeros to this head dimension; scores and the other elements of an output stay what they are."""
     missing = size - tensor.shape[-1]
     return F.pad(tensor, (0, missing)) if missing else tensor
 
 
 def _unit_stride(tensor: Tensor) -> Tensor:
+    """Return the tensor with the elements of a head side by side in memory."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _tokens_first(like: Tensor) -> Tensor:
-    """An empty tensor [1, heads, tokens, size] whose memory has tokens first, as the layers around want it."""
+    """Return an empty tensor [1, heads, tokens, size] whose memory has tokens first, as the layers around want it."""
     _, heads, tokens, size = like.shape
     return torch.empty(1, tokens, heads, size, device=like.device, dtype=like.dtype).transpose(1, 2)
 
 
-def _tables(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:
+def _until_and_position(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the kernels' arguments `until_ptr` and `position_ptr`."""
     return layout.token_tables(device).buffer.unbind()
 
 
-def _lists(
+def _walks(
     layout: PrefixLayout, window: int | None, rows: int, columns: int, device: torch.device, *, by_keys: bool = False
 ) -> tuple[Tensor | int, ...]:
-    """How many blocks are full and how many are seen, which these are, and the width of that index."""
+    """Return the kernels' arguments `full_ptr`, `count_ptr`, `index_ptr` and `index_width`."""
     tables = block_tables(layout, BlockKind(window, rows, columns, by_keys, device))
     return (*tables.parts(), tables.width)
 
 
 def _options(query: Tensor, window: int | None, softcap: float | None) -> dict[str, Any]:
+    """Return the constants of the kernels that do not depend on tiles."""
     return {
         "SIZE": query.shape[-1],
         "WINDOW": window is not None,
