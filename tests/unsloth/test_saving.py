@@ -218,10 +218,11 @@ def test_kinds_of_gguf():
         gguf_kinds(["q4_km", "best"])
 
 
-def test_a_gguf_file_is_published(model: Any, llama_cpp: Path):
+def test_a_gguf_file_is_published(model: Any, llama_cpp: Path, caplog: pytest.LogCaptureFixture):
     with hub_stand_in() as hub:
-        model.push_to_hub_gguf("someone/tuned-gguf", TOKENIZER, "q8_0")
+        model.push_to_hub_gguf("someone/tuned-gguf", TOKENIZER, "q8_0", max_shard_size="1GB")
         assert hub.files("someone/tuned-gguf").keys() == {"tuned-gguf.Q8_0.gguf"}
+    assert "do nothing here: max_shard_size='1GB' (a GGUF file is one file)" in caplog.text
 
 
 def test_the_adapter_names_its_base(model: Any, tmp_path: Path):

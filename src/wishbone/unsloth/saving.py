@@ -1,7 +1,8 @@
 """What a model from `FastLanguageModel` can do beyond transformers and PEFT: save, merge and publish itself.
 
-The methods have Unsloth's names and arguments and are thin: `merge.py` and `gguf_export.py` do the work. They are
-attributes of the model instance, so they stay while trainers wrap it.
+The methods have Unsloth's names and arguments, so their signatures repeat each other. `model/merge.py` and
+`model/gguf_export.py` do the work. The methods are attributes of the model instance, so they stay while trainers wrap
+it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
@@ -28,6 +30,7 @@ from wishbone.model.saved_adapter import save_adapter
 from wishbone.unsloth.call_arguments import foreign_signature
 
 METHODS = {"merged_16bit": "merged_16bit", "16bit": "merged_16bit", "lora": "lora"}
+MESSAGE = "Trained with Wishbone"
 FOUR_BIT = ("merged_4bit", "merged_4bit_forced", "4bit")
 IGNORED = {
     "state_dict": "the model's own weights are saved",
@@ -38,7 +41,7 @@ IGNORED = {
     "use_temp_dir": "files always appear whole",
     "tags": "no model card is written",
     "commit_description": "the message says it",
-    "temporary_location": "nothing is put there",
+    "temporary_location": "no files are put there",
     "maximum_memory_usage": "layers are merged one by one",
     "datasets": "no model card is written",
     "calibration_dataset": "nothing is calibrated",
@@ -49,6 +52,8 @@ IGNORED = {
     "imatrix_file": "importance matrices are not used",
     "merge_is_disposable": "the 16-bit model is not kept",
 }
+
+IGNORED_FOR_GGUF = IGNORED | {"max_shard_size": "a GGUF file is one file"}
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +104,7 @@ def save_pretrained_merged(
     else:
         merge = merge_adapter(self, save_directory, tokenizer, max_shard_size=max_shard_size)
     if push_to_hub:
-        _upload(Path(save_directory), Path(save_directory).name, token=token)
+        _Upload(Path(save_directory).name, token).send(Path(save_directory))
     return merge
 
 
@@ -110,7 +115,7 @@ def push_to_hub_merged(
     tokenizer: PreTrainedTokenizerBase | None = None,
     save_method: str = "merged_16bit",
     use_temp_dir: bool | None = None,
-    commit_message: str | None = "Trained with Wishbone",
+    commit_message: str | None = MESSAGE,
     private: bool | None = None,
     token: str | bool | None = None,
     max_shard_size: int | str = "5GB",
@@ -124,18 +129,10 @@ def push_to_hub_merged(
     _method(save_method)
     with _space(repo_id) as directory:
         self.save_pretrained_merged(directory, tokenizer, save_method, max_shard_size=max_shard_size)
-        return _upload(
-            directory,
-            repo_id,
-            token=token,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            revision=revision,
-        )
+        return _Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
 
 
-@foreign_signature(ignored=IGNORED)
+@foreign_signature(ignored=IGNORED_FOR_GGUF)
 def save_pretrained_gguf(
     self: Any,
     save_directory: str | Path,
@@ -163,11 +160,11 @@ def save_pretrained_gguf(
         merge_adapter(self, directory, tokenizer or _tokenizer(self))
         files = export_gguf(directory, target, kinds)
     if push_to_hub:
-        _upload(target, target.name, token=token, private=private, only="*.gguf")
+        _Upload(target.name, token, private).send(target, only="*.gguf")
     return files
 
 
-@foreign_signature(ignored=IGNORED)
+@foreign_signature(ignored=IGNORED_FOR_GGUF)
 def push_to_hub_gguf(
     self: Any,
     repo_id: str,
@@ -175,7 +172,7 @@ def push_to_hub_gguf(
     quantization_method: str | Sequence[str] = "fast_quantized",
     first_conversion: str | None = None,
     use_temp_dir: bool | None = None,
-    commit_message: str | None = "Trained with Wishbone",
+    commit_message: str | None = MESSAGE,
     private: bool | None = None,
     token: str | bool | None = None,
     max_shard_size: int | str = "5GB",
@@ -188,15 +185,7 @@ def push_to_hub_gguf(
     """Publish what `save_pretrained_gguf` saves, and return the commit's address."""
     with _space(repo_id) as directory:
         self.save_pretrained_gguf(directory, tokenizer, quantization_method)
-        return _upload(
-            directory,
-            repo_id,
-            token=token,
-            private=private,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            revision=revision,
-        )
+        return _Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
 
 
 def _method(asked: str) -> str:
@@ -220,40 +209,42 @@ def _tokenizer(model: nn.Module) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _space(name: str) -> Iterator[Path]:
-    """A directory that goes away, called after a model."""
+    """Yield a temporary directory with the name of a model."""
     with TemporaryDirectory(prefix="wishbone-") as root:
         yield Path(root) / name.rsplit("/", 1)[-1]
 
 
-def _upload(
-    directory: Path,
-    repo_id: str,
-    *,
-    token: str | bool | None,
-    private: bool | None = None,
-    commit_message: str | None = "Trained with Wishbone",
-    create_pr: bool = False,
-    revision: str | None = None,
-    only: str | None = None,
-) -> str:
-    api = HfApi(token=token)
-    try:
-        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repository,
-            folder_path=directory,
-            commit_message=commit_message or "Trained with Wishbone",
-            create_pr=create_pr,
-            revision=revision,
-            allow_patterns=only,
-        )
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise RequestError(
-            f"{repo_id!r} could not be published ({one_line(error)}); log in with `hf auth login` or give token=, and "
-            "check the name. What was saved on this machine is unharmed"
-        ) from error
-    address = commit.pr_url or commit.commit_url
-    logger.info("published %s", address)
-    return str(address)
+@dataclass(frozen=True)
+class _Upload:
+    """Publishing a directory as a hub repository, with the options of `HfApi.upload_folder`."""
+
+    repo_id: str
+    token: str | bool | None
+    private: bool | None = None
+    commit_message: str | None = MESSAGE
+    create_pr: bool = False
+    revision: str | None = None
+
+    def send(self, directory: Path, only: str | None = None) -> str:
+        """Upload the files that match the pattern `only`, or all, and return the address of the commit."""
+        api = HfApi(token=self.token)
+        try:
+            repository = api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
+            if self.revision is not None and not self.create_pr:
+                api.create_branch(repository, branch=self.revision, exist_ok=True)
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=directory,
+                commit_message=self.commit_message or MESSAGE,
+                create_pr=self.create_pr,
+                revision=self.revision,
+                allow_patterns=only,
+            )
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise RequestError(
+                f"{self.repo_id!r} could not be published ({one_line(error)}); log in with `hf auth login` or give "
+                "token=, and check the name. What was saved on this machine is unharmed"
+            ) from error
+        address = commit.pr_url or commit.commit_url
+        logger.info("published %s", address)
+        return str(address)
