@@ -18,6 +18,7 @@ from trainer.side_by_side import CLASSES, assert_on_step, assert_same, learned, 
 from wishbone.errors import RequestError
 from wishbone.policy.capability import varies_in_training
 from wishbone.trainer.compatibility import trl_path_obstacle
+from wishbone.trainer.request import Request
 from wishbone.trainer.trl_path import refuse_on_trl_path
 
 MOE = "the model's mixture of experts has an auxiliary loss over whole batches"
@@ -199,4 +200,8 @@ def test_several_reasons_are_named_together(tmp_path: Path) -> None:
     ours = trainer("ours", tmp_path, {"neftune_noise_alpha": 1.0, "torch_compile": True})
     assert ours.form_reason == f"{COMPILE} and {CASES['neftune'][0]}"
     with pytest.raises(RequestError, match=r"an adapter on the output head needs Wishbone's step.*torch_compile"):
-        refuse_on_trl_path(ours.form_reason, ["sigmoid"], "cpu", head_adapted=True, synchronized=False)
+        refuse_on_trl_path(
+            Request(None, None, {}, adapter_added=False, head_adapted=True, synchronized=False),
+            ours.form_reason,
+            ours.args,
+        )

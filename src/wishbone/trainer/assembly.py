@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
+from wishbone.model.adapter import copy_adapter
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
@@ -26,7 +27,14 @@ from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
 from wishbone.reference.cache import CachedReference, cached_reference
 from wishbone.reference.identity import Autocast
-from wishbone.reference.reference import AdapterDisabled, NoReference, ReferencePolicy, SeparateModel, Stored
+from wishbone.reference.reference import (
+    AdapterDisabled,
+    NoReference,
+    ReferencePolicy,
+    SeparateModel,
+    Stored,
+    is_base_for_now,
+)
 from wishbone.reference.synchronized import SynchronizedAdapter
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.reference_store_callback import ReferenceStoreCallback
@@ -69,6 +77,20 @@ def assemble_step(
     reference, callbacks = _reference(policy, ref_model, args, autocast, objective)
     budget = token_budget(args.token_budget, policy.device.type)
     return Assembly(PreferenceStep(policy, reference, objective, budget), form_reason, callbacks)
+
+
+def settle_frozen_copy(model: nn.Module, *, adapter_is_new: bool) -> None:
+    """Make the adapter `ref`, which TRL adds to a model that came with an adapter, the exact reference.
+
+    It becomes a copy of the trained adapter as that is now. Where the trained adapter adds nothing yet, the base model
+    is the reference and the copy is deleted.
+    """
+    if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
+        return
+    if adapter_is_new or is_base_for_now(model):
+        model.delete_adapter("ref")
+    else:
+        copy_adapter(model, "default", "ref")
 
 
 def _objective(args: DPOConfig) -> Objective:

@@ -9,9 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils import DataLoaderConfiguration
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+
+
+def load_whole_pairs(loading: DataLoaderConfiguration) -> None:
+    """Set accelerate's data loading for batches that hold pairs: each process reads its own, the host never waits."""
+    if loading.dispatch_batches is None:
+        loading.dispatch_batches = False  # streams too: accelerate would cut the list of pairs of a batch
+    loading.non_blocking = True
 
 
 class PairCollator(DataCollatorForPreference):  # type: ignore[misc]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import trl
 from packaging.version import Version
@@ -39,6 +41,12 @@ OVERRIDDEN = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "training_step": ["self", "args", "kwargs"],
 }
+
+
+def by_name(positional: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of TRL's trainer that follow `data_collator`, given without names, by their names."""
+    names = OVERRIDDEN["__init__"][5 : 5 + len(positional)]
+    return dict(zip(names, positional, strict=True))
 
 
 def check_trl(version: str = trl.__version__, trainer: type = TRLDPOTrainer) -> None:

@@ -55,15 +55,21 @@ def add_adapter_on_head(model: PreTrainedModel, peft_config: Any, seed: int) -> 
     return get_peft_model(model, peft_config)
 
 
+def head_is_adapted(model: str | nn.Module, liger: bool) -> bool:
+    """Return whether a model has an adapter on its output head that TRL must not see (`liger` as above)."""
+    return (
+        isinstance(model, PeftModel)
+        and not liger
+        and isinstance(model.get_base_model().get_output_embeddings(), BaseTunerLayer)
+    )
+
+
 @contextmanager
-def head_hidden(model: Any, liger: bool) -> Iterator[bool]:
-    """Context in which a model whose output head has an adapter says that it has none; yields whether it has."""
-    causal_lm = model.get_base_model() if isinstance(model, PeftModel) and not liger else None
-    if causal_lm is None or not isinstance(causal_lm.get_output_embeddings(), BaseTunerLayer):
-        yield False
-        return
+def head_hidden(model: PeftModel) -> Iterator[None]:
+    """Context in which a model says that it has no output head."""
+    causal_lm = model.get_base_model()
     causal_lm.get_output_embeddings = lambda: None
     try:
-        yield True
+        yield
     finally:
         del causal_lm.get_output_embeddings

@@ -1,14 +1,17 @@
 """`DPOTrainer`: TRL's trainer with Wishbone's step.
 
-Everything around the step is TRL's and transformers': callbacks, schedules, trackers, checkpoints, hub upload, the
-evaluation loop. What is ours is the data's way to token ids, the collator, and `training_step`: it collects the
-batches of one optimizer step and hands them to `PreferenceStep` when the step is due. What the step does not cover runs
-on TRL's own path, and one line says why.
+    TRL's and transformers'   construction, data loading, callbacks, schedules, optimizers, trackers, checkpoints, hub
+                              upload, the loops of training, evaluation and prediction
+    Wishbone's                tokenizing in batches, the collator, the step (loss and gradients), its metrics
+
+`training_step` collects the batches of one optimizer step and hands them to `PreferenceStep` with the last of them.
+A run that the step does not cover takes TRL's own path, and one line in the log says why.
 """
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,14 +19,12 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.data.tokenize import tokenize_pairs
 from wishbone.engine.differentiable import differentiable_loss
 from wishbone.engine.distributed import average_gradients, sum_over_processes
 from wishbone.engine.graph_selection import record_passes
@@ -31,26 +32,18 @@ from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
-from wishbone.model.adapter import copy_adapter, parameter_values, train_in_float32, undo_rounding
-from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
-from wishbone.reference.reference import is_base_for_now
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.assembly import assemble_step
-from wishbone.trainer.collator import PairCollator
-from wishbone.trainer.compatibility import OVERRIDDEN, check_trl
+from wishbone.trainer.assembly import assemble_step, settle_frozen_copy
+from wishbone.trainer.collator import PairCollator, load_whole_pairs
+from wishbone.trainer.compatibility import by_name, check_trl
+from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.finite_losses import FiniteLosses
-from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_hidden
-from wishbone.trainer.ignored_options import name_options_without_effect
-from wishbone.trainer.legacy import modern_arguments
-from wishbone.trainer.synchronization import refuse_stale_reference
-from wishbone.trainer.trl_path import (
-    refuse_adapter_of_another_name,
-    refuse_on_trl_path,
-    refuse_trl_path_values,
-    trl_path_reason,
-)
+from wishbone.trainer.head_adapter import head_hidden
+from wishbone.trainer.request import Request, read_request
+from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +51,11 @@ logger = logging.getLogger(__name__)
 class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
+    Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
+
     Attributes:
-        preference_step: the engine, or None where the run needs TRL's own path.
-        form_reason: why it is not the fast form of the engine that runs, in one line, or None.
+        preference_step: what computes loss and gradients, or None where the run needs TRL's own path.
+        form_reason: why pairs do not run in the fast form (one row, shared prefix), in one line, or None.
         trained_pairs, trained_tokens: what all processes trained on since construction; a pair's tokens are those of
             its two sequences.
     """
@@ -77,51 +72,31 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         check_trl()
-        options |= dict(zip(OVERRIDDEN["__init__"][5 : 5 + len(positional)], positional, strict=True))
-        config, options = modern_arguments(args, options)
-        if config is not None:
-            config = name_options_without_effect(config)
-            refuse_trl_path_values(config)
-        refuse_adapter_of_another_name(model, ref_model)
-        refuse_readers_of_codes(model, {"default": options.get("peft_config")})
-        liger = config is not None and config.use_liger_kernel
-        adapter_added = adapts_head(model, options.get("peft_config"), liger)
-        if adapter_added:
-            model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
-        synchronized = False
-        if (
-            config is not None
-            and config.sync_ref_model
-            and (isinstance(model, PeftModel) or options.get("peft_config"))
-        ):
-            config, synchronized = config.changed({"sync_ref_model": False}), True
-        with head_hidden(model, liger) as head_adapted:
-            refuse_stale_reference(config, head_adapted=head_adapted, synchronized=synchronized)
-            before = parameter_values(model)
-            super().__init__(model, ref_model, config, data_collator, **options)
-            undo_rounding(self.model, before)
+        request = read_request(model, ref_model, args, options | by_name(positional))
+        self._construct_trl(request, ref_model, data_collator)
+        self._assemble_step(request, collator_given=data_collator is not None)
+
+    def _construct_trl(self, request: Request, ref_model: Any, data_collator: Any) -> None:
+        """Let TRL and transformers construct themselves; then put right what they changed."""
+        given = parameter_values(request.model)
+        with head_hidden(request.model) if request.head_adapted else nullcontext():
+            super().__init__(request.model, ref_model, request.args, data_collator, **request.options)
+        undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
-        self.args.sync_ref_model |= synchronized
-        if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
-            if adapter_added or is_base_for_now(self.model):
-                self.model.delete_adapter("ref")
-            else:
-                copy_adapter(self.model, "default", "ref")
+        self.args.sync_ref_model |= request.synchronized
+        settle_frozen_copy(self.model, adapter_is_new=request.adapter_added)
+
+    def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
+        """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
         self.preference_step: PreferenceStep | None = None
-        self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=data_collator is not None)
         self.trained_pairs = 0
         self._pending: list[list[TokenizedPair]] = []
-        self._losses: FiniteLosses | None = None
-        self._filters = False
+        self._losses = FiniteLosses()
+        self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
+        self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
         if self.form_reason:
-            refuse_on_trl_path(
-                self.form_reason,
-                self.args.loss_type,
-                self.args.device.type,
-                head_adapted=head_adapted,
-                synchronized=synchronized,
-            )
+            refuse_on_trl_path(request, self.form_reason, self.args)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
@@ -130,10 +105,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             truncation_mode=self.args.truncation_mode,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
         )
-        if self.accelerator.dataloader_config.dispatch_batches is None:
-            self.accelerator.dataloader_config.dispatch_batches = False  # streams too: pairs cannot be sliced
-        self.accelerator.dataloader_config.non_blocking = True  # the host need not wait for the step before
-        self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
+        load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
         assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast)
@@ -163,35 +135,18 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """Tokenize in batches instead of row by row; the ids are TRL's."""
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        tokenized = tokenize_pairs(dataset, processing_class, num_proc=args.dataset_num_proc)
-        if isinstance(args, DPOConfig) and args.max_prompt_length is not None:
-            first = -args.max_prompt_length
-            tokenized = tokenized.map(lambda prompt_ids: {"prompt_ids": prompt_ids[first:]}, input_columns="prompt_ids")
-        if args.max_length is None or args.truncation_mode != "keep_start":
-            return tokenized
-        longest = args.max_length
-        kept = tokenized.filter(lambda prompt_ids: len(prompt_ids) < longest, input_columns="prompt_ids")
-        if isinstance(kept, Dataset) and len(kept) < len(tokenized):
-            logger.warning(
-                "%d of %d %s pairs were dropped: their prompt alone fills max_length=%d.",
-                len(tokenized) - len(kept),
-                len(tokenized),
-                dataset_name,
-                longest,
-            )
-        return kept
+        return prepare_pairs(dataset, processing_class, args, dataset_name)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as TRL and transformers do; what an earlier call left unfinished is forgotten."""
-        self._pending, self._losses = [], None
+        """Train as TRL and transformers do; batches that an earlier, interrupted call left are dropped."""
+        self._pending = []
         train_in_float32(self.model)
         if self.preference_step is None:
             return super().train(*args, **kwargs)
-        self._filters, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         try:
-            return super().train(*args, **kwargs)
+            with self._losses.filtered(self.args):
+                return super().train(*args, **kwargs)
         finally:
-            self.args.logging_nan_inf_filter, self._filters = self._filters, False
             self.preference_step.policy.recorded = None  # what comes after training can use their memory
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -228,15 +183,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return self._logged(loss.to(self.args.device))
-
-    def _logged(self, loss: Tensor) -> Tensor:
-        """The loss that goes into logs."""
-        if not self._filters:
-            return loss
-        if self._losses is None:
-            self._losses = FiniteLosses(self.state.global_step)
-        return self._losses.finite(loss, self.state.global_step)
+        return self._losses.logged(loss.to(self.args.device), self.state.global_step)
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: find out how much memory rows take, and record passes where that pays."""
@@ -305,7 +252,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 self._metrics[mode][name] = [value]
             if metrics:
                 self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-            if "loss" in logs and self._losses is not None:
+            if "loss" in logs:
                 self._losses.log(self.state.global_step)
             if "train_runtime" in logs:
                 logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from datasets import IterableDataset
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner
@@ -15,6 +13,7 @@ from wishbone.policy.capability import varies_in_training
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.compatibility import trl_path_obstacle
+from wishbone.trainer.request import Request
 
 TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 """Losses that TRL's own path has."""
@@ -76,57 +75,29 @@ def _adapter_has_own_forward(model: nn.Module) -> bool:
     return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
 
 
-def refuse_on_trl_path(
-    reason: str, losses: Sequence[str], device_type: str, *, head_adapted: bool, synchronized: bool
-) -> None:
+def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig) -> None:
     """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
 
     Args:
-        reason: why the run needs TRL's path.
-        losses: the run's loss types.
-        device_type: "cuda", "cpu", ...
-        head_adapted: whether an adapter is on the output head.
-        synchronized: whether the reference follows the policy's adapter.
+        request: what the run asks for.
+        reason: why it needs TRL's path.
+        args: the arguments of the constructed trainer.
 
     Raises:
         RequestError: naming both, and the remedy.
     """
-    own_losses = sorted(set(losses) - TRL_LOSSES)
+    own_losses = sorted(set(args.loss_type) - TRL_LOSSES)
     needs = {
         f"loss_type {', '.join(own_losses)}": bool(own_losses),
-        "an adapter on the output head": head_adapted,
-        "sync_ref_model with an adapter": synchronized,
+        "an adapter on the output head": request.head_adapted,
+        "sync_ref_model with an adapter": request.synchronized,
     }
     problems = [
         f"{what} needs Wishbone's step, and this run needs TRL's own path, because {reason}: change one of the two"
         for what, asked in needs.items()
         if asked
     ]
-    if obstacle := trl_path_obstacle(device_type):
+    if obstacle := trl_path_obstacle(args.device.type):
         problems.append(f"this run needs TRL's own path, because {reason}, and {obstacle}, or change that")
     if problems:
         raise RequestError(problems)
-
-
-def refuse_trl_path_values(config: DPOConfig) -> None:
-    """Refuse reference values computed beforehand where TRL, whose code computes them, cannot.
-
-    Raises:
-        RequestError: with the remedy.
-    """
-    obstacle = trl_path_obstacle(config.device.type) if config.precompute_ref_log_probs else None
-    if obstacle:
-        raise RequestError(f"precompute_ref_log_probs is computed with TRL's code, and {obstacle}, or leave it out")
-
-
-def refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
-    """Refuse a model with an adapter that TRL would not find.
-
-    Raises:
-        RequestError: naming the adapters that are there, and the remedy.
-    """
-    if isinstance(model, PeftModel) and ref_model is None and "default" not in model.peft_config:
-        raise RequestError(
-            f"the model's adapter is called {', '.join(map(repr, model.peft_config))}, and the one that is trained and "
-            "copied as the reference is called 'default': load it with adapter_name='default', or give a ref_model"
-        )

@@ -1,0 +1,105 @@
+"""What a caller asks of `DPOTrainer`, read and checked before TRL sees any of it.
+
+TRL refuses two things that Wishbone's step can do: an adapter on the output head, and a reference that follows an
+adapter. Here they are taken out of what TRL gets to see and noted, so that the step is built with them afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from wishbone.errors import RequestError
+from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.compatibility import trl_path_obstacle
+from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
+from wishbone.trainer.ignored_options import name_options_without_effect
+from wishbone.trainer.legacy import modern_arguments
+
+
+@dataclass(frozen=True)
+class Request:
+    """What TRL's trainer is constructed with, and what it is not told.
+
+    Attributes:
+        model: the model or its name, as TRL takes it.
+        args: the configuration, or None for TRL's default.
+        options: TRL's other arguments by name.
+        adapter_added: whether the adapter of `peft_config` is on the model already.
+        head_adapted: whether an adapter is on the model's output head.
+        synchronized: whether the reference follows the policy's adapter; `args` says that it does not.
+    """
+
+    model: Any
+    args: DPOConfig | None
+    options: dict[str, Any]
+    adapter_added: bool
+    head_adapted: bool
+    synchronized: bool
+
+
+def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, options: dict[str, Any]) -> Request:
+    """Read the arguments of a trainer, those of older versions of TRL too, and check what can be checked now.
+
+    Args:
+        model: a model or the name of one; it gets the adapter of `peft_config` if that one is on the output head.
+        ref_model: a second model as the reference, or None.
+        args: TRL's or Wishbone's `DPOConfig`, transformers' `TrainingArguments`, or None.
+        options: the trainer's other arguments by name.
+
+    Raises:
+        RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
+    """
+    config, options = modern_arguments(args, options)
+    if config is not None:
+        config = name_options_without_effect(config)
+        _refuse_values_that_trl_cannot_compute(config)
+    _refuse_adapter_of_another_name(model, ref_model)
+    refuse_readers_of_codes(model, {"default": options.get("peft_config")})
+    liger = config is not None and config.use_liger_kernel
+    adapter_added = adapts_head(model, options.get("peft_config"), liger)
+    if adapter_added:
+        model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
+    head_adapted = head_is_adapted(model, liger)
+    has_adapter = isinstance(model, PeftModel) or bool(options.get("peft_config"))
+    synchronized = config is not None and config.sync_ref_model and has_adapter
+    if config is not None:
+        _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
+        config = config.changed({"sync_ref_model": False}) if synchronized else config
+    return Request(model, config, options, adapter_added, head_adapted, synchronized)
+
+
+def _refuse_values_that_trl_cannot_compute(config: DPOConfig) -> None:
+    """Refuse precomputed reference values, which TRL's code computes, on a device on which it cannot."""
+    obstacle = trl_path_obstacle(config.device.type) if config.precompute_ref_log_probs else None
+    if obstacle:
+        raise RequestError(f"precompute_ref_log_probs is computed with TRL's code, and {obstacle}, or leave it out")
+
+
+def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
+    """Refuse a model whose adapter TRL would not find."""
+    if isinstance(model, PeftModel) and ref_model is None and "default" not in model.peft_config:
+        raise RequestError(
+            f"the model's adapter is called {', '.join(map(repr, model.peft_config))}, and the one that is trained and "
+            "copied as the reference is called 'default': load it with adapter_name='default', or give a ref_model"
+        )
+
+
+def _refuse_stale_values(config: DPOConfig, *, head_adapted: bool, synchronized: bool) -> None:
+    """Refuse precomputed reference values where they would be wrong or TRL cannot compute them."""
+    if not config.precompute_ref_log_probs:
+        return
+    problems = []
+    if synchronized:
+        problems.append("sync_ref_model moves the reference that precompute_ref_log_probs takes for fixed; choose one")
+    if head_adapted:
+        problems.append(
+            "precompute_ref_log_probs runs TRL's own path, which has no adapters on the output head; leave it out: "
+            "reference values are kept for later epochs and runs as they are computed"
+        )
+    if problems:
+        raise RequestError(problems)
