@@ -30,7 +30,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.report.answers"],  # the one part of the report that runs a model
     ["wishbone.engine"],
     ["wishbone.unsloth", "wishbone.trainer"],
-    ["wishbone.run"],
+    ["wishbone.run", "wishbone.training"],
     ["wishbone.cli"],
     ["wishbone"],
 ]

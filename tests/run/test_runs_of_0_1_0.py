@@ -1,0 +1,97 @@
+"""What version 0.1.0 wrote can still be used: a run directory is continued, its pickled arguments load.
+
+`written_by_0_1_0/` was written by the code of that version (commit 2aca559; torch 2.13, transformers 5.24, TRL 1.16):
+
+    wishbone train tiny.yaml output.dir=run
+
+with the model, the pairs and the configuration below. It holds the checkpoint after 2 of 4 steps as it was written,
+`config.yaml` and `metrics.jsonl`, and the adapter that the whole run ended with.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from tiny import tiny_model, tiny_tokenizer
+from trainer.preference_runs import chat_pairs
+from typer.testing import CliRunner
+
+from wishbone import DPOConfig, DPOTrainer
+from wishbone.cli import app
+
+OLD = Path(__file__).parent / "written_by_0_1_0"
+SAME_TO_ROUNDING = {"rtol": 1e-4, "atol": 1e-6}  # another CPU sums in another order
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64}
+adapter: {rank: 2, target_modules: [q_proj]}
+training: {batch_size: 2, gradient_accumulation: 2, max_steps: 4, save_steps: 2, warmup_ratio: 0.5, learning_rate: 0.01}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run directory as it was when the run was stopped after two steps, beside its model, data and configuration"""
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    shutil.copytree(OLD, tmp_path / "run", ignore=shutil.ignore_patterns("adapter_of_*"))
+    lines = (OLD / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:2]))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "run"
+
+
+def train(*arguments: str) -> None:
+    outcome = CliRunner().invoke(app, ["train", "tiny.yaml", *arguments])
+    assert outcome.exit_code == 0, outcome.output
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
+    train("output.dir=run", "--resume")
+    for ours, theirs in zip(metrics(run), metrics(OLD), strict=True):
+        for line in (ours, theirs):  # wall time, and a count that begins anew with a process, as in TRL
+            assert line.pop("seconds") > 0 and line.pop("num_tokens") > 0
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+    learned, expected = load_file(run / "adapter" / "adapter_model.safetensors"), load_file(*OLD.glob("adapter_of_*"))
+    torch.testing.assert_close(learned, expected, **SAME_TO_ROUNDING)
+    stopped = load_file(run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+    assert not all(torch.allclose(learned[name], stopped[name], **SAME_TO_ROUNDING) for name in learned)
+
+
+def test_a_run_continues_its_optimizer_and_schedule_and_not_only_its_weights(run: Path) -> None:
+    """A run that began anew from the old adapter would take other steps."""
+    (run / "checkpoints" / "checkpoint-2" / "optimizer.pt").unlink()
+    train("output.dir=run", "--resume")
+    learned, expected = load_file(run / "adapter" / "adapter_model.safetensors"), load_file(*OLD.glob("adapter_of_*"))
+    assert not all(torch.allclose(learned[name], expected[name], **SAME_TO_ROUNDING) for name in learned)
+
+
+def test_pickled_arguments_load_and_train(tmp_path: Path) -> None:
+    path = OLD / "checkpoints" / "checkpoint-2" / "training_args.bin"
+    assert b"wishbone.training.arguments" in path.read_bytes()
+    old = torch.load(path, weights_only=False)
+    assert type(old) is DPOConfig
+    assert (old.learning_rate, old.beta, old.loss_type, old.max_length) == (0.01, 0.1, ["sigmoid"], 64)
+    tokenizer = tiny_tokenizer()
+    trainer = DPOTrainer(
+        tiny_model("llama", vocab_size=len(tokenizer)),
+        args=old.changed({"output_dir": str(tmp_path), "max_steps": 1}),
+        train_dataset=chat_pairs(8),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2),
+    )
+    assert trainer.train().global_step == 1
