@@ -130,7 +130,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_paths_of_the_listing_exist():
-    listing = next(text for _, _, text in blocks(ROOT / "README.md", "text") if text.startswith("src/wishbone/"))
+    listing = next(text for _, _, text in blocks(DOCS / "design.md", "text") if text.startswith("src/wishbone/"))
     folders: list[str] = []
     paths = []
     for line in listing.splitlines():
@@ -139,3 +139,5 @@ def test_paths_of_the_listing_exist():
         paths.append("".join(folders))
     assert len(paths) > 20
     assert not [path for path in paths if not (ROOT / path).exists()]
+    parts = {f"src/wishbone/{path.parent.name}/" for path in (ROOT / "src" / "wishbone").glob("*/__init__.py")}
+    assert parts <= set(paths), "a folder of the package is missing in the listing"

@@ -1,0 +1,142 @@
+"""The README is true: its commands run as they stand, and its figures are those of `benchmarks/results`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.documents
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+LONGEST = 130
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def blocks(heading: str, language: str) -> list[str]:
+    """Text of the fenced blocks of a language in the section below a heading."""
+    section = re.split(r"^## ", TEXT.partition(f"\n## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= LONGEST
+
+
+def environment_of_a_newcomer(folder: Path) -> dict[str, str]:
+    """Variables of a shell in a new virtual environment, which sees the packages of this one but not this package.
+
+    `pip install .` then finds everything that it needs. It builds with the build backend that is installed; where none
+    is, pip fetches it.
+    """
+    venv.create(folder, with_pip=True)
+    here = Path(sysconfig.get_path("purelib"))
+    there = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    Path(there, "packages-of-the-tests.pth").write_text(f"{here}\n", encoding="utf-8")
+    own = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder), "COLUMNS": "120"}
+    if importlib.util.find_spec("hatchling"):
+        own["PIP_NO_BUILD_ISOLATION"] = "1"
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
+
+
+@pytest.mark.slow
+def test_own_pairs_from_install_to_answer(tmp_path: Path, smollm2: object):
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = environment_of_a_newcomer(tmp_path / "venv")
+    (commands,) = blocks("Train on your own pairs", "sh")
+    shown = said(["bash", "-eu", "-o", "pipefail", "-c", commands], clone, environment)
+
+    assert "Fits: " in shown
+    run = clone / "runs" / "mine"
+    assert (run / "report.html").exists()
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["pairs"]["train"]) == ("done", 12, 4)
+    (asked,) = json.loads((run / "answers.json").read_text())
+    assert asked["before"] != asked["after"]
+
+    (use,) = blocks("Train on your own pairs", "python")
+    answer = said(["python", "-c", use], clone, environment)
+    assert answer.strip()
+    installed = said(["python", "-c", "import wishbone; print(wishbone.__file__)"], clone, environment)
+    assert Path(installed.strip()).is_relative_to(tmp_path / "venv")
+
+
+def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """Standard output of a command that must succeed."""
+    outcome = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert outcome.returncode == 0, f"{outcome.stdout}\n{outcome.stderr}"
+    return outcome.stdout
+
+
+@pytest.mark.parametrize("imports", blocks("Use it from TRL or Unsloth code", "python"), ids=["trl", "unsloth"])
+def test_migration_takes_three_lines(imports: str):
+    assert len(imports.splitlines()) == 3
+    asked = "import trl, wishbone; assert trl.DPOTrainer is DPOTrainer is wishbone.DPOTrainer is not None"
+    subprocess.run([sys.executable, "-c", f"{imports}\n{asked}"], check=True, timeout=300)
+
+
+def suite_row(kind: str, system: str, case: str) -> dict[str, Any]:
+    """The one result of the H200 suite for a system and a case."""
+    rows = json.loads((RESULTS / "suite-h200.json").read_text())["results"]
+    wanted = (kind, "8b", system, case)
+    (row,) = [row for row in rows if (row["kind"], row["size"], row["system"], row["case"]) == wanted]
+    return row
+
+
+def table() -> list[list[str]]:
+    """Cells of the rows of the table of measurements."""
+    rows = re.findall(r"^\| (.*) \|$", TEXT.partition("\n## Measured\n")[2], re.MULTILINE)
+    return [row.split(" | ") for row in rows if not row.startswith("Machine")]
+
+
+@pytest.mark.parametrize(
+    ("row", "ours", "theirs"),
+    [
+        (0, "wishbone-bf16", "unsloth-bf16"),
+        (1, "wishbone-fp8", "unsloth-bf16"),
+        (2, "wishbone-nf4-14gib", "unsloth-nf4"),
+    ],
+)
+def test_speeds_in_the_table_were_measured(row: int, ours: str, theirs: str):
+    cells = table()[row]
+    speeds = []
+    for cell, system in zip(cells[1:3], (ours, theirs), strict=True):
+        measured = suite_row("throughput", system, "ultrafeedback:8")
+        speeds.append(measured["pairs_per_s"])
+        assert cell.endswith(f"{measured['pairs_per_s']:.2f} pairs/s, {measured['peak_gib']:.1f} GiB")
+    assert cells[3] == f"{speeds[0] / speeds[1]:.2f} times the speed"
+
+
+def test_the_longest_pair_in_the_table_was_measured():
+    lengths = [suite_row("longest", name, "24 GiB")["tokens"] for name in ("wishbone-nf4-small", "unsloth-nf4")]
+    ours, theirs, factor = table()[3][1:]
+    assert ours == f"{lengths[0]:,} tokens a sequence"
+    assert theirs == f"Unsloth: {lengths[1]:,}"
+    assert factor == f"{lengths[0] / lengths[1]:.2f} times the length"
+
+
+def test_the_row_of_the_cpu_was_measured():
+    result = json.loads((RESULTS / "cpu.json").read_text())
+    ours, theirs = result["results"]
+    assert len(table()) == 5
+    assert table()[4][1:] == [
+        f"{ours['pairs_per_second']} pairs/s, {ours['peak_gib']} GiB",
+        f"TRL {theirs['system'].removeprefix('trl ')}: {theirs['pairs_per_second']} pairs/s, {theirs['peak_gib']} GiB",
+        f"{result['speed_ratio']} times the speed",
+    ]
