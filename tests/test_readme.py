@@ -86,7 +86,7 @@ def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("imports", blocks("Use it from TRL or Unsloth code", "python"), ids=["trl", "unsloth"])
 def test_migration_takes_three_lines(imports: str):
-    assert len(imports.splitlines()) == 3
+    assert len([line for line in imports.splitlines() if line]) == 3
     asked = "import trl, wishbone; assert trl.DPOTrainer is DPOTrainer is wishbone.DPOTrainer is not None"
     subprocess.run([sys.executable, "-c", f"{imports}\n{asked}"], check=True, timeout=300)
 
