@@ -7,11 +7,13 @@ SHA-256 of all of that:
 - the tensors of `weights.py`: names, shapes, dtypes, bytes;
 - the model's configuration, without what is cosmetic;
 - the classes of the modules and the versions of the libraries they come from, or their source where there is no
-  version; the source of this package's modules that compute log-probabilities;
+  version (layers of this package are such classes);
+- the source of this package's code that a reference pass enters (`SCORING_CODE`);
 - the form that pairs are run in, whether layers are fused, the attention implementation, autocast, the device.
 
-What is trained does not count, nor do learning rate, beta, seed or file names. A frozen LoRA adapter with a factor of
-zero adds nothing and is left out, so that fresh adapters of any seed and rank share the base model's values.
+What is trained does not count, nor do learning rate, beta, seed or file names. How a model was read, quantized or
+converted does not count either: that decides the weights, which are hashed by value. A frozen LoRA adapter with a
+factor of zero adds nothing and is left out, so that fresh adapters of any seed and rank share the base model's values.
 
 Tensors are hashed on their device (`tensor_hash.py`): that guards against accidents, not against forgery.
 """
@@ -50,13 +52,13 @@ COSMETIC = frozenset(
         "use_cache",
     }
 )
-"""Fields of a model's configuration that decide no number; classes and dtypes are known from the model itself."""
+"""Fields of a model's configuration that decide no value; classes and dtypes are known from the model itself."""
 
 COSMETIC_OF_ADAPTER = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version"}
 )
-SCORING_CODE = ("data", "fused", "model", "ops", "policy", "preference", "reference")
-"""Folders of this package with the code that decides a log-probability."""
+SCORING_CODE = ("data/batch.py", "fused", "ops", "policy", "preference", "reference")
+"""Folders and files of this package that decide a log-probability; tests check them against what a pass enters."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
 
@@ -81,7 +83,7 @@ def reference_identity(policy: Policy, adapters: Sequence[str] = (), *, autocast
         "adapters": _adapter_facts(policy.model, layers),
         "config": _plain(config.to_dict(), COSMETIC),
         "modules": sorted({_kind(module) for _, module in reference_modules(model, adapters)}),
-        "code": _scoring_code(),
+        "code": scoring_code(),
         "form": [policy.form, "fused" if policy.fused else "as it is"],
         "attention": config._attn_implementation,
         "numerics": _numerics(policy.device, autocast),
@@ -150,10 +152,19 @@ def _code_version(module: str) -> str:
 
 
 @cache
-def _scoring_code() -> str:
-    package = Path(__file__).parent.parent
-    files = sorted(path for folder in SCORING_CODE for path in (package / folder).rglob("*.py"))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+def scoring_code(package: Path = Path(__file__).parent.parent) -> str:
+    """Return the hash of the sources in `SCORING_CODE`, of this package or a copy of it."""
+    places = [package / entry for entry in SCORING_CODE]
+    files = [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+def _installed(distribution: str) -> str:
+    """Version of a library, "none" where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _numerics(device: torch.device, autocast: Autocast) -> dict[str, str]:
@@ -170,5 +181,5 @@ def _numerics(device: torch.device, autocast: Autocast) -> dict[str, str]:
         "device": f"{kind} {where}",
         "autocast": lowered,
         "float32 products": (backends.cuda if kind == "cuda" else backends.mkldnn).matmul.fp32_precision,
-        "libraries": f"torch {torch.__version__} transformers {version('transformers')}",
+        "libraries": " ".join(f"{name} {_installed(name)}" for name in ("torch", "transformers", "peft", "triton")),
     }
