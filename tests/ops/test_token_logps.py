@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from wishbone.ops.token_logps import token_logps
-from wishbone.ops.token_logps.chunked import token_logps_chunked
+from wishbone.ops.token_logps import chunked, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 23, 12, 37
 
@@ -52,17 +51,18 @@ def test_values_are_the_textbooks(backend: str, scale: float, cap: float | None,
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (1.5, 4.0)])
 @pytest.mark.parametrize("chunk", [1, 7, 23, 100])
 def test_gradients_are_those_of_the_definition(
-    trained: tuple[str, ...], scale: float, cap: float | None, chunk: int
+    trained: tuple[str, ...], scale: float, cap: float | None, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(chunked, "LEAST_TOKENS", 1)
     hidden, weight, bias, targets = inputs()
     coefficients = torch.linspace(-2, 3, TOKENS, dtype=torch.float64)
     leaves = [hidden, *({"weight": weight, "bias": bias}[name] for name in trained)]
     for leaf in leaves:
         leaf.requires_grad_()
     kwargs = {"bias": bias, "logit_scale": scale, "softcap": cap}
-    chunked = token_logps_chunked(hidden, weight, targets, chunk_tokens=chunk, **kwargs).logps
+    logps = token_logps(hidden, weight, targets, chunk_bytes=4 * chunk * len(weight), backend="chunked", **kwargs).logps
     definition = token_logps(hidden, weight, targets, backend="reference", **kwargs).logps
-    got = torch.autograd.grad((chunked * coefficients).sum(), leaves)
+    got = torch.autograd.grad((logps * coefficients).sum(), leaves)
     expected = torch.autograd.grad((definition * coefficients).sum(), leaves)
     for value, wanted in zip(got, expected, strict=True):
         assert (value - wanted).norm() <= 1e-9 * wanted.norm()

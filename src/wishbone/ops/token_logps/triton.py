@@ -1,26 +1,25 @@
 """Log-probabilities in chunks of tokens: two matrix products a chunk, and one Triton kernel between them.
 
-The floor of T tokens, hidden size H and vocabulary V is 4 T H V operations of the tensor cores and 10 T V bytes. It is
-reached when a chunk has enough tokens: each chunk reads the head twice, and below some 500 tokens that reading is what
-takes the time. The logits of a chunk are float32, whatever the head is; their gradient is in the dtype of the head and
-lies over them (see `kernels`), so that a chunk costs 4 bytes a logit.
+At best, T tokens with hidden size H and vocabulary V take 4 T H V operations of the tensor cores and 10 T V bytes of
+memory traffic. This is reached when a chunk has enough tokens: each chunk reads the head twice, and below about 500
+tokens that reading takes most of the time. The logits of a chunk are float32, whatever the head is; their gradient is
+in the dtype of the head and lies over them (see `kernels`), so a chunk costs 4 bytes a logit.
 
-As in `chunked`, a frozen head gets the unit gradient d log p / d h in the forward pass, and a trained head computes its
-logits again in the backward pass; it keeps the maximum and the sum of each token, so that the logits are read once
-there. Nothing waits for the device.
+For a trained head the forward pass keeps the maximum and the sum of each token, so that the backward pass reads the
+logits once. The host never waits for the device.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+from wishbone.ops.launch_sizes import tiles
+from wishbone.ops.token_logps.head import Head, score_by_chunks
 from wishbone.ops.token_logps.kernels import differentiate_tokens, score_tokens
 from wishbone.ops.token_logps.scores import TokenScores
 
@@ -29,6 +28,9 @@ BLOCK, WARPS = 4096, 16
 
 ROWS = 128
 """Chunks are multiples of this many tokens: the rows of one tile of a matrix product."""
+
+WIDTH_MULTIPLE = 128
+"""Rows of logits are padded to a multiple of this many: each begins at a multiple of 512 bytes."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -58,11 +60,9 @@ def token_logps_triton(
         )
     if chunk_bytes is None:
         chunk_bytes = default_chunk_bytes(hidden.device)
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    function = _TrainedHead if trained and torch.is_grad_enabled() else _FrozenHead
-    head = _Head(logit_scale, softcap, chunk_tokens(chunk_bytes, weight.shape[0]))
-    scores = function.apply(hidden, weight, bias, targets.contiguous(), head, statistics)
-    return TokenScores(*scores) if statistics else TokenScores.logps_alone(scores[0])
+    head = _TritonHead(logit_scale, softcap, chunk_tokens(chunk_bytes, weight.shape[0]))
+    bias = None if bias is None else bias.contiguous()
+    return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics)
 
 
 def chunk_tokens(chunk_bytes: int, vocabulary: int) -> int:
@@ -78,21 +78,97 @@ def default_chunk_bytes(device: torch.device) -> int:
 
 
 def _padded(vocabulary: int) -> int:
-    """Return the width of a row of logits: every row begins at a multiple of 512 bytes."""
-    return -(-vocabulary // 128) * 128
+    """Return the width of a row of logits."""
+    return tiles(vocabulary, WIDTH_MULTIPLE) * WIDTH_MULTIPLE
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What the head does besides its matrix product, and how many tokens it does at a time."""
+class _TritonHead(Head):
+    def score(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        *,
+        statistics: bool,
+        unit: Tensor | None,
+        keep: bool,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        def empty(dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(targets.shape, dtype=dtype, device=hidden.device)
 
-    scale: float
-    softcap: float | None
-    chunk: int
+        logps = empty()
+        companions = (empty(), empty(), empty(torch.bool), empty()) if statistics else ()
+        peaks_and_totals = (empty(), empty()) if keep else ()
+        columns = (logps, *(companions or (None,) * 4), *(peaks_and_totals or (None,) * 2))
+        chunks = _Chunks(hidden, weight, self.chunk)
+        for tokens, logits, gradient in chunks:
+            with torch.cuda.device_of(hidden):
+                score_tokens[(logits.shape[0],)](
+                    logits,
+                    None if unit is None else gradient,
+                    bias,
+                    self._kernel_scale,
+                    self.softcap,
+                    targets[tokens],
+                    *(None if column is None else column[tokens] for column in columns),
+                    chunks.vocabulary,
+                    chunks.width,
+                    chunks.stride_gradient,
+                    BLOCK=BLOCK,
+                    num_warps=WARPS,
+                )
+            if unit is not None:
+                torch.mm(gradient[:, : chunks.vocabulary], weight, out=unit[tokens])
+        return (logps, *companions), peaks_and_totals
 
-    def final(self, bias: Tensor | None) -> tuple[Tensor | None, float | None, float | None]:
-        """Return bias, scale and softcap as the kernels take them."""
-        return None if bias is None else bias.contiguous(), None if self.scale == 1.0 else self.scale, self.softcap
+    def logit_gradients(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        coefficient: Tensor,
+        kept: tuple[Tensor, ...],
+    ) -> Iterator[tuple[slice, Tensor]]:
+        peaks, totals = kept
+        coefficient = coefficient.contiguous()
+        chunks = _Chunks(hidden, weight, self.chunk)
+        for tokens, logits, gradient in chunks:
+            with torch.cuda.device_of(hidden):
+                differentiate_tokens[(logits.shape[0],)](
+                    logits,
+                    gradient,
+                    bias,
+                    self._kernel_scale,
+                    self.softcap,
+                    targets[tokens],
+                    peaks[tokens],
+                    totals[tokens],
+                    coefficient[tokens],
+                    chunks.vocabulary,
+                    chunks.width,
+                    chunks.stride_gradient,
+                    BLOCK=BLOCK,
+                    num_warps=WARPS,
+                )
+            yield tokens, gradient[:, : chunks.vocabulary]
+
+    def scaled(self, unit: Tensor, coefficient: Tensor) -> Tensor:
+        return torch.mul(unit, coefficient[:, None], out=torch.empty_like(unit))  # the coefficient keeps its precision
+
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        if left.dtype == torch.float32:
+            total.addmm_(left, right)
+        elif left.is_cuda:
+            torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+        else:
+            total.addmm_(left.float(), right.float())
+
+    @property
+    def _kernel_scale(self) -> float | None:
+        """The scale as kernels take it: None, which costs nothing, instead of 1."""
+        return None if self.scale == 1.0 else self.scale
 
 
 class _Chunks:
@@ -102,6 +178,11 @@ class _Chunks:
         hidden: [tokens, hidden_size].
         weight: [vocabulary, hidden_size].
         chunk: tokens at a time.
+
+    Attributes:
+        vocabulary: logits of a token.
+        width: columns of a row of logits, with its padding.
+        stride_gradient: elements from one row of the gradient to the next.
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, chunk: int) -> None:
@@ -111,6 +192,7 @@ class _Chunks:
         self._logits = torch.empty(rows, self.width, dtype=torch.float32, device=hidden.device)
         halves = self._logits if weight.dtype == torch.float32 else self._logits.view(weight.dtype)
         self._gradient = halves[:, -self.width :]
+        self.stride_gradient = self._gradient.stride(0)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield which tokens, their logits W h [tokens, width], and where the gradient goes [tokens, width]."""
@@ -129,143 +211,3 @@ def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
         torch.mm(left, right, out_dtype=torch.float32, out=out)
     else:
         torch.mm(left.float(), right.float(), out=out)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to `total`, float32, likewise."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
-    elif left.is_cuda:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(left.float(), right.float())
-
-
-class _FrozenHead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        head: _Head,
-        statistics: bool,
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        unit = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if ctx.needs_input_grad[0] else None
-        scores = _score(hidden, weight, bias, targets, head, statistics, unit=unit)
-        if unit is not None:
-            ctx.save_for_backward(unit)
-        ctx.mark_non_differentiable(*scores[1:])
-        return scores
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        coefficient = grads[0]
-        if coefficient is None:
-            return (None,) * 6
-        (unit,) = ctx.saved_tensors
-        return torch.mul(unit, coefficient[:, None], out=torch.empty_like(unit)), *(None,) * 5
-
-
-class _TrainedHead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        head: _Head,
-        statistics: bool,
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        peaks = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
-        totals = torch.empty_like(peaks)
-        scores = _score(hidden, weight, bias, targets, head, statistics, peaks=peaks, totals=totals)
-        ctx.save_for_backward(hidden, weight, bias, targets, peaks, totals)
-        ctx.head = head
-        ctx.mark_non_differentiable(*scores[1:])
-        return scores
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grads[0] is None:
-            return (None,) * 6
-        hidden, weight, bias, targets, peaks, totals = ctx.saved_tensors
-        coefficient = grads[0].contiguous()
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        hidden_grad = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        chunks = _Chunks(hidden, weight, ctx.head.chunk)
-        for tokens, logits, gradient in chunks:
-            with torch.cuda.device_of(hidden):
-                differentiate_tokens[(logits.shape[0],)](
-                    logits,
-                    gradient,
-                    *ctx.head.final(bias),
-                    targets[tokens],
-                    peaks[tokens],
-                    totals[tokens],
-                    coefficient[tokens],
-                    chunks.vocabulary,
-                    chunks.width,
-                    gradient.stride(0),
-                    BLOCK=BLOCK,
-                    num_warps=WARPS,
-                )
-            gradient = gradient[:, : chunks.vocabulary]
-            if hidden_grad is not None:
-                torch.mm(gradient, weight, out=hidden_grad[tokens])
-            if weight_grad is not None:
-                _add_product(weight_grad, gradient.t(), hidden[tokens])
-            if bias_grad is not None:
-                bias_grad += gradient.sum(0, dtype=torch.float32)
-        return (
-            hidden_grad,
-            None if weight_grad is None else weight_grad.to(weight.dtype),
-            None if bias_grad is None else bias_grad.to(bias.dtype),
-            *(None,) * 3,
-        )
-
-
-def _score(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    head: _Head,
-    statistics: bool,
-    *,
-    unit: Tensor | None = None,
-    peaks: Tensor | None = None,
-    totals: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    """Return the scores that are asked for, and set `unit` to d log p / d hidden where it is given."""
-
-    def empty(dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(targets.shape, dtype=dtype, device=hidden.device)
-
-    logps = empty()
-    companions = (empty(), empty(), empty(torch.bool), empty()) if statistics else ()
-    columns = (logps, *(companions or (None,) * 4), peaks, totals)
-    chunks = _Chunks(hidden, weight, head.chunk)
-    for tokens, logits, gradient in chunks:
-        with torch.cuda.device_of(hidden):
-            score_tokens[(logits.shape[0],)](
-                logits,
-                None if unit is None else gradient,
-                *head.final(bias),
-                targets[tokens],
-                *(None if column is None else column[tokens] for column in columns),
-                chunks.vocabulary,
-                chunks.width,
-                gradient.stride(0),
-                BLOCK=BLOCK,
-                num_warps=WARPS,
-            )
-        if unit is not None:
-            torch.mm(gradient[:, : chunks.vocabulary], weight, out=unit[tokens])
-    return logps, *companions
