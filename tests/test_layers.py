@@ -14,9 +14,11 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a module's name tells its layer
     ["wishbone.errors", "wishbone.version", "wishbone.process_memory"],
+    ["wishbone.paths"],
     ["wishbone.cache"],
     ["wishbone.config"],
     ["wishbone.report"],  # reads run directories, knows nothing of what wrote them
+    ["wishbone.data.json_text"],
     ["wishbone.data.messages"],
     ["wishbone.data.formats", "wishbone.data.packing"],
     ["wishbone.ops"],

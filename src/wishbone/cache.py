@@ -15,22 +15,32 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 MANIFEST = "manifest.json"
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Cache:
+    """A directory that keeps others, and the environment variable that puts it elsewhere."""
+
+    root: Path
+    variable: str
+
+
 def cache_root() -> Path:
     """Return the user's cache: $WISHBONE_CACHE, or $XDG_CACHE_HOME/wishbone, or ~/.cache/wishbone."""
     if own := os.environ.get("WISHBONE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wishbone"
+        return user_path(own)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "wishbone"
 
 
 def file_digest(path: Path) -> str:
@@ -39,15 +49,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
-    """Return the sound directory `name` of the cache, after `build(empty_directory)` where there is none yet.
+def kept_directory(name: str, build: Callable[[Path], None], cache: Cache | None = None) -> Path:
+    """Return the sound directory `name` of a cache, after `build(empty_directory)` where there is none yet.
 
     Any number of processes may call this at once; one builds. A damaged directory is rebuilt and a warning says so.
+
+    Args:
+        name: of the directory.
+        build: fills it.
+        cache: None is the user's cache of Wishbone.
 
     Raises:
         RequestError: the cache cannot be written, or `build` refuses.
     """
-    root = cache_root()
+    cache = cache or Cache(cache_root(), "WISHBONE_CACHE")
+    root = cache.root
     place = root / name
     if _damage(place) is None:
         return place
@@ -63,7 +79,7 @@ def kept_directory(name: str, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise RequestError(
             f"the cache {root} cannot be written ({error.strerror or error}); make room there or set "
-            "WISHBONE_CACHE to a directory that can be written"
+            f"{cache.variable} to a directory that can be written"
         ) from error
     return place
 

@@ -6,22 +6,15 @@ cannot be read as a row comes as the `RequestError` that says why, so that one p
 
 from __future__ import annotations
 
-import csv
 import difflib
-import gzip
-import json
+import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Features
-
-from wishbone.data.formats import columns_to_read
+from wishbone.data.parquet_files import read_parquet
 from wishbone.data.rows import NumberedRow
+from wishbone.data.text_files import read_csv, read_json, read_lines
 from wishbone.errors import RequestError
 
 _SPLIT_NAMES = "train|test|valid|validation|val|eval|dev"
@@ -73,7 +66,11 @@ def similar_names(path: Path) -> str:
     """The names beside a missing path that are most like it, as the end of a sentence; empty if there are none."""
     if not path.parent.is_dir():
         return f" (nor is there a directory {path.parent})"
-    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=3, cutoff=0.5)
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     return f"; similar: {', '.join(close)}" if close else ""
 
 
@@ -88,129 +85,13 @@ def _suffix(path: Path) -> str:
     return Path(name.removesuffix(".gz")).suffix + compressed
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _read_lines(path: Path) -> Iterator[NumberedRow]:
-    try:
-        with _open(path) as lines:
-            for number, line in enumerate(lines, 1):
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not text.isspace() and text:
-                    yield number, f"line {number}", _parsed(text)
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise RequestError(f"{path}: the compressed file is damaged ({error}); write it again") from None
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        row = json.loads(line)
-    except UnicodeDecodeError as error:
-        return RequestError(f"is not UTF-8 text (byte {error.start + 1})")
-    except json.JSONDecodeError as error:
-        return RequestError(f"is not JSON: {error.msg} at character {error.pos + 1}")
-    except RecursionError:
-        return RequestError("is JSON nested too deeply")
-    return row if isinstance(row, dict) else RequestError("is JSON, but not an object with named fields")
-
-
-def _read_json(path: Path) -> Iterator[NumberedRow]:
-    with _open(path) as file:
-        raw = file.read()
-    if not raw.strip():
-        return
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            yield from _read_lines(path)  # one object a line, under the name of the other format
-            return
-        where = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(f"{path}: is not JSON: {error.msg} at {where}; correct the file there") from None
-    for number, row in enumerate(_rows_in(content, path), 1):
-        is_row = isinstance(row, dict)
-        yield number, f"row {number}", row if is_row else RequestError("is not an object with named fields")
-
-
-def _rows_in(content: Any, path: Path) -> list[Any]:
-    """The rows of a JSON document: a list, an object with one list of objects in it, or an object of columns."""
-    if isinstance(content, list):
-        return content
-    lists = (
-        {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
-    )
-    tables = [value for value in lists.values() if value and isinstance(value[0], dict)]
-    if len(tables) == 1 and not {"chosen", "rejected"} <= lists.keys():
-        return tables[0]
-    if len(lists) > 1:
-        lengths = {name: len(value) for name, value in lists.items()}
-        if len(set(lengths.values())) > 1:
-            raise RequestError(f"{path}: the columns differ in length ({lengths}); every row needs every column")
-        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    raise RequestError(f"{path}: holds no list of rows; give a list of objects, or an object with one such list in it")
-
-
-def _read_csv(path: Path) -> Iterator[NumberedRow]:
-    csv.field_size_limit(sys.maxsize)
-    with _open(path) as file:
-        lines = (line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(file))
-        reader = csv.DictReader(lines, strict=True)
-        try:
-            for number, row in enumerate(reader, 1):
-                yield number, f"row {number} (line {reader.line_num})", _csv_row(row)
-        except UnicodeDecodeError:
-            raise RequestError(f"{path}: line {reader.line_num + 1} is not UTF-8 text; save it as UTF-8") from None
-        except csv.Error as error:
-            raise RequestError(f"{path}: line {reader.line_num}: {error}; is a quotation mark not closed?") from None
-
-
-def _csv_row(row: dict[Any, Any]) -> Any:
-    if None in row:
-        return RequestError(f"has more fields than the header ({len(row) - 1})")
-    missing = [name for name, value in row.items() if value is None]
-    if missing:
-        return RequestError(f"has fewer fields than the header: no {', '.join(missing)}")
-    return {name: _cell(value) for name, value in row.items()}
-
-
-def _cell(value: str) -> Any:
-    """A cell that is the JSON of messages is those messages; every other cell is text."""
-    if not re.match(r'\s*(\[\s*)?\{\s*"', value):
-        return value
-    try:
-        content = json.loads(value)
-    except json.JSONDecodeError:
-        return value
-    first = content[0] if isinstance(content, list) else content
-    return content if isinstance(first, dict) and first.keys() & {"role", "from", "messages"} else value
-
-
-def _read_parquet(path: Path) -> Iterator[NumberedRow]:
-    try:
-        with pq.ParquetFile(path) as file:
-            features = Features.from_arrow_schema(file.schema_arrow)
-            names = columns_to_read(list(features))
-            features = Features({name: features[name] for name in names})
-            number = 0
-            for batch in file.iter_batches(batch_size=1000, columns=names):
-                columns = features.decode_batch(batch.to_pydict())
-                for values in zip(*columns.values(), strict=True):
-                    number += 1
-                    yield number, f"row {number}", dict(zip(columns, values, strict=True))
-    except pa.ArrowException as error:
-        raise RequestError(f"{path}: is not a Parquet file that can be read ({error}); write it again") from None
-
-
 _READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
-    ".jsonl": _read_lines,
-    ".jsonl.gz": _read_lines,
-    ".ndjson": _read_lines,
-    ".json": _read_json,
-    ".json.gz": _read_json,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": _read_parquet,
+    ".jsonl": read_lines,
+    ".jsonl.gz": read_lines,
+    ".ndjson": read_lines,
+    ".json": read_json,
+    ".json.gz": read_json,
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".parquet": read_parquet,
 }

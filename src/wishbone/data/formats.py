@@ -257,8 +257,9 @@ def _tools(value: Any) -> str | list[Any] | None:
         return None
     if not isinstance(tools, list):
         raise Misfit("must be a list of tools, or the JSON of one")
+    chat.storable(tools)
     return value  # type: ignore[no-any-return]
 
 
 def _kwargs(value: Any) -> dict[str, Any]:
-    return dict(chat.mapping(value))
+    return dict(chat.storable(chat.mapping(value)))

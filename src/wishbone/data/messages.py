@@ -6,10 +6,11 @@ Spellings met in the wild: `{role, content}`, sharegpt's `{from, value}`, a bare
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from wishbone.data import json_text
 
 Message = dict[str, Any]
 
@@ -143,7 +144,7 @@ def message(value: Any) -> Message:
     if content is not None:
         result["content"] = [_block(block) for block in content] if isinstance(content, list) else _content(content)
     if role_key == "role":
-        result |= {key: item for key, item in value.items() if key not in _KEYS and item is not None}
+        result |= storable({key: item for key, item in value.items() if key not in _KEYS and item is not None})
     return result
 
 
@@ -165,9 +166,16 @@ def with_parsed_arguments(calling: list[Message]) -> list[Message]:
 def parse_json(value: str) -> Any:
     """What a JSON text says, None if it is none."""
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        return json_text.parse_json(value)
+    except json_text.NotJsonError:
         return None
+
+
+def storable(value: Any) -> Any:
+    """The value, if it can be stored as JSON; raises Misfit."""
+    if reason := json_text.unstorable(value):
+        raise Misfit(reason)
+    return value
 
 
 def kind(value: Any) -> str:
@@ -210,4 +218,4 @@ def _parsed_call(call: Any) -> Any:
 
 def _arguments(value: Any) -> Any:
     parsed = parse_json(value) if isinstance(value, str) else value
-    return parsed if isinstance(parsed, Mapping) else value
+    return storable(parsed if isinstance(parsed, Mapping) else value)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -24,6 +23,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from wishbone.data import formats, messages
 from wishbone.data.formats import normalize, recognize
+from wishbone.data.kept import kept_dataset
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -147,16 +147,10 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
         return Dataset.from_buffer(buffer.getvalue())
     code = b"".join(Path(file).read_bytes() for file in (formats.__file__, messages.__file__, __file__) if file)
     key = hashlib.sha256(code + repr((state, rules)).encode()).hexdigest()[:32]
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "wishbone" / f"pairs-{key}.arrow"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
-        try:
-            _write(read, name, rules, lambda: pa.OSFile(str(unfinished), "wb")).close()
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    return Dataset.from_file(str(path))
+    return kept_dataset(
+        f"pairs-{key}",
+        lambda directory: _write(read, name, rules, lambda: pa.OSFile(str(directory / "pairs.arrow"), "wb")).close(),
+    )
 
 
 def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> IterableDataset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,14 +20,18 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from wishbone.data import files
 from wishbone.data.formats import columns_to_read
 from wishbone.data.messages import kind
+from wishbone.data.parquet_files import rows_of_batch
 from wishbone.data.rows import InvalidRows, NumberedRow, RowRules, rewrite_stream, store_rows
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 Rows = Sequence[Mapping[str, Any]]
 Source: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | IterableDatasetDict | Rows
 
 _ID_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 _BATCH = 1000
+_NOT_AS_SAVED = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, pa.ArrowException)
+"""What `datasets` raises when the files of a saved data set are not as it wrote them."""
 
 
 def load_pairs(
@@ -65,20 +70,23 @@ def load_pairs(
             numbered = "source_row" in found.column_names
             return found if numbered else found.add_column("source_row", list(range(1, len(found) + 1)))
         name = str(source) if isinstance(source, str | Path) else "the data set"
-        state = found._fingerprint if found.cache_files else None
+        stored = [Path(file["filename"]) for file in found.cache_files]
+        state = f"{found._fingerprint} {_state(stored)}" if stored else None
         return store_rows(partial(_rows_of_dataset, found), name, rules, state=state)
     if isinstance(found, _Files):
-        return store_rows(partial(files.read_rows, found.paths), str(source), rules, state=found.state())
+        state = _state(found.paths)
+        return store_rows(partial(files.read_rows, found.paths), str(source), rules, state=state)
     return store_rows(partial(_rows_of_list, found), "the list of rows", rules, state=None)
 
 
+@dataclass(frozen=True)
 class _Files:
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    paths: list[Path]
 
-    def state(self) -> str:
-        """Names, sizes and times of the files: what was read from them holds as long as these do."""
-        return json.dumps([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths])
+
+def _state(paths: list[Path]) -> str:
+    """Names, sizes and times of files: what was read from them holds as long as these do."""
+    return json.dumps([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
 
 
 def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Rows:
@@ -92,7 +100,7 @@ def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Ro
         raise RequestError(
             f"a {type(source).__name__} is no source of pairs; give a path, a hub name, a Dataset or rows"
         )
-    path = Path(source).expanduser()
+    path = user_path(source)
     if any((path / written).exists() for written in ("dataset_dict.json", "dataset_info.json")):
         return _find(_load_saved(path), split)
     if path.exists() or isinstance(source, Path) or _spells_a_path(source):
@@ -107,9 +115,15 @@ def _spells_a_path(source: str) -> bool:
 
 def _load_saved(path: Path) -> Dataset | DatasetDict:
     try:
-        return datasets.load_from_disk(path)
-    except (FileNotFoundError, ValueError, pa.ArrowException) as error:
-        raise RequestError(f"{path}: is no data set that save_to_disk has written whole ({error})") from None
+        found = datasets.load_from_disk(path)
+        for part in found.values() if isinstance(found, DatasetDict) else [found]:
+            part.data.validate(full=True)  # offsets that point outside of a damaged file would end the process
+    except _NOT_AS_SAVED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(
+            f"{path}: is no data set that save_to_disk has written whole ({reason:.200}); save it again"
+        ) from None
+    return found
 
 
 def _load_from_hub(name: str, split: str) -> Dataset:
@@ -128,12 +142,12 @@ def _load_from_hub(name: str, split: str) -> Dataset:
 
 
 def _rows_of_dataset(dataset: Dataset) -> Iterator[NumberedRow]:
-    plain = dataset.with_format(None).select_columns(columns_to_read(dataset.column_names))
     number = 0
-    for batch in plain.iter(_BATCH):
-        for values in zip(*batch.values(), strict=True):
-            number += 1
-            yield number, f"row {number}", dict(zip(batch, values, strict=True))
+    for table in dataset.select_columns(columns_to_read(dataset.column_names)).with_format("arrow").iter(_BATCH):
+        for batch in table.to_batches():
+            for row in rows_of_batch(batch):
+                number += 1
+                yield number, f"row {number}", row
 
 
 def _rows_of_list(rows: Rows) -> Iterator[NumberedRow]:

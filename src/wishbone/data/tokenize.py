@@ -18,6 +18,7 @@ from datetime import date
 from functools import partial
 from typing import Any, TypeVar
 
+import datasets
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import tokenizers
@@ -29,6 +30,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from wishbone.data.encoding import Ids, encode_conversations, encode_texts
 from wishbone.data.formats import common_prompt
+from wishbone.data.kept import kept_dataset
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def tokenize_pairs(
     end-of-sequence token if they do not end with it. Where there is no prompt column, the prompt is what both
     completions begin with. Unlike TRL, a text that spells out the beginning-of-sequence token gets no second one.
 
-    A data set that lies on disk is tokenized once: the result is cached beside it, under the fingerprint of data,
+    A data set that lies on disk is tokenized once: the result is kept in the cache, under the fingerprint of data,
     tokenizer and template. A stream is tokenized as it is read. A data set that has the columns is returned as it is.
 
     Args:
@@ -80,15 +82,21 @@ def tokenize_pairs(
         raise RequestError("the data set has no rows; there is nothing to tokenize")
     dataset = dataset.with_format(None).remove_columns([c for c in (*ID_COLUMNS, CUT_COLUMN) if c in columns])
     inputs = dataset.select_columns([c for c in _INPUTS if c in columns])
-    ids = inputs.map(
+    fingerprint = Hasher.hash((inputs._fingerprint, _identity(tokenizer)))
+    encode = partial(
+        inputs.map,
         partial(_tokenize_table, tokenizer),
         with_indices=True,
         batched=True,
         remove_columns=inputs.column_names,
         num_proc=num_proc,
-        new_fingerprint=Hasher.hash((inputs._fingerprint, _identity(tokenizer))),
+        new_fingerprint=fingerprint,
         desc="Tokenizing",
     )
+    if inputs.cache_files and datasets.is_caching_enabled():
+        ids = kept_dataset(f"ids-{fingerprint}", lambda directory: encode(cache_file_name=f"{directory}/ids.arrow"))
+    else:
+        ids = encode()
     _warn_of_cut_prompts(ids.with_format("numpy")[CUT_COLUMN][:])
     return concatenate_datasets([dataset, ids], axis=1)
 

@@ -1,0 +1,86 @@
+"""Rows out of Parquet files.
+
+Columns are read as Arrow stores them. What else a file says of its columns ("this one holds images") is not followed,
+since that would open whatever paths it names; JSON columns, as Wishbone and `datasets` write them, are the exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from wishbone.data.formats import columns_to_read
+from wishbone.data.json_text import NotJsonError, parse_json
+from wishbone.data.rows import NumberedRow
+from wishbone.errors import RequestError
+
+_BATCH = 1000
+_DAMAGE = (pa.ArrowException, OSError, MemoryError)
+"""What reading pages raises when they are damaged: lengths that are lies ask for memory that is not there."""
+_UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
+"""What a stored value raises that has no Python value: bytes that are no text, a date beyond year 9999."""
+
+
+def read_parquet(path: Path) -> Iterator[NumberedRow]:
+    """The rows of a Parquet file, those columns that a pair may have.
+
+    Raises:
+        RequestError: the file cannot be read or is damaged.
+    """
+    try:
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
+            schema = file.schema_arrow
+            names = columns_to_read(schema.names)
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise RequestError(f"{path}: has two columns named {twice[0]!r:.40}; give each column a name")
+            number = 0
+            for batch in file.iter_batches(batch_size=_BATCH, columns=names, use_threads=False):
+                for row in rows_of_batch(batch):
+                    number += 1
+                    yield number, f"row {number}", row
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(f"{path}: is not a Parquet file that can be read ({reason:.200}); write it again") from None
+
+
+def rows_of_batch(batch: Any) -> Iterator[Any]:
+    """The rows of an Arrow record batch, each a dict or the `RequestError` that says which value cannot be read."""
+    columns = {name: list(_values(column)) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    for number in range(batch.num_rows):
+        row = {name: values[number] for name, values in columns.items()}
+        problems = [f"{name} {value}" for name, value in row.items() if isinstance(value, RequestError)]
+        yield RequestError(problems) if problems else row
+
+
+def _values(column: Any) -> Iterator[Any]:
+    has_json = _has_json(column.type)
+    for scalar in column:
+        try:
+            value = scalar.as_py()
+            yield _decoded(value, column.type) if has_json else value
+        except _UNREADABLE as error:
+            yield RequestError(f"cannot be read ({' '.join(str(error).split()):.80})")
+
+
+def _has_json(kind: Any) -> bool:
+    if isinstance(kind, pa.JsonType):
+        return True
+    return isinstance(kind, pa.DataType) and any(_has_json(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _decoded(value: Any, kind: Any) -> Any:
+    """A value whose JSON texts, which its type tells, are read."""
+    if value is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return parse_json(value)
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [_decoded(item, kind.field(0).type) for item in value]
+    if isinstance(value, dict):
+        return {name: _decoded(item, kind.field(name).type) for name, item in value.items()}
+    return value

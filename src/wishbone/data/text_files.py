@@ -1,0 +1,230 @@
+"""Rows out of text files: JSON lines, JSON, CSV, each also compressed with gzip.
+
+No file is trusted. One row may be damaged, and then comes as the `RequestError` that says why; a file that is damaged
+as a whole is refused. Lines are bounded, so that a small compressed file cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from wishbone.data.json_text import NotJsonError, parse_json
+from wishbone.data.rows import NumberedRow
+from wishbone.errors import RequestError
+
+LONGEST_LINE = 2**26
+"""Bytes of one line, and characters of one CSV field: 64 MiB."""
+MEMORY_A_BYTE = 8
+"""Bytes of memory that a byte of a JSON document takes when it is parsed as a whole: rows of texts take 2 to 4."""
+MOST_EXPANSION, ALWAYS_READ = 200, 2**26
+"""A compressed document may expand to 64 MiB, or this many times. JSON of real pairs expands 3 to 10 times."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, decompressing a .gz, and turn what goes wrong while it is read into words.
+
+    Raises:
+        RequestError: the file cannot be read, or its compression is damaged.
+    """
+    try:
+        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RequestError(f"{path}: the compressed file is damaged ({error}); write it again") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> RequestError:
+    """Return the refusal of a file that the operating system does not let us read."""
+    reason = error.strerror or type(error).__name__
+    return RequestError(f"{path}: cannot be read ({reason}); check the file and its permissions")
+
+
+def read_lines(path: Path) -> Iterator[NumberedRow]:
+    """The rows of JSON lines; blank lines are passed over.
+
+    Raises:
+        RequestError: the file cannot be read, is damaged, or has a line of more than `LONGEST_LINE` bytes.
+    """
+    with opened(path) as file:
+        for number, line in enumerate(_lines(file, path), 1):
+            if line and not line.isspace():
+                yield number, f"line {number}", _object(line)
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends, without a byte order mark."""
+    for number in count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            raise RequestError(
+                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; write one row a line, or split the row"
+            )
+        yield line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
+
+
+def _object(line: bytes) -> Any:
+    try:
+        row = parse_json(line)
+    except NotJsonError as error:
+        return RequestError(str(error))
+    return row if isinstance(row, dict) else RequestError("is JSON, but not an object with named fields")
+
+
+def read_json(path: Path) -> Iterator[NumberedRow]:
+    """The rows of a JSON document: a list, an object with one list in it, or an object of columns.
+
+    Raises:
+        RequestError: the file cannot be read, is damaged, is no JSON, holds no rows, or is too large to be parsed as a
+            whole.
+    """
+    raw = _whole(path)
+    if not raw.strip():
+        return
+    try:
+        content = parse_json(raw.removeprefix(_BYTE_ORDER_MARK))
+    except NotJsonError as error:
+        if "Extra data" in str(error) and raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            del raw
+            yield from read_lines(path)  # one object a line, under the name of the other format
+            return
+        raise RequestError(f"{path}: {error}; correct the file there, or write it again as UTF-8") from None
+    del raw
+    for number, row in enumerate(_rows_in(content, path), 1):
+        is_row = isinstance(row, dict)
+        yield number, f"row {number}", row if is_row else RequestError("is not an object with named fields")
+
+
+def _whole(path: Path) -> bytes:
+    """The decompressed content of a file that fits the memory when it is parsed."""
+    with opened(path) as file:
+        size, free = path.stat().st_size, psutil.virtual_memory().available // MEMORY_A_BYTE
+        compressed = path.name.lower().endswith(".gz")
+        limit = min(free, max(ALWAYS_READ, size * MOST_EXPANSION)) if compressed else free
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise RequestError(
+            f"{path}: holds more than {limit >> 20} MiB of JSON, too much to be read as one document here; write it as "
+            "JSON lines (.jsonl), which are read row by row"
+        )
+    return raw
+
+
+def _rows_in(content: Any, path: Path) -> list[Any]:
+    """The rows of a JSON document: a list, an object with one list of objects in it, or an object of columns."""
+    if isinstance(content, list):
+        return content
+    lists = (
+        {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
+    )
+    tables = [value for value in lists.values() if value and isinstance(value[0], dict)]
+    if len(tables) == 1 and not {"chosen", "rejected"} <= lists.keys():
+        return tables[0]
+    if len(lists) > 1:
+        lengths = {name: len(value) for name, value in lists.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name!r:.40} has {length}" for name, length in list(lengths.items())[:10])
+            raise RequestError(f"{path}: the columns differ in length ({told}); every row needs every column")
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    raise RequestError(f"{path}: holds no list of rows; give a list of objects, or an object with one such list in it")
+
+
+def read_csv(path: Path) -> Iterator[NumberedRow]:
+    """The rows of comma-separated values; the first line names the columns.
+
+    Raises:
+        RequestError: the file cannot be read, is damaged, has no sound header or ends inside quotation marks.
+    """
+    earlier = csv.field_size_limit(LONGEST_LINE)
+    try:
+        with opened(path) as file:
+            yield from _csv_rows(path, file)
+    finally:
+        csv.field_size_limit(earlier)
+
+
+def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[NumberedRow]:
+    ended = False
+
+    def decoded() -> Iterator[str]:
+        """Lines, in which bytes that are no UTF-8 become halves of surrogate pairs, so that one row is damaged."""
+        nonlocal ended
+        for line in _lines(file, path):
+            yield line.decode("utf-8", "surrogateescape")
+        ended = True
+
+    reader = csv.reader(decoded(), strict=True)
+    header: list[str] | None = None
+    number = 0
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"line {reader.line_num}"
+            if ended or header is None:
+                raise RequestError(f"{path}: {where}: {error}; is a quotation mark not closed?") from None
+            number += 1
+            yield number, f"row {number} ({where})", RequestError(f"is not CSV: {error}")
+            continue
+        if header is None:
+            header = _csv_header(path, cells)
+        elif cells:
+            number += 1
+            yield number, f"row {number} (line {reader.line_num})", _csv_row(header, cells)
+
+
+def _csv_header(path: Path, names: list[str]) -> list[str]:
+    if not _is_text(names):
+        raise RequestError(f"{path}: line 1 is not UTF-8 text; save the file as UTF-8")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RequestError(f"{path}: the header names {', '.join(map(repr, twice[:5]))} twice; give each column a name")
+    return names
+
+
+def _csv_row(header: list[str], cells: list[str]) -> Any:
+    if len(cells) > len(header):
+        return RequestError(f"has more fields than the header ({len(header)})")
+    if len(cells) < len(header):
+        return RequestError(f"has fewer fields than the header: no {', '.join(header[len(cells) :])[:200]}")
+    if not _is_text(cells):
+        return RequestError("is not UTF-8 text; save the file as UTF-8")
+    return {name: _cell(value) for name, value in zip(header, cells, strict=True)}
+
+
+def _is_text(cells: list[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _cell(value: str) -> Any:
+    """A cell that is the JSON of messages is those messages; every other cell is text."""
+    if not re.match(r'\s*(\[\s*)?\{\s*"', value):
+        return value
+    try:
+        content = parse_json(value)
+    except NotJsonError:
+        return value
+    first = content[0] if isinstance(content, list) else content
+    return content if isinstance(first, dict) and first.keys() & {"role", "from", "messages"} else value

@@ -1,0 +1,7 @@
+"""Programs that damage what Wishbone reads, at random and for long; `python -m soak --help` in tests/ runs them.
+
+damage     bytes and JSON values, changed at random
+targets    what a target is: it writes a damaged file and reads it as a run would
+pair_files, gguf_files, run_configs, run_directories, store_files    the targets
+trials     a case in a process of its own, with bounds on time and memory, and what came of it
+"""
