@@ -252,7 +252,8 @@ def _other_tensor(header: Header, random: Random) -> None:
 
 
 _CHANGES: tuple[Callable[[Header, Random], None], ...] = (
-    _other_value, _other_value, _other_value, _template, _more_values, _fewer_values, _counts, _other_tensor, _other_tensor,
+    _other_value, _other_value, _other_value, _template, _more_values, _fewer_values, _counts, _other_tensor,
+    _other_tensor,
 )  # fmt: skip
 
 

@@ -224,8 +224,7 @@ _FEATURES = (
     '{"info": {"features": {"prompt": {"_type": "Image"}, "chosen": {"dtype": "string", "_type": "Value"}}}}',
     '{"info": {"features": {"prompt": {"dtype": "nothing", "_type": "Value"}}}}',
     '{"info": {"features": {"chosen": {"names": ["a"], "_type": "ClassLabel"}}}}',
-    '{"info": {"features": {"chosen": {"_type": "Json"}, "rejected": {"_type": "Audio"},
-    "prompt": {"_type": "Video"}}}}',
+    '{"info": {"features": {"chosen": {"_type": "Json"}, "rejected": {"_type": "Audio"}}}}',
     '{"info": {"features": {"chosen": {"_type": "Array2D", "shape": [1, 2], "dtype": "float32"}}}}',
 )  # fmt: skip
 

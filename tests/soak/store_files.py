@@ -54,6 +54,16 @@ def _forged(path: Path, random: Random) -> None:
     connection.close()
 
 
+_STATEMENTS = (
+    "PRAGMA user_version = 99",
+    "DROP TABLE reference_logps",
+    "CREATE TABLE t (x)",
+    "CREATE TRIGGER t AFTER UPDATE ON reference_logps BEGIN DELETE FROM reference_logps; END",
+    "ALTER TABLE reference_logps ADD COLUMN more",
+    "PRAGMA journal_mode = DELETE",
+)
+
+
 def write_store(random: Random, directory: Path) -> Path:
     """A store that was damaged or forged."""
     path = directory / random.choice(("store.sqlite", "s", "s.db"))
@@ -62,12 +72,8 @@ def write_store(random: Random, directory: Path) -> Path:
     if style < 0.2:
         _forged(path, random)
     elif style < 0.3:
-        statement = random.choice(("PRAGMA user_version = 99", "DROP TABLE reference_logps", "CREATE TABLE t (x)",
-                                   "CREATE TRIGGER t AFTER UPDATE ON reference_logps BEGIN DELETE FROM reference_logps; END",
-                                   "ALTER TABLE reference_logps ADD COLUMN more",
-                                   "PRAGMA journal_mode = DELETE"))  # fmt: skip
         with sqlite3.connect(path) as connection:
-            connection.execute(statement)
+            connection.execute(random.choice(_STATEMENTS))
         connection.close()
     else:
         path.write_bytes(damaged_bytes(path.read_bytes(), random, head=random.choice((100, 4096, None))))
