@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import psutil
 
@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
     """
     try:
         with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            yield file
+            yield cast(IO[bytes], file)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RequestError(f"{path}: the compressed file is damaged ({error}); write it again") from None
     except OSError as error:
