@@ -1,10 +1,9 @@
-"""What a judged Python process does before anything else; Python imports a module of this name by itself.
+"""Prepares every Python process of a judged run; Python imports a module of this name by itself at its start.
 
-`judge_with_trl_tests.py` puts this folder on the path, and so reaches the processes that tests start, too: `trl dpo`
-runs its training in a child of its own. JUDGED_TRAINER says whose trainer it is to be, and JUDGED_PRECISION settles
-what TRL asks for on a machine without a GPU, where its default (bfloat16, on a GPU) is refused: arithmetic in float32,
-bfloat16 on the CPU, or "default", nothing. A process that cannot be prepared ends; an unpatched one must not be taken
-for a patched one.
+`judge_with_trl_tests.py` puts this folder on the path, so it also reaches the processes that tests start: `trl dpo`
+trains in a child process. JUDGED_TRAINER names whose trainer to use. JUDGED_PRECISION settles the arithmetic on a
+machine without a GPU, where TRL refuses its default, bfloat16: "float32", "bfloat16" on the CPU, or "default", which
+changes nothing. A process that cannot be prepared ends, so that no unpatched process passes for a patched one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The judge sorts what two runs of somebody else's tests say, and runs them as if they were online."""
+"""The judge compares two runs of TRL's tests, and runs them without a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "judge_with_trl_tests.py"
+SCRIPT = Path(__file__).parent / "judge_with_trl_tests.py"
 JUDGE = runpy.run_path(str(SCRIPT))
 Outcome, verdict = JUDGE["Outcome"], JUDGE["verdict"]
 

@@ -1,7 +1,7 @@
-"""What each stand-in model that reads text is: the configuration of its family, made small.
+"""The text-only stand-in models: each family's configuration, made small.
 
-The names are those of TRL's tiny models. Each has two layers, or one of every kind that its family mixes, so that every
-branch of the modelling code runs.
+The names are those of TRL's tiny models. Each model has two layers, or one layer of every kind that its family mixes,
+so that every branch of the modelling code runs.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ SLIDING_AND_FULL = ["sliding_attention", "full_attention"]
 
 @dataclass(frozen=True)
 class Family:
-    """How one stand-in is made.
+    """How to make one stand-in.
 
     Attributes:
-        prefix: of transformers' classes: `prefix + "Config"`, and so on.
-        fields: of the configuration. A token in place of an id, and VOCABULARY in place of its size, become numbers
-            with the tokenizer; `vocab_size` is added.
-        image: what the chat template puts where a picture is.
-        tokens: special tokens that the family's processor knows by name.
-        processor: makes the processor from a tokenizer, for a model that sees.
+        prefix: prefix of transformers' class names: `prefix + "Config"`, and so on.
+        fields: fields of the configuration. A token stands for its id and "VOCABULARY" for the vocabulary's size; the
+            tokenizer resolves both, and `vocab_size` is added.
+        image: what the chat template writes in place of an image.
+        tokens: special tokens that the family's processor looks up by name.
+        processor: makes a vision model's processor from its tokenizer; None for text-only models.
         padded: whether the tokenizer has a padding token.
     """
 
@@ -77,4 +77,4 @@ TEXT_FAMILIES: dict[str, Family] = {
 }
 
 TRAJECTORY = Family("Qwen2", {**TEXT, "hidden_size": 64, "num_attention_heads": 2})
-"""In place of the model that TRL's invariant tests train for 50 steps."""
+"""Stands in for the model that TRL's invariant tests train for 50 steps."""

@@ -1,9 +1,9 @@
-"""Tiny random models in place of those that TRL's tests read from the hub.
+"""Tiny random models in place of those that TRL's tests load from the hub.
 
 A model is a folder `trl-internal-testing/tiny-NAME` below the working directory, which transformers prefers to the hub
-id of the same spelling. It has random weights in bfloat16, a tokenizer trained on the stand-in data sets, a chat
-template that knows tools, thoughts and images, and, where the family sees, an image processor that makes few tokens of
-a picture.
+id of the same name. It holds random weights in bfloat16, a tokenizer trained on the stand-in data sets, a chat template
+that handles tools, reasoning and images, and, for vision models, an image processor that turns an image into few
+tokens.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ CHAT_TEMPLATE = (
 
 
 def make_models(root: Path) -> dict[str, str]:
-    """Write every model below `root`, replacing what is there, and return why one could not be made, by name.
+    """Write every model below `root`, replacing what is there; return the reason for each that could not be made.
 
-    A model that sees needs torchvision and pillow, and a family needs a transformers that knows it.
+    Vision models need torchvision and pillow; every family needs a version of transformers that has it.
     """
     failures = {}
     for name, family in {**TEXT_FAMILIES, **SEEING_FAMILIES}.items():
@@ -68,7 +68,7 @@ def _save(family: Family, folder: Path) -> None:
 
 
 def _resolved(fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Replace names of tokens by their ids, and VOCABULARY by its size, wherever they stand for numbers."""
+    """Replace tokens by their ids, and "VOCABULARY" by its size."""
 
     def value(name: str, given: Any) -> Any:
         if isinstance(given, dict):
@@ -83,7 +83,7 @@ def _resolved(fields: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dic
 
 
 def _random(model: PreTrainedModel) -> PreTrainedModel:
-    """Draw matrices anew, large enough for gradients that move every weight, and return the model in bfloat16."""
+    """Draw matrices large enough that gradients move every weight; return the model in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -95,7 +95,7 @@ def _random(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _save_with_code(folder: Path) -> None:
-    """A model whose classes lie beside its weights, so that loading it runs code of the repository."""
+    """Save a model with its classes beside its weights, so that loading it runs the repository's code."""
     _save(Family("Llama", TEXT), folder)
     (folder / "configuration_remote.py").write_text(
         'from transformers import LlamaConfig\n\n\nclass RemoteConfig(LlamaConfig):\n    model_type = "remote"\n',

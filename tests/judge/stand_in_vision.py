@@ -1,6 +1,6 @@
-"""What each stand-in model that sees is: the configuration, the tokens and the processor of its family, made small.
+"""The stand-in vision models: each family's configuration, tokens and processor, made small.
 
-Pictures become a handful of tokens: towers of two layers read them at about 56 pixels.
+Two-layer vision towers read images of about 56 pixels, so an image becomes a handful of tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _image_processor(name: str, **settings: Any) -> Any:
 
 
 def _qwen(name: str, factor: int, **settings: Any) -> Callable[[PreTrainedTokenizerFast], Any]:
-    """A Qwen processor that scales every picture to about 2 x 2 merged patches of `factor` pixels."""
+    """A Qwen processor that scales every image to about 2 x 2 merged patches of `factor` pixels."""
     size = {"shortest_edge": (2 * factor) ** 2, "longest_edge": (2 * factor) ** 2}
 
     def make(tokenizer: PreTrainedTokenizerFast) -> Any:

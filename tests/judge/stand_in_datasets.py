@@ -1,13 +1,13 @@
 """Small data sets in place of those that TRL's tests read from the hub.
 
-TRL's tests name data sets by their hub id, `load_dataset("trl-internal-testing/zen", "standard_preference")`. A folder
-of that relative path is preferred to the hub, so files below the working directory answer such a call, code unchanged:
+TRL's tests name data sets by their hub id: `load_dataset("trl-internal-testing/zen", "standard_preference")`. The
+library prefers a folder of that relative path to the hub, so files below the working directory answer such a call and
+the tests stay unchanged:
 
     trl-internal-testing/zen/README.md                            says which files make which configuration
     trl-internal-testing/zen/standard_preference/train.parquet
 
-The columns, the number of rows (17 to train, 2 to test) and the kinds of content are those of the originals; the text
-is made up here.
+Columns, row counts (17 to train, 2 to test) and kinds of content are those of the originals. The text is our own.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ SENTENCES: list[tuple[str, str, str, str]] = [
     ),
     ("Any good tools?", "Labels are one truly useful", " tool -- let's use more!", " cake -- let's bake some!"),
 ]
-"""Of each row: a question, the beginning of a sentence, a good end and a bad end."""
+"""A question, the beginning of a sentence, a good end and a bad end, one row each."""
 
 
 def make_datasets(root: Path, *, images: bool) -> None:
-    """Write every data set below `root`, those with pictures only on demand, as they need pillow."""
+    """Write every data set below `root`; those with images only if `images`, because they need pillow."""
     standard = [{"prompt": prompt, "chosen": good, "rejected": bad} for _, prompt, good, bad in SENTENCES]
     conversational = [
         {"prompt": _turn("user", question), "chosen": _answer(good), "rejected": _answer(bad)}
@@ -79,7 +79,7 @@ def make_datasets(root: Path, *, images: bool) -> None:
 
 
 def texts() -> list[str]:
-    """Return all text that occurs in the data, for the training of a tokenizer."""
+    """Return all text of the data, to train a tokenizer on."""
     return [part for sentence in SENTENCES for part in sentence]
 
 
@@ -92,7 +92,7 @@ def _answer(end: str) -> list[dict[str, str]]:
 
 
 def _implicit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same pairs without a prompt column: it is the common beginning of both sides."""
+    """The same pairs without a prompt column: the prompt is the common beginning of both sides."""
     return [{side: row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in rows]
 
 
@@ -113,7 +113,7 @@ def _long_pairs(count: int) -> list[dict[str, Any]]:
 
 
 def _reasoning(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs whose answers carry a thought, and whose template takes settings that differ from row to row."""
+    """Pairs whose answers carry a reasoning, with chat template settings that differ from row to row."""
 
     def thoughtful(messages: list[dict[str, str]], thought: str) -> list[dict[str, str]]:
         return [{**messages[0], "thinking": thought}]
@@ -199,7 +199,7 @@ def _called(name: str, arguments: dict[str, Any], result: str, answer: str) -> l
 
 
 def _pixels(rng: random.Random) -> Any:
-    """A picture of noise, 32 to 63 pixels high and wide."""
+    """An image of noise, 32 to 63 pixels high and wide."""
     import numpy as np
 
     height, width = rng.randrange(32, 64), rng.randrange(32, 64)
@@ -215,7 +215,7 @@ def _with_one_image(rows: list[dict[str, Any]]) -> Dataset:
 
 
 def _with_many_images(rows: list[dict[str, Any]]) -> Dataset:
-    """Prompts with none to three images between their parts of text."""
+    """Prompts with zero to three images between their parts of text."""
     rng = random.Random(1)
     part = List({"type": Value("string"), "text": Value("string")})
     message = List({"role": Value("string"), "content": part})

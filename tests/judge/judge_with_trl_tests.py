@@ -1,16 +1,16 @@
-"""TRL's own tests as judge: do they pass against Wishbone's trainer wherever they pass against TRL's?
+"""TRL's own tests as the judge: what passes with TRL's trainer must pass with Wishbone's.
 
-    python scripts/judge_with_trl_tests.py PATH_TO_TRL_CHECKOUT [--precision bfloat16] [-k EXPRESSION]
+    python tests/judge/judge_with_trl_tests.py PATH_TO_TRL_CHECKOUT [--precision bfloat16] [-k EXPRESSION]
 
-A checkout is TRL's repository at the tag of the installed version: the package that pip installs has no tests. Its
-`tests/test_dpo_trainer.py` and the DPO part of `tests/invariant/` are copied, unchanged, and run twice in processes of
-their own, against TRL as installed and after `PatchDPOTrainer()`. Tiny random models and made-up data lie where the
-tests name hub ids, so nothing is downloaded. The recorded trajectories belong to a large model and a GPU; they are
-recorded anew, from TRL, with the stand-in model, and judged in float32: in bfloat16 TRL leaves its own trajectory when
-a step is divided otherwise.
+The checkout is TRL's repository at the tag of the installed version, because the package that pip installs has no
+tests. The judge copies `tests/test_dpo_trainer.py` and the DPO part of `tests/invariant/` unchanged and runs them
+twice, each time in new processes: with TRL as installed, and after `PatchDPOTrainer()`. Nothing is downloaded: tiny
+random models and made-up data lie where the tests name hub ids. TRL recorded its trajectories with a large model on a
+GPU, so the judge records them again, from TRL and the stand-in model. It compares trajectories in float32 only: in
+bfloat16 TRL leaves its own trajectory as soon as a step is divided differently.
 
-Prints one table and every test that not both pass. Exit status 1 if a test passes with TRL alone, 2 if nothing could
-be judged. A checkout's tests are code of somebody else: they see none of the caller's environment but what locates
+It prints one table and every test that does not pass on both sides. Exit status 1: a test passes with TRL alone; 2:
+nothing could be judged. The tests are somebody else's code, so they see only those environment variables that locate
 libraries and devices.
 """
 
@@ -38,12 +38,12 @@ BOTH, ONLY_TRL, ONLY_WISHBONE = "passed by both", "only TRL", "only Wishbone"
 NEITHER, SKIPPED = "failed by both", "skipped by both"
 DPO_TESTS, TRAJECTORIES = "tests/test_dpo_trainer.py", "tests/invariant/test_invariant.py"
 PASSED_ON = ("LANG", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TMPDIR", "TRITON_INTERPRET")
-SCRIPTS = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one test: passed, failed or skipped, and the first line of why."""
+    """How one test ended: "passed", "failed" or "skipped", and the first line of the reason."""
 
     result: str
     reason: str = ""
@@ -62,7 +62,7 @@ def verdict(theirs: Outcome, ours: Outcome) -> str:
 
 
 def read_report(report: Path) -> dict[str, Outcome]:
-    """Return what became of every test of a JUnit report, by class and name."""
+    """Return how each test of a JUnit report ended, by class and name."""
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         result = Outcome("passed")
@@ -75,7 +75,7 @@ def read_report(report: Path) -> dict[str, Outcome]:
 
 
 class Judge:
-    """Runs a checkout's tests in a working directory that has everything they ask the hub for.
+    """Runs a checkout's tests in a directory that holds everything they would load from the hub.
 
     Args:
         checkout: TRL's repository.
@@ -105,11 +105,11 @@ class Judge:
         return (self.copy / TRAJECTORIES).is_file()
 
     def record_trajectory(self) -> bool:
-        """Record TRL's trajectory with the stand-in model, and say whether that worked."""
+        """Record TRL's trajectory with the stand-in model; return whether that worked."""
         return self._python("trl", str(self.copy / TRAJECTORIES), "dpo") == 0
 
     def run(self, trainer: str, expression: str, trajectories: bool) -> dict[str, Outcome]:
-        """Return the outcomes of the tests against "trl" or "wishbone", none if pytest did not get that far."""
+        """Return how the tests ended with "trl" or "wishbone"; empty if pytest wrote no report."""
         report = self.work / f"{trainer}.xml"
         tests = [str(self.copy / DPO_TESTS), *([str(self.copy / TRAJECTORIES)] if trajectories else [])]
         selection = f"not sft_ and ({expression})" if expression else "not sft_"
@@ -118,7 +118,7 @@ class Judge:
         return read_report(report) if report.is_file() else {}
 
     def _python(self, trainer: str, *arguments: str) -> int:
-        """Run Python below the stand-ins with nothing of this process's environment; its output goes to a file."""
+        """Run Python among the stand-ins, with a bare environment and its output in a file; return the exit status."""
         home = self.work / "home"
         home.mkdir(exist_ok=True)
         own = {
@@ -127,7 +127,7 @@ class Judge:
             "HF_HOME": str(home / "huggingface"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(SCRIPTS / "judged"), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(FOLDER / "judged"), os.environ.get("PYTHONPATH", "")]),
             "TQDM_DISABLE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "WISHBONE_CACHE": str(home / "wishbone"),
@@ -143,7 +143,7 @@ class Judge:
 
 
 def show(theirs: dict[str, Outcome], ours: dict[str, Outcome]) -> int:
-    """Print the table and the tests that not both pass, and return how many only TRL passes."""
+    """Print the table and every test that does not pass on both sides; return how many pass with TRL alone."""
     tests: dict[str, list[str]] = {name: [] for name in (BOTH, ONLY_TRL, ONLY_WISHBONE, NEITHER, SKIPPED)}
     for test in sorted(theirs.keys() | ours.keys()):
         tests[verdict(theirs.get(test, NOT_RUN), ours.get(test, NOT_RUN))].append(test)
@@ -160,17 +160,19 @@ def show(theirs: dict[str, Outcome], ours: dict[str, Outcome]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Judge, and return the exit status."""
+    """Run the judge and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkout", type=Path, help="TRL's repository at the tag of the installed version")
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "default"),
         default="float32",
-        help="of arithmetic; TRL's default needs a GPU",
+        help="precision of the arithmetic; TRL's default needs a GPU",
     )
     parser.add_argument("-k", dest="expression", default="", help="run only tests that match, as pytest's -k")
-    parser.add_argument("--work", type=Path, default=cache_root() / "trl-judge", help="directory that is made anew")
+    parser.add_argument(
+        "--work", type=Path, default=cache_root() / "trl-judge", help="directory for models and logs; emptied first"
+    )
     given = parser.parse_args(arguments)
     if not (given.checkout / DPO_TESTS).is_file():
         print(f"{given.checkout} has no {DPO_TESTS}: give a checkout of TRL's repository", file=sys.stderr)
