@@ -1,9 +1,9 @@
 """All benchmarks behind one command.
 
-    python -m benchmarks                       what there is
-    python -m benchmarks throughput --help     how one is used
+    python -m benchmarks                       list the benchmarks
+    python -m benchmarks throughput --help     show how one is used
 
-A benchmark is a module of this package with a `main`; a new one is found by being here.
+A benchmark is a module of `commands/` with a `main`.
 """
 
 from __future__ import annotations
@@ -14,35 +14,29 @@ import signal
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+COMMANDS = Path(__file__).parent / "commands"
 
 
 def benchmarks() -> dict[str, str]:
-    """Return the commands and what each one does, the first line of its module."""
+    """Return the first line of each command's module by the command's name, without importing anything."""
     found = {}
-    for path in sorted(FOLDER.glob("[a-z]*.py")):
+    for path in sorted(COMMANDS.glob("[a-z]*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
-        functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-        if "main" in functions and path.stem not in INTERNAL:
-            found[path.stem.replace("_", "-")] = (ast.get_docstring(module) or "").partition("\n")[0]
+        found[path.stem.replace("_", "-")] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
-
-
-INTERNAL = {"worker", "random_model"}
-"""Modules that other processes of the suite run."""
 
 
 def main() -> None:
     available = benchmarks()
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{__doc__}\n" + "\n".join(f"  {command:16} {line}" for command, line in available.items()))
+        print(f"{__doc__}\n" + "\n".join(f"  {command:17} {line}" for command, line in available.items()))
         return
     if name not in available:
         raise SystemExit(f"there is no benchmark {name!r}; choose one of {', '.join(available)}")
-    module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
+    module = importlib.import_module(f"benchmarks.commands.{name.replace('-', '_')}")
     sys.argv = [f"python -m benchmarks {name}", *rest]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and so processes are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that child processes end, too
     module.main()
 
 

@@ -1,4 +1,4 @@
-"""The parts of the suite that need no process: pairs, operations, search, verdicts, tables and the page."""
+"""The parts that need no process: pairs, operations, search, verdicts, tables and the page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks import document, jobs, suite, targets
-from benchmarks.agreement import compare
-from benchmarks.children import Child
-from benchmarks.longest import next_length
-from benchmarks.results import Results
-from benchmarks.scatter import scatter
-from benchmarks.systems import SYSTEMS, parse_system
-from benchmarks.tables import longest_table, quality_table, throughput_table
-from benchmarks.workloads import MAX_LENGTH, SIZES, WORKLOADS, Case, draw_lengths, long_pair, texts, useful_flop
+from benchmarks.commands import suite
+from benchmarks.commands.longest import next_length
+from benchmarks.harness import jobs
+from benchmarks.harness.children import Child
+from benchmarks.harness.results import Results
+from benchmarks.harness.systems import SYSTEMS, parse_system
+from benchmarks.harness.workloads import MAX_LENGTH, SIZES, WORKLOADS, Case, draw_lengths, long_pair, texts, useful_flop
+from benchmarks.rendering import page, targets
+from benchmarks.rendering.agreement import compare
+from benchmarks.rendering.real_pairs_tables import cpu_table, quality_table
+from benchmarks.rendering.scatter import scatter
+from benchmarks.rendering.speed_tables import longest_table, throughput_table
 
 
 def test_lengths_follow_their_workload():
@@ -47,7 +50,7 @@ def test_no_sequence_is_longer_than_trainers_take(workload: str):
 def test_texts_have_the_lengths_that_operations_are_counted_with():
     from datasets import Dataset
 
-    from benchmarks.random_model import random_tokenizer
+    from benchmarks.harness.random_model import random_tokenizer
     from wishbone.data.tokenize import tokenize_pairs
 
     pairs = [*draw_lengths("tiny", 5), long_pair(64)]
@@ -63,7 +66,7 @@ def test_operations_count_the_weights_of_the_model(size: str):
     import torch
     from transformers import LlamaForCausalLM
 
-    from benchmarks.random_model import config_of
+    from benchmarks.harness.random_model import config_of
 
     with torch.device("meta"):
         model = LlamaForCausalLM(config_of(SIZES[size], torch.bfloat16))
@@ -80,7 +83,7 @@ def test_the_written_model_is_the_one_made_on_the_device(tmp_path: Path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from benchmarks.random_model import random_model, write_random_model
+    from benchmarks.harness.random_model import random_model, write_random_model
 
     device = torch.device("cpu")
     made = random_model("tiny", torch.float32, device)
@@ -227,6 +230,31 @@ def test_targets_say_what_was_reached_missed_and_not_measured():
     assert targets.disagreements(slow) == 2
 
 
+def test_two_machines_are_compared_where_both_have_a_ratio():
+    elsewhere = Results(some_results().calls)
+    for entry in (row("unsloth-bf16", speed=3.0), row("wishbone-bf16", speed=9.0)):
+        elsewhere.add(entry)
+    assert targets.elsewhere_table(some_results(), elsewhere).rows == [
+        ("bf16, ultrafeedback: over Unsloth", "4.5x", "3x"),
+    ]
+
+
+def cpu_run(system: str, number: int, speed: float, peak: float, losses: list[float]) -> dict[str, Any]:
+    start = {"kind": "cpu", "size": None, "system": system, "case": f"m, round {number}", "status": "ok"}
+    measured = {"pairs_per_s": speed, "peak_gib": peak, "losses": losses, "others": 0.01 * number}
+    return {**start, **measured, "versions": {"trl": "1.16.0"}}
+
+
+def test_the_cpu_table_shows_medians_of_runs_beside_the_first_system():
+    results = some_results()
+    for number, (theirs, ours) in enumerate([(0.5, 2.0), (0.4, 2.4), (0.6, 2.2)], 1):
+        results.add(cpu_run("trl-f32", number, theirs, 10.0, [0.5, 0.25]))
+        results.add(cpu_run("wishbone-f32", number, ours, 4.0, [0.5, 0.25 + number / 1024]))
+    theirs, ours = cpu_table(results).rows
+    assert theirs == ("trl-f32", "1.16.0", "0.5000", "0.5000, 0.4000, 0.6000", "", "10.00", "", "", "3.0%")
+    assert ours[2:] == ("2.2000", "2.0000, 2.4000, 2.2000", "4.40", "4.00", "0.40", "2.9e-03", "3.0%")
+
+
 def test_a_search_that_ran_out_of_time_is_no_ratio():
     def search(system: str, tokens: int, stopped_by: str) -> dict[str, Any]:
         return {"kind": "longest", "size": "8b", "system": system, "case": "24 GiB", "status": "ok", "tokens": tokens,
@@ -289,28 +317,29 @@ def test_results_are_written_read_and_continued(tmp_path: Path):
 
 
 def test_the_page_is_fresh():
-    page = document.PAGE.read_text(encoding="utf-8")
-    results = Results.read(*document.default_results())
-    assert document.render(page, results) == page, "run python -m benchmarks document"
-    for name, (draw, _) in document.PICTURES.items():
+    text = page.PAGE.read_text(encoding="utf-8")
+    results = Results.read(*page.RESULTS)
+    assert page.render(text, results) == text, "run python -m benchmarks document"
+    for name, (draw, _) in page.PICTURES.items():
         picture = draw(results)
-        assert picture is None or document.PAGE.with_name(name).read_text(encoding="utf-8") == f"{picture}\n"
+        assert picture is None or page.PAGE.with_name(name).read_text(encoding="utf-8") == f"{picture}\n"
 
 
 def test_the_page_shows_results_and_nothing_of_a_log_becomes_markup():
-    page = document.render(document.PAGE.read_text(encoding="utf-8"), some_results())
-    assert "| wishbone-bf16 | 8b ultrafeedback:8 | 9.00 | 4.50 |" in page
-    assert "`unsloth-fp8`, throughput 8b ultrafeedback:8: `out of | memory: [bold]<b>'x' (at: step 1 of 11)`" in page
-    assert "(benchmarks-speed.svg)" in page and "(benchmarks-loss.svg)" in page
-    assert document.render(page, Results()) == document.render(document.PAGE.read_text(encoding="utf-8"), Results())
+    fresh = page.PAGE.read_text(encoding="utf-8")
+    shown = page.render(fresh, some_results())
+    assert "| wishbone-bf16 | 8b ultrafeedback:8 | 9.00 | 4.50 |" in shown
+    assert "`unsloth-fp8`, throughput 8b ultrafeedback:8: `out of | memory: [bold]<b>'x' (at: step 1 of 11)`" in shown
+    assert "(benchmarks-speed.svg)" in shown and "(benchmarks-loss.svg)" in shown
+    assert page.render(shown, Results()) == page.render(fresh, Results())
     with pytest.raises(ValueError, match="no parts named poem"):
-        document.render("<!-- generated: poem -->\n<!-- end -->", Results())
+        page.render("<!-- generated: poem -->\n<!-- end -->", Results())
 
 
 def test_pictures_are_whole_documents():
     import xml.etree.ElementTree as ElementTree
 
-    for draw, _ in document.PICTURES.values():
+    for draw, _ in page.PICTURES.values():
         picture = draw(some_results())
         assert picture is not None
         ElementTree.fromstring(picture)

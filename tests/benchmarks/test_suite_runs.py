@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -25,9 +26,16 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_what_there_is_is_listed():
     answer = command("--help")
     assert answer.returncode == 0
-    for name in ("throughput", "longest", "quality", "ceilings", "suite", "cpu", "precision", "tokenize-pairs"):
-        assert f"\n  {name} " in answer.stdout
-    assert "worker" not in answer.stdout
+    commands = {path.stem.replace("_", "-") for path in (ROOT / "benchmarks" / "commands").glob("[a-z]*.py")}
+    assert set(re.findall(r"^  ([\w-]+) +\w", answer.stdout, re.MULTILINE)) == commands
+    assert {"throughput", "suite", "cpu", "tokenize-pairs"} <= commands
+
+
+@pytest.mark.parametrize("name", ["adapter-rounding", "cpu", "document", "plan-cpu", "precision", "targets"])
+def test_every_command_explains_itself(name: str):
+    answer = command(name, "--help")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith(f"usage: python -m benchmarks {name} ")
 
 
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path):
@@ -71,7 +79,7 @@ def test_a_row_has_what_was_measured(report: dict[str, Any]):
     assert row["compiled_later"] == {"graphs": 0, "kernels": 0}
     assert row["trained_parameters"] == 2 * 16 * (4 * 64 + 2 * (64 + 32) + 3 * (64 + 128))
     layers = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64)
-    assert row["frozen_numbers"]["float32"] == pytest.approx(layers + 2 * 2000 * 64 + 64, abs=64)
+    assert row["frozen_elements"]["float32"] == pytest.approx(layers + 2 * 2000 * 64 + 64, abs=64)
     tokens = row["tokens_per_pair"]
     assert tokens["scored"] < tokens["unique"] < tokens["two_sequences"]
     assert row["not_on_fast_path_because"] is None

@@ -1,0 +1,1 @@
+"""How a measurement runs: processes, systems, workloads, clocks and the file of results."""

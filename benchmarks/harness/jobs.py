@@ -1,0 +1,217 @@
+"""Runs a list of measurements, one process at a time, and keeps their results.
+
+The file of results is written after every row, so an interrupted call loses nothing. With `--ahead` the process of the
+next measurement starts while the present one loads its model: it imports its libraries and then waits, so that a GPU
+does not wait for Python. With `--minutes` no measurement starts that would not end in time; the next call continues
+from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from benchmarks.harness.children import Child, child
+from benchmarks.harness.results import KEY, ROOT, Results, Row, failure
+from benchmarks.harness.systems import parse_system
+
+OF_MEMORY = ("out of memory", "ended by")
+"""Beginnings of the reasons after which a search goes on in a new process."""
+
+SHOWN = (
+    "pairs_per_s", "tokens", "peak_gib", "first_step_seconds", "heldout_accuracy", "margin", "bf16_tflops",
+    "fp8_tflops", "token_mean_absolute", "largest_error",
+)  # fmt: skip
+"""Figures that a row's line shows while a call runs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be measured.
+
+    Attributes:
+        kind: the module of `commands/` whose `measure` runs.
+        system: as `parse_system` reads it; empty where no system is measured.
+        size: shape of the random model, or None where `settings` names a model.
+        case: tells rows of one kind, size and system apart.
+        settings: whatever else `measure` reads from its request.
+        limit_seconds: time after which it is killed.
+        expected_seconds: how long it takes; it does not start with less time left.
+        fresh_caches: give compilers empty caches of their own.
+    """
+
+    kind: str
+    system: str
+    size: str | None
+    case: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    limit_seconds: float = 300
+    expected_seconds: float = 60
+    fresh_caches: bool = False
+
+    @property
+    def key(self) -> Row:
+        """What identifies its row."""
+        return {"kind": self.kind, "size": self.size, "system": self.system, "case": self.case}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every benchmark that runs jobs."""
+    parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
+    parser.add_argument("--again", action="store_true", help="measure again what the file of results already has")
+    parser.add_argument("--model-dir", type=Path, help="where random models are kept for the next call")
+    parser.add_argument("--logs", type=Path, help="keep the processes' logs in this directory")
+    parser.add_argument("--ahead", action="store_true", help="start the next process while the present one loads")
+    parser.add_argument("--minutes", type=float, help="start nothing that would not end within this time")
+    parser.add_argument("--fresh-caches", action="store_true", help="empty compiler caches for every process")
+    parser.add_argument("--commit", help="commit of this code, where git cannot tell")
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="FAMILY=PATH",
+        help="interpreter that has the libraries of a family (trl, unsloth, wishbone), if not this one",
+    )
+
+
+def run_jobs(jobs: Sequence[Job], options: argparse.Namespace, console: Console | None = None) -> Results:
+    """Run the jobs that are not in the file of results yet; return all its rows."""
+    console = console or Console(stderr=True)
+    results = Results.read(options.out) if options.out and options.out.exists() else Results()
+    results.begin_call(options.commit)
+    pending = [job for job in jobs if options.again or not results.has(job.key)]
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wishbone-benchmarks-"))
+        line = Line(Path(folder), options, stack, console)
+        while (job := _first_that_fits(pending, line.seconds_left())) is not None:
+            others = [other for other in pending if other is not job]
+            following = _first_that_fits(others, line.seconds_left() - job.expected_seconds)
+            row = line.run(job, following if options.ahead else None)
+            if row is None:
+                console.print(f"{_name(job.key)} was cut short: the time of this call is over")
+                break
+            pending = others
+            results.add(job.key | row)
+            console.print(line_of(results.rows[-1]), soft_wrap=True)
+            if options.out:
+                results.write(options.out)
+    if pending:
+        console.print(f"{len(pending)} rows are left for another call, the first is {_name(pending[0].key)}")
+    return results
+
+
+def _first_that_fits(pending: Sequence[Job], seconds: float) -> Job | None:
+    return next((job for job in pending if job.expected_seconds <= seconds), None)
+
+
+class Line:
+    """Processes in a row, of which one measures and at most one waits."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, stack: ExitStack, console: Console) -> None:
+        self._folder, self._options, self._stack, self._console = folder, options, stack, console
+        self._pythons = dict(entry.split("=", 1) for entry in options.python)
+        self._end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+        self._waiting: tuple[Job, Child] | None = None
+        self._count = 0
+
+    def seconds_left(self) -> float:
+        """Return how much time this call has left."""
+        return self._end - time.monotonic()
+
+    def run(self, job: Job, following: Job | None) -> Row | None:
+        """Measure a job and return its row; None if it was the call whose time ran out."""
+        if not self._write_model(job):
+            return {"status": "failed", "reason": "its random model could not be written", "phase": "writing the model"}
+        process = self._process(job)
+        if following:
+            self._waiting = (following, self._start(following))
+        begun = time.monotonic()
+        found: Row = {}
+        while True:
+            process.go()
+            limit = job.limit_seconds - (time.monotonic() - begun)
+            row = process.outcome(min(limit, max(self.seconds_left(), 1)))
+            self._keep_log(process)
+            if row["status"] == "failed" and self.seconds_left() <= 1:
+                return None
+            again = row.pop("again", None)
+            if not again or not (row["status"] == "ok" or row["reason"].startswith(OF_MEMORY)):
+                break
+            found = again.get("found", {})
+            process = self._start(job, again)
+        if row["status"] == "failed" and found:
+            row = {"status": "ok", **found, "stopped_by": row["reason"]}
+        row["seconds"] = round(time.monotonic() - begun, 1)
+        return row | ({"fresh_caches": True} if self._fresh(job) else {})
+
+    def _process(self, job: Job) -> Child:
+        expected, process = self._waiting or (None, None)
+        self._waiting = None
+        if process and expected is job:
+            return process
+        if process:
+            process.end()
+        return self._start(job)
+
+    def _start(self, job: Job, changes: Row | None = None) -> Child:
+        self._count += 1
+        request = {**job.key, **job.settings, "directory": str(self._directory(job) or "") or None, **(changes or {})}
+        if "model" in job.settings:
+            request["directory"] = job.settings["model"]
+        name = f"{self._count:02d}-{_name(job.key)}".translate(str.maketrans(" :/=", "----"))
+        caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"} if self._fresh(job) else {}
+        environment = {key: str(self._folder / name / folder) for key, folder in caches.items()}
+        python = sys.executable
+        if job.system:
+            system = parse_system(job.system)
+            environment |= dict(system.environment)
+            python = self._pythons.get(system.family, python)
+        return self._stack.enter_context(child(request, name, self._folder, python, environment))
+
+    def _fresh(self, job: Job) -> bool:
+        return bool(job.fresh_caches or self._options.fresh_caches)
+
+    def _directory(self, job: Job) -> Path | None:
+        """Return the directory of a job's random model, or None if its system makes the model on the device."""
+        if job.size is None or not parse_system(job.system).needs_directory:
+            return None
+        folder: Path = self._options.model_dir or Path(tempfile.gettempdir()) / "wishbone-benchmarks"
+        return folder.resolve() / job.size
+
+    def _write_model(self, job: Job) -> bool:
+        directory = self._directory(job)
+        if directory is None or directory.exists():
+            return True
+        begun = time.monotonic()
+        command = [sys.executable, "-m", "benchmarks.harness.random_model", str(job.size), str(directory)]
+        written = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+        self._console.print(f"wrote a random model of size {job.size} in {time.monotonic() - begun:.0f} s")
+        return written
+
+    def _keep_log(self, process: Child) -> None:
+        if self._options.logs:
+            self._options.logs.mkdir(parents=True, exist_ok=True)
+            (self._options.logs / process.log.name).write_bytes(process.log.read_bytes())
+
+
+def _name(key: Row) -> str:
+    return " ".join(filter(None, (key[part] for part in KEY)))
+
+
+def line_of(row: Row) -> Text:
+    """Return a row in one line, for whoever watches."""
+    found = ", ".join(f"{key} {row[key]}" for key in SHOWN if key in row)
+    if row["status"] != "ok":
+        found = ", ".join(filter(None, [f"FAILED, {failure(row)}", found]))
+    return Text(f"{_name(row)}: {found} ({row.get('seconds', 0):.0f} s)")
