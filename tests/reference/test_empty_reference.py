@@ -14,7 +14,7 @@ from tiny import tiny_model, tiny_pairs
 from wishbone.data.batch import TokenizedPair
 from wishbone.model.adapter import copy_adapter
 from wishbone.policy.policy import Policy
-from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapters
+from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapterCheck
 from wishbone.reference.reference import AdapterDisabled
 
 PAIRS = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(3)]
@@ -77,8 +77,8 @@ def test_a_fresh_adapter_is_no_reference_of_its_own_until_it_has_values(monkeypa
 )
 def test_adapters_that_may_add_something_are_not_empty(options: dict[str, Any], empty: bool):
     model = with_reference(**options)
-    assert EmptyAdapters(model).are(["ref"]) is empty
-    assert not EmptyAdapters(model).are(["no such adapter"])
+    assert EmptyAdapterCheck(model).empty(["ref"]) is empty
+    assert not EmptyAdapterCheck(model).empty(["no such adapter"])
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -96,9 +96,9 @@ def test_switching_is_exact_and_leaves_everything_as_it_was(family: str, quick: 
     model.set_adapter("default")
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     switch = AdapterSwitch(model)
-    assert switch._asks_which and switch._asks_whether
+    assert switch._read_names and switch._read_flag
     if not quick:
-        monkeypatch.setattr(switch, "_asks_which", False)
+        monkeypatch.setattr(switch, "_read_names", False)
     with torch.no_grad(), switch.only(["ref", "other"]), policy.running():
         got = policy.token_scores(batch).logps
     assert torch.equal(got, expected)

@@ -428,7 +428,7 @@ def test_new_tokens_get_rows(saved: str):
 def test_models_that_come_from_elsewhere_get_adapters_too():
     model = adapter(tiny_model("llama", vocab_size=len(TOKENIZER)))
     assert model.max_seq_length == 2048
-    with pytest.raises(RequestError, match="no tokenizer was given, and the model remembers none"):
+    with pytest.raises(RequestError, match="no tokenizer was given, and the model has none"):
         model.save_pretrained_merged("anywhere")
 
 

@@ -1,12 +1,12 @@
-"""Adapters off, and on again, for the reference pass of every row.
+"""Switches a model's adapters off and on again for the reference pass of each row.
 
-PEFT's `disable_adapter()` also walks over all modules of the model and clears and sets `requires_grad` of every adapter
-weight: 26 ms for a model of 32 layers, in which a GPU waits. A reference pass runs without gradients, so the flag that
-each layer asks about at every call is enough, and so is the name of the adapter that is on. That each layer does ask is
-checked once; where one does not, PEFT's own way is taken.
+PEFT's `disable_adapter()` also visits every module and clears and sets `requires_grad` of every adapter weight. That
+takes 26 ms for a model of 32 layers, while the GPU waits. A reference pass runs without gradients, so it is enough to
+set the flag, or the names of the active adapters, that each layer reads at every call. Whether each layer does read
+them is checked once; if one does not, PEFT's own way is taken.
 
-A frozen copy of a fresh adapter has B = 0: the model with it is the model without, which is faster to switch to and to
-run. `EmptyAdapters` finds that out.
+A frozen copy of a fresh adapter has B = 0 and adds nothing, so the reference is the base model, which is faster to
+switch to and to run. `EmptyAdapterCheck` finds out.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class AdapterSwitch:
     def __init__(self, model: PeftModel) -> None:
         self._model = model
         self._layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        self._asks_whether = bool(self._layers) and all(map(_asks_whether, self._layers))
-        self._asks_which = bool(self._layers) and all(map(_asks_which, self._layers))
+        self._read_flag = bool(self._layers) and all(map(_reads_flag, self._layers))
+        self._read_names = bool(self._layers) and all(map(_reads_names, self._layers))
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """Context in which the model is its base model."""
-        with self._set(OFF, True) if self._asks_whether else self._model.disable_adapter():
+        with self._set(OFF, True) if self._read_flag else self._model.disable_adapter():
             yield
 
     @contextmanager
     def only(self, adapters: Sequence[str]) -> Iterator[None]:
-        """Context in which these adapters are on, and no others."""
-        if self._asks_which:
+        """Context in which only these adapters are on."""
+        if self._read_names:
             with self._set(ACTIVE, list(adapters)):
                 yield
             return
@@ -73,42 +73,42 @@ class AdapterSwitch:
                 vars(layer)[name] = own
 
 
-class EmptyAdapters:
-    """Tells whether adapters add nothing: LoRA whose B is zero everywhere.
+class EmptyAdapterCheck:
+    """Finds out whether adapters add nothing: LoRA whose B is zero everywhere.
 
     Args:
-        model: with its adapters; layers that get an adapter later are not seen.
+        model: with its adapters; layers that get an adapter later are not checked.
     """
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._looked_at: tuple[Any, ...] | None = None
-        self._found = False
+        self._checked: tuple[Any, ...] | None = None
+        self._empty = False
 
-    def are(self, adapters: Sequence[str]) -> bool:
-        """Return whether none of the adapters adds anything; values are looked at where they may have changed."""
-        looked_at = (*adapters, *(version for layer in self._layers for version in _versions(layer, adapters)))
-        if looked_at != self._looked_at:
-            self._looked_at, self._found = looked_at, self._look(adapters)
-        return self._found
+    def empty(self, adapters: Sequence[str]) -> bool:
+        """Return whether no adapter of `adapters` adds anything; values are read only where they may have changed."""
+        checked = (*adapters, *(version for layer in self._layers for version in _versions(layer, adapters)))
+        if checked != self._checked:
+            self._checked, self._empty = checked, self._all_zero(adapters)
+        return self._empty
 
-    def _look(self, adapters: Sequence[str]) -> bool:
-        seconds = []
+    def _all_zero(self, adapters: Sequence[str]) -> bool:
+        factors = []
         for name, parameter in self._model.named_parameters():
             parts = name.split(".")
             if set(adapters).isdisjoint(parts):
                 continue
             if "lora_B" in parts:
-                seconds.append(parameter)
+                factors.append(parameter)
             elif "lora_A" not in parts:
                 return False  # more than two factors: a bias, a magnitude, a module that is trained whole
-        whole = all(parameter.numel() > 0 for parameter in seconds)  # as opposed to one that is kept elsewhere
-        return bool(seconds) and whole and not any(parameter.any() for parameter in seconds)
+        in_memory = all(parameter.numel() > 0 for parameter in factors)  # sharded weights leave empty tensors
+        return bool(factors) and in_memory and not any(parameter.any() for parameter in factors)
 
 
 def _versions(layer: BaseTunerLayer, adapters: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """What changes when the B of an adapter in a layer gets other values."""
+    """Yield what changes when the B of an adapter in a layer gets other values."""
     factors = layer._modules.get("lora_B")
     for adapter in adapters if factors is not None else ():
         factor = factors._modules.get(adapter)
@@ -117,8 +117,8 @@ def _versions(layer: BaseTunerLayer, adapters: Sequence[str]) -> Iterator[tuple[
                 yield id(parameter), parameter._version
 
 
-def _asks_whether(layer: nn.Module) -> bool:
-    """Whether a layer's public `disable_adapters` is the flag, in both of its states."""
+def _reads_flag(layer: nn.Module) -> bool:
+    """Return whether a layer's public `disable_adapters` follows the flag."""
     own: dict[str, Any] = vars(layer)
     if not isinstance(own.get(OFF), bool) or getattr(layer, "merged", False):
         return False
@@ -130,8 +130,8 @@ def _asks_whether(layer: nn.Module) -> bool:
     return answers == [False, True]
 
 
-def _asks_which(layer: nn.Module) -> bool:
-    """Whether a layer's public `active_adapters` is the list that was set; wrappers of whole modules hold only one."""
+def _reads_names(layer: nn.Module) -> bool:
+    """Return whether a layer's public `active_adapters` is the list that was set (module wrappers hold one name)."""
     own: dict[str, Any] = vars(layer)
     if not isinstance(layer, BaseTunerLayer) or ACTIVE not in own or layer.merged:
         return False

@@ -1,14 +1,14 @@
-"""A reference that remembers: what was computed once is looked up from then on.
+"""A cache in front of a reference: what was computed once is looked up from then on.
 
 log pi_ref(y|x) does not change while the policy learns, so the first epoch computes it and later epochs, resumed runs
 and runs with other hyperparameters read it. A pair's key is a hash over
 
     identity of the reference  |  LD-DPO's alpha  |  token ids of both sequences  |  where their completions begin
 
-which is all that its two values depend on (up to rounding: other pairs in the same row can change last bits). Only the
-pairs of a batch that are missing are computed. New values stay on the device until they are written, because reading
-them waits for the device; `flush` is for moments at which that is cheap. In front of the store is a dictionary, so that
-a run asks for each pair once.
+which is all that its two values depend on (up to rounding: other pairs in the same row can change the last bits). Only
+the missing pairs of a batch are computed. New values stay on the device until `flush` writes them, because reading them
+waits for the device; callers flush when waiting is cheap. A dictionary in front of the store saves a run from asking
+for the same pair twice.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from wishbone.reference.store import Logps, ReferenceStore
 from wishbone.reference.weights import adapter_layers, base_tensors
 
 STORE_VARIABLE = "WISHBONE_REFERENCE_STORE"
-"""What "auto" means: the path of a store, or "off"; unset, a file in the user's cache."""
+"""Environment variable that says what "auto" means: the path of a store, or "off". Unset: a file in the cache."""
 
 SECONDS_BETWEEN_FLUSHES = 10.0
 MOST_IN_MEMORY = 2**20
-"""Pairs in the dictionary, of some 200 bytes each; of more, the oldest are left to the store."""
+"""Most pairs in the dictionary, of some 200 bytes each; beyond that the oldest are left to the store."""
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,11 @@ class CachedReference:
         inner: computes what is missing.
         policy: the policy that `inner` runs; its form lays out the missing pairs.
         store: keeps values beyond this process.
-        identity: hash of everything that decides `inner`'s values, asked for at first use and by `begin`.
+        identity: returns the hash of everything that decides `inner`'s values; called at first use and by `begin`.
         ld_alpha: LD-DPO's weight in `inner`'s values, or None.
 
     Attributes:
-        inner: computes what is missing; it remembers nothing.
+        inner: computes what is missing, without a cache.
         reused: pairs that were looked up instead of computed, so far in this process.
         computed: pairs that were computed.
         store: where values are kept beyond this process.
@@ -84,7 +84,7 @@ class CachedReference:
         self._flushed = time.monotonic()
 
     def begin(self) -> None:
-        """Ask for the reference's identity again: a trainer may have been given other weights since."""
+        """Compute the reference's identity again: a trainer may have been given other weights since."""
         self.flush()
         identity = self._ask_identity()
         if identity != self._identity:
@@ -115,7 +115,7 @@ class CachedReference:
         return values.index_copy(0, to_device(torch.tensor(sequences), device), computed.to(values.dtype))
 
     def flush(self) -> None:
-        """Read the values computed since the last flush, waiting for the device, and hand them to the store."""
+        """Read the values computed since the last flush, which waits for the device, and store them."""
         new: dict[bytes, Logps] = {}
         if self._pending:
             keys = list(chain.from_iterable(keys for keys, _ in self._pending))
@@ -130,7 +130,7 @@ class CachedReference:
         self._flushed = time.monotonic()
 
     def flush_if_due(self) -> None:
-        """Flush if some seconds have passed since the last time."""
+        """Flush if the last time was some seconds ago."""
         if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
             self.flush()
 
@@ -140,7 +140,7 @@ class CachedReference:
         return torch.promote_types(self._policy.causal_lm.dtype, torch.float32)
 
     def _known(self, keys: Sequence[bytes]) -> dict[bytes, Logps]:
-        """Values of those keys that this process or the store has."""
+        """Return the values of those keys that this process or the store has."""
         if not self._pending_keys.isdisjoint(keys):
             self.flush()
         self._remember(self.store.get([key for key in dict.fromkeys(keys) if key not in self._memory]))
@@ -152,7 +152,7 @@ class CachedReference:
             del self._memory[next(iter(self._memory))]
 
     def _key(self, pair: TokenizedPair) -> bytes:
-        """128 bits over everything that the pair's values depend on."""
+        """Return 128 bits that hash everything the pair's values depend on."""
         if self._identity is None:
             self._identity = self._ask_identity()
         alpha = math.nan if self._ld_alpha is None else float(self._ld_alpha)
@@ -173,20 +173,20 @@ def cached_reference(
     ld_alpha: float | None = None,
     autocast: Autocast = nullcontext,
 ) -> ReferencePolicy:
-    """Return `inner` with a store before it, or `inner` alone where a store is not wanted or would not be right.
+    """Return `inner` behind a cache, or `inner` itself where the user wants no store or it would return wrong values.
 
     Args:
         inner: the reference.
-        policy: what it runs.
+        policy: the policy that it runs.
         asked: "auto", "off" or the path of the store.
-        trained: the model that learns.
+        trained: the model that is trained.
         adapters: frozen adapters that are on in the reference.
-        moves: whether the reference is moved toward the policy from time to time.
+        moves: whether the reference follows the policy.
         ld_alpha: LD-DPO's weight of tails in the values, or None.
         autocast: context of the forward pass.
 
     Raises:
-        RequestError: a path was asked for, and values of this reference cannot be kept.
+        RequestError: a path was given, and values of this reference cannot be stored.
     """
     place = os.environ.get(STORE_VARIABLE) or str(cache_root() / "references.sqlite") if asked == "auto" else asked
     if place == "off":
@@ -207,7 +207,7 @@ def cached_reference(
 
 
 def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str]) -> str | None:
-    """Return why a reference's values cannot be kept, or None."""
+    """Return why a reference's values cannot be stored, or None."""
     model = policy.causal_lm
     tensors = [*base_tensors(model, adapters).values()]
     tensors += [tensor for layer in adapter_layers(model, adapters) for tensor in layer.tensors.values()]
@@ -215,7 +215,7 @@ def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str])
     if not learning.isdisjoint(map(id, tensors)):
         return "some of its weights are trained"
     if any(tensor.is_meta for tensor in tensors):
-        return "some of its weights are not in memory, where they could be told from others"
+        return "some of its weights are not in memory, so they cannot be hashed"
     if policy.form != "shared_prefix" and not LENGTH_DEPENDENT.isdisjoint(rope_types(model.config.get_text_config())):
         return "its position encoding lets the values of a pair depend on the longest sequence beside it"
     return None

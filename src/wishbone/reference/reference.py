@@ -1,9 +1,9 @@
-"""The reference policy: whose log-probabilities the policy is measured against.
+"""The reference policy: the one whose log-probabilities the policy's are compared with.
 
     r(x, y) = beta ( log pi(y|x) - log pi_ref(y|x) )
 
 Its values come from the same weights with the adapter off, from a frozen copy of an existing adapter, from a separate
-model, from values computed beforehand, or, for reference-free losses, from nowhere.
+model, or from values computed beforehand. Reference-free losses have none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from wishbone.ops.to_device import to_device
 from wishbone.policy.activations import chosen_activations
 from wishbone.policy.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
-from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapters
+from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapterCheck
 
 
 class ReferencePolicy(Protocol):
@@ -44,7 +44,7 @@ class AdapterDisabled:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
         self._switch = AdapterSwitch(policy.model)
-        self._empty = EmptyAdapters(policy.model)
+        self._check = EmptyAdapterCheck(policy.model)
 
     @property
     def adapters(self) -> list[str]:
@@ -58,16 +58,16 @@ class AdapterDisabled:
 
     def _switched(self) -> AbstractContextManager[None]:
         adapters = self.adapters
-        return self._switch.off() if not adapters or self._empty.are(adapters) else self._switch.only(adapters)
+        return self._switch.off() if not adapters or self._check.empty(adapters) else self._switch.only(adapters)
 
 
-def is_base_for_now(model: PeftModel) -> bool:
+def has_empty_adapter(model: PeftModel) -> bool:
     """Return whether a model of `FastLanguageModel` has an adapter that adds nothing yet: its base is the reference.
 
-    TRL keeps a frozen copy of an adapter that a model comes with. Of one like this it would be four bytes for each of
-    its numbers that are never read (0.6 GiB for rank 64 on an 8B model).
+    TRL keeps a frozen copy of the adapter that a model comes with. A copy of an empty one would take four bytes for
+    each parameter and never be read (0.6 GiB for rank 64 on an 8B model).
     """
-    return chosen_activations(model) is not None and EmptyAdapters(model).are(["default"])
+    return chosen_activations(model) is not None and EmptyAdapterCheck(model).empty(["default"])
 
 
 class SeparateModel:
@@ -87,7 +87,7 @@ class SeparateModel:
 
 
 class Stored:
-    """Values that came with the data (`ref_chosen_logps`, `ref_rejected_logps`)."""
+    """Values computed beforehand, which come with the data (`ref_chosen_logps`, `ref_rejected_logps`)."""
 
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """Return the stored log-probabilities of `batch`, [2 * pairs], float32."""
@@ -96,7 +96,7 @@ class Stored:
 
 
 class NoReference:
-    """For reference-free losses: log pi_ref = 0, so that rewards are beta log pi(y|x)."""
+    """For reference-free losses: log pi_ref = 0, so rewards are beta log pi(y|x)."""
 
     def logps(self, batch: PreferenceBatch) -> Tensor:
         """Return zeros, [2 * pairs], float32."""

@@ -1,16 +1,16 @@
 """The reference store: log-probabilities kept in one SQLite file, across epochs, runs and processes.
 
 A row is one pair: its key (a hash of everything that decides the values, see `cache.py`), two float64, the day of
-its last use, and a checksum over key and values. Nothing in the file is taken on trust:
+its last use, and a checksum over key and values. The file is checked wherever it is read:
 
-- A file that is no SQLite database, belongs to another application, has another schema or fails SQLite's own check is
-  moved aside and a new one begun; one warning says so.
+- A file that is not an SQLite database, belongs to another application, has another schema or fails SQLite's own check
+  is moved aside and a new one is started; one warning says so.
 - A row whose checksum is wrong is deleted and counts as absent.
 - A file that cannot be written (read-only, disk full, locked for longer than a writer may take) turns the store off for
-  the rest of the process; one warning says so. Training goes on: what is not stored is computed.
+  the rest of the process; one warning says so. Training continues: what is not stored is computed.
 
-Any number of processes may read and write. The first value stays, so that two runs that computed a pair at the same
-time go on with the same one. When the file outgrows its limit, the rows that went unused longest make room.
+Any number of processes may read and write. The first value of a pair stays, so two runs that compute it at the same
+time continue with the same value. When the file grows beyond its limit, the rows unused for longest are deleted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 LIMIT_BYTES = 2**29
-"""Size of the file from which on old rows make room; about nine million pairs."""
+"""Size of the file above which old rows are deleted; about nine million pairs."""
 
 APPLICATION_ID = 0x57424E45  # "WBNE"
 SCHEMA_VERSION = 1
@@ -59,7 +59,7 @@ class ReferenceStore:
 
     Args:
         path: the file; directories above it are made.
-        limit_bytes: size from which on the rows unused for longest are deleted.
+        limit_bytes: size above which the rows unused for longest are deleted.
         patience: seconds to wait for another process's lock.
     """
 
@@ -72,11 +72,11 @@ class ReferenceStore:
         self._touched: set[bytes] = set()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, Logps]:
-        """Return chosen and rejected log-probability of those keys that are there and sound."""
+        """Return chosen and rejected log-probability of the keys that are stored and undamaged."""
         return self._attempt(lambda connection: self._read(connection, keys), {}) if keys else {}
 
     def put(self, values: Mapping[bytes, Logps]) -> None:
-        """Keep values that are finite; those of keys that are there already are left as they are."""
+        """Store the finite values; a key that is stored already keeps its value."""
         finite = {key: pair for key, pair in values.items() if all(map(math.isfinite, pair))}
         if finite or self._touched:
             self._attempt(lambda connection: self._write(connection, finite), None)
@@ -107,7 +107,7 @@ class ReferenceStore:
             with _transaction(connection):
                 connection.executemany("DELETE FROM reference_logps WHERE key = ?", unsound)
             if not self._warned_of_rows:
-                logger.warning("The reference store %s has damaged rows; they are computed anew.", self.path)
+                logger.warning("The reference store %s has damaged rows; their values are computed again.", self.path)
                 self._warned_of_rows = True
         return found
 
@@ -133,7 +133,7 @@ class ReferenceStore:
         return bool(rows) and (pages - free) * size > self._limit_bytes
 
     def _attempt(self, work: Callable[[sqlite3.Connection], Answer], otherwise: Answer) -> Answer:
-        """Do `work`; where the file turns out to be damaged, once more with a new one; where it fails, turn off."""
+        """Do `work`; if the file turns out to be damaged, repeat it with a new one; if it fails, turn the store off."""
         if self._off:
             return otherwise
         try:
@@ -159,7 +159,7 @@ class ReferenceStore:
                 except _UnfitError as unfit:
                     aside = self._move_aside()
                     logger.warning(
-                        "The reference store %s %s; it is now %s, and a new one is begun.",
+                        "The reference store %s %s; it is now %s, and a new one is started.",
                         self.path,
                         str(unfit),
                         aside.name,
@@ -168,14 +168,14 @@ class ReferenceStore:
         return self._connection
 
     def _connect(self) -> sqlite3.Connection:
-        """Open the file, made where there is none.
+        """Open the file; create it if there is none.
 
         Raises:
             _UnfitError: it is not a sound store.
         """
         connection = sqlite3.connect(self.path, timeout=self._patience, isolation_level=None, check_same_thread=False)
         try:
-            connection.text_factory = bytes  # text where bytes belong is damage, in whatever encoding
+            connection.text_factory = bytes  # text where bytes belong is damage, and need not decode
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -238,7 +238,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether an error says that the file's content is wrong; so does a message that quotes bytes that are no text."""
+    """Whether an error means that the file's content is wrong; a message that cannot be decoded means that too."""
     if isinstance(error, UnicodeDecodeError):
         return True
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF

@@ -41,7 +41,7 @@ class SynchronizedAdapter(AdapterDisabled):
         if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
             raise RequestError(
                 "sync_ref_model with an adapter needs plain LoRA (no DoRA, no modules_to_save, bias='none'), the form "
-                "in which earlier policies can be added up; set sync_ref_model=False, or fine-tune all weights"
+                "whose earlier versions can be added up; set sync_ref_model=False, or fine-tune all weights"
             )
 
     @property
@@ -72,7 +72,7 @@ class SynchronizedAdapter(AdapterDisabled):
 
 
 def _number(copy: str) -> int:
-    """At which synchronization a copy was made; 0 for the adapter that training began with."""
+    """Return at which synchronization a copy was made; 0 for the adapter that training began with."""
     return 0 if copy == "ref" else int(copy.removeprefix(PREFIX))
 
 

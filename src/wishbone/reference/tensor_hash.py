@@ -8,11 +8,12 @@ A, B, C, D for the blocks, the hash is four sums modulo 2^64,
 
 Integer addition is exact in any order, so threads, pieces and devices do not change it. A change of one word changes
 the first two sums for certain, odd numbers being invertible. Changes that cancel in a sum need luck: below 2^-31 a sum,
-and a change of either half of a word must cancel in two of them. The upper halves have sums of their own because a
-change of top bits alone (signs of float64 numbers) cancels in the first two sums whenever their number is even.
+and a change of either half of a word must cancel in two of them. The upper halves have sums of their own because
+changes of top bits alone (signs of float64 values) cancel in the first two sums whenever there is an even number of
+them.
 
-That is protection against accidents (other weights, another order, a bad copy), not against somebody who constructs
-weights to collide: the multipliers are known. Zeros hash to zero, of any length; a shape belongs beside the hash.
+This protects against accidents (other weights, another order, a bad copy), not against somebody who constructs
+weights to collide: the multipliers are known. Zeros hash to zero at any length, so compare the shape too.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def tensor_hashes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
     """Return the four sums of each tensor, unsigned 64-bit; the host waits once for each device.
 
     Args:
-        tensors: of any dtype, shape, strides and device; equal elements in equal order hash alike whatever the strides.
+        tensors: of any dtype, shape, strides and device; equal elements in equal order give
+            equal hashes, whatever the strides.
     """
     sums: list[Tensor] = []
     tables: dict[torch.device, Tensor] = {}
@@ -74,7 +76,7 @@ def _block_sums(words: Tensor, table: Tensor) -> Tensor:
 
 
 def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """The bytes of a tensor as int64 words, and the bytes that fill no word as one word or none."""
+    """The bytes of a tensor as int64 words, and the remaining bytes, if any, as one padded word."""
     data = tensor.detach().contiguous().flatten().view(torch.uint8)
     if data.storage_offset() % 8:
         data = data.clone()

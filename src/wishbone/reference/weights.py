@@ -1,8 +1,8 @@
-"""Which weights the reference runs through, by the names that they have without PEFT's wrappers.
+"""The weights that the reference runs through, under the names that they have without PEFT's wrappers.
 
-PEFT puts an adapter into a model by wrapping layers. With the trained adapter off the wrapped layers run, the originals
-of modules that are trained as whole copies, and those frozen adapters that the reference switches on. The names do not
-tell which layers were wrapped, so that runs with other target modules speak of the same base model.
+PEFT adds an adapter to a model by wrapping layers. With the trained adapter off, the reference runs the wrapped layers,
+the originals of modules that are trained as whole copies, and the frozen adapters that it switches on. The names are
+the same whichever layers are wrapped, so runs with different target modules share one base model.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """One line that lives in place on a terminal; elsewhere a plain line at every tenth of the run."""
+    """One line that is redrawn on a terminal; elsewhere a plain line after every tenth of the run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -19,7 +19,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self._last_tenth = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the bar where the run starts, which after a resume is not step 0."""
+        """Start the bar at the run's first step, which is not 0 after a resume."""
         if not state.is_world_process_zero or not self._console.is_terminal:
             return
         columns = (
@@ -38,7 +38,7 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Take over the newest training metrics."""
+        """Note the newest training metrics."""
         names = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
         if logs and "loss" in logs:
             self._shown = {label: f"{float(logs[name]):.3f}" for name, label in names.items() if name in logs}

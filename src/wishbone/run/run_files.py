@@ -1,7 +1,6 @@
-"""What a run leaves behind while it is still running: metrics line by line, environment, configuration, summary.
+"""The files of a run directory: metrics line by line, environment, configuration, summary.
 
-Every line is written and flushed as it comes, and whole files are replaced atomically, so that a run killed at any
-moment leaves files that can be read.
+Each line is written at once and whole files are replaced atomically, so a run that is killed leaves readable files.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends every log of the trainer to `metrics.jsonl`, one JSON object a line.
 
-    Beside the trainer's own names a line has `step` and `seconds` (since training began, pauses of a resumed run left
-    out). NaN and infinity become null, which JSON has a word for.
+    Beside the trainer's own names a line has `step` and `seconds` (of training, without the pauses of a resumed run).
+    NaN and infinity become null, because JSON has no word for them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +46,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result depends on beside its configuration: versions and hardware."""
+    """Return what a result depends on besides its configuration: versions and hardware."""
     cuda = torch.cuda.is_available()
     return {
         "command": sys.argv,
@@ -63,7 +62,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory the process held so far, in GiB: of the GPU where there is one, else resident memory."""
+    """Return the peak memory of this process in GiB: of the GPU if there is one, else its resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     import resource
@@ -73,12 +72,12 @@ def peak_memory_gib() -> float:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, all or nothing."""
+    """Replace the file by `value` as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, all or nothing."""
+    """Replace the file by `text`, atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
@@ -89,7 +88,7 @@ def _finite(value: Any) -> Any:
 
 
 def _last_seconds(path: Path) -> float:
-    """Seconds of the last whole line of an earlier part of the run; a line cut off by a kill is removed."""
+    """Return the seconds of the last line that an earlier part of the run wrote; a cut-off last line is removed."""
     if not path.exists():
         return 0.0
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     TokenBudget = int | str
 else:
-    TokenBudget = str  # parsers of command lines take one type, and of a union with int they would refuse "auto"
+    TokenBudget = str  # command line parsers take one type; with a union with int they would refuse "auto"
 
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
@@ -27,12 +27,12 @@ CUDA_GRAPHS = ("auto", "on", "off")
 
 @dataclass
 class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
-    """All of TRL's `DPOConfig`, with further losses and the engine's one setting.
+    """All of TRL's `DPOConfig`, with further losses and settings of Wishbone's step.
 
     `loss_type` also takes `dpop`, `rdpo`, `simpo`, `cpo` and `orpo`.
     """
 
-    if TYPE_CHECKING:  # what TRL declares and this class assigns to
+    if TYPE_CHECKING:  # TRL declares these and this class assigns to them
         bf16: bool | None
         fp16: bool
         loss_type: list[str]
@@ -79,7 +79,7 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
-            self.bf16 = False  # TRL's default is True, which a machine without such a GPU cannot do
+            self.bf16 = False  # TRL's default is True, which needs a GPU that computes in bfloat16
         if self.warmup_ratio is not None and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio
         super().__post_init__()
@@ -133,7 +133,7 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
 
 
 def _default(option: Field[Any]) -> Any:
-    """The default of an option; "auto" paddings, which TRL resolves at construction, are none."""
+    """Return the default of an option; "auto" padding, which TRL resolves at construction, becomes None."""
     if option.name == "pad_to_multiple_of":
         return None
     return option.default if option.default_factory is MISSING else option.default_factory()

@@ -33,7 +33,7 @@ from wishbone.reference.reference import (
     ReferencePolicy,
     SeparateModel,
     Stored,
-    is_base_for_now,
+    has_empty_adapter,
 )
 from wishbone.reference.synchronized import SynchronizedAdapter
 from wishbone.trainer.arguments import DPOConfig
@@ -87,7 +87,7 @@ def settle_frozen_copy(model: nn.Module, *, adapter_is_new: bool) -> None:
     """
     if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
         return
-    if adapter_is_new or is_base_for_now(model):
+    if adapter_is_new or has_empty_adapter(model):
         model.delete_adapter("ref")
     else:
         copy_adapter(model, "default", "ref")

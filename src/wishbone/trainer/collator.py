@@ -1,7 +1,7 @@
-"""From rows of token ids to a batch: TRL's tensors for whoever reads a data loader, and the pairs that the step reads.
+"""From rows of token ids to a batch: TRL's tensors, and beside them the pairs that the step reads.
 
-The step makes its own tensors, one row after the other; those of the batch are what transformers counts tokens with,
-what prediction returns as labels, and what users find in `trainer.get_train_dataloader()`.
+The step builds its own tensors, one row after the other. transformers counts tokens with the tensors of the batch,
+prediction returns them as labels, and users find them in `trainer.get_train_dataloader()`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Is the TRL beneath the one this trainer was written against? It is checked before anything is overridden.
+"""Checks that the installed TRL is one that this trainer was tested with, before a trainer is constructed.
 
-`DPOTrainer` overrides a few methods of TRL's and reads a few of its attributes, which TRL may change without notice. An
-untested version, or a method with other parameters, is refused instead of being trusted.
+`DPOTrainer` overrides a few of TRL's methods and reads a few of its private attributes, which TRL may change without
+notice. An untested version is refused, and so is a method with different parameters.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 from wishbone.errors import RequestError
 
 TESTED = (Version("1.15"), Version("1.17"))
-"""From the first of these versions on, and below the second."""
+"""The oldest tested version, and the first that is not."""
 
-OVERRIDDEN = {
+OVERRIDDEN: dict[str, list[str]] = {
     "__init__": [
         "self",
         "model",
@@ -39,8 +39,11 @@ OVERRIDDEN = {
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "dataset_name"],
     "log": ["self", "logs", "start_time"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "compute_ref_log_probs": ["self", "model", "inputs"],
+    "floating_point_ops": ["self", "inputs"],
     "training_step": ["self", "args", "kwargs"],
 }
+"""Parameters of the methods that are overridden and called with arguments of their own."""
 
 
 def by_name(positional: Sequence[Any]) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def by_name(positional: Sequence[Any]) -> dict[str, Any]:
 
 
 def check_trl(version: str = trl.__version__, trainer: type = TRLDPOTrainer) -> None:
-    """Do nothing if TRL's version and the signatures of the overridden methods are those tested.
+    """Check that TRL's version and the signatures of the overridden methods are the tested ones.
 
     Raises:
         RequestError: naming the version found, the versions tested, and every method whose parameters differ.

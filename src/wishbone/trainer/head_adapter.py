@@ -1,7 +1,7 @@
-"""An adapter on the output head: TRL refuses it, because its own path multiplies by the head's weight alone.
+"""An adapter on the output head, which TRL refuses because its own path multiplies by the head's weight alone.
 
-Wishbone's step calls an adapted head as the module it is (`Policy`), so the adapter is there and is trained. TRL looks
-for it while a trainer is constructed; for that long the model does not show its head.
+Wishbone's step calls an adapted head as a module (`Policy`), so its adapter takes part and is trained. TRL checks the
+head while a trainer is constructed; meanwhile the model says that it has no head.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from transformers import PreTrainedModel, set_seed
 from wishbone.errors import RequestError
 
 HEAD_NAMES = ("lm_head", "embed_out")
-"""What output heads are called, for models that are given by name and are not loaded yet."""
+"""Names of output heads, for models that are given by name and not loaded yet."""
 
 
 def adapts_head(model: str | nn.Module, peft_config: Any, liger: bool) -> bool:
-    """Return whether an adapter's configuration names the model's output head, and Wishbone is to put it there.
+    """Return whether an adapter's configuration names the model's output head, so that Wishbone has to add it.
 
-    With `liger` (use_liger_kernel) it is left to TRL, which refuses it: that library's layers are TRL's business.
+    With `liger` (use_liger_kernel) it is left to TRL, which refuses it: TRL puts that library's layers in.
 
     Raises:
-        RequestError: it does and `model` is a name: the adapter must be put on before TRL sees the model.
+        RequestError: it does and `model` is a name: the adapter must be added before TRL sees the model.
     """
     targets = getattr(peft_config, "target_modules", None)
     if liger or targets is None or targets == "all-linear":
@@ -50,7 +50,7 @@ def adapts_head(model: str | nn.Module, peft_config: Any, liger: bool) -> bool:
 
 
 def add_adapter_on_head(model: PreTrainedModel, peft_config: Any, seed: int) -> PeftModel:
-    """Return the model with its adapter, drawn from the same random numbers as TRL would."""
+    """Return the model with its adapter, with the same random values as TRL would draw."""
     set_seed(seed)
     return get_peft_model(model, peft_config)
 

@@ -1,4 +1,4 @@
-"""Options that can change nothing in a run: each is named once, none is passed over in silence."""
+"""Options that have no effect in a run: a warning names each of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ logger = logging.getLogger(__name__)
 
 
 def name_options_without_effect(config: DPOConfig) -> DPOConfig:
-    """Return `config` without what has no meaning on this machine, and warn of every option that changes nothing."""
+    """Return `config` without what has no effect on this machine, and warn about each option that has none."""
     if config.label_smoothing_factor:
         logger.warning(
-            "label_smoothing_factor=%g changes nothing: preference losses do not read it, in TRL neither. Theirs is "
-            "label_smoothing.",
+            "label_smoothing_factor=%g changes nothing: preference losses do not read it, not in TRL either. Set "
+            "label_smoothing instead.",
             config.label_smoothing_factor,
         )
     if config.activation_offloading and config.device.type == "cpu":

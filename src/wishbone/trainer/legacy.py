@@ -1,8 +1,8 @@
-"""Arguments that TRL's `DPOTrainer` once took itself, and notebooks still pass.
+"""Arguments that older versions of TRL's `DPOTrainer` took, and that notebooks still pass.
 
-Before TRL 1.0 `beta`, `max_length` and others stood beside `args`, the tokenizer was called `tokenizer`, and `args`
-could be transformers' `TrainingArguments`. They are read as their authors meant them: settings move into the
-`DPOConfig`, where they win over what stands there, and the tokenizer becomes the `processing_class`.
+Before TRL 1.0 the trainer took `beta`, `max_length` and others beside `args`, called the tokenizer `tokenizer`, and
+accepted transformers' `TrainingArguments` as `args`. Here such settings move into the `DPOConfig`, where they replace
+what it says, and the tokenizer becomes the `processing_class`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SETTINGS = frozenset(
 """Names that moved from the trainer into `DPOConfig`."""
 
 MEANINGLESS = frozenset({"is_encoder_decoder", "label_pad_token_id", "padding_value"})
-"""Names of what no longer exists: padding that nobody sees, and encoder-decoder models."""
+"""Arguments about what no longer exists: padding values, and encoder-decoder models."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | No
         options: the trainer's keyword arguments.
 
     Raises:
-        RequestError: an argument that neither today's trainer nor an older one has, all of them at once.
+        RequestError: arguments that no version of the trainer has, all of them at once.
     """
     known = set(inspect.signature(TRLDPOTrainer.__init__).parameters)
     problems = []

@@ -1,9 +1,9 @@
 """`PatchDPOTrainer()`: code written for TRL trains with Wishbone, without another change.
 
-The names `DPOTrainer` and `DPOConfig` in TRL's modules become Wishbone's, which serves imports that come later. For
-those that came before, constructing TRL's own class makes a Wishbone trainer: a class's `__new__` decides what is
-constructed, and Python runs the `__init__` of what it returned. A class that was derived from TRL's trainer before
-keeps TRL's behaviour, because what it overrides was written against that, and a warning says so.
+The names `DPOTrainer` and `DPOConfig` in TRL's modules become Wishbone's, for imports that come later. For imports that
+came earlier, constructing TRL's own class makes a Wishbone trainer: a class's `__new__` decides what is constructed,
+and Python then runs the `__init__` of what it returned. A class derived from TRL's trainer before the patch keeps TRL's
+behaviour, because its methods were written for that; a warning says so.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from wishbone.trainer.compatibility import check_trl
 from wishbone.trainer.trainer import DPOTrainer
 
 MODULES = ("trl", "trl.trainer", "trl.trainer.dpo_trainer")
-"""Where people import the two names from. TRL's own `DPOConfig` stays in its home, so that it can be pickled."""
+"""Modules that people import the two names from. `trl.trainer.dpo_config` keeps TRL's `DPOConfig`, so it pickles."""
 
 logger = logging.getLogger(__name__)
 
 
 class Patch:
-    """What `PatchDPOTrainer()` returns: as a context manager it ends the patch that it began.
+    """What `PatchDPOTrainer()` returns; leaving it as a context manager ends the patch if this call started it.
 
     Attributes:
-        began: whether this call began the patch; False if it was in place already.
+        began: whether this call started the patch; False if it was in place already.
     """
 
     active = False
@@ -53,19 +53,19 @@ class Patch:
 
 
 def PatchDPOTrainer() -> Patch:
-    """Make every `DPOTrainer` of TRL's a Wishbone trainer, whether it was imported before this call or comes after.
+    """Make every `DPOTrainer` of TRL's a Wishbone trainer, imported before this call or after it.
 
-    Calling it again changes nothing. `UnpatchDPOTrainer()` ends it, and so does leaving `with PatchDPOTrainer():`.
+    A second call changes nothing. `UnpatchDPOTrainer()` ends the patch, and so does leaving `with PatchDPOTrainer():`.
 
     Raises:
-        RequestError: the installed TRL is not one that Wishbone was tested with; nothing is changed then.
+        RequestError: Wishbone was not tested with the installed TRL; nothing is changed then.
     """
     check_trl()
     return Patch()
 
 
 def UnpatchDPOTrainer() -> None:
-    """Give TRL its own trainer back; trainers that exist already stay what they are."""
+    """Give TRL its own trainer back; trainers that exist already do not change."""
     if Patch.active:
         _set_names(TRLDPOTrainer, TRLDPOConfig)
         Patch.active = False
@@ -79,13 +79,13 @@ def _set_names(trainer: type, config: type) -> None:
 
 
 def _construct(cls: type, *_: Any, **__: Any) -> Any:
-    """Stand in for `TRLDPOTrainer.__new__`; it stays after the patch ends, because Python cannot take it back."""
+    """Stand in for `TRLDPOTrainer.__new__`; it stays: without it Python would refuse arguments."""
     if Patch.active and cls is TRLDPOTrainer:
         cls = DPOTrainer
     elif Patch.active and not issubclass(cls, DPOTrainer):
         logger.warning(
             "%s was derived from TRL's DPOTrainer before PatchDPOTrainer() was called and runs as TRL wrote it; "
-            "call PatchDPOTrainer() before the class is defined.",
+            "call PatchDPOTrainer() before you define the class.",
             cls.__qualname__,
         )
     return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""What a run asks for that only TRL's own path does: one line of reasons, or none."""
+"""Which runs take TRL's own path instead of Wishbone's step, and why, in one line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 """Losses that TRL's own path has."""
 
 BYPASSED = ("compute_loss", "_compute_loss", "compute_ref_log_probs")
-"""Methods of TRL's trainer that Wishbone's step does not call: what a derived class puts there would not run."""
+"""Methods of TRL's trainer that Wishbone's step does not call: those of a derived class would not run."""
 
 STEPS_IN_BACKWARD = frozenset(
     {"lomo", "adalomo", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise"}
     | {"apollo_adamw_layerwise"}
 )
-"""Optimizers that update parameters as soon as their gradient is there, and so want one backward pass a step."""
+"""Optimizers that update each parameter as soon as its gradient exists, so they need one backward pass a step."""
 
 
 def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collator_given: bool) -> str | None:
@@ -67,7 +67,7 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
 
 
 def _adapter_has_own_forward(model: nn.Module) -> bool:
-    """Whether an adapter is more than layers: the step calls the parts of a model, beneath PEFT's forward pass."""
+    """Return whether PEFT's forward pass adds to the layers: the step does not call it, only the model's parts."""
     if not isinstance(model, PeftModel):
         return False
     tuner = model.base_model

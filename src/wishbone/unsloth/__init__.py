@@ -1,1 +1,1 @@
-"""Code that was written for Unsloth: `FastLanguageModel` and the methods of its models."""
+"""`FastLanguageModel` and the methods of its models, for code written for Unsloth."""

@@ -1,4 +1,4 @@
-"""What arguments of Unsloth's ask for: tables of those without meaning here, and the meaning of those that have one."""
+"""What Unsloth's arguments mean here, and tables of those that do nothing, with the reason."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def treatment_of(asked: bool | str) -> Treatment:
 
 
 def device_of(device_map: Any) -> torch.device:
-    """Return the one device that a `device_map` puts a model on."""
+    """Return the device that a `device_map` names; a model is on one device."""
     if isinstance(device_map, dict):
         places = set(device_map.values())
         if len(places) != 1:
@@ -73,9 +73,9 @@ def device_of(device_map: Any) -> torch.device:
 
 
 def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: bool) -> int:
-    """Return 4, 8 or 16, what the arguments ask for together; an argument that was given beats the default of 4.
+    """Return the bits of a weight that the arguments ask for together: 4, 8 or 16. Given values beat the default of 4.
 
-    Layers in FP8 are rounded from 16 bits, or stored so, and count as 16.
+    FP8 counts as 16: such layers are quantized from 16 bits while loading, or the checkpoint holds FP8.
     """
     asked = [name for name, value in values.items() if value and name in given]
     problems = []
@@ -98,7 +98,7 @@ def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: 
 def targets_of(
     model: Any, target_modules: str | Sequence[str], modules_to_save: Sequence[str] | None
 ) -> tuple[str | list[str], list[str] | None]:
-    """Return linear layers to put the adapter on and modules to train whole; embeddings belong to the latter."""
+    """Return the linear layers that get an adapter and the modules that are trained whole, embeddings among them."""
     if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         try:
@@ -122,7 +122,7 @@ def targets_of(
 
 
 def layers_of(model: Any, chosen: int | Sequence[int] | None, last: int | None) -> list[int] | None:
-    """Return numbers of the layers that get an adapter, or None for all."""
+    """Return the indices of the layers that get an adapter, or None for all."""
     if chosen is not None:
         return [chosen] if isinstance(chosen, int) else list(chosen)
     if last is None:

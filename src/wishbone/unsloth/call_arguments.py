@@ -1,8 +1,8 @@
-"""Signatures of another library, kept by name, order and default, and honest about what has no meaning here.
+"""Another library's function signatures: the same names, order and defaults, and a warning for what has no effect.
 
-A function under `@foreign_signature` takes what that library's function takes. It learns which arguments were given (a
-default that is overridden differs from one that was asked for), one warning names those that were given another value
-than their default and do nothing here, and an argument that does not exist is refused together with its nearest names.
+A function decorated with `@foreign_signature` takes what that library's function takes. It is told which arguments the
+caller gave: an argument that was given overrides the default of another. One warning names the arguments that do
+nothing here and have another value than their default. An unknown argument is refused, with the nearest known names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def foreign_signature(
     """Return a decorator for a function whose keyword-only parameter `given` takes the names of given arguments.
 
     Args:
-        ignored: parameters without meaning here and, in a phrase, why; they may be missing in the signature.
+        ignored: parameters that do nothing here and, in a phrase, why; they need not be in the signature.
         further: names that the function takes as `**further`.
     """
 

@@ -1,4 +1,4 @@
-"""What a model from `FastLanguageModel` can do beyond transformers and PEFT: save, merge and publish itself.
+"""Methods that `FastLanguageModel` adds to its models: save, merge and publish themselves.
 
 The methods have Unsloth's names and arguments, so their signatures repeat each other. `model/merge.py` and
 `model/gguf_export.py` do the work. The methods are attributes of the model instance, so they stay while trainers wrap
@@ -203,7 +203,7 @@ def _method(asked: str) -> str:
 def _tokenizer(model: nn.Module) -> PreTrainedTokenizerBase:
     tokenizer = getattr(model, "saved_tokenizer", None)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise RequestError("no tokenizer was given, and the model remembers none; give the tokenizer")
+        raise RequestError("no tokenizer was given, and the model has none; give the tokenizer")
     return tokenizer
 
 
