@@ -21,6 +21,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.data.json_text"],
     ["wishbone.data.messages"],
     ["wishbone.data.formats", "wishbone.data.packing"],
+    ["wishbone.engine.execution"],  # how rows are computed: policy, reference, planning and engine take it
     ["wishbone.ops"],
     ["wishbone.data"],
     ["wishbone.preference"],
@@ -28,6 +29,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.fused"],
     ["wishbone.policy"],
     ["wishbone.reference"],
+    ["wishbone.engine.fitting"],  # shared by planning and the engine's rehearsal
     ["wishbone.planning"],
     ["wishbone.report.answers"],  # the one part of the report that runs a model
     ["wishbone.engine"],
@@ -38,7 +40,15 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
 ]
 RANK = {prefix: rank for rank, layer in enumerate(LAYERS) for prefix in layer}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "triton"}
-LIGHT = ("wishbone.errors", "wishbone.config", "wishbone.data.formats", "wishbone.data.packing", "wishbone.planning")
+LIGHT = (
+    "wishbone.errors",
+    "wishbone.config",
+    "wishbone.data.formats",
+    "wishbone.data.packing",
+    "wishbone.engine.execution",
+    "wishbone.engine.fitting",
+    "wishbone.planning",
+)
 
 
 def name_of(path: Path) -> str:

@@ -74,7 +74,7 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     rows_are: Row = {}
     if system.family == "wishbone":
         reference = trainer.reference_counts()
-        rows_are = _rows(trainer.preference_step)
+        rows_are = _rows(trainer)
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])
     between = sum(clock.seconds_between[request["warm_up"] - 1 :])
@@ -104,16 +104,15 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     }
 
 
-def _rows(step: Any) -> Row:
+def _rows(trainer: Any) -> Row:
     """Return the token budget of a row, and how many of the layers keep their activations in a row that long."""
-    from wishbone.policy.activations import EVERYTHING
+    from wishbone.engine.execution import EVERYTHING
 
-    activations = step.policy.activations if step is not None else None
-    if activations is None or activations.room in (None, EVERYTHING):
+    step = getattr(trainer, "preference_step", None)
+    if step is None or trainer.execution.room in (None, EVERYTHING):
         return {}
-    layers = len(activations.layers)
-    kept = min(max(activations.room.layers(step.token_budget), 0), layers)
-    return {"token_budget": step.token_budget, "layers": layers, "kept_layers": kept}
+    found = trainer.execution.summary(len(step.policy.layers))
+    return {name: found[name] for name in ("token_budget", "layers", "kept_layers")}
 
 
 def _frozen_elements(model: Any) -> dict[str, int]:

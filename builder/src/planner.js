@@ -7,7 +7,7 @@
   const inNode = typeof require !== "undefined";
   const { findGpu, knownShape } = inNode ? require("./known.js") : globalThis.wishbone;
   const { longestPairTokens, pairTokens } = inNode ? require("./lengths.js") : globalThis.wishbone;
-  const { GIB, MEMORY_PLAN, estimateMemory, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { GIB, MEMORY_PLAN, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
@@ -55,14 +55,6 @@
     return { items, total, allocated: total - items.runtime };
   }
 
-  /** Layers that a row of `tokens` keeps. */
-  function keptOf(shape, plan, rows, machine, tokens) {
-    for (let keptLayers = shape.layers; keptLayers > rows.keptLayers; keptLayers -= 1) {
-      if (estimateMemory(shape, { ...plan, rowTokens: tokens, keptLayers }).total <= limitOf(machine)) return keptLayers;
-    }
-    return rows.keptLayers;
-  }
-
   /** Passes over the tokens of a step, the reference's spread over the epochs that remember it. */
   function passesOf(settings) {
     return (settings["adapter.method"] === "full" ? 3 : 2) + 1 / Math.max(Math.ceil(settings["training.epochs"]), 1);
@@ -84,12 +76,12 @@
     const longest = longestPairTokens(facts, limit);
     const onDevice = Math.min(settings["training.batch_size"] * settings["training.gradient_accumulation"], facts.pairs ?? Infinity);
     const most = Math.max(longest.row, pair.row) + (onDevice - 1) * pair.row;
-    const rows = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
+    const { kept: keptBy, ...rows } = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
     const memory = withReference(rows.memory, reference, plan);
     const rowsAStep = Math.ceil(onDevice / Math.max(1, Math.floor(rows.budget / pair.row)));
     const stepTokens = onDevice * pair.row;
     const rowTokens = stepTokens / rowsAStep;
-    const kept = treatment === "auto" && gpu ? keptOf(shape, plan, rows, machine, rowTokens) : rows.keptLayers;
+    const kept = keptBy(rowTokens);
     const work = {
       tokens: stepTokens, scored: onDevice * pair.scored, contexts: onDevice * pair.contexts, passes: passesOf(settings),
       recomputed: 1 - kept / shape.layers,

@@ -1,126 +1,75 @@
 "use strict";
 /*
- * What training would decide about rows, reckoned instead of rehearsed: token budget, layers kept, host memory; the twin
- * of wishbone.planning.room.
+ * The rows that training would run, estimated before anything is loaded: token budget, layers kept, host memory; the twin
+ * of wishbone.planning.room and of the rules of wishbone.planning.budget.
  */
 {
   const inNode = typeof require !== "undefined";
+  const { Room, treating } = inNode ? require("./execution.js") : globalThis.wishbone;
+  const { fit } = inNode ? require("./fitting.js") : globalThis.wishbone;
   const { CONTEXT, MEMORY_PLAN, estimateMemory, numberBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
-  const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
 
   const ROW_TOKENS = { cuda: 8192, cpu: 1024 };
-  const MOST_ROW_TOKENS = 32768;
-  const SHARE_OF_FREE_MEMORY = 0.25;
+  const SHARE_OF_FREE_MEMORY = { cuda: 0.7, cpu: 0.25 };
   const SPARE = 0.04;
-  const PROBE_TOKENS = 4096;
-  const LEAST_PROBE = 128;
-  const LARGEST = 2 ** 24;
+  const LONGEST = 2 ** 24;
 
   /** Bytes of a device that a run should stay below; `machine` has kind, memory and free. */
   const limitOf = (machine) => (machine.kind === "cuda" ? machine.free - SPARE * machine.memory : machine.free);
 
-  /** What training's measurements would say. */
-  class Room {
-    constructor(shape, plan, machine, treatment, row) {
-      Object.assign(this, { layers: shape.layers, treatment });
-      let longer = Math.min(PROBE_TOKENS, row);
-      const shorter = Math.max(Math.floor(longer / 2), 1);
-      const peak = (rowTokens, keptLayers) =>
-        estimateMemory(shape, { ...plan, rowTokens, keptLayers, offload: treatment === "offload" }).allocated;
-      const given = treatment === "keep" ? shape.layers : 0;
-      const [short, long] = [peak(shorter, given), peak(longer, given)];
-      const base = (long - short) / Math.max(longer - shorter, 1);
-      const limit = limitOf(machine) - CONTEXT;
-      this.total = limit - (long - base * longer);
-      this.base = Math.max(base, 1e-9);
-      this.layer = 0;
-      if (treatment === "auto") {
-        while (peak(longer, shape.layers) > limit && longer >= 2 * LEAST_PROBE) longer = Math.floor(longer / 2);
-        const kept = peak(longer, shape.layers) - peak(longer, 0);
-        this.layer = Math.max(kept, 0) / (longer * Math.max(shape.layers, 1));
-      }
-    }
+  /** A given treatment on this machine: a processor has nowhere to offload to. */
+  const givenOn = (machine, treatment) => (machine.kind === "cpu" && treatment === "offload" ? "recompute" : treatment);
 
-    fitting(tokens) {
-      return floorDivide(this.total - tokens * this.base, Math.max(tokens * this.layer, 1e-9));
-    }
-
-    /** Layers of a row whose activations are kept. */
-    kept(tokens) {
-      if (this.treatment !== "auto") return this.treatment === "keep" ? this.layers : 0;
-      return Math.max(0, Math.min(this.layers, this.fitting(tokens)));
-    }
-
-    /** Tokens of a row: as many as can be kept, down to the usual number, which may have to be recomputed. */
-    bestBudget(usual, most) {
-      let budget = most;
-      while (budget > usual && this.fitting(budget) < this.layers) budget = Math.max(Math.floor(budget / 2), usual);
-      return Math.max(Math.min(budget, floorDivide(floorDivide(this.total, this.base), 128) * 128), 128);
-    }
+  /** The plan of a run for a row of so many tokens, computed as `execution` says. */
+  function plannedRow(plan, execution, rowTokens, layers) {
+    return { ...plan, rowTokens, keptLayers: execution.room.kept(rowTokens, layers), offload: execution.offload === "always" };
   }
 
-  /** Take less until the row fits or nothing is left to take: fewer layers kept, then inputs in host memory. */
-  function settled(shape, plan, machine, treatment, rowTokens, keptLayers) {
-    let kept = keptLayers;
-    let offload = treatment === "offload";
-    for (;;) {
-      const memory = estimateMemory(shape, { ...plan, rowTokens, keptLayers: kept, offload });
-      if (memory.total <= limitOf(machine) || treatment !== "auto" || offload) {
-        return { budget: rowTokens, largest: rowTokens, keptLayers: kept, offload, memory };
-      }
-      offload = kept === 0;
-      kept = Math.max(kept - 1, 0);
-    }
-  }
-
-  function onProcessor(shape, plan, machine, budget, treatment, row) {
-    let kept = treatment === "keep" ? shape.layers : 0;
-    if (treatment === "auto") {
-      const number = numberBytes(plan);
-      const base = shape.layers * shape.hidden * number;
-      const layer = (18 * shape.hidden + 5 * (shape.inner || 4 * shape.hidden)) * number;
-      const atRest = estimateMemory(shape, { ...plan, rowTokens: 0, keptLayers: 0 }).total;
-      const room = SHARE_OF_FREE_MEMORY * Math.trunc(machine.free - atRest);
-      kept = Math.max(0, Math.min(shape.layers, floorDivide(room - row * base, row * layer)));
-    }
-    const memory = estimateMemory(shape, { ...plan, rowTokens: row, keptLayers: kept });
-    return { budget, largest: row, keptLayers: kept, offload: false, memory };
+  /** What training begins with, before anything is measured. */
+  function askedFor(shape, plan, machine, budget, treatment) {
+    if (treatment !== "auto") return treating(budget, givenOn(machine, treatment));
+    const atRest = estimateMemory(shape, { ...plan, rowTokens: 0, keptLayers: 0 }).total;
+    const total = SHARE_OF_FREE_MEMORY[machine.kind] * Math.trunc(machine.free - atRest);
+    const number = numberBytes(plan);
+    const layer = (18 * shape.hidden + 5 * (shape.inner || 4 * shape.hidden)) * number;
+    return { tokenBudget: budget, room: new Room(total, shape.layers * shape.hidden * number, layer), offload: "as needed" };
   }
 
   /**
-   * What training would choose: budget, largest row, layers kept, whether inputs wait in host memory, memory.
+   * What training would choose: budget, largest row, layers that it keeps, whether inputs wait in host memory, memory, and
+   * `kept(tokens)`, the layers that any row keeps.
    * asked: training.token_budget; treatment: training.activations; longest: tokens of the run's longest pair in a row;
-   * most: of the pairs of a step, more than which no row has.
+   * most: of the pairs of a step; no row has more.
    */
   function chooseRows(shape, given, machine, asked, treatment, longest, most) {
     const plan = { ...MEMORY_PLAN, ...given };
-    const usual = asked === "auto" ? ROW_TOKENS[machine.kind] : asked;
-    let budget = usual;
-    let row = Math.max(longest, Math.min(usual, most));
-    if (machine.kind === "cpu") return onProcessor(shape, plan, machine, usual, treatment, row);
-    const room = new Room(shape, plan, machine, treatment, row);
-    if (asked === "auto") {
-      const ceiling = Math.min(["auto", "keep"].includes(treatment) ? MOST_ROW_TOKENS : usual, most);
-      budget = Math.max(longest, room.bestBudget(usual, ceiling));
-      row = budget;
+    const { layers } = shape;
+    let execution = askedFor(shape, plan, machine, asked === "auto" ? ROW_TOKENS[machine.kind] : asked, treatment);
+    let row = Math.max(longest, Math.min(execution.tokenBudget, most));
+    const estimate = (tokens, tried) => estimateMemory(shape, plannedRow(plan, tried, tokens, layers));
+    if (machine.kind === "cuda") {
+      const peak = (tokens, tried) => {
+        const memory = estimate(tokens, tried);
+        return memory.total <= limitOf(machine) ? memory.allocated : null;
+      };
+      const usable = limitOf(machine) - CONTEXT;
+      ({ execution, row } = fit(execution, peak, usable, { layers, longest, most, budgetFixed: asked !== "auto" }));
     }
-    for (;;) {
-      const found = settled(shape, plan, machine, treatment, row, room.kept(row));
-      if (found.memory.total <= limitOf(machine) || row <= longest || asked !== "auto") {
-        return { ...found, budget: asked === "auto" ? Math.min(budget, row) : budget };
-      }
-      row = Math.max(longest, Math.floor(row / 2));
-      budget = row;
-    }
+    const kept = (tokens) => execution.room.kept(tokens, layers);
+    return {
+      budget: execution.tokenBudget, largest: row, keptLayers: kept(row), offload: execution.offload === "always",
+      memory: estimate(row, execution), kept,
+    };
   }
 
-  /** Tokens of the longest pair that fits alone in a row, with all that may be done to save memory done. */
+  /** Tokens of the longest pair that fits alone in a row, with everything given up that may be. */
   function longestPair(shape, given, machine, treatment, scoredShare) {
-    const keptLayers = treatment === "keep" ? null : 0;
-    const offload = ["auto", "offload"].includes(treatment) && machine.kind === "cuda";
-    const fits = (tokens) =>
-      estimateMemory(shape, { ...given, rowTokens: tokens, scoredTokens: tokens * scoredShare, keptLayers, offload }).total <= limitOf(machine);
-    let [low, high] = [0, LARGEST];
+    const execution = treating(1, givenOn(machine, treatment === "auto" ? "offload" : treatment));
+    const fits = (tokens) => {
+      const row = { ...plannedRow(given, execution, tokens, shape.layers), scoredTokens: tokens * scoredShare };
+      return estimateMemory(shape, row).total <= limitOf(machine);
+    };
+    let [low, high] = [0, LONGEST];
     while (low < high) {
       const middle = Math.floor((low + high + 1) / 2);
       if (fits(middle)) low = middle;

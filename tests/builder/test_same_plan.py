@@ -14,6 +14,8 @@ from plan_in_python import MANY, plan_of
 
 from wishbone.planning.gpus import known_gpus
 from wishbone.planning.known_models import known_shapes
+from wishbone.planning.memory import GIB, MemoryPlan
+from wishbone.planning.room import Machine, choose_rows, longest_pair
 
 pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="no Node here: install nodejs, 18 or later")
 
@@ -36,11 +38,24 @@ const plans = JSON.parse(require("node:fs").readFileSync(0, "utf8")).map((answer
 });
 process.stdout.write(JSON.stringify(plans));
 """
+ROWS = """
+const source = process.argv[1];
+const { knownShape } = require(`${source}/known.js`);
+const { chooseRows, longestPair } = require(`${source}/room.js`);
+const asked = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+const rows = asked.map(({ model, plan, machine, budget, treatment, longest, most }) => {
+  const shape = knownShape(model);
+  const { memory, kept, ...found } = chooseRows(shape, plan, machine, budget, treatment, longest, most);
+  const pair = longestPair(shape, plan, machine, treatment, 0.7);
+  return { ...found, total: memory.total, short: kept(longest), pair };
+});
+process.stdout.write(JSON.stringify(rows));
+"""
 EXACT = ("fits", "items", "total", "budget", "largest", "keptLayers", "offload", "longest")
 
 
-def in_javascript(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    command = ["node", "-e", PROGRAM, str(SOURCE)]
+def in_javascript(asked: list[dict[str, Any]], program: str = PROGRAM) -> list[dict[str, Any]]:
+    command = ["node", "-e", program, str(SOURCE)]
     outcome = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, check=True)
     plans: list[dict[str, Any]] = json.loads(outcome.stdout)
     return plans
@@ -84,3 +99,37 @@ def test_sixty_situations_have_the_same_plan():
         if python["seconds"] is not None:
             assert javascript["seconds"] == pytest.approx(python["seconds"], rel=0.03)
     assert 10 < fitting < 55
+
+
+def test_rows_are_chosen_alike_for_every_device_budget_and_treatment():
+    chance = random.Random(7)
+    asked: list[dict[str, Any]] = []
+    expected: list[dict[str, Any]] = []
+    names = list(known_shapes())
+    for _ in range(300):
+        model, weights = chance.choice(names), chance.choice(["bf16", "nf4", "f32"])
+        kind, treatment = (
+            chance.choice(["cuda", "cuda", "cpu"]),
+            chance.choice(["auto", "auto", "keep", "recompute", "offload"]),
+        )
+        memory, longest = chance.uniform(4, 160) * GIB, chance.randint(64, 6000)
+        free, most = chance.uniform(0.6, 1.0) * memory, longest * chance.randint(1, 32)
+        budget = chance.choice(["auto", "auto", 2048, 8192])
+        given = {"weights": weights, "device": kind, "deviceMemory": memory}
+        machine = {"kind": kind, "memory": memory, "free": free}
+        asked.append(
+            {"model": model, "plan": given, "machine": machine, "budget": budget, "treatment": treatment}
+            | {"longest": longest, "most": most}
+        )
+        shape, plan = known_shapes()[model], MemoryPlan(weights, row_tokens=0, device=kind, device_memory=memory)
+        rows = choose_rows(shape, plan, Machine(**machine), budget, treatment, longest, most)
+        expected.append(
+            {"budget": rows.budget, "largest": rows.largest, "keptLayers": rows.kept_layers, "offload": rows.offload}
+            | {"total": rows.memory.total, "short": rows.kept(longest)}
+            | {"pair": longest_pair(shape, plan, Machine(**machine), treatment, 0.7)}
+        )
+    assert in_javascript(asked, ROWS) == expected
+    partly = [
+        rows for rows, one in zip(expected, asked, strict=True) if one["treatment"] == "auto" and rows["keptLayers"]
+    ]
+    assert len(partly) > 20 and any(rows["offload"] for rows in expected)

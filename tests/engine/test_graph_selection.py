@@ -9,13 +9,13 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from wishbone.engine.graph_selection import HELD_ROWS, RECORDED, _keeps, record_passes, recorded_lengths
+from wishbone.engine.execution import EVERYTHING, Execution, Room
+from wishbone.engine.graph_selection import HELD_ROWS, RECORDED, keeps_all, recorded_lengths, with_cuda_graphs
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
 from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
-from wishbone.policy.activations import EVERYTHING, Activations, Room
 from wishbone.policy.cuda_graphs import padded_length
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
@@ -47,11 +47,14 @@ def test_the_next_length_or_none_where_it_is_far(tokens: int, length: int) -> No
 
 
 def test_recordings_need_memory_for_a_second_row() -> None:
-    model = tiny_model("llama", num_hidden_layers=2)
-    activations = Activations(model, Room(total=1000.0, base=1.0, layer=2.0))
-    assert _keeps(activations, 200) and not _keeps(activations, HELD_ROWS * 200)
-    assert _keeps(Activations(model, EVERYTHING), HELD_ROWS * 200)
-    assert not _keeps(Activations(model, EVERYTHING, offload="always"), 200)
+    policy = Policy(tiny_model("llama", num_hidden_layers=2))
+    measured = Execution(8192, Room(total=1000.0, base=1.0, layer=2.0))
+    assert keeps_all(policy, measured, 200) and not keeps_all(policy, measured, HELD_ROWS * 200)
+    assert keeps_all(policy, Execution(8192, EVERYTHING), HELD_ROWS * 200)
+    assert not keeps_all(policy, Execution(8192, EVERYTHING, offload="always"), 200)
+    assert keeps_all(policy, Execution(8192), 10**9)
+    policy.layers[1].gradient_checkpointing = True  # the model's owner decided so
+    assert not keeps_all(policy, Execution(8192), 1)
 
 
 def test_one_length_serves_a_data_set_of_one() -> None:
@@ -119,8 +122,8 @@ def test_hooks_of_others_are_told_from_those_of_the_libraries() -> None:
 
 def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
     policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
-    step = PreferenceStep(policy, AdapterDisabled(policy), Objective(), token_budget=512)
+    step, execution = PreferenceStep(policy, AdapterDisabled(policy), Objective()), Execution(512)
     with caplog.at_level(logging.WARNING):
-        record_passes(step, np.array([40, 60]), 2, wanted="on", steps=1000)
-    assert policy.recorded is None
+        found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted="on", steps=1000)
+    assert found is execution
     assert "there is no CUDA GPU" in caplog.text

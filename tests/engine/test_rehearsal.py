@@ -1,7 +1,10 @@
-"""What the rehearsal reckons with: room for layers, the budget of a row, the longest pair of a data set."""
+"""What the rehearsal chooses from measurements: room for layers, the budget of a row, host memory."""
 
 from __future__ import annotations
 
+import json
+import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,40 +13,72 @@ import pytest
 import torch
 from datasets import Dataset
 
-from wishbone.engine import rehearsal
+from wishbone.engine import fitting
+from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
+from wishbone.engine.fitting import longest_rows, measured_room
 from wishbone.engine.probe import Timing, Trial, made_up_row
-from wishbone.engine.rehearsal import _best_budget, _faster_budget, _measured_room, _whole_rows
+from wishbone.engine.rehearsal import faster_rows, fitted
 from wishbone.engine.row_lengths import longest_of_stream, most_in_a_row, pair_tokens
-from wishbone.policy.activations import EVERYTHING, NOTHING, Room
 
 LAYERS, BASE, LAYER, FIXED = 8, 10.0, 5.0, 30_000.0
+OFFLOADED_BASE = 4.0
+VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "rehearsals.json").read_text())["vectors"]
+PAIRS = {(900, 1800): [900] * 92 + [1800] * 8, (300, 300): [300] * 100, (200, 6000): [200] * 99 + [6000]}
+UNMEASURED = Execution(8192, Room(1.0, 1.0, 1.0), offload="as needed")
 
 
 class Card(Trial):
-    """A GPU of so many bytes, on which a row takes what memory is reckoned by, and the time of its work."""
+    """A GPU of so many bytes, on which a row takes the memory of the equation, and the time of its work."""
 
-    def __init__(self, memory: float, row_seconds: float = 0.0) -> None:
-        self.memory, self.row_seconds = memory, row_seconds
-        room: Room | None = Room(1.0, 1.0, 1.0)
-        activations: Any = SimpleNamespace(room=room, layers=[None] * LAYERS)
-        policy: Any = SimpleNamespace(activations=activations, device=torch.device("cuda"))
+    def __init__(self, memory: float, row_seconds: float = 0.0, curvature: float = 0.0) -> None:
+        self.memory, self.row_seconds, self.curvature = memory, row_seconds, curvature
+        policy: Any = SimpleNamespace(layers=[None] * LAYERS)
         self.policy = policy
 
-    def kept(self, tokens: int) -> int:
-        room = self.activations.room
-        return LAYERS if room is EVERYTHING else 0 if room is None else max(0, min(LAYERS, room.layers(tokens)))
+    def kept(self, tokens: int, execution: Execution) -> int:
+        return 0 if execution.room is None else execution.room.kept(tokens, LAYERS)
 
-    def peak(self, tokens: int) -> int:
-        peak = FIXED + tokens * (BASE + self.kept(tokens) * LAYER)
-        if peak > self.memory:
-            raise torch.OutOfMemoryError
-        return int(peak)
+    def peak(self, tokens: int, execution: Execution) -> int | None:
+        base = OFFLOADED_BASE if execution.offload == "always" else BASE
+        bent = self.curvature * max(tokens - 4096, 0)
+        peak = FIXED + tokens * (base + self.kept(tokens, execution) * LAYER) + bent
+        return int(peak) if peak <= self.memory else None
 
-    def timing(self, tokens: int) -> Timing:
+    def timing(self, tokens: int, execution: Execution) -> Timing:
         """The host takes `row_seconds` to launch a row, the GPU 4 seconds a token, less where layers are kept."""
-        self.peak(tokens)
-        on_gpu = tokens * (4 - self.kept(tokens) / LAYERS)
+        if self.peak(tokens, execution) is None:
+            raise torch.OutOfMemoryError
+        on_gpu = tokens * (4 - self.kept(tokens, execution) / LAYERS)
         return Timing(max(self.row_seconds, on_gpu), self.row_seconds)
+
+
+def asked(treatment: Any, budget: int) -> Execution:
+    if treatment == "auto":
+        return Execution(budget, UNMEASURED.room, offload="as needed")
+    return Execution(budget) if treatment == "left" else Execution.treating(budget, treatment)
+
+
+@pytest.mark.parametrize("one", VECTORS, ids=lambda one: "-".join(map(str, one.values())))
+def test_what_is_chosen_is_what_was_chosen_before(one: dict[str, Any], caplog: pytest.LogCaptureFixture):
+    *kinds, pairs_a_step = one["pairs"]
+    tokens = np.array(PAIRS[tuple(kinds)])
+    card = Card(one["memory"], one["row_seconds"], one["curvature"])
+    start = asked(one["activations"], one["asked"])
+    with caplog.at_level(logging.WARNING):
+        found = fitted(card, start, lambda: 0.96 * card.memory, tokens, pairs_a_step, budget_fixed=one["fixed"])
+    row = max(int(tokens.max()), min(found.token_budget, most_in_a_row(tokens, pairs_a_step)))
+    got = found.token_budget, card.kept(row, found), found.offload, "does not fit" not in caplog.text
+    assert got == (one["budget"], one["kept"], one["offload"], one["fits"])
+
+
+def test_rows_are_halved_before_inputs_wait_in_host_memory(caplog: pytest.LogCaptureFixture):
+    card, tokens = Card(60_000.0), np.full(100, 300)
+    with caplog.at_level(logging.INFO):
+        found = fitted(card, UNMEASURED, lambda: 0.96 * card.memory, tokens, 16, budget_fixed=False)
+    assert (found.token_budget, found.offload) == (2400, "as needed")  # 4800 tokens, half a step's, take 78,000
+    assert "did not fit at first: rows now have at most 2400 tokens" in caplog.text
+    fixed = fitted(card, UNMEASURED, lambda: 0.96 * card.memory, np.full(100, 300), 14, budget_fixed=True)
+    assert (fixed.token_budget, fixed.offload) == (8192, "always")  # 4200 tokens take 72,000, in host memory 46,800
 
 
 @pytest.mark.parametrize(
@@ -57,33 +92,31 @@ class Card(Trial):
     ],
 )
 def test_rows_are_as_long_as_can_be_kept(total: float, budget: int):
-    assert _best_budget(Room(total, 1.0, 2.0), layers=4, usual=8192, most=32768) == budget
+    assert longest_rows(Room(total, 1.0, 2.0), layers=4, usual=8192, most=32768) == budget
 
 
 @pytest.mark.parametrize("memory", [10_000_000.0, 250_000.0, 120_000.0, 80_000.0])
-def test_what_a_kept_layer_takes_is_measured_where_a_row_of_the_usual_length_cannot_be_kept(
-    memory: float, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: memory)
-    assert _measured_room(Card(memory), 4096) == Room(memory - FIXED, BASE, LAYER)
+def test_what_a_kept_layer_takes_is_measured_where_a_row_of_the_usual_length_cannot_be_kept(memory: float):
+    room = measured_room(UNMEASURED, Card(memory).peak, lambda: memory, layers=LAYERS, row=4096)
+    assert room == Room(memory - FIXED, BASE, LAYER)
 
 
 def test_nothing_is_kept_where_not_even_a_short_row_can_be(monkeypatch: pytest.MonkeyPatch):
     memory = FIXED + 4096 * BASE
-    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: memory)
-    monkeypatch.setattr(rehearsal, "LEAST_PROBE", 2048)
-    assert _measured_room(Card(memory), 4096) == Room(4096 * BASE, BASE, float("inf"))
-    assert _measured_room(Card(memory - 1), 4096) is None
+    monkeypatch.setattr(fitting, "LEAST_PROBE", 2048)
+
+    def room(memory: float) -> Room | None:
+        return measured_room(UNMEASURED, Card(memory).peak, lambda: memory, layers=LAYERS, row=4096)
+
+    assert room(memory) == Room(4096 * BASE, BASE, float("inf"))
+    assert room(memory - 1) is None
 
 
-@pytest.mark.parametrize("treatment", [None, NOTHING, EVERYTHING])
-def test_rows_whose_treatment_is_given_count_as_they_are(treatment: Room | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: 1e7)
-    card = Card(1e7)
-    card.activations.room = treatment
-    base = BASE + (LAYERS * LAYER if treatment is EVERYTHING else 0)
-    assert _measured_room(card, 4096) == Room(1e7 - FIXED, base, 0.0)
-    assert card.activations.room is treatment
+@pytest.mark.parametrize("given", [None, NOTHING, EVERYTHING])
+def test_rows_whose_treatment_is_given_count_as_they_are(given: Room | None):
+    base = BASE + (LAYERS * LAYER if given is EVERYTHING else 0)
+    room = measured_room(Execution(8192, given), Card(1e7).peak, lambda: 1e7, layers=LAYERS, row=4096)
+    assert room == Room(1e7 - FIXED, base, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -99,43 +132,41 @@ def test_rows_whose_treatment_is_given_count_as_they_are(treatment: Room | None,
 def test_rows_are_kept_whole_unless_the_host_is_slow(row_seconds: float, budget: int):
     room = Room(150_000, BASE, LAYER)
     card = Card(FIXED + room.total, row_seconds)
-    card.activations.room = room
     pairs = np.full(100, 900)
     pairs[:8] = 1800
-    assert _whole_rows(room, LAYERS) == 2944  # 2944 * (10 + 8 * 5) = 147k
-    assert most_in_a_row(pairs, 8) == 14_400 < room.tokens()
-    assert _faster_budget(card, pairs, 8, 8192) == budget
+    assert room.longest_kept(LAYERS) == 2944  # 2944 * (10 + 8 * 5) = 147k
+    assert most_in_a_row(pairs, 8) == 14_400 < room.longest()
+    execution = Execution(8192, room, offload="as needed")
+    assert faster_rows(card, execution, pairs, 8) == Execution(budget, room, offload="as needed")
 
 
 def test_rows_that_do_not_fit_are_not_timed():
     card = Card(FIXED + 100_000)
-    card.activations.room = Room(150_000, BASE, LAYER)  # more than there is
-    assert _faster_budget(card, np.full(100, 900), 8, 8192) == 8192
-    card.activations.room = Room(95_000, BASE, LAYER)
-    assert _faster_budget(card, np.full(100, 900), 8, 8192) == 1792
+    more_than_there_is = Execution(8192, Room(150_000, BASE, LAYER))
+    assert faster_rows(card, more_than_there_is, np.full(100, 900), 8).token_budget == 8192
+    assert faster_rows(card, Execution(8192, Room(95_000, BASE, LAYER)), np.full(100, 900), 8).token_budget == 1792
 
 
 def test_rows_that_are_all_kept_stay_as_they_are():
-    card = Card(1e9)
-    card.activations.room = Room(1e9, BASE, LAYER)
-    assert _faster_budget(card, np.full(100, 900), 8, 7200) == 7200
+    execution = Execution(7200, Room(1e9, BASE, LAYER))
+    assert faster_rows(Card(1e9), execution, np.full(100, 900), 8) is execution
 
 
-def test_a_model_that_nothing_can_be_kept_of_takes_the_usual_rows():
+def test_a_model_that_keeps_no_layer_takes_the_usual_rows():
     room = Room(9000, 1.0, float("inf"))
-    assert _best_budget(room, layers=4, usual=8192, most=32768) == 8192
-    assert _whole_rows(room, 4) == 0
+    assert longest_rows(room, layers=4, usual=8192, most=32768) == 8192
+    assert room.longest_kept(4) == 0
 
 
 def test_rows_are_no_longer_than_the_longest_step():
     assert most_in_a_row(np.array([5, 90, 30, 70]), 2) == 160
     assert most_in_a_row(np.array([5, 90]), 8) == 95
-    assert _best_budget(Room(1e9, 1.0, 2.0), layers=4, usual=8192, most=300) == 300
+    assert longest_rows(Room(1e9, 1.0, 2.0), layers=4, usual=8192, most=300) == 300
 
 
 def test_rows_of_steps_that_are_not_kept_are_no_shorter_than_usual():
-    assert _best_budget(Room(74_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 8192
-    assert _best_budget(Room(160_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 9699
+    assert longest_rows(Room(74_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 8192
+    assert longest_rows(Room(160_000, 1.0, 2.0), layers=4, usual=8192, most=19_398) == 9699
 
 
 def test_the_tokens_of_pairs_after_truncation():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -9,13 +11,14 @@ from tiny import ATTENTION_FAMILIES, tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.linear import FusedLinears
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import quantize_to_fp8
-from wishbone.policy.activations import NOTHING, Activations
+from wishbone.policy.activations import allow_recompute
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -38,13 +41,16 @@ def draw(model: PeftModel, seed: int) -> None:
 
 
 PAIRS: list[TokenizedPair] = [truncated_pair(*pair) for pair in tiny_pairs(5, seed=4)]
+SEVERAL_ROWS = Execution(token_budget=60)
 
 
-def results(policy: Policy, reference: AdapterDisabled | None = None) -> list[Tensor]:
+def results(
+    policy: Policy, reference: AdapterDisabled | None = None, execution: Execution = SEVERAL_ROWS
+) -> list[Tensor]:
     """Loss and gradients of one step, in several rows."""
     policy.model.zero_grad()
-    step = PreferenceStep(policy, reference or AdapterDisabled(policy), Objective(), token_budget=60)
-    loss = step.backward([PAIRS], PairMetrics(0.1))
+    step = PreferenceStep(policy, reference or AdapterDisabled(policy), Objective())
+    loss = step.backward([PAIRS], PairMetrics(0.1), execution)
     return [loss, *(p.grad.clone() for p in policy.model.parameters() if p.grad is not None)]
 
 
@@ -87,8 +93,9 @@ def test_recomputed_layers_run_fused(offload: bool) -> None:
     expected = results(Policy(model))
     model.enable_input_require_grads()
     model.train()
-    activations = Activations(model.get_base_model(), NOTHING, offload="always" if offload else "never")
-    assert_close(results(Policy(model, fused=FusedLinears(model), activations=activations)), expected, 1e-9)
+    allow_recompute(model.get_base_model())
+    execution = Execution.treating(60, "offload" if offload else "recompute")
+    assert_close(results(Policy(model, fused=FusedLinears(model)), execution=execution), expected, 1e-9)
 
 
 @pytest.mark.parametrize("tile_tokens", [None, 16])
@@ -98,9 +105,10 @@ def test_norms_that_quantize_for_fp8_layers_change_no_bit(tile_tokens: int | Non
     draw(model, 1)
     apart, together = FusedLayers(model, norms_everywhere=True), FusedLayers(model, norms_everywhere=True)
     apart.norms = FusedNorms(model, everywhere=True)
-    expected = results(Policy(model, fused=apart, tile_tokens=tile_tokens))
+    execution = replace(SEVERAL_ROWS, tile_tokens=tile_tokens)
+    expected = results(Policy(model, fused=apart), execution=execution)
     for _ in range(2):
-        got = results(Policy(model, fused=together, tile_tokens=tile_tokens))
+        got = results(Policy(model, fused=together), execution=execution)
         assert len(got) == len(expected) > 1 and all(map(torch.equal, got, expected))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
 from wishbone.policy.capability import choose_form
@@ -76,8 +77,8 @@ def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> Non
     assert form == ("plain" if family in PLAIN else "shared_prefix")
 
     policy = Policy(model, form=form)
-    step = PreferenceStep(policy, AdapterDisabled(policy), Objective(), token_budget=90)
-    loss = step.backward([pairs], PairMetrics(0.1))
+    step = PreferenceStep(policy, AdapterDisabled(policy), Objective())
+    loss = step.backward([pairs], PairMetrics(0.1), Execution(token_budget=90))
     got = gradients(model)
 
     expected_loss = textbook_dpo(model, pairs, beta=0.1)
@@ -100,8 +101,8 @@ def test_full_fine_tuning_trains_head_and_embeddings(family: str) -> None:
     model = tiny_model(family, dtype=torch.float64).eval()
     pairs = pairs_of(model)
     policy = Policy(model)
-    step = PreferenceStep(policy, ZeroReference(), Objective(), token_budget=60)
-    step.backward([pairs], PairMetrics(0.1))
+    step = PreferenceStep(policy, ZeroReference(), Objective())
+    step.backward([pairs], PairMetrics(0.1), Execution(token_budget=60))
     got = gradients(model)
     total = torch.zeros((), dtype=torch.float64)
     for pair in pairs:
@@ -113,5 +114,5 @@ def test_full_fine_tuning_trains_head_and_embeddings(family: str) -> None:
 
 
 class ZeroReference:
-    def logps(self, batch: object) -> Tensor:
+    def logps(self, batch: object, execution: object) -> Tensor:
         return torch.zeros(2 * len(batch.pairs))  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
 from wishbone.policy.policy import Policy
@@ -42,7 +43,7 @@ def groups() -> list[list[TokenizedPair]]:
 def run(model: PeftModel, groups: list[list[TokenizedPair]], budget: int, objective: Objective) -> tuple[float, Tensor]:
     policy = Policy(model)
     reference = NoReference() if objective.reference_free else AdapterDisabled(policy, ld_alpha=objective.ld_alpha)
-    loss = PreferenceStep(policy, reference, objective, budget).backward(groups, PairMetrics(0.1))
+    loss = PreferenceStep(policy, reference, objective).backward(groups, PairMetrics(0.1), Execution(budget))
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     return float(loss), gradient
@@ -93,19 +94,19 @@ def test_fresh_adapter_starts_at_ln_2(groups: list[list[TokenizedPair]]) -> None
     fresh = add_adapter(tiny_model("llama"), rank=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0)
     metrics = PairMetrics(0.1)
     policy = Policy(fresh)
-    loss = PreferenceStep(policy, AdapterDisabled(policy), Objective(), 100).backward(groups, metrics)
+    loss = PreferenceStep(policy, AdapterDisabled(policy), Objective()).backward(groups, metrics, Execution(100))
     assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
     assert metrics.read()["rewards/margins"] == 0.0
 
 
 def test_metrics_are_means_over_pairs_and_tokens(model: PeftModel, groups: list[list[TokenizedPair]]) -> None:
     policy = Policy(model)
-    step = PreferenceStep(policy, AdapterDisabled(policy), Objective(), 50)
+    step = PreferenceStep(policy, AdapterDisabled(policy), Objective())
     metrics, by_pair = PairMetrics(0.1), []
-    step.backward(groups, metrics)
+    step.backward(groups, metrics, Execution(50))
     for pair in (pair for group in groups for pair in group):
         single = PairMetrics(0.1)
-        step.evaluate([pair], single)
+        step.evaluate([pair], single, Execution(50))
         by_pair.append((pair, single.read()))
     read = metrics.read()
     for name in ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen"):

@@ -8,6 +8,7 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import truncated_pair
+from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
@@ -119,7 +120,9 @@ def test_step_on_cuda_equals_the_cpu(family: str) -> None:
         multiple = 128 if device == "cuda" else 1
         assert choose_form(model, row_multiple=multiple) == Capability("shared_prefix")
         policy = Policy(model, row_multiple=multiple)
-        loss = PreferenceStep(policy, AdapterDisabled(policy), Objective(), 200).backward([pairs], PairMetrics(0.1))
+        loss = PreferenceStep(policy, AdapterDisabled(policy), Objective()).backward(
+            [pairs], PairMetrics(0.1), Execution(200)
+        )
         gradient = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
         results.append((float(loss), gradient))
     (cpu_loss, cpu_gradient), (cuda_loss, cuda_gradient) = results

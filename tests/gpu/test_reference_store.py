@@ -13,6 +13,7 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, truncated_pair
+from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.model.adapter import add_adapter
 from wishbone.policy.policy import Policy
 from wishbone.reference.cache import CachedReference
@@ -69,7 +70,7 @@ class OnDevice:
     def __init__(self, values: dict[int, Tensor]) -> None:
         self.values = values
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         return torch.cat([self.values[id(pair.chosen)] for pair in batch.pairs])
 
 

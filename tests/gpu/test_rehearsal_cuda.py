@@ -12,12 +12,13 @@ import pytest
 import torch
 from tiny import tiny_model
 
+from wishbone.engine.execution import Execution, Room
 from wishbone.engine.probe import Trial, made_up_row
 from wishbone.engine.rehearsal import rehearse, usable_bytes
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
-from wishbone.policy.activations import Activations, Room
+from wishbone.policy.activations import allow_recompute
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 LAYERS = 8
 SIZES = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": LAYERS, "num_attention_heads": 8}
 PAIR, PAIRS = 500, 16
+UNMEASURED = Execution(8192, Room(1.0, 1.0, 1.0), offload="as needed")
 
 
 @pytest.fixture
@@ -37,9 +39,9 @@ def step() -> Iterator[PreferenceStep]:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    activations = Activations(model.get_base_model(), Room(1.0, 1.0, 1.0), offload="as needed")
-    policy = Policy(model, row_multiple=128, fused=FusedLayers(model), activations=activations)
-    yield PreferenceStep(policy, AdapterDisabled(policy), Objective(), token_budget=8192)
+    allow_recompute(model.get_base_model())
+    policy = Policy(model, row_multiple=128, fused=FusedLayers(model))
+    yield PreferenceStep(policy, AdapterDisabled(policy), Objective())
     torch.cuda.set_per_process_memory_fraction(1.0)
     torch.cuda.empty_cache()
 
@@ -52,28 +54,26 @@ def limited_to(gib: float) -> None:
 @pytest.mark.parametrize("gib", [1.2, 1.5, 1.8])
 def test_a_row_takes_most_of_what_memory_there_is(step: PreferenceStep, gib: float) -> None:
     limited_to(gib)
-    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=True)
-    activations = step.policy.activations
-    assert activations is not None and activations.room is not None
-    kept = activations.room.layers(PAIR * PAIRS)
-    assert 0 < kept < LAYERS
-    peak, usable = Trial(step, PAIR).peak(PAIR * PAIRS), usable_bytes(step.policy.device)
-    one_more = PAIR * PAIRS * activations.room.layer
+    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=True)
+    assert execution.room is not None
+    assert 0 < execution.room.kept(PAIR * PAIRS, LAYERS) < LAYERS
+    peak, usable = Trial(step, PAIR).peak(PAIR * PAIRS, execution), usable_bytes(step.policy.device)
+    assert peak is not None
+    one_more = PAIR * PAIRS * execution.room.layer
     # the room for a kept layer is counted on top of that in which one is recomputed, and rounded down
     assert usable - 2 * one_more < peak <= usable + 0.5 * one_more, (peak, usable, one_more)
 
 
 def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: PreferenceStep) -> None:
     limited_to(1.5)
-    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=False)
-    activations = step.policy.activations
-    assert activations is not None and activations.room is not None
-    whole = activations.room.layers(step.token_budget) >= LAYERS
-    assert step.token_budget == PAIR * PAIRS or (whole and 512 <= step.token_budget < PAIR * PAIRS)
+    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    assert execution.room is not None
+    budget, whole = execution.token_budget, execution.room.keeps_all(execution.token_budget, LAYERS)
+    assert budget == PAIR * PAIRS or (whole and 512 <= budget < PAIR * PAIRS)
     assert not any(parameter.grad is not None for parameter in step.policy.model.parameters())
     pairs = [made_up_row(PAIR, PAIR, 100)[0] for _ in range(PAIRS)]
     torch.cuda.reset_peak_memory_stats()
-    step.backward([pairs], PairMetrics(0.1))
+    step.backward([pairs], PairMetrics(0.1), execution)
     assert torch.cuda.max_memory_allocated() <= usable_bytes(step.policy.device) + 2**26
 
 
@@ -95,7 +95,6 @@ def test_memory_comes_in_segments_that_grow(order: str) -> None:
 
 
 def test_where_memory_is_plenty_rows_are_whole_steps(step: PreferenceStep) -> None:
-    rehearse(step, np.full(64, PAIR), PAIRS, budget_fixed=False)
-    assert step.token_budget == PAIR * PAIRS
-    assert step.policy.activations is not None and step.policy.activations.room is not None
-    assert step.policy.activations.room.layers(PAIR * PAIRS) >= LAYERS
+    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    assert execution.token_budget == PAIR * PAIRS
+    assert execution.room is not None and execution.room.keeps_all(PAIR * PAIRS, LAYERS)

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from wishbone.config.schema import RunConfig
 from wishbone.engine import rehearsal
+from wishbone.engine.execution import Execution, Room
+from wishbone.engine.probe import Timing, Trial
 from wishbone.errors import RequestError
-from wishbone.planning import room, run_plan
+from wishbone.planning import run_plan
 from wishbone.planning.alternatives import alternatives
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
 from wishbone.planning.lengths import PairLengths, given_lengths
-from wishbone.planning.memory import GIB, MemoryPlan, estimate_memory
+from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory
 from wishbone.planning.room import Machine, choose_rows
 from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, plan_run
-from wishbone.policy.activations import EVERYTHING, NOTHING, Room
 from wishbone.preference import losses
 
 LLAMA = known_shapes()["meta-llama/Llama-3.1-8B-Instruct"]
@@ -44,49 +44,42 @@ def target(gpu: str | None, shape: str | None = None, pairs: PairLengths = PAIRS
 
 
 def test_what_is_said_of_training_is_what_training_does():
-    assert room.SPARE == rehearsal.SPARE
-    assert room.PROBE_TOKENS == rehearsal.PROBE_TOKENS
-    assert room.LEAST_PROBE == rehearsal.LEAST_PROBE
     assert run_plan.REFERENCE_FREE == losses.REFERENCE_FREE
 
 
-@pytest.mark.parametrize("memory", [18, 20, 24, 32, 48, 80, 140])
-@pytest.mark.parametrize("treatment", ["auto", "keep", "recompute"])
-def test_token_budgets_are_those_that_the_rehearsal_would_choose(
-    memory: int, treatment: Any, monkeypatch: pytest.MonkeyPatch
-):
-    """The rehearsal's own functions, with the estimate in place of its measurement."""
+@pytest.mark.parametrize("asked", ["auto", 4096])
+@pytest.mark.parametrize("treatment", ["auto", "keep", "recompute", "offload"])
+@pytest.mark.parametrize("memory", [14, 17, 18, 20, 24, 32, 48, 80, 140])
+def test_the_rehearsal_chooses_the_same_from_the_same_memory(memory: int, treatment: Any, asked: int | str):
+    """A GPU that takes what is estimated; rows that could be timed are not."""
     plan = MemoryPlan("bf16", row_tokens=0, device_memory=memory * GIB)
     machine = Machine("cuda", memory * GIB, memory * GIB)
 
-    class Card:
-        """A GPU that holds what is estimated."""
+    class Card(Trial):
+        def __init__(self) -> None:
+            policy: Any = SimpleNamespace(layers=[None] * LLAMA.layers)
+            self.policy = policy
 
-        activations = SimpleNamespace(
-            room={"auto": Room(1.0, 1.0, 1.0), "keep": EVERYTHING, "recompute": NOTHING}[treatment],
-            layers=[None] * LLAMA.layers,
-        )
-        policy = SimpleNamespace(device=torch.device("cuda"))
+        def peak(self, tokens: int, execution: Execution) -> float | None:
+            assert execution.room is not None
+            kept, offload = execution.room.kept(tokens, LLAMA.layers), execution.offload == "always"
+            row = estimate_memory(LLAMA, replace(plan, row_tokens=tokens, kept_layers=kept, offload=offload))
+            return row.allocated if row.total <= machine.limit else None
 
-        def peak(self, tokens: int) -> float:
-            kept = LLAMA.layers if self.activations.room is EVERYTHING else 0
-            peak = estimate_memory(LLAMA, replace(plan, row_tokens=tokens, kept_layers=kept)).allocated
-            if peak > machine.limit - room.CONTEXT:
-                raise torch.OutOfMemoryError
-            return peak
+        def timing(self, tokens: int, execution: Execution) -> Timing:
+            return Timing(1.0, 0.0)  # a row takes as long whatever its length: longer ones are faster
 
-    monkeypatch.setattr(rehearsal, "usable_bytes", lambda device: machine.limit - room.CONTEXT)
-    rule = rehearsal._measured_room(Card(), 8192)  # type: ignore[arg-type]
-    if rule is None:
-        pytest.skip("not even a short row fits")
-    asked = {"auto": rule, "keep": EVERYTHING, "recompute": NOTHING}[treatment]
-    most = 8192 if asked is NOTHING else rehearsal.MOST_ROW_TOKENS
-    expected = max(1500, rehearsal._best_budget(rule, LLAMA.layers, 8192, most))
-    found = choose_rows(LLAMA, plan, machine, "auto", treatment, 1500, 10**9)
-    if found.memory.total <= machine.limit and found.budget > 1500:
-        assert found.budget == expected or found.budget == expected // 2  # halved where the estimate is no line
-        if treatment == "auto":
-            assert abs(found.kept_layers - min(LLAMA.layers, max(0, rule.layers(found.budget)))) <= 1
+    budget = 8192 if asked == "auto" else asked
+    start = Execution.treating(budget, treatment)
+    if treatment == "auto":
+        start = Execution(budget, Room(1.0, 1.0, 1.0), offload="as needed")
+    pairs = np.full(64, 1500)
+    usable = machine.limit - CONTEXT
+    chosen = rehearsal.fitted(Card(), start, lambda: usable, pairs, 64, budget_fixed=asked != "auto")
+    found = choose_rows(LLAMA, plan, machine, asked, treatment, 1500, 64 * 1500)
+    assert found.execution == chosen
+    assert found.largest == found.budget
+    assert (found.memory.total <= machine.limit) is (Card().peak(found.largest, chosen) is not None)
 
 
 def test_no_memory_is_held_for_rows_that_no_step_has():

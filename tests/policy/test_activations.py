@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from trainer.preference_runs import adapter, run
 
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.data.batch import TokenizedPair
+from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
+from wishbone.policy import activations
 from wishbone.policy.activations import (
-    EVERYTHING,
-    NOTHING,
-    Activations,
-    Room,
+    activations_of_row,
+    allow_recompute,
+    checkpointed_layers,
     choose_activations,
     chosen_activations,
 )
@@ -28,10 +30,11 @@ PAIRS = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(4
 def gradient(room: Room | None, offload: str = "never") -> torch.Tensor:
     torch.manual_seed(0)
     model = get_peft_model(tiny_model("llama"), LoraConfig(r=3, init_lora_weights=False))
-    activations = Activations(model.get_base_model(), room, offload=offload)
-    policy = Policy(model.train(), activations=activations)
-    with policy.running():
-        policy.token_scores(policy.collate(PAIRS)).logps.sum().backward()
+    if room is not None:
+        allow_recompute(model.get_base_model())
+    policy, execution = Policy(model.train()), Execution(10**6, room, offload=offload)
+    with policy.running(execution):
+        policy.token_scores(policy.collate(PAIRS, execution), execution).logps.sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -45,10 +48,10 @@ def test_every_treatment_has_the_same_gradient_to_the_bit():
 
 def test_a_row_keeps_the_layers_that_fit_the_last_ones_first():
     model = tiny_model("llama", num_hidden_layers=4)
-    activations = Activations(model, Room(total=1000.0, base=1.0, layer=3.0))
+    layers, execution = checkpointed_layers(model), Execution(10**6, Room(total=1000.0, base=1.0, layer=3.0))
     recomputed = {}
     for tokens in (50, 76, 77, 100, 143, 250, 1000, 1001):
-        with activations.of_row(tokens):
+        with activations_of_row(layers, tokens, execution):
             recomputed[tokens] = [layer.gradient_checkpointing for layer in model.model.layers]
     assert recomputed == {
         50: [False] * 4,  # (1000 - 50) / 150 = 6 layers fit
@@ -60,17 +63,33 @@ def test_a_row_keeps_the_layers_that_fit_the_last_ones_first():
         1000: [True] * 4,
         1001: [True] * 4,
     }
-    assert activations.room.layers(1001) < 0 <= activations.room.layers(1000)
-    assert activations.room.tokens() == 1000
 
 
-def test_a_room_with_fewer_layers_keeps_fewer_of_every_row():
-    room, kept = Room(total=1e6, base=1.0, layer=3.0), [32]
-    while kept[-1] > 0:
-        room = room.with_fewer(1000, 32)
-        kept.append(room.layers(1000))
-    assert kept == [32, 24, 18, 14, 11, 9, 7, 6, 5, 4, 3, 2, 1, 0]
-    assert room.layers(1001) <= 0 < room.layers(400)
+def test_layers_that_the_owner_treats_are_left_alone():
+    model = tiny_model("llama", num_hidden_layers=4)
+    model.model.layers[2].gradient_checkpointing = True
+    with activations_of_row(checkpointed_layers(model), 10**6, Execution(10)):
+        assert [layer.gradient_checkpointing for layer in model.model.layers] == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("offload", "room", "moved"),
+    [
+        ("never", NOTHING, False),
+        ("always", NOTHING, True),
+        ("always", EVERYTHING, False),  # nothing is recomputed
+        ("as needed", NOTHING, False),
+        ("as needed", Room(total=100.0, base=1.0, layer=1.0), False),
+        ("as needed", Room(total=99.0, base=1.0, layer=1.0), True),  # does not fit even with every layer recomputed
+    ],
+)
+def test_inputs_wait_in_host_memory_where_they_must(
+    offload: str, room: Room, moved: bool, monkeypatch: pytest.MonkeyPatch
+):
+    entered = []
+    monkeypatch.setattr(activations, "offloaded_activations", lambda: entered.append(1) or nullcontext())
+    with activations_of_row(checkpointed_layers(tiny_model("llama")), 100, Execution(100, room, offload)):
+        assert bool(entered) is moved
 
 
 def test_what_is_noted_on_a_model_is_found_through_its_adapter():

@@ -15,6 +15,7 @@ from tiny import tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, TokenizedPair, truncated_pair
+from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.errors import RequestError
 from wishbone.policy.policy import Form, Policy
 from wishbone.reference import cache as cache_module
@@ -31,9 +32,9 @@ class Watched:
         self.inner = inner
         self.asked: list[list[TokenizedPair]] = []
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         self.asked.append(list(batch.pairs))
-        return self.inner.logps(batch)
+        return self.inner.logps(batch, execution)
 
 
 PAIRS = [truncated_pair(*pair) for pair in tiny_pairs(8)]

@@ -177,7 +177,7 @@ def test_auto_find_batch_size_makes_rows_smaller_and_changes_no_result(tmp_path:
     memory = Memory(ours, needed + 20)
     ours.train()
     assert memory.refused > 0
-    assert ours.preference_step.token_budget <= needed + 20
+    assert ours.execution.token_budget <= needed + 20
     assert ours._train_batch_size == 4
     assert losses(ours) == pytest.approx(losses(plenty), rel=1e-5)
     assert (learned(ours) - learned(plenty)).norm() <= 1e-4 * learned(plenty).norm()

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel, is_bfloat16_supported
+from wishbone.engine.execution import EVERYTHING
 from wishbone.errors import RequestError
 from wishbone.model import quantization
 from wishbone.model.quantization import is_quantized
-from wishbone.policy.activations import EVERYTHING, chosen_activations
+from wishbone.policy.activations import chosen_activations
 
 pytest.importorskip("bitsandbytes")
 
@@ -454,7 +455,5 @@ def test_what_get_peft_model_was_told_of_activations_is_what_the_trainer_does(sa
     rows = Dataset.from_list([{"prompt": "the", "chosen": " cat", "rejected": " dog"}] * 2)
     trainer = DPOTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     assert trainer.preference_step is not None
-    activations = trainer.preference_step.policy.activations
-    assert activations is not None
-    assert activations.room is EVERYTHING
-    assert activations.offload == "never"
+    assert trainer.execution.room is EVERYTHING
+    assert trainer.execution.offload == "never"

@@ -1,9 +1,9 @@
-"""Which passes of a run are recorded (`policy/cuda_graphs.py`), and whether it pays.
+"""Which row lengths are recorded as CUDA graphs (`policy/cuda_graphs.py`), and whether that pays.
 
-A recorded row is padded to the next length there is a recording of. Rows of steps to come are drawn from the data set,
-and the few lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU
-waits for the host, which a row that is run shows, and where the rows of the run gain more time than recording takes,
-which shows when the usual length was recorded and replayed.
+A row is padded to the next length that has a graph. Rows of steps to come are drawn from the data set, and the few
+lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU waits for
+the host, which the timing of one row shows, and where the run gains more time than recording takes, which shows once
+the usual length is recorded and replayed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import torch
 from peft import PeftModel
 from rich.progress import track
 
+from wishbone.engine.execution import Execution
 from wishbone.engine.probe import Trial
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
-from wishbone.policy.activations import EVERYTHING, Activations
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
-from wishbone.policy.cuda_graphs import UNDO, RecordedPasses
+from wishbone.policy.cuda_graphs import UNDO, CudaGraphs
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
 
@@ -31,30 +32,32 @@ RECORDED = 24
 """Most lengths that are recorded."""
 
 LEAST_PADDING = 1.01
-"""Tokens with padding, as a share of those without, from which on no further length is recorded."""
+"""Tokens with padding over tokens without, at or below which no further length is recorded."""
 
 RUNS_A_RECORDING = 2
-"""A recording takes at least as long as this many rows that are run."""
+"""A recording takes at least as long as running this many rows."""
 
 HELD_ROWS = 2
-"""Rows whose activations are in memory at a time while passes are recorded: the recordings', and those of one run."""
+"""Rows whose activations are in memory at a time: those of the recordings, and those of a row that is run."""
 
 logger = logging.getLogger(__name__)
 
 
-def record_passes(
+def with_cuda_graphs(
     step: PreferenceStep,
+    execution: Execution,
     tokens: np.ndarray[Any, Any],
     pairs_a_step: int,
     *,
     wanted: str,
     steps: int,
     show_progress: bool = False,
-) -> None:
-    """Record passes of `step.policy` at lengths that rows of the run will have, or leave it as it is.
+) -> Execution:
+    """Return `execution` with CUDA graphs of the lengths that rows of the run will have, or as it is.
 
     Args:
-        step: after its rehearsal; its model has no gradients yet.
+        step: its model has no gradients yet.
+        execution: what the rehearsal found.
         tokens: of each pair of the run in a row.
         pairs_a_step: pairs of one optimizer step on this process.
         wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
@@ -62,34 +65,37 @@ def record_passes(
         show_progress: show a bar meanwhile.
     """
     policy = step.policy
-    rows = likely_rows(tokens, pairs_a_step, step.token_budget)
+    rows = likely_rows(tokens, pairs_a_step, execution.token_budget)
     lengths = recorded_lengths(rows, policy.row_multiple)
-    obstacle = _obstacle(policy, lengths[-1])
+    obstacle = _obstacle(policy, execution, lengths[-1])
     if obstacle is not None:
         if wanted == "on":
-            logger.warning("No pass is recorded as a CUDA graph, because %s.", obstacle)
-        return
+            logger.warning("No CUDA graph is recorded, because %s.", obstacle)
+        return execution
     rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
     if wanted == "auto" and rows_to_come < RUNS_A_RECORDING * len(lengths):
-        return
+        return execution
     trial = Trial(step, int(tokens.max()))
     usual = min(length for length in lengths if length >= np.median(rows))
-    run = trial.timing(usual)
+    run = trial.timing(usual, execution)
     if wanted == "auto" and not run.waits:
-        return
-    policy.recorded = RecordedPasses(policy.model, policy.backbone)
+        return execution
+    graphs = CudaGraphs(policy.model, policy.backbone)
+    replaying = replace(execution, graphs=graphs)
+    chosen = execution
     try:
-        recording_seconds = _record(trial, [usual])
-        gained = (run.total - trial.timing(usual).total) * rows_to_come
-        if wanted == "auto" and gained < recording_seconds * len(lengths):
-            policy.recorded = None
-        else:
-            recording_seconds += _record(trial, lengths, show_progress)
-            logger.info("Rows of %d lengths were recorded in %.1f s.", len(lengths), recording_seconds)
+        seconds = _record(trial, replaying, graphs, [usual])
+        gained = (run.total - trial.timing(usual, replaying).total) * rows_to_come
+        if wanted == "on" or gained >= seconds * len(lengths):
+            seconds += _record(trial, replaying, graphs, lengths, show_progress)
+            logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(lengths), seconds)
+            chosen = replaying
     except RuntimeError as error:
-        policy.recorded = None
-        logger.warning("No pass is recorded as a CUDA graph: %s.", str(error).partition("\n")[0])
+        logger.warning("No CUDA graph is recorded: %s.", str(error).partition("\n")[0])
+    if chosen is execution:
+        graphs.release()
     torch.cuda.empty_cache()
+    return chosen
 
 
 def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
@@ -111,7 +117,7 @@ def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
     return chosen[-1]
 
 
-def _obstacle(policy: Policy, longest: int) -> str | None:
+def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
     """Why rows of up to `longest` tokens cannot be recorded, or None."""
     layers = policy.causal_lm.config.get_text_config().num_hidden_layers
     if policy.device.type != "cuda":
@@ -130,28 +136,26 @@ def _obstacle(policy: Policy, longest: int) -> str | None:
         return "its modules have hooks, which replayed passes would not call"
     if not all(parameter.is_cuda for parameter in policy.model.parameters()):
         return "part of the model is in host memory"
-    if not _keeps(policy.activations, longest):
+    if not keeps_all(policy, execution, longest):
         return f"activations of a row of {longest} tokens are not kept"
-    if not _keeps(policy.activations, HELD_ROWS * longest):
+    if not keeps_all(policy, execution, HELD_ROWS * longest):
         return f"memory does not hold the activations of a second row of {longest} tokens"
     return None
 
 
-def _keeps(activations: Activations | None, tokens: int) -> bool:
-    """Whether all activations of a row, or of rows of so many tokens, are kept on the GPU."""
-    if activations is None or activations.room is None:
-        return not any(layer.gradient_checkpointing for layer in activations.layers) if activations else True
-    if activations.offload == "always":
-        return False
-    return activations.room is EVERYTHING or activations.room.layers(tokens) >= len(activations.layers)
+def keeps_all(policy: Policy, execution: Execution, tokens: int) -> bool:
+    """Return whether all activations of a row, or of rows of so many tokens together, are kept on the GPU."""
+    if execution.room is None:
+        return not any(layer.gradient_checkpointing for layer in policy.layers)
+    return execution.offload != "always" and execution.room.keeps_all(tokens, len(policy.layers))
 
 
-def _record(trial: Trial, lengths: Sequence[int], show_progress: bool = False) -> float:
+def _record(
+    trial: Trial, replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int], show_progress: bool = False
+) -> float:
     """Record rows of these lengths and return the seconds it took."""
-    recorded = trial.policy.recorded
-    assert recorded is not None
     start = time.perf_counter()
-    with recorded.recording():
-        for length in track(lengths[::-1], "Recording passes", transient=True, disable=not show_progress):
-            trial.run(length)
+    with graphs.recording():
+        for length in track(lengths[::-1], "Recording CUDA graphs", transient=True, disable=not show_progress):
+            trial.run(length, replaying)
     return time.perf_counter() - start

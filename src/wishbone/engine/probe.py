@@ -6,14 +6,13 @@ Weights, optimizer, random numbers, metrics and what is stored of the reference 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
-from wishbone.policy.activations import Activations
-from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import NoReference, ReferencePolicy, Stored
@@ -36,7 +35,7 @@ class Timing:
 
 
 class Trial:
-    """Runs rows of a step's model on its GPU.
+    """Runs single rows of a step's model on its GPU, computed as an `Execution` says.
 
     Args:
         step: the step of the run, whose model has no gradients.
@@ -44,63 +43,51 @@ class Trial:
     """
 
     def __init__(self, step: PreferenceStep, longest: int) -> None:
-        self.policy: Policy = step.policy
-        self._step = PreferenceStep(step.policy, _unrecorded(step.reference), step.objective, step.token_budget)
+        self.policy = step.policy
+        self._step = PreferenceStep(step.policy, _uncached(step.reference), step.objective)
         self._longest = longest
         self._vocabulary = step.policy.causal_lm.config.get_text_config().vocab_size
 
-    @property
-    def activations(self) -> Activations:
-        """How the model's activations are treated.
-
-        Raises:
-            ValueError: they are not Wishbone's to treat.
-        """
-        if self.policy.activations is None:
-            raise ValueError("the policy's activations are left as they are")
-        return self.policy.activations
-
-    def run(self, tokens: int) -> None:
-        """Run one row of so many tokens forward and backward and forget its gradients."""
-        self._step.token_budget = tokens
-        try:
-            self._step.backward([made_up_row(tokens, self._longest, self._vocabulary)], PairMetrics(1.0))
-        finally:
-            for parameter in self.policy.model.parameters():
-                parameter.grad = None
-
-    def peak(self, tokens: int) -> int:
-        """Return the peak of allocated bytes of a row.
+    def run(self, tokens: int, execution: Execution) -> None:
+        """Run one row of so many tokens forward and backward and drop its gradients.
 
         Raises:
             torch.OutOfMemoryError: the row does not fit.
         """
+        pairs = made_up_row(tokens, self._longest, self._vocabulary)
+        try:
+            self._step.backward([pairs], PairMetrics(1.0), replace(execution, token_budget=tokens))
+        finally:
+            for parameter in self.policy.model.parameters():
+                parameter.grad = None
+
+    def peak(self, tokens: int, execution: Execution) -> int | None:
+        """Return the peak of allocated bytes of a row, or None where it does not fit into the GPU's memory."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.policy.device)
-        self.run(tokens)
+        try:
+            self.run(tokens, execution)
+        except torch.OutOfMemoryError:
+            return None
         return torch.cuda.max_memory_allocated(self.policy.device)
 
-    def fits(self, tokens: int) -> bool:
-        """Whether a row fits into the GPU's memory."""
-        try:
-            self.peak(tokens)
-        except torch.OutOfMemoryError:
-            return False
-        return True
+    def timing(self, tokens: int, execution: Execution) -> Timing:
+        """Return how long a row takes when it is run for the second time.
 
-    def timing(self, tokens: int) -> Timing:
-        """Return how long a row takes when it is run for the second time."""
-        self.run(tokens)
+        Raises:
+            torch.OutOfMemoryError: the row does not fit.
+        """
+        self.run(tokens, execution)
         torch.cuda.synchronize()
         start = time.perf_counter()
-        self.run(tokens)
+        self.run(tokens, execution)
         launched = time.perf_counter() - start
         torch.cuda.synchronize()
         return Timing(time.perf_counter() - start, launched)
 
 
-def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
-    """The reference for pairs that no data set has: nothing is remembered of them, and nothing is stored for them."""
+def _uncached(reference: ReferencePolicy) -> ReferencePolicy:
+    """The reference for made-up pairs: none of its values is stored, and none is looked up."""
     if isinstance(reference, CachedReference):
         return reference.inner
     return NoReference() if isinstance(reference, Stored) else reference
@@ -109,7 +96,7 @@ def _unrecorded(reference: ReferencePolicy) -> ReferencePolicy:
 def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:
     """Return pairs that fill a row of `tokens`, none longer than `longest`.
 
-    Prompts are of one token, as what is scored takes the most memory.
+    Prompts have one token, because scored tokens take the most memory.
     """
     longest = min(tokens, max(longest, 3))
     sizes = [longest] * (tokens // longest) + [tokens % longest]

@@ -5,13 +5,13 @@ groups of the mean over a group's pairs:
 
     L = 1/G sum_g 1/|g| sum_{i in g} loss_i( log pi(y|x) - log pi_ref(y|x) )
 
-Groups say how pairs are weighted. Rows say what fits into memory. The two have nothing to do with each other: pairs of
-all groups are packed into rows of at most `token_budget` tokens, each row is one forward and one backward pass, and the
-gradients add up to those of L for any budget.
+Groups say how pairs are weighted. Rows say what runs at once. The two have nothing to do with each other: pairs of all
+groups are packed into rows, each row is one forward and one backward pass, and the gradients add up to those of L for
+any rows. How rows are computed (their length, what is recomputed) is an `Execution`: it changes memory and time alone.
 
 Some losses couple the pairs of a group (AOT sorts them). Their log-probabilities are computed first, the loss is
 differentiated with respect to them alone, and a second pass sends those coefficients back. By the chain rule
-dL/dtheta = sum_j dL/dlogp_j dlogp_j/dtheta, so the gradients are again exact for any budget.
+dL/dtheta = sum_j dL/dlogp_j dlogp_j/dtheta, so the gradients are again exact for any rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.data.packing import pack_rows
+from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
@@ -42,34 +43,35 @@ class PreferenceStep:
         policy: the model that learns.
         reference: where reference log-probabilities come from.
         objective: what is minimized.
-        token_budget: most tokens in a row; a longer pair gets a row of its own.
     """
 
-    def __init__(self, policy: Policy, reference: ReferencePolicy, objective: Objective, token_budget: int) -> None:
+    def __init__(self, policy: Policy, reference: ReferencePolicy, objective: Objective) -> None:
         self.policy = policy
         self.reference = reference
         self.objective = objective
-        self.token_budget = token_budget
 
-    def backward(self, groups: Groups, metrics: PairMetrics, backward: Backward = Tensor.backward) -> Tensor:
+    def backward(
+        self, groups: Groups, metrics: PairMetrics, execution: Execution, backward: Backward = Tensor.backward
+    ) -> Tensor:
         """Add the gradients of a step's loss to the parameters' and return the loss, a detached scalar.
 
         Args:
             groups: the pairs of one optimizer step on this process.
             metrics: receives every pair once.
+            execution: how rows are computed.
             backward: runs the backward pass of a scalar; a gradient scaler's, say.
         """
         if self.objective.coupled:
-            return self._backward_coupled(groups, metrics, backward)
+            return self._backward_coupled(groups, metrics, execution, backward)
         pairs = [pair for group in groups for pair in group]
         weights = [1 / (len(groups) * len(group)) for group in groups for _ in group]
         mean_scored = [_mean_chosen_scored(group) for group in groups for _ in group]
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
-        for row, batch in self._rows(pairs):
+        for row, batch in self._rows(pairs, execution):
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
-            ref_logps = self.reference.logps(batch)
-            with self.policy.running():
-                scores = self._scores(batch)
+            ref_logps = self.reference.logps(batch, execution)
+            with self.policy.running(execution):
+                scores = self._scores(batch, execution)
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 backward(loss)
             metrics.add(scores, ref_logps)
@@ -77,16 +79,18 @@ class PreferenceStep:
         return total
 
     @torch.no_grad()
-    def evaluate(self, group: Sequence[TokenizedPair], metrics: PairMetrics) -> Tensor:
+    def evaluate(self, group: Sequence[TokenizedPair], metrics: PairMetrics, execution: Execution) -> Tensor:
         """Return the mean loss of one group, a scalar."""
-        scores, ref_logps = self._score_all(group, metrics)
+        scores, ref_logps = self._score_all(group, metrics, execution)
         return self._group_loss(group, scores, ref_logps)
 
-    def _backward_coupled(self, groups: Groups, metrics: PairMetrics, backward: Backward) -> Tensor:
+    def _backward_coupled(
+        self, groups: Groups, metrics: PairMetrics, execution: Execution, backward: Backward
+    ) -> Tensor:
         """`backward` in two passes: all log-probabilities and the loss's derivatives by them, then the parameters'."""
         pairs = [pair for group in groups for pair in group]
         with torch.no_grad():
-            scores, ref_logps = self._score_all(pairs, metrics)
+            scores, ref_logps = self._score_all(pairs, metrics, execution)
         leaves = scores.logps.requires_grad_(), scores.plain_logps.clone().requires_grad_()
         scores = replace(scores, logps=leaves[0], plain_logps=leaves[1])
         loss, first = leaves[0].new_zeros(()), 0
@@ -97,30 +101,34 @@ class PreferenceStep:
             loss = loss + self._group_loss(group, scores.of_pairs(members), own_ref) / len(groups)
         derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
         by_pair = [derivative.view(-1, 2) for derivative in derivatives]
-        for row, batch in self._rows(pairs):
-            with self.policy.running():
-                own, index = self._scores(batch), to_device(torch.tensor(row), self.policy.device)
+        for row, batch in self._rows(pairs, execution):
+            with self.policy.running(execution):
+                own, index = self._scores(batch, execution), to_device(torch.tensor(row), self.policy.device)
                 by_logps, by_plain = (derivative[index].flatten() for derivative in by_pair)
                 backward((own.logps * by_logps + own.plain_logps * by_plain).sum())
         return loss.detach()
 
-    def _rows(self, pairs: Sequence[TokenizedPair]) -> Iterator[tuple[list[int], PreferenceBatch]]:
+    def _rows(
+        self, pairs: Sequence[TokenizedPair], execution: Execution
+    ) -> Iterator[tuple[list[int], PreferenceBatch]]:
         """Yield the rows that `pairs` are packed into: indices of the pairs, and the pairs as tensors."""
-        for row in pack_rows([pair.row_tokens for pair in pairs], self.token_budget):
-            yield row, self.policy.collate([pairs[i] for i in row])
+        for row in pack_rows([pair.row_tokens for pair in pairs], execution.token_budget):
+            yield row, self.policy.collate([pairs[i] for i in row], execution)
 
-    def _scores(self, batch: PreferenceBatch) -> SequenceScores:
-        return sequence_scores(self.policy.token_scores(batch), batch, self.objective.ld_alpha)
+    def _scores(self, batch: PreferenceBatch, execution: Execution) -> SequenceScores:
+        return sequence_scores(self.policy.token_scores(batch, execution), batch, self.objective.ld_alpha)
 
-    def _score_all(self, pairs: Sequence[TokenizedPair], metrics: PairMetrics) -> tuple[SequenceScores, Tensor]:
+    def _score_all(
+        self, pairs: Sequence[TokenizedPair], metrics: PairMetrics, execution: Execution
+    ) -> tuple[SequenceScores, Tensor]:
         """Scores and reference log-probabilities of all pairs, in the pairs' order."""
         order: list[int] = []
         parts: list[SequenceScores] = []
         references: list[Tensor] = []
-        for row, batch in self._rows(pairs):
-            ref_logps = self.reference.logps(batch)
-            with self.policy.running():
-                scores = self._scores(batch)
+        for row, batch in self._rows(pairs, execution):
+            ref_logps = self.reference.logps(batch, execution)
+            with self.policy.running(execution):
+                scores = self._scores(batch, execution)
             metrics.add(scores, ref_logps)
             order += row
             parts.append(scores)

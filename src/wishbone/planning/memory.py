@@ -45,6 +45,7 @@ from functools import reduce
 from operator import add
 from typing import Literal
 
+from wishbone.engine.execution import SMALL_HEAD_CHUNK, SMALL_TILE
 from wishbone.planning.model_shape import ModelShape
 
 Weights = Literal["f32", "f16", "bf16", "fp8", "nf4"]
@@ -79,9 +80,6 @@ PROCESS = 1200 * MIB
 HOLES = 0.8
 """On a CPU: what the heap keeps beside tensors that come and go, as a share of them. `wishbone train` has freed memory
 kept, in pages of 2 MiB, because steps are faster so; rows of other lengths leave holes in it."""
-TILE = 1024
-"""Tokens of which MLPs hold intermediates where memory is saved; of the policy's own."""
-SMALL_CHUNK = 128 * MIB
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     b, tokens, inner = plan.number, plan.row_tokens, inner_numbers(shape)
     passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
-    tiles = int(tokens / TILE + 1 / 2)
+    tiles = int(tokens / SMALL_TILE + 1 / 2)
     if not (plan.offload and plan.fused and shape.inner) or tiles < 2:
         return tokens * layer, tokens * (2 * b * shape.hidden + passing)
     layer -= 2 * b * inner
@@ -264,7 +262,7 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
     if plan.device == "cpu":
         return 2 * min(max(16, 64 * MIB // width), scored) * width
     width = 4 * 128 * -(-shape.vocabulary // 128)
-    room = SMALL_CHUNK if plan.offload else min(max(plan.device_memory // 128, 64 * MIB), GIB)
+    room = SMALL_HEAD_CHUNK if plan.offload else min(max(plan.device_memory // 128, 64 * MIB), GIB)
     return min(max(128, room // width // 128 * 128), scored) * width
 
 

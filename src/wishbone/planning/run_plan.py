@@ -19,7 +19,7 @@ from wishbone.data.packing import pack_rows
 from wishbone.errors import RequestError
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
-from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, estimate_memory, frozen_bytes
+from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
@@ -108,13 +108,12 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     step_tokens = fmean(map(sum, packed))
     seconds = None
     if target.gpu is not None:
-        kept = _kept_of(shape, plan, rows, machine, row_tokens) if training.activations == "auto" else rows.kept_layers
         work = Work(
             tokens=step_tokens,
             scored=step_tokens * scored_share,
             contexts=step_tokens * float(lengths.contexts(limit).sum() / tokens.sum()),
             passes=_passes(config, steps.epochs),
-            recomputed=1 - kept / shape.layers,
+            recomputed=1 - rows.kept(row_tokens) / shape.layers,
         )
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
     return RunPlan(
@@ -184,14 +183,6 @@ def _simulated_rows(tokens: Any, pairs: int, budget: int, seed: int) -> Iterator
     for start in range(0, min(len(order), pairs * SIMULATED_STEPS), pairs):
         step = tokens[order[start : start + pairs]].tolist()
         yield [sum(step[index] for index in row) for row in pack_rows(step, budget)]
-
-
-def _kept_of(shape: ModelShape, plan: MemoryPlan, rows: Rows, machine: Machine, tokens: float) -> int:
-    """Layers that a row of the mean size keeps."""
-    for kept in range(shape.layers, rows.kept_layers, -1):
-        if estimate_memory(shape, replace(plan, row_tokens=tokens, kept_layers=kept)).total <= machine.limit:
-            return kept
-    return rows.kept_layers
 
 
 def _reads_reference(config: RunConfig) -> bool:

@@ -1,18 +1,19 @@
-"""Passes through a model's layers that are recorded once and replayed: CUDA graphs, one for each length of row.
+"""CUDA graphs: passes through a model's layers that are recorded once and replayed, one for each length of row.
 
-A layer is some forty kernels forward and eighty backward, and each costs the host 10 to 80 microseconds: of a small
-model, or with a slow host, the GPU waits. A CUDA graph is those kernels with all their arguments, started by one call.
-It computes what was recorded, at the addresses of then, so
+A layer launches some forty kernels forward and eighty backward, and each launch costs the host 10 to 80 microseconds.
+With a small model or a slow host the GPU waits for them. A CUDA graph holds those kernels with all their arguments and
+starts them by one call. It computes what was recorded, at the addresses of that time, so
 
     ids, positions, attention's tables    are written over those of the recorded row
     rows                                  are padded to the next recorded length
-    the model's state                     must be that of the recording, or the row is run and not replayed
+    the model's state                     must be that of the recording; otherwise the row is run, not replayed
 
-State is what Python looks at in a pass (`model_state.py`).
+State is what the layers' Python code looks at in a pass (`model_state.py`).
 
-All recordings share one pool of memory, each writing over the last. So what a replay returns holds until the next one,
-and a backward pass comes before it; another order is refused. Numbers are those of the pass that was recorded, bit by
-bit: it is run beforehand, and what replays otherwise is not used.
+All recordings share one memory pool, and each writes over the one before. So the result of a replay holds until the
+next replay, and a row's backward pass must come before that; any other order raises an error. A replay gives the
+results of the recorded pass, bit by bit: each row is run before it is recorded, and a graph whose replay differs is not
+used.
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ from wishbone.ops.prefix_attention.tables import overwrite_tables
 from wishbone.policy.model_state import ModelState
 
 UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
-"""Functions of `torch._C` that undo what a capture which fails leaves behind; without them nothing is recorded."""
+"""Functions of `torch._C` that clean up after a failed capture; without them nothing is recorded."""
 
 MOST_PADDING = 1.5
-"""Rows for which the next recorded length is more times as long are run as they are."""
+"""A row is run as it is where the next recorded length is more than this many times as long."""
 
 
-class RecordedPasses:
+class CudaGraphs:
     """Records and replays passes of a model's backbone over rows.
 
     Args:
-        model: with its adapters; what is trained of it, and modules, stay the same objects.
+        model: with its adapters; its modules and trained parameters must stay the same objects.
         backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on.
 
     Attributes:
         trained: parameters that hidden states depend on.
         lengths: tokens of the rows that were recorded, ascending.
-        gradients: of `trained`, one after the other; each replayed backward pass writes them.
-        replays: passes that were replayed so far.
+        gradients: of `trained`, one after the other in one dimension; each replayed backward pass writes them.
+        replays: number of passes replayed so far.
     """
 
     def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
@@ -71,11 +72,11 @@ class RecordedPasses:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Context in which rows whose length is new are recorded.
+        """Context in which rows of a new length are recorded.
 
-        Nothing is collected as garbage meanwhile: what it frees may be in use by another stream, and waiting for that
-        would end up in a recording. Random numbers come from a stand-in, as a recording that fails leaves its source
-        unusable; the device's own are those of before.
+        Garbage collection is off meanwhile: what it frees may be in use by another stream, and waiting for that would
+        become part of a recording. Random numbers come from a copy of the generator, because a recording that fails
+        leaves its generator unusable; the device's own generator is as before afterwards.
         """
         collected = gc.isenabled()
         gc.collect()
@@ -94,14 +95,20 @@ class RecordedPasses:
             if collected:
                 gc.enable()
 
+    def release(self) -> None:
+        """Free the memory of all recordings; every row is run from then on. `lengths` stays, as a record."""
+        self._recordings.clear()
+        self._kept.clear()
+        self._hidden = self._hidden_gradient = self.gradients = None
+
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
-        return tokens if self._open else padded_length(tokens, self.lengths)
+        return tokens if self._open or not self._recordings else padded_length(tokens, self.lengths)
 
     def hidden_states(self, batch: SharedPrefixBatch) -> Tensor | None:
         """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
 
-        They hold until the next call. Parameters get their gradients if gradients are on.
+        They hold until the next call. If gradients are on, the backward pass through them reaches the parameters.
 
         Raises:
             RuntimeError: while recording, if a pass cannot be recorded.
@@ -118,11 +125,11 @@ class RecordedPasses:
         return replayed
 
     def _record(self, batch: SharedPrefixBatch, leaves: list[nn.Parameter]) -> _Recording:
-        """Run a row, record it, and see that a replay gives the same numbers."""
+        """Run a row, record it, and check that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
-        torch.cuda.empty_cache()  # memory that is cached for one stream is none for another, or for a recording
+        torch.cuda.empty_cache()  # memory cached for one stream cannot serve another, or a recording
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):  # loads, compiles and allocates what cannot be while recording
+        with torch.cuda.stream(self._stream):  # loads, compiles and allocates what a capture cannot
             hidden = self._backbone(batch)
             run = hidden.detach()
             gradients = self._gradients(hidden, leaves, run) if trains else None
@@ -148,12 +155,12 @@ class RecordedPasses:
             recording.backward.replay()
             same = same and torch.equal(self.gradients, gradients)
         if not same:
-            raise RuntimeError(f"replaying a row of {tokens} tokens gives other numbers than running it")
+            raise RuntimeError(f"replaying a row of {tokens} tokens gives different numbers from running it")
         return recording
 
     @contextmanager
     def _captured(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
-        """Context whose kernels go into a graph and do not run; `torch.cuda.graph` also frees all caches, each time."""
+        """Context whose kernels go into a graph and do not run. `torch.cuda.graph` would free all caches each time."""
         torch.cuda.synchronize()
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -163,22 +170,22 @@ class RecordedPasses:
                 self._end(graph)
 
     def _end(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture; where that fails, PyTorch leaves its allocator at work for the pool, which is ended here."""
+        """End a capture. Where that fails, PyTorch leaves its allocator directed to the pool; that is undone here."""
         try:
             graph.capture_end()
         except RuntimeError:
             device, (end, release) = torch.cuda.current_device(), (getattr(torch._C, name) for name in UNDO)
-            with suppress(RuntimeError):  # it was ended, and the graph gives the pool back, if it failed after that
+            with suppress(RuntimeError):  # already undone if the capture failed after its end
                 end(device, self._pool)
                 release(device, self._pool)
             raise
 
     @contextmanager
     def _stand_ins(self) -> Iterator[list[nn.Parameter]]:
-        """Context in which modules have another leaf over the same memory in the place of each of `trained`.
+        """Context in which each of `trained` is replaced in its module by another leaf over the same memory.
 
-        What adds up a parameter's gradients belongs to the stream on which it was first used, as long as anyone keeps a
-        graph with it, be it that of a clone. A recording would draw that stream in, and fail.
+        The node that accumulates a parameter's gradient belongs to the stream on which it was first used, as long as
+        anyone holds a graph with it, even that of a clone. A recording that used it would draw that stream in and fail.
         """
         stand_ins = {id(parameter): nn.Parameter(parameter.detach()) for parameter in self.trained}
         places = [
@@ -196,7 +203,7 @@ class RecordedPasses:
                 own[name] = parameter
 
     def _gradients(self, hidden: Tensor, leaves: list[nn.Parameter], direction: Tensor) -> Tensor:
-        """Return gradients by the leaves that hidden states depend on, in one; both lists keep only those."""
+        """Return gradients by the leaves that hidden states depend on, in one tensor; both lists keep only those."""
         every = torch.autograd.grad(hidden, [*leaves, *self.trained], direction, allow_unused=True)
         found, own = every[: len(leaves)], every[len(leaves) :]
         if any(gradient is not None for gradient in own):
@@ -208,7 +215,7 @@ class RecordedPasses:
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
     def _hidden_buffer(self, like: Tensor) -> Tensor:
-        """Memory for hidden states, shared by all recordings that are not longer than the one it was made for."""
+        """Memory for hidden states, shared by all recordings no longer than the one it was made for."""
         if self._hidden is None or self._hidden.shape[1] < like.shape[1]:
             self._hidden = torch.empty_like(like)
         return self._hidden[:, : like.shape[1]]
@@ -220,13 +227,13 @@ class RecordedPasses:
 
 
 def _autocast_without_cache() -> torch.autocast:
-    """Autocast as it is, but each cast of a weight its own: a recording must not read one that was made before it."""
+    """Autocast as it is now, without its cache: a recording must not read a cast weight that was made before it."""
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     return torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False)
 
 
 def padded_length(tokens: int, lengths: Sequence[int]) -> int:
-    """Return the first of these ascending lengths that holds so many tokens; `tokens` where none does, or much more."""
+    """Return the shortest of these ascending lengths that holds so many tokens; `tokens` if none does or it is far."""
     place = bisect_left(lengths, tokens)
     return lengths[place] if place < len(lengths) and lengths[place] <= MOST_PADDING * tokens else tokens
 
@@ -243,7 +250,7 @@ class _Recording:
     hidden_gradient: Tensor | None = None
 
     def take(self, batch: SharedPrefixBatch) -> None:
-        """Let the graphs read another row of the same length."""
+        """Write another row of the same length where the graphs read theirs."""
         self.batch.input_ids.copy_(batch.input_ids, non_blocking=True)
         self.batch.position_ids.copy_(batch.position_ids, non_blocking=True)
         overwrite_tables(self.batch.layout, batch.layout)
@@ -251,7 +258,7 @@ class _Recording:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: RecordedPasses, recording: _Recording, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: CudaGraphs, recording: _Recording, *trained: Tensor) -> Tensor:
         recording.forward.replay()
         passes.replays += 1
         ctx.passes, ctx.recording, ctx.replays = passes, recording, passes.replays
@@ -262,7 +269,7 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         passes, recording = ctx.passes, ctx.recording
         if passes.replays != ctx.replays:
-            raise RuntimeError("another row was replayed since: a row's backward pass must follow its forward pass")
+            raise RuntimeError("another row was replayed since: a row's backward pass must follow its own forward pass")
         recording.hidden_gradient.copy_(gradient)
         recording.backward.replay()
         passes.replays += 1

@@ -1,7 +1,7 @@
-"""What the Python of a model's layers looks at in a pass: where tensors lie, which are trained, adapters, hooks.
+"""What a model's Python code looks at in a pass: where tensors lie, which are trained, adapters, hooks.
 
-Two passes at which it is equal launch the same kernels for rows of the same length. Values are not part of it: kernels
-read those themselves.
+Two passes with the same state launch the same kernels for rows of the same length. The values of tensors are not part
+of the state: kernels read those themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 LIBRARIES = ("transformers", "peft", "accelerate")
-"""Whose hooks do nothing but what is recorded with the pass, as making embeddings require gradients."""
+"""Libraries whose hooks do nothing that is not recorded with the pass, such as making embeddings require gradients."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -23,7 +23,7 @@ class ModelState:
     """Reads the state of one model.
 
     Args:
-        model: whose modules stay the same objects.
+        model: its modules must stay the same objects.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -34,7 +34,7 @@ class ModelState:
         self._adapted = [vars(m) for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
     def read(self) -> tuple[Any, ...]:
-        """Return a value that is equal at two times only if the state was the same."""
+        """Return a value that is equal at two times only if the state was the same at both."""
         tensors = [
             None if tensor is None else (tensor.data_ptr(), tensor.requires_grad)
             for found in self._tensors
@@ -45,7 +45,7 @@ class ModelState:
         return self._model.training, autocast, hooks, tensors, list(map(_adapters_on, self._adapted))
 
     def hooks_of_others(self) -> bool:
-        """Return whether somebody else has hooks on modules, which replayed passes do not call."""
+        """Return whether modules have hooks of the user's, which replayed passes do not call."""
         hooks = [hook for found in self._hooks for hook in found.values()]
         return any(str(getattr(hook, "__module__", "")).partition(".")[0] not in LIBRARIES for hook in hooks)
 

@@ -1,7 +1,7 @@
 """Tensors that a forward pass keeps for its backward pass wait in host memory meanwhile.
 
-Each goes to pinned host memory on a stream of its own while the next layer computes. The backward pass needs them in
-reverse order: as one is asked for, the copy of the one before it begins, so that it has come when it is needed. Values
+Each is copied to pinned host memory on a separate stream while the next layer computes. The backward pass needs them in
+reverse order: when it asks for one, the copy of the one before starts, so that it has arrived when it is needed. Values
 do not change. On the CPU there is nowhere to move to, and tensors stay where they are.
 """
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 MINIMUM_BYTES = 1 << 20
-"""Smaller tensors are left alone: a copy's start costs more than they weigh."""
+"""Smaller tensors stay on the device: starting a copy costs more than their memory is worth."""
 
 
 @dataclass
 class _Parked:
-    """One tensor in host memory, and on the device again once it was fetched."""
+    """One tensor in host memory; on the device again once it is fetched."""
 
     host: Tensor
     device: torch.device
@@ -30,7 +30,7 @@ class _Parked:
 
 
 class _HostMemory:
-    """Parks tensors in the order of a forward pass and fetches them in reverse, one ahead."""
+    """Moves tensors to host memory in the order of a forward pass and fetches them in reverse, one ahead."""
 
     def __init__(self) -> None:
         self._last: _Parked | None = None
@@ -78,7 +78,7 @@ class _HostMemory:
 
 @contextmanager
 def offloaded_activations() -> Iterator[None]:
-    """Context of a forward pass whose saved tensors wait in host memory; the backward pass fetches them by itself."""
+    """Context of a forward pass whose saved tensors wait in host memory; the backward pass fetches them itself."""
     memory = _HostMemory()
     with torch.autograd.graph.saved_tensors_hooks(memory.pack, memory.unpack):
         yield

@@ -2,6 +2,9 @@
 
 `Policy` runs the backbone once over a batch, picks the hidden states that predict completion tokens and hands them with
 the output embedding to `token_logps`. The logits of the prompt, of padding and of whole rows never exist.
+
+An `Execution` says how a row is computed: which layers are recomputed, how large the pieces are, whether a CUDA graph
+is replayed. Each method takes it as an argument; the policy keeps none.
 """
 
 from __future__ import annotations
@@ -19,19 +22,18 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
+from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
-from wishbone.policy.activations import Activations
+from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.attention_hook import attention_configs, shared_prefix_attention
-from wishbone.policy.cuda_graphs import RecordedPasses
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
 
 HEAD_CHUNK_TOKENS = 256
-SMALL_CHUNK_BYTES = 128 * 2**20
-SMALL_TILE_TOKENS = 1024
+"""Tokens whose logits are held at a time where the head is a module with an adapter."""
 
 
 class Policy:
@@ -42,13 +44,11 @@ class Policy:
         form: how pairs are run; `choose_form` in `policy/capability.py` finds out.
         row_multiple: rows are padded to a multiple of this many tokens.
         autocast: context of the forward pass, for mixed precision.
-        activations: which rows keep their activations; None leaves the model's layers as they are.
         fused: the model's layers as they run within `running()`; None leaves them as they are.
-        head_chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the op's own choice.
-        tile_tokens: tokens, about, of which MLPs hold intermediates at once; None holds those of a whole row.
 
     Attributes:
-        recorded: passes that are replayed instead of run; None runs every row.
+        causal_lm: the model without its adapters' wrapper.
+        layers: those that can be recomputed.
     """
 
     def __init__(
@@ -58,23 +58,17 @@ class Policy:
         form: Form = "shared_prefix",
         row_multiple: int = 1,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
-        activations: Activations | None = None,
         fused: FusedLayers | None = None,
-        head_chunk_bytes: int | None = None,
-        tile_tokens: int | None = None,
     ) -> None:
         self.model = model
         self.form = form
         self.row_multiple = row_multiple
         self._autocast = autocast
-        self.activations = activations
         self.fused = fused
-        self.head_chunk_bytes = head_chunk_bytes
-        self.tile_tokens = tile_tokens
-        self.recorded: RecordedPasses | None = None
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
+        self.layers = checkpointed_layers(causal_lm)
         self._configs = attention_configs(causal_lm)
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
@@ -85,30 +79,28 @@ class Policy:
         """Where batches go."""
         return compute_device(self.causal_lm)
 
-    def save_memory(self) -> None:
-        """Hold less at a time from now on, for a few launches more: logits of fewer tokens, MLPs in tiles."""
-        self.head_chunk_bytes, self.tile_tokens = SMALL_CHUNK_BYTES, SMALL_TILE_TOKENS
-
-    def collate(self, pairs: Sequence[TokenizedPair]) -> PreferenceBatch:
-        """Return the pairs as tensors in the form that this policy runs."""
+    def collate(self, pairs: Sequence[TokenizedPair], execution: Execution = UNLIMITED) -> PreferenceBatch:
+        """Return the pairs as tensors in the form that this policy runs, padded to the length of a graph."""
         if self.form == "shared_prefix":
-            return SharedPrefixBatch.from_pairs(pairs, self.device, padded_length=self._padded)
+            return SharedPrefixBatch.from_pairs(
+                pairs, self.device, padded_length=lambda tokens: self._padded(tokens, execution)
+            )
         return PlainBatch.from_pairs(pairs, self.device)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, execution: Execution = UNLIMITED) -> Iterator[None]:
         """Context for forward passes and for the backward passes that recompute them."""
         with (
             shared_prefix_attention(self._configs) if self.form == "shared_prefix" else nullcontext(),
-            self.fused.running(tile_tokens=self.tile_tokens) if self.fused else nullcontext(),
+            self.fused.running(tile_tokens=execution.tile_tokens) if self.fused else nullcontext(),
         ):
             yield
 
-    def hidden_states(self, batch: PreferenceBatch) -> Tensor:
+    def hidden_states(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
-        hidden = None
-        if self.recorded is not None and isinstance(batch, SharedPrefixBatch):
-            hidden = self.recorded.hidden_states(batch)
+        hidden: Tensor | None = None
+        if execution.graphs is not None and isinstance(batch, SharedPrefixBatch):
+            hidden = execution.graphs.hidden_states(batch)
         hidden = self.backbone(batch) if hidden is None else hidden
         return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
@@ -117,28 +109,32 @@ class Policy:
         hidden: Tensor = self.causal_lm.base_model(**batch.model_inputs, use_cache=False).last_hidden_state
         return hidden
 
-    def token_scores(self, batch: PreferenceBatch, *, statistics: bool = True) -> TokenScores:
+    def token_scores(
+        self, batch: PreferenceBatch, execution: Execution = UNLIMITED, *, statistics: bool = True
+    ) -> TokenScores:
         """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`.
 
         Args:
             batch: the pairs.
+            execution: how the row is computed; its graphs must be of this model.
             statistics: whether anyone reads more of the scores than `logps`.
         """
-        with self._autocast(), self.activations.of_row(batch.tokens) if self.activations else nullcontext():
+        with self._autocast(), activations_of_row(self.layers, batch.tokens, execution):
             if self.form == "own_logits":
                 logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
                 logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
-            return self._head_scores(self.hidden_states(batch), batch.targets, statistics)
+            hidden = self.hidden_states(batch, execution)
+            return self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
 
-    def _padded(self, tokens: int) -> int:
+    def _padded(self, tokens: int, execution: Execution) -> int:
         """The length of a row of so many tokens with its padding; only passes of training are recorded."""
         tokens += -tokens % self.row_multiple
-        if self.recorded is None or not torch.is_grad_enabled():
+        if execution.graphs is None or not torch.is_grad_enabled():
             return tokens
-        return self.recorded.padded(tokens)
+        return execution.graphs.padded(tokens)
 
-    def _head_scores(self, hidden: Tensor, targets: Tensor, statistics: bool) -> TokenScores:
+    def _head_scores(self, hidden: Tensor, targets: Tensor, chunk_bytes: int | None, statistics: bool) -> TokenScores:
         head = self.causal_lm.get_output_embeddings()
         if isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper)):
             return self._scores_through_module(head, hidden, targets)
@@ -150,7 +146,7 @@ class Policy:
             bias=None if head.bias is None else head.bias.to(dtype),
             logit_scale=self.logit_scale,
             softcap=self.softcap,
-            chunk_bytes=self.head_chunk_bytes,
+            chunk_bytes=chunk_bytes,
             statistics=statistics,
         )
 

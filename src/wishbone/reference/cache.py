@@ -29,6 +29,7 @@ from torch import Tensor
 
 from wishbone.cache import cache_root
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
+from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.errors import RequestError
 from wishbone.ops.to_device import to_device
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
@@ -91,7 +92,7 @@ class CachedReference:
             self._memory.clear()
         self._identity = identity
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs], of the dtype that they were computed in."""
         keys = [self._key(pair) for pair in batch.pairs]
         known = self._known(keys)
@@ -105,8 +106,8 @@ class CachedReference:
         if not missing:
             return values
         whole = len(missing) == len(keys)
-        part = batch if whole else self._policy.collate([batch.pairs[i] for i in missing])
-        computed: Tensor = self.inner.logps(part).to(device)
+        part = batch if whole else self._policy.collate([batch.pairs[i] for i in missing], execution)
+        computed: Tensor = self.inner.logps(part, execution).to(device)
         self._pending.append(([keys[i] for i in missing], computed))
         self._pending_keys.update(keys[i] for i in missing)
         if whole:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
+from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.ops.to_device import to_device
 from wishbone.policy.activations import chosen_activations
 from wishbone.policy.policy import Policy
@@ -26,8 +27,8 @@ from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapterCheck
 class ReferencePolicy(Protocol):
     """Gives log pi_ref(y|x) for every sequence of a batch, shape [2 * pairs], without gradient."""
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
-        """Return the reference log-probabilities of `batch`."""
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
+        """Return the reference log-probabilities of `batch`, computed as `execution` says."""
         ...
 
 
@@ -51,10 +52,11 @@ class AdapterDisabled:
         """Names of the frozen adapters that are on in the reference; none means the base model."""
         return [] if self._adapter is None else [self._adapter]
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs]."""
-        with torch.no_grad(), self._switched(), self._policy.running():
-            return sequence_scores(self._policy.token_scores(batch, statistics=False), batch, self._ld_alpha).logps
+        with torch.no_grad(), self._switched(), self._policy.running(execution):
+            scores = self._policy.token_scores(batch, execution, statistics=False)
+            return sequence_scores(scores, batch, self._ld_alpha).logps
 
     def _switched(self) -> AbstractContextManager[None]:
         adapters = self.adapters
@@ -71,12 +73,15 @@ def has_empty_adapter(model: PeftModel) -> bool:
 
 
 class SeparateModel:
-    """A second, frozen model, which may be of another size, form or device than the policy."""
+    """A second, frozen model, which may be of another size, form or device than the policy.
+
+    It keeps no activations and has no graphs, so it runs each row at once, whatever the policy's execution.
+    """
 
     def __init__(self, policy: Policy, ld_alpha: float | None = None) -> None:
         self._policy, self._ld_alpha = policy, ld_alpha
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs], on the batch's device."""
         device = batch.input_ids.device
         own = self._policy.collate(batch.pairs)
@@ -89,7 +94,7 @@ class SeparateModel:
 class Stored:
     """Values computed beforehand, which come with the data (`ref_chosen_logps`, `ref_rejected_logps`)."""
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the stored log-probabilities of `batch`, [2 * pairs], float32."""
         values = [v for pair in batch.pairs for v in (pair.ref_chosen_logps, pair.ref_rejected_logps)]
         return to_device(torch.tensor(values, dtype=torch.float32), batch.input_ids.device)
@@ -98,6 +103,6 @@ class Stored:
 class NoReference:
     """For reference-free losses: log pi_ref = 0, so rewards are beta log pi(y|x)."""
 
-    def logps(self, batch: PreferenceBatch) -> Tensor:
+    def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return zeros, [2 * pairs], float32."""
         return torch.zeros(2 * len(batch.pairs), device=batch.input_ids.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import psutil
 import torch
@@ -13,14 +13,15 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from wishbone.engine.execution import Execution, Treatment
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import copy_adapter
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
-from wishbone.planning.budget import activation_bytes, activation_room, token_budget
-from wishbone.policy.activations import EVERYTHING, NOTHING, Activations, Room, chosen_activations
+from wishbone.planning.budget import estimated_room, token_budget
+from wishbone.policy.activations import allow_recompute, chosen_activations
 from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy
 from wishbone.preference.objective import Objective
@@ -49,11 +50,13 @@ class Assembly:
 
     Attributes:
         step: computes losses and gradients.
+        execution: how rows are computed until the run has been rehearsed.
         form_reason: why the policy does not run in its fast form, in one line, or None.
         callbacks: what the trainer must call for the step's reference to stay right.
     """
 
     step: PreferenceStep
+    execution: Execution
     form_reason: str | None
     callbacks: list[TrainerCallback]
 
@@ -73,10 +76,10 @@ def assemble_step(
         RequestError: model and arguments do not go together.
     """
     objective = _objective(args)
-    policy, form_reason = _policy(model, args, autocast, trained=True)
+    policy, form_reason = _policy(model, args, autocast)
+    execution = _execution(policy, args)
     reference, callbacks = _reference(policy, ref_model, args, autocast, objective)
-    budget = token_budget(args.token_budget, policy.device.type)
-    return Assembly(PreferenceStep(policy, reference, objective, budget), form_reason, callbacks)
+    return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks)
 
 
 def settle_frozen_copy(model: nn.Module, *, adapter_is_new: bool) -> None:
@@ -114,7 +117,7 @@ def _objective(args: DPOConfig) -> Objective:
     )
 
 
-def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast, *, trained: bool) -> tuple[Policy, str | None]:
+def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Policy, str | None]:
     """Return the model as the step runs it, and why that is not its fast form, or None."""
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
@@ -133,11 +136,8 @@ def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast, *, trained: b
         form=capability.form,
         row_multiple=row_multiple,
         autocast=autocast,
-        activations=_activations(model, args) if trained else None,
         fused=_fused_layers(model, args),
     )
-    if policy.activations is not None and policy.activations.offload == "always":
-        policy.save_memory()
     return policy, capability.reason
 
 
@@ -156,22 +156,29 @@ def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:
     return fused
 
 
-def _activations(model: nn.Module, args: DPOConfig) -> Activations:
+def _execution(policy: Policy, args: DPOConfig) -> Execution:
     """Return what the arguments say, or else what is noted on the model; without either, layers stay as they are."""
-    causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    asked = args.activations if args.activations != "auto" else chosen_activations(model)
+    causal_lm, device = policy.causal_lm, policy.device.type
+    budget = token_budget(args.token_budget, device)
+    given = cast(Treatment | None, None if args.activations == "auto" else args.activations)
+    asked = given or chosen_activations(policy.model)
     own = dict(args.gradient_checkpointing_kwargs or {})
     own = {name: value for name, value in own.items() if (name, value) != ("use_reentrant", False)}
     if asked is None and (own or not args.gradient_checkpointing):
-        return Activations(causal_lm, None)
+        return Execution(budget)
+    allow_recompute(causal_lm)
     if asked is not None:
-        room = EVERYTHING if asked == "keep" else NOTHING
-        return Activations(causal_lm, room, offload="always" if asked == "offload" else "never")
-    element_bytes = 2 if args.bf16 or args.fp16 else causal_lm.dtype.itemsize
-    device = compute_device(model).type
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    base, layer = activation_bytes(causal_lm.config.get_text_config(), element_bytes)
-    return Activations(causal_lm, Room(activation_room(free, device), base, layer), offload="as needed")
+        return Execution.treating(budget, asked)
+    config = causal_lm.config.get_text_config()
+    room = estimated_room(
+        torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
+        device,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        inner=getattr(config, "intermediate_size", None),
+        element_bytes=2 if args.bf16 or args.fp16 else causal_lm.dtype.itemsize,
+    )
+    return Execution(budget, room, offload="as needed")
 
 
 def _reference(
@@ -186,7 +193,7 @@ def _reference(
     reference: ReferencePolicy
     runs, adapters = policy, []
     if ref_model is not None:
-        runs, _ = _policy(ref_model, args, autocast, trained=False)
+        runs, _ = _policy(ref_model, args, autocast)
         reference = SeparateModel(runs, args.ld_alpha)
     elif args.sync_ref_model:
         reference = moving = SynchronizedAdapter(policy, args.ld_alpha)

@@ -27,7 +27,8 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.differentiable import differentiable_loss
 from wishbone.engine.distributed import average_gradients, sum_over_processes
-from wishbone.engine.graph_selection import record_passes
+from wishbone.engine.execution import UNLIMITED
+from wishbone.engine.graph_selection import with_cuda_graphs
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
@@ -55,6 +56,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
 
     Attributes:
         preference_step: what computes loss and gradients, or None where the run needs TRL's own path.
+        execution: how the step computes rows now: as the settings ask, from the first step on as the rehearsal found,
+            and after memory ran out as it fitted.
         form_reason: why pairs do not run in the fast form (one row, shared prefix), in one line, or None.
         trained_pairs, trained_tokens: what all processes trained on since construction; a pair's tokens are those of
             its two sequences.
@@ -89,6 +92,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
         """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
         self.preference_step: PreferenceStep | None = None
+        self.execution = UNLIMITED
         self.trained_pairs = 0
         self._pending: list[list[TokenizedPair]] = []
         self._losses = FiniteLosses()
@@ -109,7 +113,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
         assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast)
-        self.preference_step, self.form_reason = assembly.step, assembly.form_reason
+        self.preference_step, self.execution = assembly.step, assembly.execution
+        self.form_reason = assembly.form_reason
         for callback in assembly.callbacks:
             self.add_callback(callback)
 
@@ -147,7 +152,8 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             with self._losses.filtered(self.args):
                 return super().train(*args, **kwargs)
         finally:
-            self.preference_step.policy.recorded = None  # what comes after training can use their memory
+            if self.execution.graphs is not None:
+                self.execution.graphs.release()  # what comes after training can use their memory
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
@@ -172,10 +178,11 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._total_train_tokens += sum_over_processes(tokens, self.accelerator)
         share = len(groups) / self.current_gradient_accumulation_steps  # 1, but where a callback ended a step early
         with self.maybe_activation_offload_context:
-            loss = share * backward_that_fits(
+            loss, self.execution = backward_that_fits(
                 self.preference_step,
                 groups,
                 self._pair_metrics["train"],
+                self.execution,
                 lambda loss: self.accelerator.backward(share * loss),
                 [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
             )
@@ -183,10 +190,10 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return self._losses.logged(loss.to(self.args.device), self.state.global_step)
+        return self._losses.logged((share * loss).to(self.args.device), self.state.global_step)
 
     def _rehearse(self, step: PreferenceStep) -> None:
-        """Before the first step: find out how much memory rows take, and record passes where that pays."""
+        """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays."""
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
         known = isinstance(self.train_dataset, Dataset)
@@ -194,11 +201,19 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             tokens = pair_tokens(self.train_dataset, self.args.max_length)
         else:
             tokens = np.full(pairs, longest_of_stream(self.args.max_length))
-        rehearse(step, tokens, pairs, budget_fixed=self.args.token_budget != "auto")
+        fixed = self.args.token_budget != "auto"
+        self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
         if self.args.cuda_graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
-            shown = not self.args.disable_tqdm
-            record_passes(step, tokens, pairs, wanted=self.args.cuda_graphs, steps=left, show_progress=shown)
+            self.execution = with_cuda_graphs(
+                step,
+                self.execution,
+                tokens,
+                pairs,
+                wanted=self.args.cuda_graphs,
+                steps=left,
+                show_progress=not self.args.disable_tqdm,
+            )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -212,9 +227,9 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         metrics = self._pair_metrics["train" if self.model.training else "eval"]
         if self.model.training and torch.is_grad_enabled():
-            loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics)
+            loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
         else:
-            loss = self.preference_step.evaluate(inputs["pairs"], metrics)
+            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution)
         if not return_outputs:
             return loss
         with torch.no_grad():

@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from wishbone.engine.execution import Treatment
 from wishbone.errors import RequestError
 from wishbone.model.adapter import add_adapter
 from wishbone.model.checkpoint import TOKENIZER_FILES
@@ -24,7 +25,7 @@ from wishbone.model.host_embedding import keep_embedding_on_host
 from wishbone.model.load import choose_device, load_model, load_tokenizer
 from wishbone.model.quantization import is_quantized, quantization_obstacle
 from wishbone.model.saved_adapter import adapter_config, adapter_directory, load_adapter
-from wishbone.policy.activations import NOTHING, Activations, Treatment, choose_activations, chosen_activations
+from wishbone.policy.activations import allow_recompute, choose_activations, chosen_activations
 from wishbone.unsloth.arguments import (
     ADAPTER_IGNORED,
     LOADING_IGNORED,
@@ -265,7 +266,7 @@ class FastLanguageModel:
         if use_gradient_checkpointing is not None:
             choose_activations(model, treatment_of(use_gradient_checkpointing))
         if chosen_activations(model) in ("recompute", "offload"):
-            Activations(base, NOTHING)
+            allow_recompute(base)
         base.config.use_cache = False
         _pad(model, "right")
         return model.train()
