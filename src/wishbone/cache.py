@@ -84,6 +84,11 @@ def kept_directory(name: str, build: Callable[[Path], None], cache: Cache | None
     return place
 
 
+def files_of(directory: Path) -> list[Path]:
+    """Return the files that a kept directory was made with, by name; others may have been put beside them since."""
+    return [directory / name for name in sorted(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))]
+
+
 def _replace(place: Path, build: Callable[[Path], None]) -> None:
     """Build beside `place` and rename into it. Called under the lock, so leftovers belong to builds that died."""
     for leftover in place.parent.glob(f".{place.name}.*.building"):

@@ -335,3 +335,18 @@ def test_a_data_set_of_token_ids_only_gets_row_numbers() -> None:
 
 def test_what_is_no_source_is_refused() -> None:
     assert "a int is no source of pairs" in refusal(7)
+
+
+def test_what_datasets_writes_beside_kept_pairs_is_not_read_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines([{"prompt": f"{n}?", "chosen": f"{n}.", "rejected": "No."} for n in range(4)]))
+    first = load_pairs(path)
+    first.filter(lambda row: row["source_row"] > 1)
+    first.map(lambda row: {"other": row["source_row"]}, remove_columns=first.column_names)
+    (kept,) = (tmp_path / "cache" / "wishbone").glob("pairs-*")
+    assert len(list(kept.glob("*.arrow"))) == 3
+    again = load_pairs(path)
+    assert again.column_names == first.column_names and again.to_list() == first.to_list()

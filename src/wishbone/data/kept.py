@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, concatenate_datasets
 
-from wishbone.cache import Cache, kept_directory
+from wishbone.cache import Cache, files_of, kept_directory
 
 
 def kept_dataset(name: str, write: Callable[[Path], None]) -> Dataset:
@@ -27,5 +27,5 @@ def kept_dataset(name: str, write: Callable[[Path], None]) -> Dataset:
         RequestError: the cache cannot be written, or `write` refuses.
     """
     cache = Cache(Path(datasets.config.HF_DATASETS_CACHE) / "wishbone", "HF_DATASETS_CACHE")
-    files = sorted(kept_directory(name, write, cache).glob("*.arrow"))
+    files = files_of(kept_directory(name, write, cache))  # `datasets` writes what it maps and filters beside them
     return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
