@@ -75,7 +75,7 @@ def test_compare_takes_the_prompts_that_the_run_held_out(comparable: Path) -> No
     """Two of five are held out; which ones, only the training's own split says."""
     from wishbone.config import load_config
     from wishbone.model.load import load_tokenizer
-    from wishbone.run.run import prepare_data
+    from wishbone.run.prepare_data import prepare_data
 
     config = load_config(comparable / "config.yaml")
     _, heldout, _ = prepare_data(config, load_tokenizer(config.model.name))

@@ -66,7 +66,7 @@ def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Questi
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     if prompts:
         return [question_from_text(text, tokenizer, config.data.system_prompt) for text in prompts]
-    from wishbone.run.run import prepare_data
+    from wishbone.run.prepare_data import prepare_data
 
     trained, heldout, _ = prepare_data(config, tokenizer)
     return questions_from_pairs(trained if heldout is None else heldout, tokenizer, count)

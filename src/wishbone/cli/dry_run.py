@@ -11,7 +11,7 @@ from wishbone.config.schema import AdapterConfig, PreferenceConfig, RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs
 from wishbone.model.load import load_tokenizer
 from wishbone.planning.schedule import schedule
-from wishbone.run.run import prepare_data
+from wishbone.run.prepare_data import prepare_data
 
 
 def print_plan(config: RunConfig) -> None:

@@ -5,7 +5,7 @@
     checkpoints/      to resume from                     summary.json    the result in numbers
     report.html       the result to look at
 
-Held-out pairs are evaluated before and after, so that a run says what it changed.
+Held-out pairs are evaluated before and after training, so the summary shows what changed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
-from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
-from wishbone.data.rows import InvalidRows, MalformedRows
-from wishbone.data.source import load_pairs
-from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model
-from wishbone.preference.losses import are_reference_free
 from wishbone.report.html import write_report
+from wishbone.run.prepare_data import prepare_data
 from wishbone.run.progress import ProgressBar
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
-from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.compatibility import trl_path_obstacle
+from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.trainer import DPOTrainer
 
 
@@ -51,7 +44,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         console: where progress goes; standard error by default.
 
     Raises:
-        RequestError: if data, model or settings cannot be used, or there is nothing to resume.
+        RequestError: data, model or settings cannot be used, or there is nothing to resume.
     """
     console = console or Console(stderr=True)
     run_dir = choose_run_directory(config, resume=resume)
@@ -116,106 +109,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     return run_dir
 
 
-def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None, int]:
-    """Load, tokenize and check the pairs of a run.
-
-    Returns:
-        Pairs to learn from, pairs held out or None, and how many unusable rows were dropped from both.
-
-    Raises:
-        RequestError: if the data cannot be read, holds no usable pair, or holds unusable rows that may not be dropped.
-    """
-    data = config.data
-
-    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
-        rows = load_pairs(source, split=split, invalid_rows=invalid_rows, system_prompt=data.system_prompt)
-        pairs = tokenize_pairs(rows, tokenizer)
-        return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
-
-    def usable(source: str, split: str) -> tuple[Dataset, int]:
-        try:
-            pairs, inspection = tokenized(source, split, data.invalid_rows)
-        except MalformedRows as malformed:
-            _, inspection = tokenized(source, split, "drop")
-            raise RequestError([*malformed.problems, *unteachable(inspection)]) from malformed
-        kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
-        return kept, len(pairs) - len(kept)
-
-    pairs, dropped = usable(data.train, data.split)
-    if data.eval is not None or data.eval_split is not None:
-        heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
-        return pairs, heldout, dropped + heldout_dropped
-    if data.eval_fraction > 0:
-        if len(pairs) < 2:
-            raise RequestError(
-                f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
-            )
-        count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
-        parts = pairs.train_test_split(test_size=count, seed=config.training.seed)
-        return parts["train"], parts["test"], dropped
-    return pairs, None, dropped
-
-
-def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> DPOConfig:
-    """Return the trainer's arguments for a configuration; `dtype` is the model's."""
-    training, preference, data = config.training, config.preference, config.data
-    cuda = torch.cuda.is_available()
-    evaluates = data.eval is not None or data.eval_split is not None or data.eval_fraction > 0
-    every = {"eval": training.eval_steps, "save": training.save_steps}
-    return DPOConfig(
-        output_dir=str(run_dir / CHECKPOINTS),
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=8,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=training.learning_rate,
-        num_train_epochs=training.epochs,
-        max_steps=training.max_steps or -1,
-        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else 0.999,
-        lr_scheduler_type=training.scheduler,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=training.optimizer,
-        seed=training.seed,
-        logging_steps=training.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy=("no" if not evaluates else "steps" if every["eval"] else "epoch"),
-        eval_steps=every["eval"],
-        save_strategy="steps" if every["save"] else "epoch",
-        save_steps=every["save"] or 500,
-        save_total_limit=2,
-        report_to=config.output.report_to or "none",
-        disable_tqdm=True,
-        use_cpu=not cuda,
-        dataloader_pin_memory=cuda,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        gradient_checkpointing=training.activations != "keep",
-        activations="auto" if training.activations == "keep" else training.activations,
-        max_length=data.max_length,
-        truncation_mode=data.truncation,
-        beta=preference.beta,
-        loss_type=list(preference.loss),
-        loss_weights=preference.loss_weights,
-        label_smoothing=preference.label_smoothing,
-        f_divergence_type=preference.f_divergence,
-        f_alpha_divergence_coef=preference.f_alpha,
-        ld_alpha=preference.ld_alpha,
-        use_weighting=preference.use_weighting,
-        discopop_tau=preference.discopop_tau,
-        simpo_gamma=preference.simpo_gamma,
-        dpop_lambda=preference.dpop_lambda,
-        rdpo_alpha=preference.rdpo_alpha,
-        cpo_alpha=preference.cpo_alpha,
-        orpo_lambda=preference.orpo_lambda,
-        token_budget=training.token_budget,
-        precompute_ref_log_probs=_precomputes_reference(config),
-        reference_store=training.reference_store,
-        disable_dropout=config.adapter.dropout == 0,
-    )
-
-
 def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
-    """The model of that name and its tokenizer, with weights in the run's form."""
+    """Return the model of that name, in the dtype or quantization of the run, and its tokenizer."""
     return load_model(
         name,
         dtype=model.dtype,
@@ -224,13 +119,6 @@ def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[P
         load_in_4bit=model.quantization == "nf4",
         load_in_fp8=model.quantization == "fp8",
     )
-
-
-def _precomputes_reference(config: RunConfig) -> bool:
-    """Whether the model itself is the reference, every weight of it will move, and TRL can compute its values here."""
-    moves = config.adapter.method == "full" and config.model.reference is None
-    possible = trl_path_obstacle("cuda" if torch.cuda.is_available() else "cpu") is None
-    return moves and possible and not are_reference_free(config.preference.loss)
 
 
 def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
@@ -245,7 +133,7 @@ def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
 
 
 def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
-    """Metrics of the held-out pairs without their prefix."""
+    """Return the metrics of the held-out pairs, without the prefix `eval_`."""
     metrics = trainer.evaluate()
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
 

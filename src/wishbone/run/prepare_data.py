@@ -1,0 +1,53 @@
+"""The pairs of a run: read, tokenized, checked, and some of them held out."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from wishbone.config.schema import RunConfig
+from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
+from wishbone.data.rows import InvalidRows, MalformedRows
+from wishbone.data.source import load_pairs
+from wishbone.data.tokenize import tokenize_pairs
+from wishbone.errors import RequestError
+
+
+def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None, int]:
+    """Load, tokenize and check the pairs of a run.
+
+    Returns:
+        Pairs to learn from, pairs held out or None, and how many unusable rows were dropped from both.
+
+    Raises:
+        RequestError: the data cannot be read, holds no usable pair, or holds unusable rows that may not be dropped.
+    """
+    data = config.data
+
+    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
+        rows = load_pairs(source, split=split, invalid_rows=invalid_rows, system_prompt=data.system_prompt)
+        pairs = tokenize_pairs(rows, tokenizer)
+        return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
+
+    def usable(source: str, split: str) -> tuple[Dataset, int]:
+        try:
+            pairs, inspection = tokenized(source, split, data.invalid_rows)
+        except MalformedRows as malformed:
+            _, inspection = tokenized(source, split, "drop")
+            raise RequestError([*malformed.problems, *unteachable(inspection)]) from malformed
+        kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
+        return kept, len(pairs) - len(kept)
+
+    pairs, dropped = usable(data.train, data.split)
+    if data.eval is not None or data.eval_split is not None:
+        heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
+        return pairs, heldout, dropped + heldout_dropped
+    if data.eval_fraction > 0:
+        if len(pairs) < 2:
+            raise RequestError(
+                f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
+            )
+        count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
+        parts = pairs.train_test_split(test_size=count, seed=config.training.seed)
+        return parts["train"], parts["test"], dropped
+    return pairs, None, dropped
