@@ -42,6 +42,7 @@ def test_a_command_has_a_main_and_what_runs_in_a_child_a_measure(path: Path):
     assert not kinds or callable(module.measure)
 
 
+@pytest.mark.documents
 def test_every_file_of_results_is_quoted_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "tests" / "planning").glob("*.py")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
