@@ -122,7 +122,7 @@
    "set": {
     "model.name": "HuggingFaceTB/SmolLM2-135M-Instruct"
    },
-   "reason": "The built-in name means something to Wishbone alone; this is the same model on the hub."
+   "reason": "Only Wishbone knows the built-in name; this is the same model on the hub."
   },
   {
    "id": "room",
@@ -147,7 +147,7 @@
      100
     ]
    },
-   "reason": "Memory predictions may be 8% off, so a plan uses 92% of the {gpu_memory} GiB."
+   "reason": "Memory estimates may be 8% off, so a plan uses 92% of the {gpu_memory} GiB."
   },
   {
    "id": "reference-adapter-off",
@@ -186,7 +186,7 @@
     "model.reference": null,
     "script.precompute_reference": false
    },
-   "reason": "With the adapter off the model is its own reference (ref_model=None), so no second model takes memory."
+   "reason": "With its adapter off, the model is its own reference (ref_model=None): no second model takes memory."
   },
   {
    "id": "reference-stored",
@@ -225,7 +225,7 @@
     "model.reference": null,
     "script.precompute_reference": true
    },
-   "reason": "Full fine-tuning moves every weight, so the reference's log-probabilities are computed before the first step and stored: no second model takes memory."
+   "reason": "Full fine-tuning changes every weight, so the reference's log-probabilities are computed and stored before the first step: no second model takes memory."
   },
   {
    "id": "reference-separate",
@@ -259,7 +259,7 @@
     },
     "script.precompute_reference": false
    },
-   "reason": "A reference with weights of its own is loaded as a second, frozen model: it must have the same tokenizer, and its weights take memory too."
+   "reason": "A reference with other weights is loaded as a second, frozen model. It must have the same tokenizer, and it takes memory too."
   },
   {
    "id": "adapter",
@@ -279,7 +279,7 @@
     "adapter.dropout": 0,
     "adapter.target_modules": "all-linear"
    },
-   "reason": "Adapters on all linear layers are what it takes to match full fine-tuning, and their rank hardly matters."
+   "reason": "Adapters match full fine-tuning when all linear layers have one; their rank hardly matters."
   },
   {
    "id": "weights-float32",
@@ -299,7 +299,7 @@
      "fact": "least_f32_gib"
     }
    },
-   "reason": "Without a GPU float32 is exact, and most processors are no faster in 16 bits."
+   "reason": "Without a GPU, float32 is exact, and most processors are no faster in 16 bits."
   },
   {
    "id": "weights-bfloat16",
@@ -319,7 +319,7 @@
      "fact": "roomy_bf16_gib"
     }
    },
-   "reason": "GPUs of compute capability 8.0 and up, as this one ({capability}), compute in bfloat16, which has the range of float32."
+   "reason": "GPUs from compute capability 8.0 on, such as this one ({capability}), compute in bfloat16, which has the range of float32."
   },
   {
    "id": "weights-float16",
@@ -348,7 +348,7 @@
      "fact": "roomy_bf16_gib"
     }
    },
-   "reason": "Compute capability {capability} has no bfloat16 arithmetic (that begins at 8.0), so the 16-bit format is float16."
+   "reason": "Compute capability {capability} has no bfloat16 arithmetic (8.0 and later have), so the 16-bit format is float16."
   },
   {
    "id": "weights-float32-trained",
@@ -377,7 +377,7 @@
     "model.dtype": "float32",
     "script.weights": "f32"
    },
-   "reason": "Weights that are trained stay in float32 where there is no bfloat16: updates are lost in float16."
+   "reason": "Without bfloat16, trained weights stay in float32, because float16 loses small updates."
   },
   {
    "id": "full",
@@ -397,7 +397,7 @@
     },
     "script.roomy_gib": null
    },
-   "reason": "Every weight is trained, as asked; adapters need less memory and forget less."
+   "reason": "You asked to train every weight; adapters need less memory and forget less."
   },
   {
    "id": "weights-fp8",
@@ -449,7 +449,7 @@
      "fact": "roomy_fp8_gib"
     }
    },
-   "reason": "Compute capability {capability} multiplies in FP8: steps of an 8B model took 0.7 of their time in bfloat16; below 3 billion weights launches bound a step, and FP8 gains little."
+   "reason": "Compute capability {capability} multiplies in FP8, where a step of an 8B model took 0.7 of its time in bfloat16. Below 3 billion weights, kernel launches limit a step and FP8 gains little."
   },
   {
    "id": "nan-without-fp8",
@@ -482,7 +482,7 @@
      "fact": "roomy_bf16_gib"
     }
    },
-   "reason": "After a NaN the format with the least range goes first: FP8 ends at 448, bfloat16 reaches as far as float32."
+   "reason": "After a NaN, first give up the format with the smallest range: FP8 ends at 448, bfloat16 reaches as far as float32."
   },
   {
    "id": "nan-bfloat16",
@@ -504,7 +504,7 @@
    "set": {
     "model.dtype": "bfloat16"
    },
-   "reason": "float16 overflows above 65504; if the run with the NaN was in float16, bfloat16 with the range of float32 is the cure."
+   "reason": "float16 overflows above 65504. If the run with the NaN was in float16, bfloat16 cures it: it has the range of float32."
   },
   {
    "id": "nan-float32",
@@ -581,7 +581,7 @@
      "fact": "roomy_nf4_gib"
     }
    },
-   "reason": "With 16 bits a weight the longest pair does not fit into {script.room_gib} GiB; NF4 stores 4 bits and adapters on it learn as well."
+   "reason": "With 16 bits per weight the longest pair does not fit into {script.room_gib} GiB. NF4 stores 4 bits, and adapters on it learn as well."
   },
   {
    "id": "memory-nf4",
@@ -627,7 +627,7 @@
      "fact": "roomy_nf4_gib"
     }
    },
-   "reason": "After running out of memory the frozen weights go to 4 bits (NF4), a quarter of what 16 bits take; adapters learn as well."
+   "reason": "The run was out of memory, so frozen weights get 4 bits (NF4), a quarter of 16 bits; adapters on them learn as well."
   },
   {
    "id": "activations",
@@ -638,7 +638,7 @@
     "training.activations": "auto",
     "training.token_budget": "auto"
    },
-   "reason": "Memory is asked before the first step: what fits is kept for the backward pass, the rest is computed again."
+   "reason": "Memory is measured before the first step: what fits is kept for the backward pass, the rest is recomputed."
   },
   {
    "id": "activations-recomputed",
@@ -648,7 +648,7 @@
    "set": {
     "script.gradient_checkpointing": true
    },
-   "reason": "Layers are computed again in the backward pass instead of kept: a third more work, far less memory."
+   "reason": "Layers are recomputed in the backward pass instead of kept: a third more work, far less memory."
   },
   {
    "id": "activations-kept",
@@ -704,7 +704,7 @@
    "set": {
     "script.gradient_checkpointing": false
    },
-   "reason": "All activations of 8192 tokens fit ({script.roomy_gib} of {script.room_gib} GiB), which spares the second forward pass of recomputing them."
+   "reason": "All activations of 8192 tokens fit ({script.roomy_gib} of {script.room_gib} GiB), so nothing needs a second forward pass."
   },
   {
    "id": "activations-unsloth",
@@ -736,7 +736,7 @@
    "set": {
     "script.gradient_checkpointing": "unsloth"
    },
-   "reason": "Keeping every activation does not fit into {script.room_gib} GiB; \"unsloth\" recomputes layers and holds their inputs in host memory."
+   "reason": "All activations together do not fit into {script.room_gib} GiB; \"unsloth\" recomputes layers and keeps their inputs in host memory."
   },
   {
    "id": "activations-offload",
@@ -764,7 +764,7 @@
    "set": {
     "training.activations": "offload"
    },
-   "reason": "The longest pair alone needs {script.least_gib} of {script.room_gib} GiB, so inputs of layers wait in host memory."
+   "reason": "The longest pair alone needs {script.least_gib} of {script.room_gib} GiB, so layer inputs are kept in host memory."
   },
   {
    "id": "memory-offload",
@@ -787,7 +787,7 @@
     "training.activations": "offload",
     "training.token_budget": 2048
    },
-   "reason": "Short rows whose layer inputs wait in host memory are the least a step can take: 5.7 GiB for an 8B model in NF4."
+   "reason": "Short rows with layer inputs in host memory need the least memory of all: 5.7 GiB for an 8B model in NF4."
   },
   {
    "id": "memory-checkpointing",
@@ -819,7 +819,7 @@
    "set": {
     "script.gradient_checkpointing": "unsloth"
    },
-   "reason": "After running out of memory layers are recomputed, and their inputs wait in host memory."
+   "reason": "The run was out of memory, so layers are recomputed, and their inputs are kept in host memory."
   },
   {
    "id": "memory-checkpointing-trl",
@@ -848,7 +848,7 @@
    "set": {
     "script.gradient_checkpointing": true
    },
-   "reason": "After running out of memory layers are recomputed instead of kept."
+   "reason": "The run was out of memory, so layers are recomputed instead of kept."
   },
   {
    "id": "memory-cpu",
@@ -874,7 +874,7 @@
     "training.activations": "recompute",
     "training.token_budget": 512
    },
-   "reason": "Rows of half the usual 1024 tokens, recomputed, lower the peak on a processor and cost it little."
+   "reason": "Rows of half the usual 1024 tokens, recomputed, lower the peak on a CPU and cost little time there."
   },
   {
    "id": "optimizer",
@@ -884,7 +884,7 @@
    "set": {
     "training.optimizer": "adamw_torch"
    },
-   "reason": "AdamW is what the published learning rates were found with."
+   "reason": "The published learning rates were found with AdamW."
   },
   {
    "id": "optimizer-8bit",
@@ -925,7 +925,7 @@
    "set": {
     "training.optimizer": "paged_adamw_8bit"
    },
-   "reason": "Adam's two moments in 8 bits take 2 bytes a weight instead of 8, with the same results, and page out under pressure."
+   "reason": "Adam's two moments in 8 bits take 2 bytes per weight instead of 8, with the same results, and move to host memory when the GPU is full."
   },
   {
    "id": "length",
@@ -956,7 +956,7 @@
      ]
     ]
    },
-   "reason": "The longest sequence has {longest_tokens} tokens, so nothing is cut: an answer without its end teaches not to stop."
+   "reason": "The longest sequence has {longest_tokens} tokens, so nothing is cut. An answer without its end teaches the model not to stop."
   },
   {
    "id": "memory-length",
@@ -1053,7 +1053,7 @@
     "script.anchor": false,
     "preference.beta": 0.1
    },
-   "reason": "DPO with beta 0.1, as in the paper's experiments: the first thing to try."
+   "reason": "DPO with beta 0.1, as in the paper's experiments, is the first thing to try."
   },
   {
    "id": "noisy-labels",
@@ -1071,7 +1071,7 @@
     "script.base_loss": "robust",
     "preference.label_smoothing": 0.1
    },
-   "reason": "With a tenth of the labels taken to be swapped, the robust loss is DPO's in expectation over clean labels; set the share that yours have."
+   "reason": "If a tenth of the labels is swapped, the robust loss equals DPO's on clean labels in expectation; set the share that your labels have."
   },
   {
    "id": "length-normalized",
@@ -1102,7 +1102,7 @@
     "script.base_loss": "sigmoid_norm",
     "preference.beta": 5
    },
-   "reason": "Scores per token earn nothing by length; they are small, so beta is 5."
+   "reason": "With scores per token, length earns nothing. Such scores are small, so beta is 5."
   },
   {
    "id": "length-ld",
@@ -1124,7 +1124,7 @@
    "set": {
     "preference.ld_alpha": 0.5
    },
-   "reason": "Tokens beyond the length of the shorter answer count half (LD-DPO), which goes together with the robust loss."
+   "reason": "Tokens beyond the length of the shorter answer count half (LD-DPO); this can be combined with the robust loss."
   },
   {
    "id": "rate-adapter",
@@ -1141,7 +1141,7 @@
     "training.learning_rate": 5e-06,
     "script.usual_rate": 5e-06
    },
-   "reason": "Adapters take ten times the rate of full fine-tuning: 5e-6 to 1e-5 with a preference loss, begun at the low end."
+   "reason": "Adapters need ten times the rate of full fine-tuning: 5e-6 to 1e-5 with a preference loss, starting at the low end."
   },
   {
    "id": "rate-adapter-few-steps",
@@ -1177,7 +1177,7 @@
    "set": {
     "training.learning_rate": 1e-05
    },
-   "reason": "{pairs} pairs make fewer than 100 steps of 16, and adapters hardly move in so few at 5e-6."
+   "reason": "{pairs} pairs make fewer than 100 steps of 16, and at 5e-6 adapters hardly change in so few."
   },
   {
    "id": "rate-full",
@@ -1194,7 +1194,7 @@
     "training.learning_rate": 5e-07,
     "script.usual_rate": 5e-07
    },
-   "reason": "5e-7 is the rate that Zephyr and Tulu 3 trained all weights of 7B and 8B models with."
+   "reason": "Zephyr and Tulu 3 trained all weights of 7B and 8B models at 5e-7."
   },
   {
    "id": "rate-given",
@@ -1225,7 +1225,7 @@
    "set": {
     "training.epochs": 1
    },
-   "reason": "One pass, as Tulu 3 makes: preference losses soon fit the pairs they have seen."
+   "reason": "One pass, as in Tulu 3: preference losses soon overfit pairs that they see again."
   },
   {
    "id": "epochs-few-pairs",
@@ -1254,7 +1254,7 @@
    "set": {
     "training.epochs": 3
    },
-   "reason": "{pairs} pairs are few steps; three passes, as Zephyr was trained, overfit them and still helped."
+   "reason": "{pairs} pairs make few steps. Three passes, as for Zephyr, overfit the pairs but still improved the model."
   },
   {
    "id": "schedule",
@@ -1266,7 +1266,7 @@
     "training.scheduler": "linear",
     "training.max_grad_norm": 1
    },
-   "reason": "A tenth of the steps to warm up, then linearly down."
+   "reason": "The rate rises for a tenth of the steps, then falls linearly."
   },
   {
    "id": "batch-16",
@@ -1276,7 +1276,7 @@
    "set": {
     "script.pairs_a_step": 16
    },
-   "reason": "16 pairs a step (2 x 8), as in TRL's own example with adapters."
+   "reason": "16 pairs per step (2 x 8), as in TRL's own example with adapters."
   },
   {
    "id": "batch-32",
@@ -1305,7 +1305,7 @@
    "set": {
     "script.pairs_a_step": 32
    },
-   "reason": "{pairs} pairs leave enough steps with 32 a step, Zephyr's batch."
+   "reason": "{pairs} pairs give enough steps of 32 pairs, Zephyr's batch."
   },
   {
    "id": "batch-128",
@@ -1334,7 +1334,7 @@
    "set": {
     "script.pairs_a_step": 128
    },
-   "reason": "{pairs} pairs leave enough steps with 128 a step, as Tulu 3 was trained."
+   "reason": "{pairs} pairs give enough steps of 128 pairs, Tulu 3's batch."
   },
   {
    "id": "accumulation-8",
@@ -1364,7 +1364,7 @@
      ]
     ]
    },
-   "reason": "A step is made of 8 micro-batches a device."
+   "reason": "A step consists of 8 micro-batches per device."
   },
   {
    "id": "accumulation-16",
@@ -1416,7 +1416,7 @@
      ]
     ]
    },
-   "reason": "Where memory is short, a step is made of 16 micro-batches a device, which are smaller."
+   "reason": "Memory is short, so a step consists of 16 smaller micro-batches per device."
   },
   {
    "id": "accumulation-many-gpus",
@@ -1455,7 +1455,7 @@
      ]
     ]
    },
-   "reason": "{gpus} GPUs would make more than 128 pairs a step, beyond what the rates were found with."
+   "reason": "With {gpus} GPUs a step would have more than 128 pairs, more than the published rates were found with."
   },
   {
    "id": "batch",
@@ -1482,7 +1482,7 @@
      }
     ]
    },
-   "reason": "Batch {training.batch_size} x accumulation {training.gradient_accumulation} x devices {gpus} = {script.pairs_a_step} pairs a step; 16 to 128 is the common range."
+   "reason": "Batch {training.batch_size} x accumulation {training.gradient_accumulation} x devices {gpus} = {script.pairs_a_step} pairs per step; 16 to 128 is common."
   },
   {
    "id": "collapse-rate",
@@ -1507,7 +1507,7 @@
     ],
     "training.epochs": 1
    },
-   "reason": "Collapse mostly comes of too many steps at too high a rate: at most {script.usual_rate}, and one pass."
+   "reason": "Collapse mostly comes from too many steps at too high a rate, so the rate is at most {script.usual_rate}, for one pass."
   },
   {
    "id": "collapse-rate-again",
@@ -1551,7 +1551,7 @@
      2
     ]
    },
-   "reason": "It collapsed at {learning_rate}, so half of it."
+   "reason": "The run collapsed at {learning_rate}, so the rate is halved."
   },
   {
    "id": "collapse-beta",
@@ -1573,7 +1573,7 @@
      }
     ]
    },
-   "reason": "beta is the price of leaving the reference: twice as high, it holds the model nearer."
+   "reason": "beta is the price of moving away from the reference; doubled, it keeps the model closer."
   },
   {
    "id": "collapse-anchor",
@@ -1589,7 +1589,7 @@
    "set": {
     "script.anchor": true
    },
-   "reason": "The likelihood of the chosen answers beside the loss (RPO, alpha 1) keeps them from sinking with the rejected ones."
+   "reason": "Adding the likelihood of the chosen answers (RPO, alpha 1) keeps them from falling with the rejected ones."
   },
   {
    "id": "abilities-rate",
@@ -1612,7 +1612,7 @@
     ],
     "training.epochs": 1
    },
-   "reason": "Forgetting grows with rate and steps: half the rate and one pass."
+   "reason": "Forgetting grows with rate and steps, so the rate is halved, for one pass."
   },
   {
    "id": "abilities-beta",
@@ -1634,7 +1634,7 @@
      }
     ]
    },
-   "reason": "beta is the price of leaving the reference, which still has the abilities: twice as high."
+   "reason": "beta is the price of moving away from the reference, which still has the abilities, so it is doubled."
   },
   {
    "id": "abilities-rank",
@@ -1661,7 +1661,7 @@
     "adapter.rank": 8,
     "adapter.alpha": 8
    },
-   "reason": "Adapters of lower rank change less and forget less: half the rank."
+   "reason": "Adapters of lower rank change less and forget less, so the rank is halved."
   },
   {
    "id": "repetition",
@@ -1687,7 +1687,7 @@
      }
     ]
    },
-   "reason": "Probability that leaves the chosen answers goes to text nobody asked for: their likelihood beside the loss, one pass, at most {script.usual_rate}; see that chosen answers end and are not cut."
+   "reason": "Probability that the chosen answers lose goes to other text, so their likelihood is added, for one pass at {script.usual_rate} at most. Check that chosen answers end and are not cut."
   },
   {
    "id": "chosen-falling",
@@ -1703,7 +1703,7 @@
    "set": {
     "script.anchor": true
    },
-   "reason": "DPO sees differences alone, so both rewards may fall; the likelihood of the chosen answers beside it (RPO, alpha 1) holds them up."
+   "reason": "DPO only sees differences, so both rewards may fall; adding the likelihood of the chosen answers (RPO, alpha 1) prevents that."
   },
   {
    "id": "chosen-falling-dpop",
@@ -1760,7 +1760,7 @@
     "preference.beta": 0.3,
     "preference.dpop_lambda": 50
    },
-   "reason": "Chosen answers falling until the model collapses is what DPOP fines: any chosen answer below the reference, with the paper's lambda 50 and beta 0.3."
+   "reason": "DPOP penalizes each chosen answer that falls below the reference, here with the paper's lambda 50 and beta 0.3."
   },
   {
    "id": "no-learning",
@@ -1834,7 +1834,7 @@
      ]
     ]
    },
-   "reason": "Nothing was learned, so the rate is twice as high, between 5e-7 and 2e-5."
+   "reason": "Nothing was learned, so the rate is doubled, within 5e-7 and 2e-5."
   },
   {
    "id": "nan-rate",
@@ -1857,7 +1857,7 @@
     ],
     "training.max_grad_norm": 0.3
    },
-   "reason": "A NaN follows a step that was too long: half the rate, and gradients cut at norm 0.3 as in QLoRA."
+   "reason": "A NaN follows a step that was too large, so the rate is halved and gradients are clipped at norm 0.3, as in QLoRA."
   },
   {
    "id": "loss-anchored",
@@ -1906,7 +1906,7 @@
     ]
    ],
    "set": {},
-   "reason": "{training.learning_rate} is a rate for supervised fine-tuning; preference losses collapse there, and 5e-6 to 1e-5 is where adapters begin."
+   "reason": "{training.learning_rate} is a rate for supervised fine-tuning, at which preference losses collapse; begin adapters at 5e-6 to 1e-5."
   },
   {
    "id": "warn-rate-full",
@@ -1930,7 +1930,7 @@
     ]
    ],
    "set": {},
-   "reason": "{training.learning_rate} is a rate for supervised fine-tuning or for adapters; with all weights preference losses are trained near 5e-7."
+   "reason": "{training.learning_rate} is a rate for supervised fine-tuning or for adapters; train all weights near 5e-7 with a preference loss."
   },
   {
    "id": "warn-full-memory",
@@ -1959,7 +1959,7 @@
     ]
    ],
    "set": {},
-   "reason": "Training every weight with AdamW needs {least_full_gib} GiB and there is room for {script.room_gib}; its 8-bit form spares some of it, adapters (method lora) need {least_nf4_gib} in NF4, {least_bf16_gib} in bfloat16."
+   "reason": "Training every weight with AdamW needs {least_full_gib} GiB, and {script.room_gib} may be used. AdamW in 8 bits needs somewhat less; adapters (method lora) need {least_nf4_gib} in NF4, {least_bf16_gib} in bfloat16."
   },
   {
    "id": "warn-memory",
@@ -1988,7 +1988,7 @@
     ]
    ],
    "set": {},
-   "reason": "In NF4, with everything recomputed, the longest pair needs {least_nf4_gib} GiB and there is room for {script.room_gib}: offloading may be enough where the pair is long, else take shorter pairs, a smaller model or a larger GPU."
+   "reason": "In NF4, with everything recomputed, the longest pair needs {least_nf4_gib} GiB, and {script.room_gib} may be used. Offloading may be enough for a long pair; else take shorter pairs, a smaller model or a larger GPU."
   },
   {
    "id": "warn-other-memory",
@@ -2011,7 +2011,7 @@
     ]
    ],
    "set": {},
-   "reason": "Memory is predicted for Wishbone's rows; padded batches take more (8 pairs on NF4 weights of an 8B model: Unsloth 14.3 GiB, Wishbone 9.1), so leave room."
+   "reason": "Memory is estimated for Wishbone's rows. Padded batches take more (8 pairs with an 8B model in NF4: Unsloth 14.3 GiB, Wishbone 9.1), so leave some free."
   },
   {
    "id": "warn-unsloth-gpu",
@@ -2034,7 +2034,7 @@
     ]
    ],
    "set": {},
-   "reason": "Unsloth needs a GPU, and there is none; target wishbone trains on processors too."
+   "reason": "Unsloth needs a GPU, and there is none; target wishbone also trains on a CPU."
   },
   {
    "id": "warn-no-learning",
@@ -2048,7 +2048,7 @@
     "no_learning"
    ],
    "set": {},
-   "reason": "Look at rewards/accuracies first: where it rises above 0.5 the model learns, and answers follow later; pairs whose two answers hardly differ teach little at any rate."
+   "reason": "Look at rewards/accuracies first: if it rises above 0.5 the model learns, and its answers change later. Pairs whose answers hardly differ teach little at any rate."
   },
   {
    "id": "warn-contradiction",
@@ -2096,7 +2096,7 @@
     ]
    ],
    "set": {},
-   "reason": "No learning asks for a higher rate and the other symptoms for a lower one; damage goes first, so the rate went down."
+   "reason": "The symptom no_learning asks for a higher rate, the others for a lower one; damage counts more, so the rate was lowered."
   }
  ]
 };

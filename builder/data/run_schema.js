@@ -5,7 +5,7 @@
  "$defs": {
   "AdapterConfig": {
    "additionalProperties": false,
-   "description": "What is trained: low-rank matrices beside the frozen linear layers (Hu et al. 2021), or every weight.",
+   "description": "What is trained: low-rank matrices added to the frozen linear layers (Hu et al. 2021), or every weight.",
    "properties": {
     "method": {
      "default": "lora",
@@ -73,7 +73,7 @@
   },
   "DataConfig": {
    "additionalProperties": false,
-   "description": "Where the preference pairs come from, and what happens to long and to broken ones.",
+   "description": "Where the preference pairs come from, and what happens to long and to unusable ones.",
    "properties": {
     "train": {
      "description": "Pairs to learn from: a file, a directory, or a data set id on the hub.",
@@ -155,7 +155,7 @@
     },
     "invalid_rows": {
      "default": "refuse",
-     "description": "Rows that are no usable pair: refuse to run and list them, or drop and count them.",
+     "description": "Rows that are not usable pairs: refuse (list them and end) or drop (count them and go on).",
      "enum": [
       "refuse",
       "drop"
@@ -263,7 +263,7 @@
   },
   "OutputConfig": {
    "additionalProperties": false,
-   "description": "Where the run writes, and who is told about it.",
+   "description": "Where the run writes, and which trackers get its metrics.",
    "properties": {
     "dir": {
      "anyOf": [
@@ -325,7 +325,7 @@
       }
      ],
      "default": [],
-     "description": "Experiment trackers that receive the metrics as well.",
+     "description": "Experiment trackers that also get the metrics.",
      "title": "Report To"
     }
    },
@@ -413,7 +413,7 @@
       }
      ],
      "default": null,
-     "description": "One weight a loss; null: every weight is 1.",
+     "description": "One weight per loss; null: every weight is 1.",
      "title": "Loss Weights"
     },
     "beta": {
@@ -466,7 +466,7 @@
     },
     "use_weighting": {
      "default": false,
-     "description": "Weigh pairs by how likely the policy is to write them (WPO).",
+     "description": "Weight pairs by how likely the policy is to write them (WPO).",
      "title": "Use Weighting",
      "type": "boolean"
     },
@@ -493,7 +493,7 @@
     },
     "rdpo_alpha": {
      "default": 0.01,
-     "description": "Length penalty of rdpo, in reward units a token.",
+     "description": "Length penalty of rdpo, in reward units per token.",
      "minimum": 0,
      "title": "Rdpo Alpha",
      "type": "number"
@@ -518,7 +518,7 @@
   },
   "TrainingConfig": {
    "additionalProperties": false,
-   "description": "How it is minimized, and what each step may cost.",
+   "description": "How the loss is minimized, and how much memory a step may take.",
    "properties": {
     "learning_rate": {
      "default": 5e-06,
@@ -553,7 +553,7 @@
     },
     "batch_size": {
      "default": 1,
-     "description": "Pairs a device takes in one micro-step.",
+     "description": "Pairs per device in one micro-step.",
      "maximum": 65536,
      "minimum": 1,
      "title": "Batch Size",
@@ -577,7 +577,7 @@
     },
     "scheduler": {
      "default": "linear",
-     "description": "Course of the learning rate after the warm-up.",
+     "description": "How the learning rate changes after the warm-up.",
      "enum": [
       "linear",
       "cosine",
@@ -607,7 +607,7 @@
     },
     "optimizer": {
      "default": "adamw_torch",
-     "description": "Update rule; the 8-bit, paged and lion ones need a GPU.",
+     "description": "Optimizer; the 8-bit, paged and lion ones need a GPU.",
      "enum": [
       "adamw_torch",
       "adamw_torch_fused",
@@ -683,12 +683,12 @@
       }
      ],
      "default": "auto",
-     "description": "Most tokens in one row of the device batch, a matter of memory and speed only.",
+     "description": "Most tokens in one row; changes memory and speed, never results.",
      "title": "Token Budget"
     },
     "activations": {
      "default": "auto",
-     "description": "Intermediate values for the backward pass: keep them, recompute them, recompute them with layer inputs in the host's memory (offload), or what fits.",
+     "description": "What happens to activations until the backward pass: keep, recompute, offload (recompute, layer inputs in host memory), or auto (keep what fits).",
      "enum": [
       "auto",
       "keep",
@@ -700,7 +700,7 @@
     },
     "reference_store": {
      "default": "auto",
-     "description": "Where reference values are kept for later epochs and runs: auto (user's cache), off, or a file.",
+     "description": "Where reference log-probabilities are stored for later epochs and runs: auto (user's cache), off, or a file.",
      "minLength": 1,
      "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
      "title": "Reference Store",
@@ -776,7 +776,7 @@
     "activations": "auto",
     "reference_store": "auto"
    },
-   "description": "How it is minimized."
+   "description": "How the loss is minimized."
   },
   "output": {
    "$ref": "#/$defs/OutputConfig",

@@ -4,7 +4,7 @@
   const targets = {
  "documents": {
   "wishbone": {
-   "head": "Written by wishbone init; the reasons stand above what they decided. To train: wishbone train FILE",
+   "head": "Written by wishbone init; each reason is above the settings that it decided. To train: wishbone train FILE",
    "refuse": [],
    "entries": [
     {
@@ -25,7 +25,7 @@
    ]
   },
   "trl": {
-   "head": "Written by wishbone init for TRL's command line; the reasons stand above what they decided. To train: trl dpo --config FILE",
+   "head": "Written by wishbone init for TRL's command line; each reason is above the settings that it decided. To train: trl dpo --config FILE",
    "refuse": [
     {
      "when": [
@@ -38,7 +38,7 @@
        null
       ]
      ],
-     "problem": "the command line of TRL takes no reference model of its own; choose --format python, or --reference none"
+     "problem": "TRL's command line cannot load a separate reference model; choose --format python, or --reference none"
     }
    ],
    "entries": [
@@ -383,7 +383,7 @@
    ]
   },
   "unsloth": {
-   "head": "Written by wishbone init for Unsloth: the arguments of FastLanguageModel.from_pretrained, of get_peft_model and of trl.DPOConfig; the reasons stand above what they decided.",
+   "head": "Written by wishbone init for Unsloth: the arguments of FastLanguageModel.from_pretrained, of get_peft_model and of trl.DPOConfig; each reason is above the settings that it decided.",
    "refuse": [],
    "entries": [
     {

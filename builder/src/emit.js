@@ -16,7 +16,7 @@
 
   /** A finite number as reasons, JSON and Python have it. */
   function numberText(number) {
-    if (!Number.isFinite(number)) throw new RangeError(`${number} is no finite number`);
+    if (!Number.isFinite(number)) throw new RangeError(`${number} is not a finite number`);
     const size = Math.abs(number);
     if (Number.isInteger(number) && size < WHOLE) return String(number === 0 ? 0 : number);
     if (size >= 1e-4 && size < WHOLE) return String(number);

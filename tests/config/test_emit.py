@@ -79,7 +79,7 @@ def test_numbers_are_read_back_the_same(number: float):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_what_is_no_finite_number_has_no_text(number: float):
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="not a finite number"):
         number_text(number)
 
 

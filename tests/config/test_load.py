@@ -149,14 +149,14 @@ def test_a_wrong_value_is_named_with_rule_and_remedy(text: str, expected: str):
     [
         ("", "the configuration is empty; the smallest one is model: {name: smollm2-135m-instruct}"),
         ("# only a comment\n", "the configuration is empty"),
-        ("- a\n- b\n", "the configuration is a list and must be sections of keys"),
-        ("just text", "the configuration is 'just text' and must be sections of keys"),
+        ("- a\n- b\n", "the configuration is a list, but must be sections of keys"),
+        ("just text", "the configuration is 'just text', but must be sections of keys"),
         ("a: &x 1\nb: *x\n", "line 2: an alias (*x) is not accepted; write the value out"),
         ("a: !!python/object:os.system x\n", "line 1: the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("---\na: 1\n---\nb: 1\n", "line 3: a second document begins here"),
-        ("a: [[[[[[[[[[]]]]]]]]]]", "values nest more than 7 deep"),
-        ("[" * 100_000, "values nest more than 7 deep"),
-        ("{[a]: 1}", "line 1: a mapping or list stands where a key belongs"),
+        ("a: [[[[[[[[[[]]]]]]]]]]", "values nest more than 7 levels deep"),
+        ("[" * 100_000, "values nest more than 7 levels deep"),
+        ("{[a]: 1}", "line 1: a mapping or list is not accepted as a key"),
         ("a: b: c", "line 1, column 5: this is not YAML"),
         ("a:\n\t- b", "line 2, column 1: this is not YAML"),
         ("a: '", "this is not YAML"),
@@ -183,7 +183,7 @@ def test_a_key_given_twice_is_named_with_both_lines():
 
 
 def test_half_a_surrogate_pair_is_no_text():
-    assert "line 3: '\\ud800' holds half a surrogate pair" in only_problem(SMALLEST + 'output: {dir: "\\uD800"}')
+    assert "line 3: '\\ud800' contains half a surrogate pair" in only_problem(SMALLEST + 'output: {dir: "\\uD800"}')
 
 
 def test_numbers_too_long_to_be_numbers_are_no_crash():
@@ -194,9 +194,9 @@ def test_numbers_too_long_to_be_numbers_are_no_crash():
 def test_what_is_missing_is_named_with_what_to_write():
     found = problems("training: {epochs: 1}")
     assert found == [
-        "model.name: missing and required. smollm2-135m-instruct (built in), a model id on the hub, a directory or a "
+        "model.name: required, but missing. smollm2-135m-instruct (built in), a model id on the hub, a directory or a "
         ".gguf file.",
-        "data.train: missing and required. Pairs to learn from: a file, a directory, or a data set id on the hub.",
+        "data.train: required, but missing. Pairs to learn from: a file, a directory, or a data set id on the hub.",
     ]
 
 
@@ -237,24 +237,24 @@ def test_a_wrong_override_is_named(override: str, expected: str):
         ),
         (
             "preference: {loss: exo_pair}",
-            "preference.loss (line 3): label_smoothing 0 leaves exo_pair without a finite loss; set",
+            "preference.loss (line 3): with label_smoothing 0 the loss exo_pair is infinite; set",
         ),
         (
             "preference: {loss: simpo, f_divergence: forward_kl}",
-            "preference.f_divergence (line 3): f_divergence forward_kl has no meaning for simpo; use",
+            "preference.f_divergence (line 3): f_divergence forward_kl is not defined for simpo; use",
         ),
         (
             "preference: {loss: [sigmoid, aot], use_weighting: true}",
-            "preference.use_weighting (line 3): use_weighting weighs single pairs while aot compares",
+            "preference.use_weighting (line 3): use_weighting weights single pairs, but aot compares",
         ),
         (
             "data: {train: x, eval: y, eval_fraction: 0.1}",
-            "data.eval_fraction (line 3): eval_fraction 0.1 holds out training pairs while eval names",
+            "data.eval_fraction (line 3): eval_fraction 0.1 holds out training pairs, but eval names",
         ),
-        ("data: {train: x, eval_split: y, eval_fraction: 0.1}", "while eval_split names other pairs"),
+        ("data: {train: x, eval_split: y, eval_fraction: 0.1}", "but eval_split names other pairs"),
         (
             "training: {eval_steps: 5}",
-            "training.eval_steps (line 3): training.eval_steps 5 asks for evaluations and there are no",
+            "training.eval_steps (line 3): training.eval_steps 5 asks for evaluations, but there are no",
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_configurations_cannot_be_changed():
 
 
 def test_conflicts_reach_python_as_well():
-    with pytest.raises(ValidationError, match="label_smoothing 0 leaves exo_pair without a finite loss"):
+    with pytest.raises(ValidationError, match="with label_smoothing 0 the loss exo_pair is infinite"):
         s.PreferenceConfig(loss=["exo_pair"])
 
 

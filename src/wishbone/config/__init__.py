@@ -1,4 +1,4 @@
-"""What a run is: read from YAML, checked as a whole, written back."""
+"""The configuration of a run: read from YAML, checked as a whole, written back."""
 
 from __future__ import annotations
 

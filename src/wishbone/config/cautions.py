@@ -1,4 +1,4 @@
-"""Settings that are allowed and probably not meant."""
+"""Settings that are allowed but probably not intended."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _READ_BY = {
 
 
 def cautions(config: RunConfig) -> list[str]:
-    """One sentence for each setting that has no effect or is known to go wrong; empty when there is none."""
+    """One sentence for each setting that has no effect or is known to fail; empty if there is none."""
     found = []
     rate = config.training.learning_rate
     if config.adapter.method == "lora" and rate >= ADAPTER_LEARNING_RATE:
         found.append(
             f"training.learning_rate {rate:g} is a rate for supervised fine-tuning; preference losses usually collapse "
-            f"there. With adapters 5e-7 to 2e-5 is common, below {ADAPTER_LEARNING_RATE:g} at any rate"
+            f"there. With adapters 5e-7 to 2e-5 is common; stay below {ADAPTER_LEARNING_RATE:g}"
         )
     return found + _without_effect(config.preference)
 

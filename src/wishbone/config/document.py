@@ -1,9 +1,9 @@
 """YAML text as plain values, with the line of every key.
 
-A configuration needs mappings, lists and single values, and nothing else of YAML. Reading the parser's events instead
-of building objects keeps it that way: text nests at most `MAX_DEPTH` deep, aliases (which let a few lines stand for
-billions of values) and tags (which name types) are refused, and a key that is given twice is seen.
-Single values follow the YAML 1.2 core schema, so `1e-5` is a number and `no` is text; YAML 1.1 has it the other way.
+A configuration needs only mappings, lists and scalars. This module reads the parser's events instead of building
+objects, so it can enforce that: text nests at most `MAX_DEPTH` deep, aliases (with which a few lines can stand for
+billions of values) and tags (which name types) are refused, and a key that is given twice is reported.
+Scalars follow the YAML 1.2 core schema: `1e-5` is a number and `no` is text. In YAML 1.1 it is the other way round.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Document:
 
 @dataclass
 class _Frame:
-    """A mapping or list whose end has not been read."""
+    """A mapping or list that is still being read."""
 
     container: dict[str, Any] | list[Any]
     path: Path
@@ -67,12 +67,12 @@ def show(value: Any) -> str:
 
 
 def show_path(path: object) -> str:
-    """A path for a message: whole, because a part of it helps nobody; control characters escaped."""
+    """A path for a message: never shortened, control characters escaped."""
     return repr(str(path))
 
 
 def plain_value(text: str) -> Any:
-    """The value of an unquoted scalar: None, bool, int, float or, where it is none of these, the text itself."""
+    """The value of an unquoted scalar: None, bool, int or float, otherwise the text itself."""
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
@@ -84,7 +84,7 @@ def read_document(text: str) -> Document:
     """Parse one YAML document. An empty one has the value None.
 
     Raises:
-        RequestError: `text` is longer than `MAX_CHARACTERS`, is no YAML, nests too deep, holds half a surrogate
+        RequestError: `text` is longer than `MAX_CHARACTERS`, is not YAML, nests too deep, contains half a surrogate
             pair, or uses aliases, tags or several documents. Keys given twice are in `Document.problems` instead.
     """
     if len(text) > MAX_CHARACTERS:
@@ -107,9 +107,9 @@ def read_document(text: str) -> Document:
             raise RequestError(f"line {line}: the tag {show(event.tag)} is not accepted; write the plain value")
         if isinstance(event, yaml.ScalarEvent) and _has_surrogate(event.value):
             event.value = event.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
-            if _has_surrogate(event.value):  # what is left is no pair, as JSON writes a character above U+FFFF
+            if _has_surrogate(event.value):  # a single one; JSON writes a character above U+FFFF as a pair
                 raise RequestError(
-                    f"line {line}: {show(event.value)} holds half a surrogate pair; write the character itself"
+                    f"line {line}: {show(event.value)} contains half a surrogate pair; write the character itself"
                 )
         frame = frames[-1]
         if isinstance(frame.container, dict) and frame.key is None:
@@ -134,7 +134,7 @@ def read_document(text: str) -> Document:
             frames.append(_Frame(value, path))
         if len(frames) > MAX_DEPTH:
             raise RequestError(
-                f"line {line}: values nest more than {MAX_DEPTH - 1} deep; write sections of plain values"
+                f"line {line}: values nest more than {MAX_DEPTH - 1} levels deep; write sections of plain values"
             )
     return Document(root[0] if root else None, lines, problems)
 
@@ -161,7 +161,7 @@ def _events(text: str) -> Iterator[yaml.Event]:
 def _key(event: yaml.Event, line: int) -> str:
     if isinstance(event, yaml.ScalarEvent):
         return str(event.value)
-    raise RequestError(f"line {line}: a mapping or list stands where a key belongs; write key: value")
+    raise RequestError(f"line {line}: a mapping or list is not accepted as a key; write key: value")
 
 
 def _begin(event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> Any:

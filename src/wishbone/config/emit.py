@@ -1,20 +1,20 @@
-"""Plain values as text, the same to the byte in Python and in JavaScript: numbers, quoted strings, YAML, JSON.
+"""Plain values as text: numbers, quoted strings, YAML, JSON. Python and JavaScript write the same bytes.
 
 Documents are mappings of names to values or to mappings of names to values; names are plain words. Values are numbers,
 text, true, false, null, and lists of values or of mappings.
 
-Numbers. Whole ones below 1e16 have digits only. Others are the shortest digits that read back as the same double: with
-a point from 1e-4 on, below 1e16, else with an exponent without plus sign or leading zeros: 5e-6, 1.5e-7, 1e20. YAML 1.1
-readers take 5e-6 for text, so YAML alone gets a point and a sign: 5.0e-6, 1.0e+20.
+Numbers. Whole numbers below 1e16 are written with digits only. Other numbers are the shortest digits that read back as
+the same double: from 1e-4 to 1e16 with a decimal point, otherwise with an exponent without plus sign or leading zeros:
+5e-6, 1.5e-7, 1e20. Readers of YAML 1.1 take 5e-6 for text, so in YAML it gets a point and a sign: 5.0e-6, 1.0e+20.
 
-Text. In YAML a string stands without quotes if it begins with a letter or a slash, holds only ASCII letters, digits and
-`_ - . /`, and is none of the words that YAML 1.1 reads as something else. Every other string is quoted, and so are all
-in JSON and in Python: double quotes; \\ and " behind a backslash; \\b \\f \\n \\r \\t; printable ASCII as it is; the
-rest as \\uXXXX in lower case, above U+FFFF as \\UXXXXXXXX, for which JSON has surrogate pairs. Nothing but ASCII is
-written, and quoted text is the same literal in YAML and in Python.
+Text. In YAML a string has no quotes if it begins with a letter or a slash, contains only ASCII letters, digits and
+`_ - . /`, and is not a word that YAML 1.1 reads as something else. Every other string, and every string in JSON and
+Python, is quoted: double quotes; \\ and " after a backslash; \\b \\f \\n \\r \\t; printable ASCII unchanged; the rest
+as \\uXXXX in lower case, above U+FFFF as \\UXXXXXXXX, in JSON as a surrogate pair. So the text is all ASCII, and quoted
+text is the same literal in YAML and in Python.
 
-Layout. Two spaces a level, one entry a line, lists on one line; a final line break. Comments are words, broken at
-spaces into lines of at most `WIDTH` characters where that is possible; what is not printable ASCII is escaped in them.
+Layout. Two spaces per level, one entry per line, lists on one line; a final line break. Comments are broken at spaces
+into lines of at most `WIDTH` characters if possible; characters that are not printable ASCII are escaped in them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r
 
 
 def number_text(number: float) -> str:
-    """A finite number as reasons, JSON and Python have it."""
+    """A finite number as it is written in reasons, JSON and Python."""
     if not math.isfinite(number):
-        raise ValueError(f"{number} is no finite number")
+        raise ValueError(f"{number} is not a finite number")
     if number == math.floor(number) and abs(number) < WHOLE:
         return str(int(number))
     digits, mark, exponent = repr(float(number)).partition("e")
@@ -44,7 +44,7 @@ def number_text(number: float) -> str:
 
 
 def yaml_number(number: float) -> str:
-    """A finite number that readers of YAML 1.1 and 1.2 take for the same number."""
+    """A finite number that readers of YAML 1.1 and 1.2 read as the same number."""
     digits, mark, exponent = number_text(number).partition("e")
     if not mark:
         return digits
@@ -52,17 +52,17 @@ def yaml_number(number: float) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in double quotes, ASCII alone; a literal of YAML and of Python."""
+    """Text in double quotes, all ASCII; a literal of YAML and of Python."""
     return f'"{"".join(map(_letter, text))}"'
 
 
 def json_quoted(text: str) -> str:
-    """Text in double quotes, ASCII alone; a literal of JSON."""
+    """Text in double quotes, all ASCII; a literal of JSON."""
     return f'"{"".join(_letter(unit) for letter in text for unit in _units(letter))}"'
 
 
 def yaml_string(text: str) -> str:
-    """Text as YAML, without quotes where that is safe."""
+    """Text as YAML, without quotes if that is safe."""
     plain = text[:1] in PLAIN_FIRST and PLAIN.issuperset(text) and text.lower() not in WORDS
     return text if text and plain else quoted(text)
 
@@ -76,7 +76,7 @@ def _letter(letter: str) -> str:
 
 
 def _units(letter: str) -> str:
-    """A letter as UTF-16 has it: one above U+FFFF is a surrogate pair."""
+    """A letter in UTF-16: one above U+FFFF is a surrogate pair."""
     if letter <= "\uffff":
         return letter
     high, low = divmod(ord(letter) - 0x10000, 0x400)
@@ -137,7 +137,7 @@ def yaml_text(document: Mapping[str, Any], comments: Mapping[str, str] | None = 
 
     Args:
         document: names and values, or names and mappings of these.
-        comments: by dotted name, what stands above an entry; "" is the head of the document.
+        comments: by dotted name, the comment above an entry; "" is the head of the document.
     """
     said = comments or {}
     lines = comment(said[""]) if "" in said else []

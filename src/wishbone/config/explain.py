@@ -1,6 +1,6 @@
-"""From validation errors to sentences: where it stands, the value, what is accepted, the remedy.
+"""From validation errors to sentences: the place, the value, what is accepted, the remedy.
 
-What a field accepts is read from the JSON Schema of `RunConfig`, so bounds and choices are stated once.
+What a field accepts comes from the JSON Schema of `RunConfig`, so bounds and choices are stated once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wishbone.config.schema import RunConfig
 
 Where = Callable[[tuple[str, ...]], str]
 
-# Names that other trainers use for what has a name here.
+# Settings of this package by the names that other trainers use.
 _ELSEWHERE = {
     "accumulation_steps": "training.gradient_accumulation",
     "base_model": "model.name",
@@ -61,7 +61,7 @@ def sections() -> dict[str, dict[str, Any]]:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that `name` is most likely a slip of, or None."""
+    """The choice that `name` is most likely a misspelling of, or None."""
     known = {choice.lower().replace("-", "_"): choice for choice in choices}
     word = name.lower().replace("-", "_")
     close = get_close_matches(word, known, n=1, cutoff=0.6)
@@ -109,12 +109,12 @@ def _bounds(schema: dict[str, Any]) -> str:
 def explain(
     error: ValidationError, where: Where, broken: Collection[tuple[str, ...]] = ()
 ) -> tuple[list[str], set[tuple[str, ...]]]:
-    """Sentences for all errors, and the fields that they are about.
+    """Sentences for all errors, and the fields that they concern.
 
     Args:
         error: raised by `RunConfig`.
-        where: says where a path of the configuration was given, such as " (line 12)", or "".
-        broken: fields already known to be wrong; a conflict that involves one of them gets no sentence.
+        where: returns where a path of the configuration was given, such as " (line 12)", or "".
+        broken: fields that are already known to be wrong; a conflict that involves one of them gets no sentence.
     """
     items = [(item, tuple(str(part) for part in item["loc"][:2])) for item in error.errors(include_url=False)]
     fields = {path for item, path in items if item["type"] != "conflict"}
@@ -142,7 +142,7 @@ def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
         return f"{name}{at}: {show(value)} is not a section; write its keys below it ({', '.join(sections()[path[0]])})"
     schema = sections()[path[0]][path[1]]
     if item["type"] == "missing":
-        return f"{name}: missing and required. {schema['description']}"
+        return f"{name}: required, but missing. {schema['description']}"
     index = next((part for part in item["loc"][2:] if isinstance(part, int)), None)
     spot = name if index is None else f"{name}[{index}]"
     default = f" (default: {show(schema['default'])})" if "default" in schema else ""

@@ -1,11 +1,11 @@
 """From a YAML file and overrides to a checked `RunConfig`, and back.
 
-All problems are reported at once, each with its place, the value, the rule and the remedy. Rules across fields are
-checked on the fields that are sound by themselves, so that one typo does not hide a conflict elsewhere.
+All problems are reported at once, each with its place, the value, the rule and the remedy. Rules that involve several
+fields are checked on the fields that are valid by themselves, so one typo does not hide a conflict elsewhere.
 
-Relative paths (`model.name` where it is one, `data.train`, `data.eval`, `output.dir`) are looked up in the current
-directory first, then beside the YAML file. What is found becomes an absolute path, so that the configuration kept with
-a run can be used from anywhere.
+Relative paths (`model.name` if it is a path, `data.train`, `data.eval`, `output.dir`) are looked up in the current
+directory first, then beside the YAML file. A path that is found becomes absolute, so the configuration that is kept
+with a run can be used from anywhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Unusual line breaks would be folded away in any but double quotes, where they are escaped."""
+    """Double quotes for unusual line breaks, which are escaped there; YAML's other styles would lose them."""
     style = '"' if any(letter in text for letter in "\x85\u2028\u2029\ufeff") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -49,13 +49,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: YAML file in UTF-8, at most 256 Ki characters.
-        overrides: `section.key=value` each, applied in order on top of the file; a value is read as in YAML.
+        overrides: `section.key=value` each; they replace values of the file, in order. A value is read as in YAML.
 
     Returns:
         The configuration, found paths made absolute.
 
     Warns:
-        UserWarning: for each setting that is allowed and probably not meant (`wishbone.config.cautions`).
+        UserWarning: for each setting that is allowed but probably not intended (`wishbone.config.cautions`).
 
     Raises:
         RequestError: with every problem of the file and the overrides.
@@ -82,7 +82,7 @@ def parse_config(text: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The configuration as YAML text, every field written out; `parse_config` reads the same values back."""
+    """The configuration as YAML text with every field; `parse_config` reads the same values back."""
     return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -98,7 +98,7 @@ def _parse(text: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str], W
     if not isinstance(values, dict):
         what = "a list" if isinstance(values, list) else show(values)
         raise RequestError(
-            [f"the configuration is {what} and must be sections of keys, such as {_SMALLEST}", *problems]
+            [f"the configuration is {what}, but must be sections of keys, such as {_SMALLEST}", *problems]
         )
     for (section, *key), (value, _) in assigned.items():
         values[section] = {} if values.get(section) is None else values[section]
@@ -117,7 +117,7 @@ def _parse(text: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str], W
 
 
 def _check(values: dict[str, Any], where: Where) -> tuple[RunConfig, list[str]]:
-    """Validate; set what is broken back to its default and validate again, until all problems are seen."""
+    """Validate; reset wrong fields to their defaults and validate again, until all problems are found."""
     values = {**values, **{name: values[name] if values.get(name) is not None else {} for name in sections()}}
     problems: list[str] = []
     broken: set[tuple[str, ...]] = set()
@@ -137,7 +137,7 @@ def _check(values: dict[str, Any], where: Where) -> tuple[RunConfig, list[str]]:
 
 
 def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[Any, str]], list[str]]:
-    """Value and text of each override by its path; the last one of a path counts."""
+    """Value and text of each override by its path; the last override of a path counts."""
     assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
     problems = []
     for override in overrides:
@@ -178,7 +178,7 @@ def _read(path: Path) -> str:
 
 
 def _files_beside(path: Path) -> str:
-    """What may have been meant by a file that does not exist."""
+    """Which file the user may have meant by a name that does not exist."""
     folder = path.parent
     if not folder.is_dir():
         return f"its folder {show_path(folder)} does not exist either"

@@ -1,7 +1,7 @@
-"""Which names in a configuration are paths, and where they lead.
+"""Which names in a configuration are paths, and what they point to.
 
-A name such as `pairs/train` can be a directory or a data set on the hub, so a name counts as a path when something is
-there, and must be one when nothing but a path looks like it: `./x`, `~/x`, `/x`, `x.gguf`, `x.jsonl`.
+A name such as `pairs/train` can be a directory or a data set on the hub. So a name counts as a path if that path
+exists, and it must be a path if it can be nothing else: `./x`, `~/x`, `/x`, `x.gguf`, `x.jsonl`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
 
     Args:
         config: as written.
-        beside: folder of the file it was written in.
-        where: says where a field was given, such as " (line 12)", or "".
+        beside: folder of the file that it was written in.
+        where: returns where a field was given, such as " (line 12)", or "".
 
     Returns:
-        The configuration, and a sentence for every path that leads nowhere, with the nearest name there is.
+        The configuration, and a sentence for every path that does not exist, with the most similar name that does.
     """
     problems: list[str] = []
 

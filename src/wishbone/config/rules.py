@@ -5,30 +5,30 @@ read the same file, and the vectors in `tests/vectors` hold both to the same ans
 
     {"id": "...", "when": condition, "set": {setting: expression}, "reason": text, "source": key, "kind": kind}
 
-Rules are tried in order. One whose condition holds is applied: its expressions are evaluated as the settings stood
+Rules are tried in order. A rule whose condition holds is applied: its expressions are evaluated with the settings
 before it, then all of them are set. So later rules override earlier ones and may read what those set. `kind` is
-"setting" or "warning"; a warning sets nothing. The reason is one sentence, `{name}` in it is the text of a fact or,
-where the name holds a point, of a setting as it stands after the rule. `source` is a key of `references/README.md`.
+"setting" or "warning"; a warning sets nothing. The reason is a sentence or two, in which `{name}` is the text of a fact
+or, if the name contains a dot, of a setting after the rule. `source` is a key of `references/README.md`.
 
-Conditions. `all` and `any` stop at the first answer that decides.
+Conditions. `all` and `any` stop at the first part that decides.
 
-    true   false   {"fact": name}   {"setting": name}   (of these two the value, which must be true or false)
+    true   false   {"fact": name}   {"setting": name}   (the value, which must be true or false)
     ["all", c...]   ["any", c...]   ["not", c]
-    ["=", e, e]   equal values of one kind (number, text, true/false, null); of two kinds: not equal; no lists
+    ["=", e, e]   equal values of one type (number, text, true/false, null); different types are not equal; no lists
     ["<", e, e]   ["<=", e, e]   numbers only
-    ["in", e, [value...]]   `=` with any of them       ["has", e, value]   the list e holds the value
+    ["in", e, [value...]]   `=` with any of them       ["has", e, value]   the list e contains the value
 
-Expressions. A number is an IEEE double; arithmetic goes from left to right.
+Expressions. A number is an IEEE double; arithmetic is evaluated from left to right.
 
     number   text   true   false   null
     {"fact": name}   {"setting": name}   {"list": [e...]}
     ["+", e, e...]   ["*", e, e...]   ["-", e, e]   ["/", e, e]   ["min", e, e...]   ["max", e, e...]   ["floor", e]
 
-Whatever is unknown or of the wrong kind (an operator, a fact, a setting, a setting that nothing has set yet, text
-where a number belongs, division by zero) raises `RulesError`: a broken rule gives no advice.
+Anything unknown or of the wrong type (an operator, a fact, a setting, a setting that no rule has set yet, text instead
+of a number, division by zero) raises `RulesError`: a broken rule gives no advice.
 
-Text of values is `wishbone.config.emit.number_text` for numbers, the text itself, `yes` or `no`, `none` for null, and
-a list's values with commas between them.
+The text of a value is `wishbone.config.emit.number_text` for numbers, the text itself, `yes` or `no`, `none` for null,
+and for a list its values with commas between them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class RuleBook:
-    """All rules, in order, with the names of what they may read and set."""
+    """All rules, in order, with the names of the facts and settings that they may use."""
 
     facts: tuple[str, ...]
     settings: tuple[str, ...]
@@ -73,7 +73,7 @@ class RuleBook:
 
 @dataclass(frozen=True)
 class Applied:
-    """A rule that held: what it set, and why.
+    """A rule whose condition held: what it set, and why.
 
     Attributes:
         set: settings and their values.
@@ -89,12 +89,12 @@ class Applied:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all rules together say.
+    """The result of all rules.
 
     Attributes:
-        facts: what they were evaluated with, numbers as doubles.
-        settings: the last value of each setting, in the order in which the rule book names them.
-        applied: the rules that held, in order.
+        facts: the facts that the rules read, numbers as doubles.
+        settings: the last value of each setting, in the order of the rule book.
+        applied: the rules whose conditions held, in order.
     """
 
     facts: Mapping[str, Value]
@@ -112,7 +112,7 @@ def read_rules(text: str) -> RuleBook:
     """Rules from JSON text.
 
     Raises:
-        RulesError: ids that are not unique, or a rule with other keys than a rule has.
+        RulesError: ids are not unique, or a rule has missing or unknown keys.
     """
     document = json.loads(text)
     try:
@@ -130,7 +130,7 @@ def evaluate(book: RuleBook, facts: Mapping[str, Any]) -> Outcome:
 
     Args:
         book: the rules.
-        facts: every fact that `book` names and no other; numbers may be int or float.
+        facts: exactly the facts that `book` names; numbers may be int or float.
 
     Raises:
         RulesError: facts are missing or unknown, or a rule cannot be evaluated.
@@ -154,7 +154,7 @@ def evaluate(book: RuleBook, facts: Mapping[str, Any]) -> Outcome:
 
 @dataclass(frozen=True)
 class Scope:
-    """What a rule can see: facts, and settings as they stand. `rule` is its name in errors."""
+    """What a rule can read: facts, and the settings so far. `rule` is its name in errors."""
 
     rule: str
     facts: Mapping[str, Value]
@@ -204,7 +204,7 @@ class Scope:
         raise self._wrong(expression)
 
     def fill(self, text: str, show: Callable[[Value], str] | None = None) -> str:
-        """Text with the names in braces replaced by their values as `show` writes them, by default `value_text`."""
+        """Text with the names in braces replaced by their values; `show` writes a value, by default `value_text`."""
         show = show or value_text
         start, *parts = text.split("{")
         for part in parts:
@@ -251,7 +251,7 @@ _ARITHMETIC: dict[str, tuple[int, int, Callable[[Sequence[float]], float]]] = {
 
 
 def value_text(value: Value) -> str:
-    """A value as a reason shows it."""
+    """A value as reasons show it."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -262,7 +262,7 @@ def value_text(value: Value) -> str:
 
 
 def _value(given: Any) -> Value:
-    """A fact or a constant of a rule, its numbers as doubles."""
+    """A fact or a constant of a rule, with its numbers as doubles."""
     if isinstance(given, list | tuple):
         return [_value(item) for item in given]
     return float(given) if isinstance(given, int) and not isinstance(given, bool) else given

@@ -1,4 +1,4 @@
-"""Which directory a run writes to: the one named, or `runs/<name>-<date>-<time>`; never into another run."""
+"""Which directory a run writes to: `output.dir`, or `runs/<name>-<date>-<time>`; never one that holds another run."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
     """The directory of a run, as an absolute path; it is not created.
 
     Args:
-        config: `output.dir` names it; otherwise a name is made.
-        name: first part of a made name; None: the model's.
-        resume: look for the directory of an earlier run: `output.dir`, or the latest one with a made name.
+        config: `output.dir` names the directory; without it a name is generated.
+        name: first part of a generated name; None: the model's.
+        resume: look for the directory of an earlier run: `output.dir`, or the latest one with a generated name.
 
     Raises:
-        RequestError: without `resume` the directory already holds a run, with `resume` there is none to continue.
+        RequestError: without `resume`, the directory already holds a run; with `resume`, there is no run to continue.
     """
     if config.output.dir is not None:
         directory = Path(config.output.dir).expanduser().absolute()

@@ -3,7 +3,7 @@
 A preference pair is one prompt with two completions, of which one is preferred. A run says which model learns from
 which pairs (`model`, `adapter`, `data`), what it minimizes (`preference`), how (`training`) and where the result goes
 (`output`). Every field carries its own bounds, so `RunConfig.model_json_schema()` is the same contract in JSON.
-Rules that join several fields raise one error of type `conflict` whose context lists all of them.
+Rules that involve several fields raise one error of type `conflict` whose context lists all of them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SORTED_LOSSES = frozenset({"aot", "aot_unpaired"})
 
 
 class Conflict(NamedTuple):
-    """Several fields that cannot hold together.
+    """Several fields whose values exclude each other.
 
-    `fields` are dotted from the section (`loss_weights`) or, in a rule across sections, from the root
+    `fields` are dotted names, within their section (`loss_weights`) or, if a rule spans sections, from the root
     (`training.eval_steps`); `text` names values, rule and remedy.
     """
 
@@ -59,7 +59,7 @@ def _listed(value: Any) -> Any:
 
 
 class Section(BaseModel):
-    """Strict and frozen: no unknown key, no silent conversion of a value, no NaN or infinity."""
+    """A section of the configuration. Refuses unknown keys, values of another type, NaN and infinity."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
@@ -90,7 +90,7 @@ class ModelConfig(Section):
 
 
 class AdapterConfig(Section):
-    """What is trained: low-rank matrices beside the frozen linear layers (Hu et al. 2021), or every weight."""
+    """What is trained: low-rank matrices added to the frozen linear layers (Hu et al. 2021), or every weight."""
 
     method: Literal["lora", "full"] = Field(default="lora", description="lora: low-rank adapters; full: every weight.")
     rank: int = Field(default=16, ge=1, le=16384, description="Rank of the adapter matrices.")
@@ -107,7 +107,7 @@ class AdapterConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the preference pairs come from, and what happens to long and to broken ones."""
+    """Where the preference pairs come from, and what happens to long and to unusable ones."""
 
     train: Line = Field(description="Pairs to learn from: a file, a directory, or a data set id on the hub.")
     eval: Line | None = Field(default=None, description="Pairs to evaluate on: a file, a directory, or a data set id.")
@@ -126,7 +126,7 @@ class DataConfig(Section):
     )
     invalid_rows: Literal["refuse", "drop"] = Field(
         default="refuse",
-        description="Rows that are no usable pair: refuse to run and list them, or drop and count them.",
+        description="Rows that are not usable pairs: refuse (list them and end) or drop (count them and go on).",
     )
     system_prompt: str | None = Field(
         default=None, min_length=1, description="System message for conversations that have none; null: none is added."
@@ -137,7 +137,7 @@ class DataConfig(Section):
         given = [name for name in ("eval", "eval_split") if getattr(self, name) is not None]
         if self.eval_fraction > 0 and given:
             text = (
-                f"eval_fraction {self.eval_fraction:g} holds out training pairs while {' and '.join(given)} names "
+                f"eval_fraction {self.eval_fraction:g} holds out training pairs, but {' and '.join(given)} names "
                 f"other pairs to evaluate on; set eval_fraction to 0 or leave out {' and '.join(given)}"
             )
             refuse([Conflict(("eval_fraction", *given), text)])
@@ -153,7 +153,7 @@ class PreferenceConfig(Section):
         BeforeValidator(_listed, json_schema_input_type=LossName | Annotated[list[LossName], Field(min_length=1)]),
     ] = Field(default=["sigmoid"], description="The loss, or several that are added up; sigmoid is DPO.")
     loss_weights: list[Annotated[float, Field(ge=0)]] | None = Field(
-        default=None, description="One weight a loss; null: every weight is 1."
+        default=None, description="One weight per loss; null: every weight is 1."
     )
     beta: float = Field(default=0.1, gt=0, description="Strength of the pull towards the reference; tau in IPO.")
     label_smoothing: float = Field(
@@ -170,14 +170,14 @@ class PreferenceConfig(Section):
         description="Weight of the tokens beyond the shorter completion (LD-DPO); null: all count 1.",
     )
     use_weighting: bool = Field(
-        default=False, description="Weigh pairs by how likely the policy is to write them (WPO)."
+        default=False, description="Weight pairs by how likely the policy is to write them (WPO)."
     )
     discopop_tau: float = Field(default=0.05, gt=0, description="Temperature of discopop.")
     simpo_gamma: float = Field(default=0.5, ge=0, description="Target margin of simpo, in reward units.")
     dpop_lambda: float = Field(
         default=50.0, ge=0, description="Penalty of dpop on a chosen completion losing probability."
     )
-    rdpo_alpha: float = Field(default=0.01, ge=0, description="Length penalty of rdpo, in reward units a token.")
+    rdpo_alpha: float = Field(default=0.01, ge=0, description="Length penalty of rdpo, in reward units per token.")
     cpo_alpha: float = Field(
         default=1.0, ge=0, description="Weight of the log-likelihood of the chosen completion in cpo."
     )
@@ -190,23 +190,23 @@ class PreferenceConfig(Section):
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
             text = (
                 f"loss_weights has {len(self.loss_weights)} entries and loss has {len(self.loss)} ({names}); "
-                "give one weight a loss, or leave loss_weights out"
+                "give one weight per loss, or leave loss_weights out"
             )
             conflicts.append(Conflict(("loss_weights", "loss"), text))
         if "exo_pair" in self.loss and self.label_smoothing == 0:
-            text = "label_smoothing 0 leaves exo_pair without a finite loss; set label_smoothing above 0, such as 1e-3"
+            text = "with label_smoothing 0 the loss exo_pair is infinite; set label_smoothing above 0, such as 1e-3"
             conflicts.append(Conflict(("label_smoothing", "loss"), text))
         unfit = [name for name in self.loss if name not in DIVERGENCE_LOSSES]
         if self.f_divergence != "reverse_kl" and unfit:
             text = (
-                f"f_divergence {self.f_divergence} has no meaning for {', '.join(unfit)}; use reverse_kl, or a loss "
-                f"among {', '.join(sorted(DIVERGENCE_LOSSES))}"
+                f"f_divergence {self.f_divergence} is not defined for {', '.join(unfit)}; use reverse_kl, or one of "
+                f"the losses {', '.join(sorted(DIVERGENCE_LOSSES))}"
             )
             conflicts.append(Conflict(("f_divergence", "loss"), text))
         unfit = [name for name in self.loss if name in SORTED_LOSSES]
         if self.use_weighting and unfit:
             text = (
-                f"use_weighting weighs single pairs while {', '.join(unfit)} compares the sorted batch; "
+                f"use_weighting weights single pairs, but {', '.join(unfit)} compares a sorted batch; "
                 "set use_weighting to false or choose another loss"
             )
             conflicts.append(Conflict(("use_weighting", "loss"), text))
@@ -215,25 +215,25 @@ class PreferenceConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How it is minimized, and what each step may cost."""
+    """How the loss is minimized, and how much memory a step may take."""
 
     learning_rate: float = Field(default=5e-6, gt=0, le=1, description="Peak learning rate, reached after the warm-up.")
     epochs: float = Field(default=1.0, gt=0, le=100_000, description="Passes over the training pairs.")
     max_steps: int | None = Field(
         default=None, ge=1, le=10**9, description="Optimizer steps; null: as many as epochs needs."
     )
-    batch_size: int = Field(default=1, ge=1, le=65536, description="Pairs a device takes in one micro-step.")
+    batch_size: int = Field(default=1, ge=1, le=65536, description="Pairs per device in one micro-step.")
     gradient_accumulation: int = Field(
         default=8, ge=1, le=65536, description="Micro-steps that make one optimizer step."
     )
     warmup_ratio: float = Field(
         default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises."
     )
-    scheduler: Scheduler = Field(default="linear", description="Course of the learning rate after the warm-up.")
+    scheduler: Scheduler = Field(default="linear", description="How the learning rate changes after the warm-up.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay.")
     max_grad_norm: float = Field(default=1.0, ge=0, description="Gradients are scaled down to this norm; 0: never.")
     optimizer: Optimizer = Field(
-        default="adamw_torch", description="Update rule; the 8-bit, paged and lion ones need a GPU."
+        default="adamw_torch", description="Optimizer; the 8-bit, paged and lion ones need a GPU."
     )
     seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Seed of adapter weights, data order and dropout.")
     logging_steps: int = Field(default=1, ge=1, le=10**9, description="Optimizer steps between two lines of metrics.")
@@ -244,25 +244,26 @@ class TrainingConfig(Section):
         default=None, ge=1, le=10**9, description="Optimizer steps between two checkpoints; null: once an epoch."
     )
     token_budget: Literal["auto"] | Annotated[int, Field(ge=2, le=2**24)] = Field(
-        default="auto", description="Most tokens in one row of the device batch, a matter of memory and speed only."
+        default="auto", description="Most tokens in one row; changes memory and speed, never results."
     )
     activations: Literal["auto", "keep", "recompute", "offload"] = Field(
         default="auto",
-        description="Intermediate values for the backward pass: keep them, recompute them, recompute them with layer "
-        "inputs in the host's memory (offload), or what fits.",
+        description="What happens to activations until the backward pass: keep, recompute, offload (recompute, layer "
+        "inputs in host memory), or auto (keep what fits).",
     )
     reference_store: Line = Field(
         default="auto",
-        description="Where reference values are kept for later epochs and runs: auto (user's cache), off, or a file.",
+        description="Where reference log-probabilities are stored for later epochs and runs: auto (user's cache), off, "
+        "or a file.",
     )
 
 
 class OutputConfig(Section):
-    """Where the run writes, and who is told about it."""
+    """Where the run writes, and which trackers get its metrics."""
 
     dir: Line | None = Field(default=None, description="Run directory; null: runs/<name>-<date>-<time>.")
     report_to: Annotated[list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | list[Tracker])] = (
-        Field(default=[], description="Experiment trackers that receive the metrics as well.")
+        Field(default=[], description="Experiment trackers that also get the metrics.")
     )
 
 
@@ -273,7 +274,7 @@ class RunConfig(Section):
     adapter: AdapterConfig = Field(default=AdapterConfig(), description="What is trained.")
     data: DataConfig = Field(description="The preference pairs.")
     preference: PreferenceConfig = Field(default=PreferenceConfig(), description="What is minimized.")
-    training: TrainingConfig = Field(default=TrainingConfig(), description="How it is minimized.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="How the loss is minimized.")
     output: OutputConfig = Field(default=OutputConfig(), description="Where the result goes.")
 
     @model_validator(mode="after")
@@ -281,8 +282,8 @@ class RunConfig(Section):
         data, conflicts = self.data, []
         if self.model.quantization != "none" and self.adapter.method == "full":
             text = (
-                f"model.quantization {self.model.quantization} freezes weights and adapter.method full trains them; "
-                "set adapter.method to lora, or model.quantization to none"
+                f"model.quantization {self.model.quantization} freezes the weights, but adapter.method full trains "
+                "them; set adapter.method to lora, or model.quantization to none"
             )
             conflicts.append(Conflict(("model.quantization", "adapter.method"), text))
         if (
@@ -292,7 +293,7 @@ class RunConfig(Section):
             and not data.eval_fraction
         ):
             text = (
-                f"training.eval_steps {self.training.eval_steps} asks for evaluations and there are no pairs to "
+                f"training.eval_steps {self.training.eval_steps} asks for evaluations, but there are no pairs to "
                 "evaluate on; set data.eval, data.eval_split or data.eval_fraction, or leave out training.eval_steps"
             )
             fields = ("training.eval_steps", "data.eval", "data.eval_split", "data.eval_fraction")

@@ -1,20 +1,20 @@
 """Advice as a file: YAML, JSON or a Python script for Wishbone, TRL or Unsloth, from templates that are data.
 
-`targets.json` holds them; Python (here) and JavaScript (`builder/`) read the same file. Conditions and expressions are
-those of the rules (`wishbone.config.rules`), text is that of `wishbone.config.emit`.
+`targets.json` holds the templates; Python (here) and JavaScript (`builder/`) read the same file. Conditions and
+expressions are those of the rules (`wishbone.config.rules`), and `wishbone.config.emit` writes the text.
 
-Documents. `entries` are names with expressions, in order, some with a condition `when`; a point in a name separates
+Documents. `entries` are names with expressions, in order, some with a condition `when`; a dot in a name separates
 section and key. `{"map": {...}}` in an expression is a mapping. `{"section": name}` stands for all settings of that
 section that are not null, in the order in which the rules name settings. `refuse` holds problems with their conditions.
-`reason` names the setting whose reason stands above an entry; above entries of a section stands the reason of the
-rule that decided.
+`reason` names the setting whose reason is written above an entry; entries of a section get the reason of the rule that
+set them.
 
-Scripts. A script is a list of blocks, a block a list of lines: text in which `{name}` is a fact or, with a point, a
+Scripts. A script is a list of blocks, a block a list of lines: text in which `{name}` is a fact or, with a dot, a
 setting, as a Python literal; `{"reason": setting, "indent": n}` for a comment; `{"when": c, "lines": [...]}`; and
-`{"include": block}`. Whatever a person typed gets there as a literal alone, so any text gives valid Python.
+`{"include": block}`. Text from the user is only ever written as a literal, so any text gives valid Python.
 
-The reason of a setting is that of the rule which set it last. A reason stands in a file once, where it comes first; one
-that says nothing ("As asked.") is left out.
+The reason of a setting is that of the rule which set it last. A file has each reason once, at its first place, and
+leaves out the reason "As asked.".
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def _templates() -> dict[str, Any]:
 
 
 def write(target: Target, form: Format, outcome: Outcome) -> str:
-    """The file for a target with what the rules said, as text that ends with a line break.
+    """The file for a target with the result of the rules, as text that ends with a line break.
 
     Raises:
-        RequestError: the target has no such file for these settings.
+        RequestError: these settings cannot be written for this target.
     """
     advice = _Advice.of(outcome, f"target {target}")
     if form == "python":
@@ -108,7 +108,7 @@ class _Advice:
         return self.decided[setting].reason
 
     def lines(self, block: list[Any], said: set[str]) -> Iterator[str]:
-        """Lines of a block of a script; `said` are the reasons so far, which are not repeated."""
+        """Lines of a block of a script; reasons in `said` were written before and are not repeated."""
         for line in block:
             match line:
                 case str():
