@@ -81,7 +81,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
 
 def _object(line: bytes) -> Any:
     try:
-        row = parse_json(line)
+        row = parse_json(line.rstrip(b"\r\n"))  # an error at the end of the line is then in this line
     except NotJsonError as error:
         return RequestError(str(error))
     return row if isinstance(row, dict) else RequestError("is JSON, but not an object with named fields")
