@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.fused.linear import FusedLinears
-from wishbone.fused.mlp import fused_mlp_of
+from wishbone.fused.mlp import FusedMlp, fused_mlp_of
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8_linear import FP8Linear
 
@@ -404,16 +404,63 @@ class _Mlp(nn.Module):
         return self.down_proj(self.act_fn(gate) * up)
 
 
-@pytest.mark.parametrize("own", ["", "gelu"])
+def linears_of(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+
+
+@pytest.mark.parametrize("own", ["", "gelu", "swapped"])
 def test_an_mlp_is_found_by_trying(own: str) -> None:
     mlp = _Mlp(own)
-    assert fused_mlp_of(mlp, "mlp", dict(mlp.named_children())) is not None
+    found = fused_mlp_of(mlp, "mlp", linears_of(mlp))
+    assert isinstance(found, FusedMlp)
+    names = ["up_proj", "gate_proj"] if own == "swapped" else ["gate_proj", "up_proj"]
+    assert [*found.layers] == [mlp.get_submodule(name) for name in (*names, "down_proj")]
 
 
-@pytest.mark.parametrize("own", ["relu", "exact gelu", "dropout", "swapped", "scaled", "trained"])
-def test_an_mlp_that_computes_something_else_is_left_alone(own: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "reason"),
+    [
+        ("relu", "neither SiLU nor GELU"),
+        ("exact gelu", "neither SiLU nor GELU"),
+        ("dropout", "more than an activation"),
+        ("scaled", "computes more than its layers"),
+        ("trained", "computes more than its layers"),
+    ],
+)
+def test_an_mlp_that_computes_something_else_is_left_alone(own: str, reason: str) -> None:
     mlp = _Mlp(own)
-    assert fused_mlp_of(mlp, "mlp", dict(mlp.named_children())) is None
+    found = fused_mlp_of(mlp, "mlp", linears_of(mlp))
+    assert isinstance(found, str) and reason in found
+
+
+class _OtherNames(nn.Module):
+    """An MLP with layers of other names, whose forward calls the activation as a function."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.w1, self.w2, self.w3 = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 12)
+        self.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.w1(x)
+        if self.kind == "silu":
+            return self.w2(nn.functional.silu(gate) * self.w3(x))
+        if self.kind == "tanh":
+            return self.w2(nn.functional.gelu(gate, approximate="tanh") * self.w3(x))
+        if self.kind == "gelu":
+            return self.w2(nn.functional.gelu(gate) * self.w3(x))
+        return self.w2(gate * torch.sigmoid(gate) * self.w3(x))
+
+
+@pytest.mark.parametrize("kind", ["silu", "tanh", "gelu", "other"])
+def test_an_mlp_is_found_whatever_its_layers_are_called(kind: str) -> None:
+    mlp = _OtherNames(kind)
+    found = fused_mlp_of(mlp, "mlp", linears_of(mlp))
+    if kind in ("silu", "tanh"):
+        assert isinstance(found, FusedMlp) and [*found.layers] == [mlp.w1, mlp.w3, mlp.w2]
+    else:
+        assert isinstance(found, str) and "neither SiLU nor GELU" in found
 
 
 def test_hooks_see_what_they_always_saw() -> None:

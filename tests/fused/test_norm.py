@@ -12,7 +12,7 @@ from wishbone.model.adapter import add_adapter
 
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
 NORMS_A_LAYER = {"llama": 2, "mistral": 2, "qwen2": 2, "qwen3": 4, "gemma2": 4, "gemma3_text": 6, "phi3": 2, "olmo2": 4,
-                 "smollm3": 2, "granite": 2, "gpt_neox": 0, "cohere": 0}  # fmt: skip
+                 "smollm3": 2, "granite": 2, "gpt_neox": 0, "cohere": 1}  # fmt: skip
 
 
 def loss_and_gradients(model: nn.Module) -> list[Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import nn
 
+REPLACED = "something else has replaced their forward"
+"""Why a module keeps its forward whose class's own is not found in it."""
 _MISSING = object()
 
 

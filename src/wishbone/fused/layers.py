@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import nn
 
+from wishbone.fused.coverage import Site
 from wishbone.fused.linear import FusedLinears
 from wishbone.fused.norm import FusedNorms
 from wishbone.fused.quantized_input import QuantizedInput
@@ -26,6 +28,10 @@ class FusedLayers:
         self.linears = FusedLinears(model, quantized)
         self.norms = FusedNorms(model, everywhere=norms_everywhere, quantized=quantized)
         self.rotary = FusedRotary(model, everywhere=norms_everywhere)
+
+    def sites(self) -> Iterator[Site]:
+        """Yield the parts of the layers that have a fused form, fused or not as they ran so far."""
+        yield from chain(self.norms.sites(), self.rotary.sites(), self.linears.sites())
 
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:

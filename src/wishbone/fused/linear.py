@@ -22,6 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from wishbone.fused.coverage import Site
 from wishbone.fused.lora_layer import (
     Forward,
     LayerReader,
@@ -30,14 +31,16 @@ from wishbone.fused.lora_layer import (
     columns,
     input_features,
     is_lora_linear,
+    why_not,
 )
 from wishbone.fused.mlp import FusedMlp, fused_mlp_of
+from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
 from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
 
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Names that model families give layers which are called with one input."""
+GROUPS = (("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"))
+"""Names that model families give layers which are called with one input; a family has some of them."""
 
 
 class FusedLinears:
@@ -57,6 +60,7 @@ class FusedLinears:
         self._quantized = quantized or QuantizedInput()
         self._groups: list[_Group] = []
         self._mlps: list[FusedMlp] = []
+        self._not_fused: list[Site] = []
         self._switched: list[nn.Module] = []
         self._depth = 0
         self._find(model, "")
@@ -68,6 +72,16 @@ class FusedLinears:
     @property
     def mlps(self) -> list[str]:  # noqa: D102
         return [mlp.name for mlp in self._mlps]
+
+    def sites(self) -> Iterator[Site]:
+        """Yield every MLP and every group of linear layers outside the fused ones, fused or not as they ran so far."""
+        yield from self._not_fused
+        inside = {layer for mlp in self._mlps for layer in mlp.layers}
+        for mlp in self._mlps:
+            yield Site("MLP", mlp.name, why_not(mlp.layers) if mlp.ran_own else None)
+        for group in self._groups:
+            if not inside.issuperset(group.modules):
+                yield Site("linear group", ", ".join(group.names), why_not(group.modules) if group.ran_own else None)
 
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:
@@ -133,17 +147,24 @@ class FusedLinears:
         for names in GROUPS:
             members = {child: linears[child] for child in names if child in linears}
             same_input = len({input_features(member) for member in members.values()}) == 1
-            if len(members) == len(names) and same_input and any(child in alone for child in names):
+            if len(members) > 1 and same_input and any(child in alone for child in names):
                 self._add(name, members)
                 alone = {child: found for child, found in alone.items() if child not in names}
         for child, found in alone.items():
             self._add(name, {child: found})
         mlp = fused_mlp_of(module, name, linears, self._quantized)
-        if mlp is not None:
+        if isinstance(mlp, FusedMlp):
             self._mlps.append(mlp)
+        elif part_of(module) == "MLP":
+            self._not_fused.append(Site("MLP", name, mlp))
         for child, found in children.items():
-            if child not in linears and not isinstance(found, (BaseTunerLayer, ModulesToSaveWrapper)):
+            if child in linears or isinstance(found, ModulesToSaveWrapper):
+                continue
+            if not isinstance(found, BaseTunerLayer):
                 self._find(found, _join(name, child))
+            elif input_features(found.get_base_layer()) is not None:  # no adapter of experts or of an embedding
+                reason = f"PEFT's {type(found).__name__} has no fused form"
+                self._not_fused.append(Site("linear group", _join(name, child), reason))
 
     def _add(self, parent: str, members: dict[str, nn.Module]) -> None:
         names = tuple(_join(parent, child) for child in members)
@@ -181,13 +202,20 @@ class _Left:
 
 
 class _Group:
-    """Linear layers that are called with the same input, or one layer."""
+    """Linear layers that are called with the same input, or one layer.
+
+    Attributes:
+        names, modules: the layers.
+        shares_input: whether the layers' calls have had one input so far.
+        ran_own: whether a call ran a layer's own forward.
+    """
 
     def __init__(
         self, names: tuple[str, ...], modules: tuple[nn.Module, ...], left: _Left, quantized: QuantizedInput
     ) -> None:
         self.names, self.modules = names, modules
         self.shares_input = len(modules) > 1
+        self.ran_own = False
         self._left, self._quantized = left, quantized
         self._readers = [LayerReader(module) for module in modules]
 
@@ -205,10 +233,14 @@ class _Group:
     def _forward(self, index: int, own_forward: Forward) -> Forward:
         def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
             if args or kwargs or not isinstance(x, Tensor):
+                self.ran_own = True
                 return own_forward(x, *args, **kwargs)
             y = self._left.take(self, index, x)
             y = self._compute(index, x) if y is None else y
-            return own_forward(x) if y is None else y
+            if y is None:
+                self.ran_own = True
+                return own_forward(x)
+            return y
 
         return forward
 

@@ -5,8 +5,8 @@ read at every call, so that switching adapters needs no word to us. A layer that
 
     W x + b + sum over active adapters of s B A x
 
-(dropout that is on, DoRA and other variants, biases of adapters, a base that is trained or unknown) is none of ours and
-runs its own forward.
+(dropout that is on, DoRA and other variants, biases of adapters, a base that is trained or unknown) runs its own
+forward.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from wishbone.fused.instance_attributes import REPLACED
 from wishbone.model.fp8_linear import FP8Linear
 from wishbone.ops.frozen_linear import FrozenWeight, NF4Weight, frozen_weight_of
 from wishbone.ops.lora_linear import Adapter
@@ -46,10 +47,16 @@ def base_of(module: Any) -> Any:
     return module.base_layer if is_lora_linear(module) else module
 
 
-def input_features(module: Any) -> int:
-    """Return the size of a linear layer's input."""
-    features: int = module.in_features
-    return features
+def input_features(module: Any) -> int | None:
+    """Return the size of a linear layer's input; None for modules of another kind."""
+    features = getattr(module, "in_features", None)
+    return features if isinstance(features, int) else None
+
+
+def output_features(module: Any) -> int | None:
+    """Return the size of a linear layer's output; None for modules of another kind."""
+    features = getattr(module, "out_features", None)
+    return features if isinstance(features, int) else None
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -176,6 +183,39 @@ def _is_plain(layer: Any, name: str) -> bool:
         and not has_hooks(b)
         and isinstance(layer.scaling[name], (int, float))
     )
+
+
+def why_not(modules: Sequence[nn.Module]) -> str:
+    """Return why a call ran the own forward of some of these linear layers, as far as their state tells."""
+    return next(
+        (reason for module in modules if (reason := _why_not(module)) is not None),
+        "their input has another dtype or device than their weights",
+    )
+
+
+def _why_not(module: Any) -> str | None:
+    base = base_of(module)
+    if has_hooks(module) or has_hooks(base):
+        return "hooks look at their inputs and outputs"
+    if "forward" in vars(base):
+        return REPLACED
+    if frozen_weight_of(base) is None:
+        trained = isinstance(base.weight, Tensor) and base.weight.requires_grad
+        return "their weights are trained" if trained else f"{type(base).__name__} has a form that cannot be read"
+    if base.bias is not None and base.bias.requires_grad:
+        return "their biases are trained"
+    if not is_lora_linear(module):
+        return None
+    if module.disable_adapters and module.merged:
+        return "their adapter is merged and switched off"
+    if _plain_adapters(module) is not None:
+        return None
+    on = [name for name in module.active_adapters if name in module.lora_A]
+    if any(_drops(module.lora_dropout[name]) for name in on):
+        return "their adapter has dropout; set it to 0"
+    if any(name in module.lora_variant for name in on):
+        return "their adapter is a variant of LoRA, such as DoRA"
+    return "their adapter does more than add s B A x"
 
 
 def _as_one(parts: list[Adapter]) -> Adapter | None:

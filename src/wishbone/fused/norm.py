@@ -1,11 +1,11 @@
-"""RMSNorms of any transformers model in one pass each, for as long as a step runs.
+"""Norms of any transformers model in one pass each, for as long as a step runs.
 
 Written in PyTorch, an RMSNorm with frozen weight makes five passes over memory and keeps float32 copies of its input
 for the backward pass. Here it keeps its input and one value a row, and where FP8 layers read its output, it writes that
 output in e4m3, too (`quantized_input.py`).
 
-What is a norm is found out by trying: a module with one weight and an epsilon whose output and whose gradient are those
-of an RMSNorm with weight w or 1 + w.
+What is a norm is found out by trying: a module with one weight or none and an epsilon whose output and whose gradient
+are those of an RMSNorm with weight w or 1 + w, or of a layer norm written out (Cohere), for which PyTorch has a kernel.
 
 transformers marks norms for kernels from the Hub (`use_kernel_forward_from_hub`). That registered point does not serve
 here: without the package `kernels` it does nothing, and with it `kernelize` replaces the forward of norms for good.
@@ -16,24 +16,43 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.coverage import LAYER_NORM, NO_GPU, Site
+from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
+from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.fp8_quantize import QuantizedRows, rms_norm, rms_norm_backward, rms_norm_quantize
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Relative difference that rounding explains; norms of transformers round to float32 inside, whatever the dtype."""
-EPSILONS = ("variance_epsilon", "eps")
+LARGEST_EPSILON, SMALLEST = 0.1, 2.0**-10
+USUAL_EPSILONS = (1e-5, 1e-6)
+"""What is tried where a norm has its epsilon written into its forward."""
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """What a norm computes: x / sqrt(mean x^2 + eps) * (offset + weight), without the factor where it has no weight.
+
+    A layer norm subtracts the mean of x before.
+    """
+
+    eps: float
+    offset: float
+    has_weight: bool
+    is_layer_norm: bool
 
 
 class FusedNorms:
-    """Finds RMSNorms in a model and switches them on and off.
+    """Finds norms in a model and switches them on and off.
 
     Args:
         model: a transformers model. Nothing of it is changed.
@@ -41,22 +60,31 @@ class FusedNorms:
         quantized: where norms leave their output for FP8 layers; None for norms that no fused layer reads.
 
     Attributes:
-        norms: RMSNorms, by name.
+        norms: those that run fused, by name.
     """
 
     def __init__(self, model: nn.Module, *, everywhere: bool = False, quantized: QuantizedInput | None = None) -> None:
         self._quantized = quantized or QuantizedInput()
         self._attributes = InstanceAttributes()
+        self._left: dict[str, str] = {}
         self.norms: list[str] = []
         for name, module in model.named_modules():
-            slot = slot_of(module)
-            if slot is None or not (everywhere or any(p.is_cuda for p in module.parameters())):
+            beside = next(module.parameters(), None) if part_of(module) != "norm" else _first_parameter(module, model)
+            if beside is None:
                 continue
-            found = _rms_norm_of(module)
-            if found is not None:
+            found = _formula_of(module, beside) if everywhere or beside.is_cuda else NO_GPU
+            slot = slot_of(module)
+            if isinstance(found, _Formula) and slot is not None:
                 self.norms.append(name)
-                forward = _norm_forward(module, getattr(module, slot), *found, self._quantized)
+                forward = _norm_forward(module, getattr(module, slot), found, self._quantized)
                 self._attributes.add(module, slot, forward)
+            elif part_of(module) == "norm":
+                self._left[name] = REPLACED if isinstance(found, _Formula) else found
+
+    def sites(self) -> Iterator[Site]:
+        """Yield every norm, fused or not."""
+        yield from (Site("norm", name) for name in self.norms)
+        yield from (Site("norm", name, reason) for name, reason in self._left.items())
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -70,7 +98,7 @@ class FusedNorms:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one number a row."""
+    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one value a row."""
 
     @staticmethod
     def forward(
@@ -95,14 +123,17 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _norm_forward(
-    module: nn.Module, own_forward: Callable[..., Any], eps: float, offset: float, quantized: QuantizedInput
+    module: nn.Module, own_forward: Callable[..., Any], formula: _Formula, quantized: QuantizedInput
 ) -> Callable[..., Any]:
     parameters: dict[str, Any] = vars(module)["_parameters"]
+    eps, offset, ones = formula.eps, formula.offset, _Ones()
 
     def forward(x: Tensor) -> Any:
-        weight = parameters["weight"]
+        weight = parameters["weight"] if formula.has_weight else ones.like_last(x)
         if weight.requires_grad or x.device != weight.device or x.dtype != weight.dtype:
             return own_forward(x)
+        if formula.is_layer_norm:
+            return _layer_norm(x, weight, eps)
         normed, rows = _RMSNorm.apply(x, weight, eps, offset, quantized.begin(module))
         quantized.leave(module, normed, rows)
         return normed
@@ -110,31 +141,90 @@ def _norm_forward(
     return forward
 
 
-def _rms_norm_of(module: nn.Module) -> tuple[float, float] | None:
-    """Return epsilon and what is added to the weight, of a module that is an RMSNorm with frozen weight; else None."""
+def _layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """PyTorch's own kernel, by the name that autocast leaves in the dtype of x."""
+    normed: Tensor = torch.native_layer_norm(x, [x.shape[-1]], weight, None, eps)[0]
+    return normed
+
+
+class _Ones:
+    """The weight of a norm that has none."""
+
+    def __init__(self) -> None:
+        self._ones: dict[tuple[Any, ...], Tensor] = {}
+
+    def like_last(self, x: Tensor) -> Tensor:
+        """Return ones for the last dimension of x."""
+        kind = x.shape[-1], x.dtype, x.device
+        if kind not in self._ones:
+            self._ones[kind] = torch.ones(x.shape[-1], dtype=x.dtype, device=x.device)
+        return self._ones[kind]
+
+
+def _first_parameter(module: nn.Module, model: nn.Module) -> Tensor | None:
+    """A parameter of a norm; for one without, one of its model, which lies on the same device."""
+    return next(module.parameters(), next(model.parameters(), None))
+
+
+def _formula_of(module: nn.Module, beside: Tensor) -> _Formula | str:
+    """Return what a module computes if it is an RMSNorm with frozen weight or none; else why it is not fused.
+
+    Args:
+        module: any module.
+        beside: its weight, or a parameter with the device and dtype that its input will have.
+    """
+    kind = type(module).__name__
     parameters = dict(module.named_parameters())
-    eps = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if list(parameters) != ["weight"] or eps is None or any(True for _ in module.children()):
-        return None
-    weight = parameters["weight"]
-    takes_one = len(inspect.signature(module.forward).parameters) == 1
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    if weight.ndim != 1 or weight.requires_grad or weight.is_meta or weight.dtype not in TOLERANCE:
-        return None
-    if not takes_one or hooked:
-        return None
-    return next(((eps, offset) for offset in (0.0, 1.0) if _agrees(module, weight, eps, offset)), None)
+    epsilons = [value for value in vars(module).values() if isinstance(value, float) and 0 <= value < LARGEST_EPSILON]
+    if isinstance(module, nn.LayerNorm):
+        return LAYER_NORM
+    shaped = list(parameters) == ["weight"] or (not parameters and part_of(module) == "norm")
+    epsilons = epsilons or [*USUAL_EPSILONS]
+    if not shaped or any(True for _ in module.children()):
+        return f"{kind} is not a norm of a known kind"
+    if beside.requires_grad and parameters:
+        return "their weights are trained"
+    if beside.is_meta or beside.dtype not in TOLERANCE or (parameters and beside.ndim != 1):
+        return f"weights of {kind} are in a form that cannot be read"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "hooks look at their inputs and outputs"
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return f"{kind} takes more than one input"
+    size = len(beside) if parameters else getattr(module, "normalized_shape", (32,))[-1]
+    weight = parameters.get("weight", torch.ones(size, dtype=beside.dtype, device=beside.device))
+    small = max(SMALLEST, max(epsilons) ** 0.5)
+    kinds = [(0.0, False), (1.0, False), (0.0, True)] if parameters else [(0.0, False), (0.0, True)]
+    for eps, (offset, is_layer_norm) in product(epsilons, kinds):
+        formula = _Formula(eps, offset, bool(parameters), is_layer_norm)
+        if all(_agrees(module, weight, formula, size) for size in (1.0, small)):
+            return formula
+    return f"{kind} is not a norm of a known kind"
 
 
-def _agrees(module: nn.Module, weight: Tensor, eps: float, offset: float) -> bool:
-    """Whether output and gradient for a made-up input are the module's own, but for rounding."""
+def _agrees(module: nn.Module, weight: Tensor, formula: _Formula, size: float) -> bool:
+    """Whether output and gradient for a made-up input are the module's own, but for rounding.
+
+    Args:
+        module: what may be a norm.
+        weight: its weight, or ones.
+        formula: what it may compute.
+        size: of the input's elements, about; epsilon counts where it is small.
+    """
     made_up = torch.arange(3 * len(weight), dtype=torch.float64, device=weight.device).mul(0.7).add(0.3).sin() + 0.2
+    made_up = made_up.view(1, 3, -1) * size
+
+    def ours(x: Tensor) -> Tensor:
+        if formula.is_layer_norm:
+            return _layer_norm(x, weight, formula.eps)
+        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, False)[0]
+        return normed
+
     results = []
     with torch.autocast(weight.device.type, enabled=False), torch.enable_grad():
-        for function in (module, lambda x: _RMSNorm.apply(x, weight, eps, offset, False)[0]):
-            x = made_up.view(1, 3, -1).to(weight.dtype).requires_grad_()
+        for function in (module, ours):
+            x = made_up.to(weight.dtype).requires_grad_()
             y = function(x)
             if not isinstance(y, Tensor) or y.shape != x.shape or y.dtype != x.dtype or not y.requires_grad:
                 return False
-            results.append((y.detach(), *torch.autograd.grad((y * made_up.cos().view(x.shape)).sum(), x)))
-    return all(differs_by_rounding(ours, own, TOLERANCE) for own, ours in zip(*results, strict=True))
+            results.append((y.detach(), *torch.autograd.grad((y * made_up.cos()).sum(), x)))
+    return all(differs_by_rounding(got, own, TOLERANCE) for own, got in zip(*results, strict=True))

@@ -19,19 +19,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.coverage import NO_GPU, Site
+from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
+from wishbone.fused.parts import has_rotary_embedding, part_of
 from wishbone.fused.rebound_function import names_in, rebound
 from wishbone.fused.rounding import differs_by_rounding
-from wishbone.ops.rotary import rotary
+from wishbone.ops.rotary import Form, rotary, turned_elements
 
 NAME = re.compile(r"apply\w*(rot|rope)|(rot\w*|rope)_(fn|func|function)$")
 """Names that model families give functions which turn queries and keys."""
+FORMS: tuple[Form, ...] = get_args(Form)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Relative difference that rounding explains."""
 
@@ -49,11 +53,26 @@ class FusedRotary:
 
     def __init__(self, model: nn.Module, *, everywhere: bool = False) -> None:
         self.layers: dict[str, list[Rotary]] = {}
+        self._left: dict[str, str] = {}
         self._attributes = InstanceAttributes()
-        methods = _MethodsByClass()
+        methods, turns = _MethodsByClass(), has_rotary_embedding(model)
         for name, module in model.named_modules():
             if everywhere or any(p.is_cuda for p in module.parameters()):
                 self._find(name, module, methods.of(type(module)))
+            elif methods.of(type(module)):
+                self._left[name] = NO_GPU
+            if turns and part_of(module) == "attention" and name not in self.layers:
+                self._left.setdefault(name, _why_not_found(module))
+
+    def sites(self) -> Iterator[Site]:
+        """Yield every layer with a rotary embedding; after a pass, only layers that have used it, if any has."""
+        yield from (Site("rotary embedding", name, reason) for name, reason in self._left.items())
+        called = {name: one for name, one in self.layers.items() if any(r.forms or r.other_calls for r in one)}
+        for name, found in (called or self.layers).items():
+            reasons = [reason for one in found if (reason := one.why_not()) is not None]
+            if not called:
+                reasons = ["their rotary embedding was not called"]
+            yield Site("rotary embedding", name, reasons[0] if reasons else None)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -77,10 +96,20 @@ class FusedRotary:
                 self._attributes.add(module, attribute, ours)
         for attribute, method in methods.items():
             slot = slot_of(module, attribute, method)
-            if slot is not None and (copy := rebound(method, replace)) is not None:
+            if slot is None:
+                self._left[name] = REPLACED
+            elif (copy := rebound(method, replace)) is not None:
                 self._attributes.add(module, slot, MethodType(copy, module))
-        if found:
+        if found and name not in self._left:
             self.layers[name] = found
+
+
+def _why_not_found(module: nn.Module) -> str:
+    """Why no rotary embedding was found in an attention layer of a model that has angles for one."""
+    forward = type(module).forward
+    if not isinstance(forward, FunctionType):
+        return f"their forward is wrapped in an object of the class {type(forward).__name__}, which hides its function"
+    return f"{type(module).__name__} calls no function with a name like apply_rotary_pos_emb"
 
 
 class _MethodsByClass:
@@ -102,48 +131,132 @@ class _MethodsByClass:
 
 
 class Rotary:
-    """Stands for the rotary embedding of one layer: ours once it was seen to agree, else the family's own.
+    """Stands for one function of one layer: ours once it was seen to agree, else the family's own.
+
+    Families call it with queries and keys, or with one of them, with the dimension of heads before that of tokens or
+    behind it, and pair the elements of a head in several ways (`ops/rotary/pairs.py`). The first call of a kind tries
+    which of these agrees.
 
     Args:
-        own: the family's function.
+        own: the family's function, or a module that computes it.
 
     Attributes:
-        agrees: whether ours agrees, by kind of call; empty before the first.
+        own: the same.
+        forms: how the elements of a head are paired, by kind of call, None where no form agrees; empty before a call.
+        other_calls: whether a call had arguments of another kind than a rotary embedding of queries and keys.
     """
 
     def __init__(self, own: Callable[..., Any]) -> None:
-        self._own = own
-        self.agrees: dict[tuple[Any, ...], bool] = {}
+        self.own = own
+        self.forms: dict[tuple[Any, ...], Form | None] = {}
+        self.other_calls = False
+        self._arguments = _Arguments(own)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
-        if kwargs or not _has_usual_shapes(args):
-            return self._own(*args, **kwargs)
-        q, k, cos, sin = args
-        kind = (q.dtype, cos.dtype, q.shape[1], k.shape[1], q.shape[3], cos.shape[2])
-        if kind not in self.agrees:
-            self.agrees[kind] = self._compare(q, k, cos, sin)
-        return rotary(q, k, cos, sin) if self.agrees[kind] else self._own(q, k, cos, sin)
+        tensors, heads_dim = args, self._arguments.heads_dim
+        if kwargs or len(args) != 4:
+            tensors, heads_dim = self._arguments.in_order(args, kwargs)
+        if not _is_usual(tensors, heads_dim):
+            self.other_calls = True
+            return self.own(*args, **kwargs)
+        first, cos = tensors[0], tensors[-2]
+        kind = (len(tensors), heads_dim, first.dtype, cos.dtype, first.shape[3], cos.shape[2])
+        form = self.forms[kind] if kind in self.forms else self._try(kind, args, kwargs, tensors, heads_dim)
+        return self.own(*args, **kwargs) if form is None else _turned(tensors, heads_dim, form)
 
     @torch.no_grad()
-    def _compare(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
-        """Whether ours is the family's own on the last tokens of this input, but for rounding."""
-        q, k, cos, sin = q[:, :, -64:], k[:, :, -64:], cos[:, -64:], sin[:, -64:]
-        own = self._own(q, k, cos, sin)
-        return all(differs_by_rounding(a, b, TOLERANCE) for a, b in zip(rotary(q, k, cos, sin), own, strict=True))
+    def _try(
+        self, kind: tuple[Any, ...], args: Any, kwargs: dict[str, Any], tensors: tuple[Tensor, ...], heads_dim: int
+    ) -> Form | None:
+        """Return and note the form that is the family's own on the last tokens of this input, but for rounding.
+
+        Nothing is noted where all angles are about 0, which any form leaves as it is.
+        """
+        last = tuple(_last_tokens(x, 3 - heads_dim if x.ndim == 4 else 1) for x in tensors)
+        if not last[-1].abs().max() > 0.1:
+            return None
+        short = {id(x): y for x, y in zip(tensors, last, strict=True)}
+        own = self.own(
+            *(short.get(id(x), x) for x in args), **{name: short.get(id(x), x) for name, x in kwargs.items()}
+        )
+        expected = (own,) if isinstance(own, Tensor) else tuple(own)
+        for form in FORMS:
+            width = turned_elements(form, last[-1].shape[2])
+            if width % 2 or width > last[0].shape[3]:
+                continue
+            ours = _turned(last, heads_dim, form)
+            got = (ours,) if isinstance(ours, Tensor) else ours
+            if len(got) == len(expected) and all(map(_agree, got, expected)):
+                self.forms[kind] = form
+                return self.forms[kind]
+        self.forms[kind] = None
+        return None
+
+    def why_not(self) -> str | None:
+        """Return why calls so far ran the family's own function; None where none did."""
+        name = getattr(self.own, "__name__", type(self.own).__name__)
+        if None in self.forms.values():
+            return f"{name} pairs elements in a way that is not known, or computes more than a rotary embedding"
+        if self.other_calls:
+            return f"{name} is called with other arguments than queries, keys, cosines and sines"
+        return None
 
 
-def _has_usual_shapes(args: tuple[Any, ...]) -> bool:
-    if len(args) != 4 or not all(isinstance(one, Tensor) for one in args):
+class _Arguments:
+    """Puts the arguments of a family's function in the order in which it declares them."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._signature = signature(function.forward if isinstance(function, nn.Module) else function)
+        defaults = [one.default for one in self._signature.parameters.values()]
+        self.heads_dim = next((default for default in defaults if type(default) is int), 1)
+        self._orders: dict[tuple[Any, ...], list[Any]] = {}
+
+    def in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], int]:
+        """Return the arguments that are not integers, and the dimension of heads; None is left out."""
+        call = (len(args), *kwargs)
+        if call not in self._orders:
+            bound = self._signature.bind(*range(len(args)), **{name: name for name in kwargs})
+            self._orders[call] = [*bound.args, *bound.kwargs.values()]
+        values = [args[at] if isinstance(at, int) else kwargs[at] for at in self._orders[call]]
+        dims = [value for value in values if type(value) is int]
+        rest = tuple(value for value in values if value is not None and type(value) is not int)
+        return rest, dims[0] if dims else self.heads_dim
+
+
+def _turned(tensors: tuple[Tensor, ...], heads_dim: int, form: Form) -> Any:
+    """Return queries and keys, or one of them, turned by our op; they come and go with heads in `heads_dim`."""
+    *states, cos, sin = tensors
+    if heads_dim == 2:
+        states = [x.transpose(1, 2) for x in states]
+    query = states[0]
+    key = states[1] if len(states) == 2 else query.detach()[:, :0]
+    turned = rotary(query, key, cos, sin, form=form)
+    if heads_dim == 2:
+        turned = turned[0].transpose(1, 2), turned[1].transpose(1, 2)
+    return turned if len(states) == 2 else turned[0]
+
+
+def _agree(ours: Any, own: Any) -> bool:
+    return isinstance(own, Tensor) and differs_by_rounding(ours, own, TOLERANCE)
+
+
+def _last_tokens(x: Tensor, dim: int) -> Tensor:
+    start = max(0, x.shape[dim] - 64)
+    return x.narrow(dim, start, x.shape[dim] - start)
+
+
+def _is_usual(tensors: tuple[Any, ...], heads_dim: int) -> bool:
+    """Whether arguments are queries and keys, or one of them, and cos and sin of their positions."""
+    if len(tensors) not in (3, 4) or heads_dim not in (1, 2) or not all(isinstance(one, Tensor) for one in tensors):
         return False
-    q, k, cos, sin = args
+    first, last, cos, sin = tensors[0], tensors[-3], tensors[-2], tensors[-1]
     return (
-        q.ndim == k.ndim == 4
+        first.ndim == last.ndim == 4
         and cos.ndim == 3
         and cos.shape == sin.shape
-        and cos.shape[0] in (1, q.shape[0])
-        and cos.shape[1] == q.shape[2] == k.shape[2]
-        and q.shape[3] == k.shape[3] >= cos.shape[2]
-        and cos.shape[2] % 2 == 0
-        and q.dtype == k.dtype
-        and q.dtype in TOLERANCE
+        and cos.shape[0] in (1, first.shape[0])
+        and cos.shape[1] == first.shape[3 - heads_dim] == last.shape[3 - heads_dim]
+        and first.shape[3] == last.shape[3] >= cos.shape[2]
+        and first.dtype == last.dtype
+        and first.dtype in TOLERANCE
     )

@@ -148,8 +148,8 @@ def _computing_dtype(policy: Policy) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else policy.causal_lm.dtype
 
 
-def _trial_pairs(vocabulary: int) -> list[TokenizedPair]:
-    """Two pairs of made-up tokens; all sequences are equally long, so that the plain run needs no padding."""
+def trial_pairs(vocabulary: int) -> list[TokenizedPair]:
+    """Return two pairs of made-up tokens; all sequences are equally long, so that the plain run needs no padding."""
     ids = [(7 + 13 * i * i + 5 * i) % vocabulary for i in range(100)]
     first = TokenizedPair(ids[:14] + ids[20:31], ids[:14] + ids[40:51], 14, 14)
     second = TokenizedPair(ids[50:57] + ids[60:78], ids[50:57] + ids[80:98], 7, 7)
@@ -158,14 +158,14 @@ def _trial_pairs(vocabulary: int) -> list[TokenizedPair]:
 
 def _hidden(policy: Policy) -> Tensor:
     """Hidden states [scored, hidden_size] of the trial pairs."""
-    batch = policy.collate(_trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+    batch = policy.collate(trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
     with policy.running():
         return policy.hidden_states(batch)
 
 
 def _logps(policy: Policy) -> Tensor:
     """Log-probabilities [scored] of the trial pairs."""
-    batch = policy.collate(_trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+    batch = policy.collate(trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
     with policy.running():
         return policy.token_scores(batch).logps
 

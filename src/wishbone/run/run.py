@@ -76,6 +76,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         "dropped_rows": dropped,
         "form": trainer.preference_step.policy.form if trainer.preference_step else "trl",
         "form_reason": trainer.form_reason,
+        "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
         "heldout_before": None if heldout is None else _evaluate(trainer),
     }
     if writes:

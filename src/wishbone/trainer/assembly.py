@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from wishbone.engine.execution import Execution, Treatment
 from wishbone.engine.step import PreferenceStep
+from wishbone.fused.coverage import Coverage
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import copy_adapter
 from wishbone.model.fp8_linear import refuse_readers_of_codes
@@ -23,6 +24,7 @@ from wishbone.model.quantization import forbid_repacking
 from wishbone.planning.budget import estimated_room, token_budget
 from wishbone.policy.activations import allow_recompute, chosen_activations
 from wishbone.policy.capability import choose_form
+from wishbone.policy.fused_parts import coverage_of
 from wishbone.policy.policy import Policy
 from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
@@ -53,12 +55,14 @@ class Assembly:
         execution: how rows are computed until the run has been rehearsed.
         form_reason: why the policy does not run in its fast form, in one line, or None.
         callbacks: what the trainer must call for the step's reference to stay right.
+        coverage: which parts of the policy run fused.
     """
 
     step: PreferenceStep
     execution: Execution
     form_reason: str | None
     callbacks: list[TrainerCallback]
+    coverage: Coverage
 
 
 def assemble_step(
@@ -77,9 +81,13 @@ def assemble_step(
     """
     objective = _objective(args)
     policy, form_reason = _policy(model, args, autocast)
+    coverage = coverage_of(policy, form_reason)
+    if policy.device.type == "cuda":
+        for line in coverage.warnings(said=form_reason):
+            logger.warning("%s: %s", type(policy.causal_lm).__name__, line)
     execution = _execution(policy, args)
     reference, callbacks = _reference(policy, ref_model, args, autocast, objective)
-    return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks)
+    return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
 
 
 def settle_frozen_copy(model: nn.Module, *, adapter_is_new: bool) -> None:

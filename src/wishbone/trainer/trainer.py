@@ -33,6 +33,7 @@ from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
+from wishbone.fused.coverage import Coverage
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
@@ -59,6 +60,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         execution: how the step computes rows now: as the settings ask, from the first step on as the rehearsal found,
             and after memory ran out as it fitted.
         form_reason: why pairs do not run in the fast form (one row, shared prefix), in one line, or None.
+        coverage: which parts of the model run fused, or None on TRL's own path.
         trained_pairs, trained_tokens: what all processes trained on since construction; a pair's tokens are those of
             its two sequences.
     """
@@ -93,6 +95,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
         self.preference_step: PreferenceStep | None = None
         self.execution = UNLIMITED
+        self.coverage: Coverage | None = None
         self.trained_pairs = 0
         self._pending: list[list[TokenizedPair]] = []
         self._losses = FiniteLosses()
@@ -115,6 +118,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast)
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
+        self.coverage = assembly.coverage
         for callback in assembly.callbacks:
             self.add_callback(callback)
 

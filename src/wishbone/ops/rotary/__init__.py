@@ -6,21 +6,25 @@ from typing import Literal
 
 from torch import Tensor
 
+from wishbone.ops.rotary.pairs import Form, turned_elements
 from wishbone.ops.rotary.reference import rotary_reference
 
 Backend = Literal["auto", "reference", "triton"]
 
-__all__ = ["Backend", "rotary"]
+__all__ = ["Backend", "Form", "rotary", "turned_elements"]
 
 
-def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
+def rotary(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, form: Form = "halves", backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
     """Return query and key turned by the angles of their positions.
 
     Args:
         query: [batch, heads, tokens, head_dim], any strides.
-        key: [batch, key_value_heads, tokens, head_dim], any strides.
-        cos, sin: [1 or batch, tokens, turned], turned <= head_dim even. Columns of a head from `turned` on stay as
-            they are.
+        key: [batch, key_value_heads, tokens, head_dim], any strides; key_value_heads may be 0.
+        cos, sin: [1 or batch, tokens, turned], turned <= head_dim even, or [1 or batch, tokens, turned / 2] with one
+            angle a pair. Elements of a head from `turned` on stay as they are.
+        form: which elements of a head are turned together (`pairs.py`).
         backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
 
     Returns:
@@ -34,5 +38,5 @@ def rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *, backend: Bac
     if backend == "triton" or (backend == "auto" and query.is_cuda):
         from wishbone.ops.rotary.triton import rotary_triton
 
-        return rotary_triton(query, key, cos, sin)
-    return rotary_reference(query, key, cos, sin)
+        return rotary_triton(query, key, cos, sin, form=form)
+    return rotary_reference(query, key, cos, sin, form=form)

@@ -46,10 +46,11 @@ def test_loss_and_gradients_are_the_familys_own(family: str, dtype: torch.dtype,
         assert all("forward" in vars(model.get_submodule(name)) for name in fused.layers)
         got = loss_and_gradients(model)
     assert not any("forward" in vars(module) for module in model.modules())
-    assert_close(got, expected, tolerance)
+    assert_close(got, expected, 2e-6 if family == "cohere" else tolerance)  # Cohere computes in float32
     without = {3} if family == "smollm3" else set()
     for i, (rotary,) in enumerate(fused.layers.values()):
-        assert [*rotary.agrees.values()] == ([] if i in without else [family != "cohere"]), "Cohere turns other pairs"
+        form = "neighbours with their angles" if family == "cohere" else "halves"
+        assert [*rotary.forms.values()] == ([] if i in without else [form])
 
 
 def test_transformers_and_other_models_stay_as_they_are() -> None:
@@ -105,7 +106,7 @@ def test_decorators_around_the_forward(kind: str, monkeypatch: pytest.MonkeyPatc
     with fused.running():
         assert_close(loss_and_gradients(model), expected)
     assert len(fused.layers) == 2
-    assert all(rotary.agrees and all(rotary.agrees.values()) for (rotary,) in fused.layers.values())
+    assert all(rotary.forms and None not in rotary.forms.values() for (rotary,) in fused.layers.values())
 
 
 def rewritten(old: str = "", new: str = "", **names: Any) -> Any:
@@ -132,7 +133,7 @@ def test_a_function_that_became_a_module(monkeypatch: pytest.MonkeyPatch) -> Non
     fused = FusedRotary(model, everywhere=True)
     with fused.running():
         assert_close(loss_and_gradients(model), expected)
-    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
+    assert all(rotary.forms and None not in rotary.forms.values() for (rotary,) in fused.layers.values())
 
 
 @pytest.mark.parametrize("submodule", [False, True])
@@ -148,7 +149,7 @@ def test_a_function_that_the_layer_keeps(submodule: bool, monkeypatch: pytest.Mo
     fused = FusedRotary(model, everywhere=True)
     with fused.running():
         assert_close(loss_and_gradients(model), expected)
-    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
+    assert all(rotary.forms and None not in rotary.forms.values() for (rotary,) in fused.layers.values())
     assert [vars(attention) for attention in attentions] == before and len(fused.layers) == 2
 
 
@@ -165,4 +166,4 @@ def test_a_forward_that_others_set_to_the_classs_own_is_put_back(monkeypatch: py
         assert first.forward is not kept and second.forward is outer
         assert_close(loss_and_gradients(model), expected)
     assert first.forward is kept and second.forward is outer and len(fused.layers) == 2
-    assert all(all(rotary.agrees.values()) and rotary.agrees for (rotary,) in fused.layers.values())
+    assert all(rotary.forms and None not in rotary.forms.values() for (rotary,) in fused.layers.values())
