@@ -210,15 +210,19 @@ def test_a_released_graph_frees_its_memory_and_rows_are_run() -> None:
     step = step_of(adapted("qwen3"))
     row = pairs_of(300, seed=1)
     expected = results(step, row)
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
+
+    def reserved() -> int:
+        step.policy.model.zero_grad()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    recorded(step).release()  # cuBLAS keeps a workspace of its own for the stream that passes are recorded on
+    before = reserved()
     graphs = recorded(step)
+    assert reserved() > before
     graphs.release()
-    step.policy.model.zero_grad()
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before + 2**22
+    assert reserved() <= before
     replays = graphs.replays
     assert_same(results(step, row, graphs), expected)  # not padded either
     assert graphs.replays == replays and graphs.lengths == sorted(LENGTHS)
