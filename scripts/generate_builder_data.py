@@ -1,24 +1,27 @@
-"""Write builder/data: what the configuration builder in JavaScript shares with Python, as scripts that a page can load.
+"""Write builder/data: what the configuration builder in JavaScript takes from Python, as scripts that a page can load.
 
     python scripts/generate_builder_data.py [--check]
 
-The builder runs in Node and in a page opened from a file, where nothing can be fetched. So the JSON of the package (the
-rules, the templates of what is written, GPUs, shapes of models) and what else both must agree on (the schema of a
-situation, the sources of the advice) become scripts that define one constant each. With `--check` nothing is written,
-and the exit status is 1 if a file is not what it would be.
+The builder runs in Node and in a page opened from a file, where nothing can be fetched. So each part becomes a script
+that defines one constant: the package's JSON files (rules, templates, GPUs, shapes of models), the schemas, the sources
+of the advice, and the constants of the modules that `builder/SHARED.md` lists. With `--check` nothing is written, and
+exit status 1 says that a file is stale.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from wishbone.config.schema import RunConfig
-from wishbone.planning.situation import Situation
+from wishbone.config.explain import accepted
+from wishbone.planning.situation import Situation, flag
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "wishbone"
@@ -34,14 +37,86 @@ SCRIPT = """\
 }}
 """
 
+CONSTANTS = {
+    "cli.init": ("OF_SCRIPTS",),
+    "config.document": ("FLOAT", "INTEGER", "WORDS"),
+    "config.emit": (
+        "ESCAPES", "JSON_WORDS", "PLAIN", "PLAIN_FIRST", "PYTHON_WORDS", "WHOLE", "WIDTH", "WORDS",
+    ),
+    "config.schema": ("EMBEDDED_MODEL",),
+    "config.targets": ("AS_ASKED", "Format"),
+    "planning.alternatives": ("SHORTEST",),
+    "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
+    "planning.gpus": ("BF16_FROM", "FORM", "FP8_FROM", "NEAR", "SAID_AROUND"),
+    "planning.known_models": ("FORMS",),
+    "planning.memory": (
+        "COPYING", "CONTEXT", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES", "PROCESS",
+        "SMALL_CHUNK", "STATE_NUMBERS", "TILE",
+    ),
+    "planning.model_shape": (
+        "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "ModelShape", "OTHER_NAMES",
+        "QUERY_KEY_VALUE_BIAS", "TIED",
+    ),
+    "planning.run_plan": ("DTYPES",),
+    "planning.situation": ("NO_GPU",),
+    "planning.step_time": ("FULL_ROW", "TRAFFIC", "YARDSTICK"),
+}  # fmt: skip
+"""Names that the builder reads, by module of the package."""
+
 
 def packaged(path: str) -> Callable[[], Any]:
     """Return a function that reads a JSON file of the package."""
     return lambda: json.loads((PACKAGE / path).read_text(encoding="utf-8"))
 
 
+def constants() -> dict[str, dict[str, Any]]:
+    """Return the values of `CONSTANTS`, and what Python's repr writes for letters with an escape of their own."""
+    found: dict[str, dict[str, Any]] = {"repr": {"ESCAPES": {letter: repr(letter)[1:-1] for letter in "\\\n\r\t"}}}
+    for module, names in CONSTANTS.items():
+        loaded = import_module(f"wishbone.{module}")
+        found[module] = {name: plain(getattr(loaded, name)) for name in names}
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Return a constant as JSON has it: sets as sorted lists, patterns and sets of letters as text.
+
+    A dataclass becomes the defaults of its fields, in camel case, a `Literal` the list of its values, and a float that is
+    not finite the text that Python writes for it.
+    """
+    if isinstance(value, type) and is_dataclass(value):
+        return {camel(field.name): plain(field.default) for field in fields(value) if field.default is not MISSING}
+    if choices := get_args(value):
+        return list(choices)
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, frozenset):
+        ordered = sorted(value)
+        return "".join(ordered) if all(len(item) == 1 for item in ordered) else ordered
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def camel(name: str) -> str:
+    """Return a name of Python as JavaScript spells it."""
+    return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
+
+
+def situation_schema() -> dict[str, Any]:
+    """Return the schema of a situation; each field has its flag, and what it accepts in words."""
+    schema = Situation.model_json_schema()
+    for name, field in schema["properties"].items():
+        field |= {"flag": flag(name), "accepted": accepted(field)}
+        if "items" in field:
+            field["items"]["accepted"] = accepted(field["items"])
+    return schema
+
+
 def sources() -> dict[str, dict[str, str]]:
-    """Citation and address of each source in references/README.md, by the key that rules name it with."""
+    """Return citation and address of each source in references/README.md, by the key that rules name it with."""
     text = (ROOT / "references" / "README.md").read_text(encoding="utf-8")
     found = {}
     for key, body in re.findall(r"^### `([\w.-]+)`\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL):
@@ -53,12 +128,12 @@ def sources() -> dict[str, dict[str, str]]:
 
 
 PARTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "constants": ("Constants of the Python package, by module.", constants),
     "rules": ("The rules of the advice.", packaged("config/rules.json")),
     "targets": ("Templates of what is written for each target.", packaged("config/targets.json")),
     "gpus": ("GPUs by name.", packaged("planning/gpus.json")),
     "models": ("Shapes of well-known models by name.", packaged("planning/models.json")),
-    "situationSchema": ("What a person answers, as JSON Schema.", Situation.model_json_schema),
-    "runSchema": ("What a configuration may hold, as JSON Schema.", RunConfig.model_json_schema),
+    "situationSchema": ("What a user answers, as JSON Schema.", situation_schema),
     "sources": ("Sources of the advice by key.", sources),
 }
 
@@ -76,7 +151,7 @@ def render(name: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the scripts, or only look at them, and return the exit status."""
+    """Write the scripts, or only check them, and return the exit status."""
     stale = []
     for name in PARTS:
         path = DATA / file_of(name)

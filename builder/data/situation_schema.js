@@ -1,5 +1,5 @@
 "use strict";
-/* What a person answers, as JSON Schema. Written by scripts/generate_builder_data.py. */
+/* What a user answers, as JSON Schema. Written by scripts/generate_builder_data.py. */
 {
   const situationSchema = {
  "additionalProperties": false,
@@ -10,7 +10,9 @@
    "minLength": 1,
    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
    "title": "Model",
-   "type": "string"
+   "type": "string",
+   "flag": "--model",
+   "accepted": "one line of text"
   },
   "parameters_billion": {
    "anyOf": [
@@ -25,7 +27,9 @@
    ],
    "default": null,
    "description": "Size of a model whose shape is not known, in billions of weights.",
-   "title": "Parameters Billion"
+   "title": "Parameters Billion",
+   "flag": "--parameters-billion",
+   "accepted": "a number above 0 and of at most 10000, or null"
   },
   "gpu": {
    "default": "none",
@@ -33,7 +37,9 @@
    "minLength": 1,
    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
    "title": "Gpu",
-   "type": "string"
+   "type": "string",
+   "flag": "--gpu",
+   "accepted": "one line of text"
   },
   "gpu_memory_gib": {
    "anyOf": [
@@ -48,7 +54,9 @@
    ],
    "default": null,
    "description": "Memory of each GPU in GiB; null: as the GPU of that name has.",
-   "title": "Gpu Memory Gib"
+   "title": "Gpu Memory Gib",
+   "flag": "--gpu-memory-gib",
+   "accepted": "a number above 0 and of at most 4096, or null"
   },
   "gpus": {
    "default": 1,
@@ -56,7 +64,9 @@
    "maximum": 128,
    "minimum": 1,
    "title": "Gpus",
-   "type": "integer"
+   "type": "integer",
+   "flag": "--gpus",
+   "accepted": "a whole number from 1 to 128"
   },
   "method": {
    "default": "lora",
@@ -66,7 +76,9 @@
     "full"
    ],
    "title": "Method",
-   "type": "string"
+   "type": "string",
+   "flag": "--method",
+   "accepted": "one of lora, full"
   },
   "reference": {
    "default": "none",
@@ -76,7 +88,9 @@
     "given"
    ],
    "title": "Reference",
-   "type": "string"
+   "type": "string",
+   "flag": "--reference",
+   "accepted": "one of none, given"
   },
   "reference_model": {
    "anyOf": [
@@ -91,14 +105,18 @@
    ],
    "default": null,
    "description": "The other model, where reference is given.",
-   "title": "Reference Model"
+   "title": "Reference Model",
+   "flag": "--reference-model",
+   "accepted": "one line of text, or null"
   },
   "data": {
    "description": "Preference pairs: a file, a directory or a data set id on the hub.",
    "minLength": 1,
    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
    "title": "Data",
-   "type": "string"
+   "type": "string",
+   "flag": "--data",
+   "accepted": "one line of text"
   },
   "pairs": {
    "anyOf": [
@@ -113,7 +131,9 @@
    ],
    "default": null,
    "description": "How many pairs there are; null: unknown.",
-   "title": "Pairs"
+   "title": "Pairs",
+   "flag": "--pairs",
+   "accepted": "a whole number from 1 to 1000000000000, or null"
   },
   "prompt_tokens": {
    "default": 128,
@@ -121,7 +141,9 @@
    "maximum": 16777216,
    "minimum": 1,
    "title": "Prompt Tokens",
-   "type": "integer"
+   "type": "integer",
+   "flag": "--prompt-tokens",
+   "accepted": "a whole number from 1 to 16777216"
   },
   "completion_tokens": {
    "default": 256,
@@ -129,7 +151,9 @@
    "maximum": 16777216,
    "minimum": 1,
    "title": "Completion Tokens",
-   "type": "integer"
+   "type": "integer",
+   "flag": "--completion-tokens",
+   "accepted": "a whole number from 1 to 16777216"
   },
   "longest_tokens": {
    "default": 1024,
@@ -137,13 +161,17 @@
    "maximum": 16777216,
    "minimum": 1,
    "title": "Longest Tokens",
-   "type": "integer"
+   "type": "integer",
+   "flag": "--longest-tokens",
+   "accepted": "a whole number from 1 to 16777216"
   },
   "noisy_labels": {
    "default": false,
    "description": "Some pairs have the worse completion as the chosen one.",
    "title": "Noisy Labels",
-   "type": "boolean"
+   "type": "boolean",
+   "flag": "--noisy-labels",
+   "accepted": "true or false"
   },
   "learning_rate": {
    "anyOf": [
@@ -158,7 +186,9 @@
    ],
    "default": null,
    "description": "Rate you want, or had when the symptoms showed; null: advised.",
-   "title": "Learning Rate"
+   "title": "Learning Rate",
+   "flag": "--learning-rate",
+   "accepted": "a number above 0 and of at most 1, or null"
   },
   "symptoms": {
    "default": [],
@@ -174,10 +204,13 @@
      "out_of_memory",
      "nan"
     ],
-    "type": "string"
+    "type": "string",
+    "accepted": "one of collapse, lost_abilities, repetition, chosen_falling, no_learning, length_growth, out_of_memory, nan"
    },
    "title": "Symptoms",
-   "type": "array"
+   "type": "array",
+   "flag": "--symptom",
+   "accepted": "a list, each item one of collapse, lost_abilities, repetition, chosen_falling, no_learning, length_growth, out_of_memory, nan"
   },
   "target": {
    "default": "wishbone",
@@ -188,7 +221,9 @@
     "unsloth"
    ],
    "title": "Target",
-   "type": "string"
+   "type": "string",
+   "flag": "--target",
+   "accepted": "one of wishbone, trl, unsloth"
   },
   "output": {
    "anyOf": [
@@ -203,7 +238,9 @@
    ],
    "default": null,
    "description": "File to write; null: standard output.",
-   "title": "Output"
+   "title": "Output",
+   "flag": "--output",
+   "accepted": "one line of text, or null"
   }
  },
  "required": [

@@ -1,17 +1,22 @@
 "use strict";
 /* What the form begins with, and what its lists offer. */
 {
-  const { gpuNames, gpus } = globalThis.wishbone;
+  const { FIELDS, NO_GPU, constants, gpuNames, gpus } = globalThis.wishbone;
+  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
 
-  /** Answers that the form begins with, as text. */
+  /** A default as the form holds it: text, a list or a boolean; empty text where there is none. */
+  const inForm = (value) => (Array.isArray(value) || typeof value === "boolean" ? value : String(value ?? ""));
+
+  /** Answers that the form begins with: the defaults of the questions, and an example where there is none. */
   const firstAnswers = {
-    model: "meta-llama/Llama-3.1-8B-Instruct", parameters_billion: "", shape: "", gpu: "RTX 4090", gpu_memory_gib: "", gpus: "1",
-    data: "pairs.jsonl", prompt_tokens: "128", completion_tokens: "256", longest_tokens: "1024", pairs: "", noisy_labels: false,
-    method: "lora", reference: "none", reference_model: "", learning_rate: "", symptoms: [], target: "wishbone", output: "",
+    ...Object.fromEntries(Object.entries(FIELDS).map(([name, schema]) => [name, inForm(schema.default)])),
+    model: "meta-llama/Llama-3.1-8B-Instruct", gpu: "RTX 4090", data: "pairs.jsonl", shape: "",
   };
 
   const GENERATIONS = [
-    ["Compute in FP8", (gpu) => gpu.capability >= 8.9], ["Compute in bfloat16", (gpu) => gpu.capability >= 8], ["Compute in float16", () => true],
+    ["Compute in FP8", (gpu) => gpu.capability >= FP8_FROM],
+    ["Compute in bfloat16", (gpu) => gpu.capability >= BF16_FROM],
+    ["Compute in float16", () => true],
   ];
 
   /** GPUs in groups by what they compute in: `[[heading, [[value, text]...]]...]`. */
@@ -22,7 +27,7 @@
       names.forEach((name) => left.delete(name));
       return [heading, names.map((name) => [name, `${name} · ${Math.round(gpus[name].memory_gib)} GiB`])];
     });
-    return [...groups, ["Without a GPU", [["none", "None: train on the processor"]]]];
+    return [...groups, ["Without a GPU", [[NO_GPU, "None: train on the CPU"]]]];
   }
 
   globalThis.wishbone = { ...globalThis.wishbone, firstAnswers, gpuGroups: gpuGroups() };

@@ -2,8 +2,7 @@
 /* Memory as stacked bars on one scale against the limit of the card: this plan in full, other formats of the weights
    below it. The chart is a picture of the table beside it, which says the same in numbers. */
 {
-  const { html, svg } = globalThis.wishbone;
-  const GIB = 2 ** 30;
+  const { GIB, html, svg } = globalThis.wishbone;
   const ROW = { first: 40, other: 16 };
   const GAP = 26;
   const TOP = 24;

@@ -10,10 +10,8 @@
   const { factsOf } = inNode ? require("./facts.js") : globalThis.wishbone;
   const { findGpu, knownShape, modelNames } = inNode ? require("./known.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
-  const { checkRules, evaluate } = inNode ? require("./rules.js") : globalThis.wishbone;
+  const { evaluate } = inNode ? require("./rules.js") : globalThis.wishbone;
   const { rules } = inNode ? require("../data/rules.js") : globalThis.wishbone;
-
-  const book = checkRules(rules);
 
   /** What `answer()` gives, or null with its problems noted behind `start`. */
   function noting(problems, start, answer) {
@@ -50,7 +48,7 @@
     const shape = noting(problems, "--model", () => given(situation.model) ?? shapeOf(situation));
     if (problems.length) throw new RequestError(problems);
     const memory = none ? 0 : situation.gpu_memory_gib ?? gpu.memory_gib;
-    return { ...evaluate(book, factsOf(situation, shape, memory, none ? 0 : gpu.capability)), shape };
+    return { ...evaluate(rules, factsOf(situation, shape, memory, none ? 0 : gpu.capability)), shape };
   }
 
   const parts = { advise, noting, shapeOf };

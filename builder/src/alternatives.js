@@ -8,10 +8,10 @@
   const { findGpu, gpuNames } = inNode ? require("./known.js") : globalThis.wishbone;
   const { GIB } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { graphics, planned } = inNode ? require("./planner.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const BF16_FROM = 8.0;
-  const FP8_FROM = 8.9;
-  const SHORTEST = 64;
+  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
+  const { SHORTEST } = constants["planning.alternatives"];
 
   /** Changes that save memory, from the one that costs least. */
   function* changesOf(settings, gpu) {

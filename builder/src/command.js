@@ -14,10 +14,11 @@ const { FIELDS, NO_GPU, flag, readSituation } = require("./situation.js");
 const { AS_ASKED, write } = require("./targets.js");
 const { yamlFlow } = require("./emit.js");
 const { nearest } = require("./nearest.js");
-const { accepted, show, showPath } = require("./words.js");
+const { show, showPath } = require("./words.js");
+const { constants } = require("../data/constants.js");
 
-const FORMATS = ["yaml", "json", "python"];
-const OF_SCRIPTS = { "script.gradient_checkpointing": "gradient checkpointing", "script.precompute_reference": "reference" };
+const FORMATS = constants["config.targets"].Format;
+const { OF_SCRIPTS } = constants["cli.init"];
 const BY_FLAG = new Map(Object.keys(FIELDS).map((name) => [flag(name), name]));
 
 const kinds = (name) => (FIELDS[name].anyOf ?? [FIELDS[name]]).map((schema) => schema.type);
@@ -69,7 +70,7 @@ function checked({ format: asked, ...given }) {
   const format = asked || "yaml";
   const answers = toAnswers(given);
   const problems = [];
-  if (!FORMATS.includes(format)) problems.push(`--format: ${show(format)} is not accepted. It takes ${accepted({ enum: FORMATS })}`);
+  if (!FORMATS.includes(format)) problems.push(`--format: ${show(format)} is not accepted. It takes one of ${FORMATS.join(", ")}`);
   const { gpu = NO_GPU } = answers;
   if (gpu.toLowerCase() !== NO_GPU) noting(problems, "--gpu", () => findGpu(gpu));
   let situation = null;

@@ -8,11 +8,8 @@
  * for JSON with surrogate pairs.
  */
 {
-  const PLAIN = /^[A-Za-z/][A-Za-z0-9_\-./]*$/;
-  const WORDS = new Set(["null", "true", "false", "yes", "no", "on", "off", "y", "n"]);
-  const ESCAPES = { '"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
-  const WHOLE = 1e16;
-  const WIDTH = 100;
+  const { constants } = typeof require === "undefined" ? globalThis.wishbone : require("../data/constants.js");
+  const { ESCAPES, JSON_WORDS, PLAIN, PLAIN_FIRST, PYTHON_WORDS, WHOLE, WIDTH, WORDS } = constants["config.emit"];
 
   /** A finite number as reasons, JSON and Python have it. */
   function numberText(number) {
@@ -46,10 +43,11 @@
   const jsonQuoted = (text) => `"${text.split("").map(letter).join("")}"`;
 
   /** Text as YAML, without quotes where that is safe. */
-  const yamlString = (text) => (PLAIN.test(text) && !WORDS.has(text.toLowerCase()) ? text : quoted(text));
+  function yamlString(text) {
+    const plain = text !== "" && PLAIN_FIRST.includes(text[0]) && [...text].every((one) => PLAIN.includes(one));
+    return plain && !WORDS.includes(text.toLowerCase()) ? text : quoted(text);
+  }
 
-  const JSON_WORDS = { null: "null", true: "true", false: "false" };
-  const PYTHON_WORDS = { null: "None", true: "True", false: "False" };
   const isMapping = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
   function literal(value, words, number, text) {

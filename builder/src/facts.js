@@ -4,14 +4,12 @@
  * wishbone.planning.facts, which has the equations.
  */
 {
-  const { GIB, estimateMemory } = typeof require === "undefined" ? globalThis.wishbone : require("./memory.js");
+  const inNode = typeof require !== "undefined";
+  const { GIB, estimateMemory } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const FULL_ROW = 8192;
-  const BF16_FROM = 8.0;
-  const FP8_FROM = 8.9;
-  const FILE_FORMATS = { ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv" };
-  const LEAST = ["f32", "f16", "bf16", "fp8", "nf4"];
-  const ROOMY = ["bf16", "fp8", "nf4"];
+  const { FILE_FORMATS, FULL_ROW, LEAST, ROOMY } = constants["planning.facts"];
+  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
 
   const hundredths = (number) => Math.floor(100 * number + 0.5) / 100;
 

@@ -11,15 +11,13 @@
   const { readShape } = inNode ? require("./model_shape.js") : globalThis.wishbone;
   const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
   const { models } = inNode ? require("../data/models.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const EMBEDDED_MODEL = "smollm2-135m-instruct";
-  const NEAR = 0.5;
-  const SAID_AROUND = new Set([
-    "nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server",
-  ]);
-  const MODEL_FORMS = new Set(["meta", "instruct", "it", "chat", "base", "pt", "hf", "unsloth", "bnb", "4bit"]);
-  const FORM = /^(?:[0-9]+gb|sxm|pcie)$/;
+  const { EMBEDDED_MODEL } = constants["config.schema"];
+  const { FORM, NEAR, SAID_AROUND } = constants["planning.gpus"];
+  const { FORMS } = constants["planning.known_models"];
 
+  const isForm = new RegExp(`^(?:${FORM})$`);
   const gpuNames = Object.keys(gpus);
   const modelNames = Object.keys(models);
 
@@ -27,13 +25,13 @@
   function words(name) {
     const text = name.toLowerCase().replaceAll("rtx", "rtx ").replaceAll("hbm3", "sxm").replace(/(\p{Nd})(ti|super)/gu, "$1 $2");
     const all = (text.match(/[a-z0-9]+/g) ?? []).map((word) => word.replace(/^sxm\p{Nd}/u, "sxm"));
-    return new Set(all.filter((word) => !SAID_AROUND.has(word)));
+    return new Set(all.filter((word) => !SAID_AROUND.includes(word)));
   }
 
   const within = (one, other) => [...one].every((word) => other.has(word));
   const same = (one, other) => one.size === other.size && within(one, other);
   /** Whether `more` has every word of `fewer`, and others that only say a form. */
-  const moreThan = (more, fewer) => more.size > fewer.size && within(fewer, more) && [...more].every((word) => fewer.has(word) || FORM.test(word));
+  const moreThan = (more, fewer) => more.size > fewer.size && within(fewer, more) && [...more].every((word) => fewer.has(word) || isForm.test(word));
 
   /** The name and what is known of a GPU, as a person or a driver writes it; throws RequestError with the nearest names. */
   function findGpu(name) {
@@ -55,7 +53,7 @@
   /** The last part of a model's name, in lower case and without the words that do not change its shape. */
   function modelWords(name) {
     const own = name === EMBEDDED_MODEL ? "SmolLM2-135M" : name.replace(/\/+$/, "").split("/").at(-1);
-    return own.toLowerCase().split("-").filter((word) => !MODEL_FORMS.has(word)).join("-");
+    return own.toLowerCase().split("-").filter((word) => !FORMS.includes(word)).join("-");
   }
 
   const byWords = new Map(modelNames.map((name) => [modelWords(name), name]));

@@ -4,28 +4,13 @@
  * what they were measured against. Only + - * / floor min max on doubles, in the same order, so the bytes are the same.
  */
 {
-  const { floorDivide } = typeof require === "undefined" ? globalThis.wishbone : require("./whole_numbers.js");
+  const inNode = typeof require !== "undefined";
+  const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const MIB = 2 ** 20;
-  const GIB = 2 ** 30;
-  const NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256);
-  const ADAPTER_BYTES = 4;
-  const STATE_NUMBERS = {
-    adamw_torch: 2, adamw_torch_fused: 2, paged_adamw_32bit: 2, adamw_8bit: 0.5, paged_adamw_8bit: 0.5, lion_32bit: 1,
-    lion_8bit: 0.25, adagrad: 1, rmsprop: 1, adafactor: 0, sgd: 0,
-  };
-  const COPYING = new Set(["adamw_torch", "adagrad", "rmsprop"]);
-  const LIBRARY_WORKSPACE = 64 * MIB;
-  const CONTEXT = 512 * MIB;
-  const PROCESS = 1200 * MIB;
-  const HOLES = 0.8;
-  const TILE = 1024;
-  const SMALL_CHUNK = 128 * MIB;
-
-  const PLAN = {
-    method: "lora", rank: 16, targets: "all-linear", scoredTokens: null, keptLayers: null, offload: false,
-    optimizer: "adamw_torch", device: "cuda", reference: "none", deviceMemory: 24 * GIB, adapterBytes: ADAPTER_BYTES,
-  };
+  const {
+    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, SMALL_CHUNK, STATE_NUMBERS, TILE,
+  } = constants["planning.memory"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
   const isFused = (plan) => plan.device === "cuda" && plan.method === "lora";
@@ -112,10 +97,10 @@
   /**
    * The peak of a training step: `{items: {name: bytes}, total, allocated}`, items in a fixed order, all but the
    * runtime allocated by PyTorch.
-   * plan: `weights` and `rowTokens`, and whatever differs from PLAN; names as MemoryPlan in Python, in camel case.
+   * plan: `weights` and `rowTokens`, and what differs from the defaults; names as MemoryPlan in Python, in camel case.
    */
   function estimateMemory(shape, given) {
-    const plan = { ...PLAN, ...given };
+    const plan = { ...MemoryPlan, ...given };
     const b = numberBytes(plan);
     const tokens = plan.rowTokens;
     const scored = plan.scoredTokens === null ? tokens : plan.scoredTokens;
@@ -128,7 +113,7 @@
     if (!plan.offload) head += b * 3 * tokens * shape.hidden;
     if (plan.method === "full") head += 4 * shape.vocabulary * shape.hidden;
     const [layer, passing] = backwardBytes(shape, plan);
-    const copy = COPYING.has(plan.optimizer) ? trained * trainedBytes : 0;
+    const copy = COPYING.includes(plan.optimizer) ? trained * trainedBytes : 0;
     const overHead = Math.max(layer + passing - head, 0);
     const recomputed = Math.min(layer, overHead);
     const beyond = Math.max(overHead - recomputed, copy - activations - recomputed - head);
@@ -149,7 +134,7 @@
     return { items, total, allocated: total - items.runtime };
   }
 
-  const parts = { CONTEXT, GIB, MEMORY_PLAN: PLAN, estimateMemory, frozenBytes, layerBytes, numberBytes, trainedNumbers };
+  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, numberBytes, trainedNumbers };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -9,25 +9,11 @@
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
   const { showPath } = inNode ? require("./words.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const OTHER_NAMES = {
-    hidden_size: ["n_embd", "d_model", "dim"],
-    num_hidden_layers: ["n_layer", "num_layers", "n_layers"],
-    num_attention_heads: ["n_head", "n_heads"],
-    intermediate_size: ["n_inner", "ffn_dim", "ffn_hidden_size"],
-    vocab_size: ["padded_vocab_size"],
-  };
-  const TIED = new Set(["gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "smollm3"]);
-  const FOUR_NORMS = new Set(["gemma2", "gemma3", "gemma3_text", "glm4"]);
-  const HEAD_NORMS = new Set(["qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe"]);
-  const QUERY_KEY_VALUE_BIAS = new Set(["qwen2", "qwen2_moe"]);
-  const EXPERTS = ["num_local_experts", "num_experts", "n_routed_experts"];
-  const READ = [
-    "model_type", ...Object.entries(OTHER_NAMES).flat(2), ...EXPERTS, "num_experts_per_tok", "moe_intermediate_size", "num_key_value_heads",
-    "head_dim", "attention_bias", "use_qk_norm", "tie_word_embeddings", "max_position_embeddings",
-  ];
-  const FUSED = new Set(["phi3"]);
-  const INSTEAD = "give the model's own config.json, or name a model that is known";
+  const {
+    EXPERTS, FOUR_NORMS, FUSED, HEAD_NORMS, INSTEAD, ModelShape: DEFAULTS, OTHER_NAMES, QUERY_KEY_VALUE_BIAS, TIED,
+  } = constants["planning.model_shape"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
   const linear = (name, inputs, outputs) => ({ name, inputs, outputs });
@@ -35,7 +21,7 @@
   /** Sizes of a decoder; fields as in Python, in camel case. */
   class ModelShape {
     constructor(sizes) {
-      Object.assign(this, { norms: 2, headNorms: false, biases: 0, experts: 0, expertsUsed: 0, expertInner: 0, positions: 0 }, sizes);
+      Object.assign(this, DEFAULTS, sizes);
     }
 
     /** Numbers of all query heads. */
@@ -51,7 +37,7 @@
     /** Linear layers of one transformer layer. */
     get linears() {
       const { hidden, inner, query, key } = this;
-      const fused = FUSED.has(this.modelType);
+      const fused = FUSED.includes(this.modelType);
       const attention = fused
         ? [linear("qkv_proj", hidden, query + 2 * key)]
         : [linear("q_proj", hidden, query), linear("k_proj", hidden, key), linear("v_proj", hidden, key)];
@@ -95,12 +81,17 @@
   const given = (value) => value !== undefined && value !== null;
   const truth = (value) => (Array.isArray(value) ? value.length > 0 : isObject(value) ? Object.keys(value).length > 0 : Boolean(value));
 
+  /** The part of a config.json that describes the language model. */
+  function languageModel(config) {
+    return isObject(config.text_config) ? { tie_word_embeddings: config.tie_word_embeddings, ...config.text_config } : config;
+  }
+
   /**
    * The shape that a config.json describes, given as the object it holds; of a model with images that of its language
    * model. Throws RequestError with all fields that are missing or no sizes.
    */
   function readShape(config, name = "config.json") {
-    const fields = isObject(config.text_config) ? { tie_word_embeddings: config.tie_word_embeddings, ...config.text_config } : config;
+    const fields = languageModel(config);
     const missing = [];
     const wrong = [];
 
@@ -138,20 +129,28 @@
     const query = heads * headSize;
     const key = keyHeads * headSize;
     const everywhere = truth(fields.attention_bias);
-    const biases = (QUERY_KEY_VALUE_BIAS.has(modelType) || everywhere ? query + 2 * key : 0) + (everywhere ? hidden : 0);
-    const tied = given(fields.tie_word_embeddings) ? truth(fields.tie_word_embeddings) : TIED.has(modelType);
+    const biases = (QUERY_KEY_VALUE_BIAS.includes(modelType) || everywhere ? query + 2 * key : 0) + (everywhere ? hidden : 0);
+    const tied = given(fields.tie_word_embeddings) ? truth(fields.tie_word_embeddings) : TIED.includes(modelType);
     return new ModelShape({
       modelType, hidden, inner: experts ? 0 : inner, layers, heads, keyHeads, headSize, vocabulary, tied,
-      norms: FOUR_NORMS.has(modelType) ? 4 : 2, headNorms: HEAD_NORMS.has(modelType) || truth(fields.use_qk_norm),
+      norms: FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
       biases, experts, expertsUsed, expertInner: experts ? size("moe_intermediate_size", inner) : 0,
       positions: size("max_position_embeddings", 0),
     });
   }
 
-  /** Of a config.json only what a shape is read from. */
+  /** The fields of a config.json that its shape is read from, and no others. */
   function shapeFields(config) {
-    const text = isObject(config.text_config) ? { tie_word_embeddings: config.tie_word_embeddings, ...config.text_config } : config;
-    return Object.fromEntries(READ.filter((name) => given(text[name])).map((name) => [name, text[name]]));
+    const fields = languageModel(config);
+    const read = new Set();
+    const watched = new Proxy(fields, {
+      get(target, name) {
+        read.add(name);
+        return target[name];
+      },
+    });
+    readShape(watched);
+    return Object.fromEntries([...read].filter((name) => given(fields[name])).map((name) => [name, fields[name]]));
   }
 
   const parts = { ModelShape, readShape, shapeFields };

@@ -1,18 +1,15 @@
 "use strict";
 /*
  * What a number on the command line is, by the YAML 1.2 core schema, as wishbone.config.document reads it: 1e-5 is a
- * number, 007 is text. Python tells 16.0 from 16; a whole number that was written with a point is `Pointed` here.
+ * number, 007 is text. Python tells 16.0 from 16, so a whole number that is written with a point is `Pointed` here.
  */
 {
-  const INTEGER = /^[-+]?(?:0|[1-9][0-9]{0,3999})$/;
-  const FLOAT = /^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$/;
-  const WORDS = new Map([
-    ...["", "~", "null", "Null", "NULL"].map((word) => [word, null]),
-    ...["true", "True", "TRUE"].map((word) => [word, true]),
-    ...["false", "False", "FALSE"].map((word) => [word, false]),
-  ]);
-  const ENDLESS = /^([-+]?)\.(?:inf|Inf|INF)$/;
-  const NOT_A_NUMBER = /^\.(?:nan|NaN|NAN)$/;
+  const { constants } = typeof require === "undefined" ? globalThis.wishbone : require("../data/constants.js");
+  const { FLOAT, INTEGER, WORDS } = constants["config.document"];
+
+  const wholly = (pattern) => new RegExp(`^(?:${pattern})$`);
+  const isInteger = wholly(INTEGER);
+  const isFloat = wholly(FLOAT);
 
   /** A number that no field of whole numbers takes, with the text that a message shows of it. */
   class Pointed {
@@ -21,10 +18,8 @@
     }
   }
 
-  /** As Python writes a float. */
+  /** A finite float as Python writes it. */
   function floatText(number) {
-    if (Number.isNaN(number)) return "nan";
-    if (!Number.isFinite(number)) return number > 0 ? "inf" : "-inf";
     const size = Math.abs(number);
     if (size !== 0 && (size < 1e-4 || size >= 1e16)) {
       const [digits, exponent] = number.toExponential().split("e");
@@ -34,19 +29,22 @@
     return text.includes(".") ? text : `${text}.0`;
   }
 
+  /** The float that Python writes as inf, -inf or nan. */
+  const boundless = (text) => (text === "nan" ? NaN : text === "inf" ? Infinity : -Infinity);
+
   /** The value of an unquoted scalar: null, true, false, a number, `Pointed`, or the text itself. */
   function plainValue(text) {
-    if (WORDS.has(text)) return WORDS.get(text);
-    if (INTEGER.test(text)) {
+    if (Object.hasOwn(WORDS, text)) {
+      const value = WORDS[text];
+      return typeof value === "string" ? new Pointed(boundless(value), value) : value;
+    }
+    if (isInteger.test(text)) {
       const number = Number(text);
       return Number.isSafeInteger(number) ? number + 0 : new Pointed(number, text.replace(/^\+/, ""));
     }
-    const endless = ENDLESS.exec(text);
-    if (endless || NOT_A_NUMBER.test(text) || FLOAT.test(text)) {
-      const number = endless ? (endless[1] === "-" ? -Infinity : Infinity) : Number(text.startsWith(".n") || text.startsWith(".N") ? NaN : text);
-      return new Pointed(number, floatText(number));
-    }
-    return text;
+    if (!isFloat.test(text)) return text;
+    const number = Number(text);
+    return new Pointed(number, Number.isFinite(number) ? floatText(number) : number > 0 ? "inf" : "-inf");
   }
 
   const parts = { Pointed, plainValue };

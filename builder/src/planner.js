@@ -11,9 +11,10 @@
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const FULL_ROW = 4096;
-  const DTYPES = { float32: "f32", bfloat16: "bf16", float16: "f16" };
+  const { FULL_ROW } = constants["planning.step_time"];
+  const { DTYPES } = constants["planning.run_plan"];
 
   /** Memory of a processor's machine is not known to a page, and nothing is refused for want of it. */
   const PROCESSOR = { kind: "cpu", memory: 2 ** 60, free: 2 ** 60 };

@@ -11,8 +11,6 @@
 
   class RulesError extends Error {}
 
-  const KINDS = ["setting", "warning"];
-  const KEYS = "id,kind,reason,set,source,when";
   const has = (object, name) => typeof name === "string" && Object.hasOwn(object, name);
   const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
   const isName = (value, key) => isObject(value) && Object.keys(value).length === 1 && has(value, key);
@@ -114,19 +112,6 @@
     }
   }
 
-  /** Refuse a document `{facts, settings, rules}` whose rules have other keys than a rule has, or no ids of their own. */
-  function checkRules(book) {
-    const ids = new Set();
-    for (const rule of book.rules) {
-      if (Object.keys(rule).sort().join() !== KEYS || !KINDS.includes(rule.kind)) {
-        throw new RulesError("a rule has the keys id, when, set, reason, source, kind and no others");
-      }
-      if (ids.has(rule.id)) throw new RulesError(`ids given twice: ${rule.id}`);
-      ids.add(rule.id);
-    }
-    return book;
-  }
-
   /**
    * Apply the rules of `book` to facts: `{facts, settings, applied: [{id, set, reason, source, kind}]}`, settings in the
    * order in which the book names them.
@@ -149,7 +134,7 @@
     return { facts, settings: Object.fromEntries(named.map((name) => [name, settings[name]])), applied };
   }
 
-  const parts = { RulesError, Scope, checkRules, evaluate, valueText };
+  const parts = { RulesError, Scope, evaluate, valueText };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -7,15 +7,16 @@
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
   const { nearest } = inNode ? require("./nearest.js") : globalThis.wishbone;
-  const { accepted, show, sixDigits } = inNode ? require("./words.js") : globalThis.wishbone;
+  const { show, sixDigits } = inNode ? require("./words.js") : globalThis.wishbone;
   const { Pointed } = inNode ? require("./plain_value.js") : globalThis.wishbone;
   const { situationSchema } = inNode ? require("../data/situation_schema.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const FIELDS = situationSchema.properties;
-  const NO_GPU = "none";
+  const { NO_GPU } = constants["planning.situation"];
 
-  /** The flag of a field. That of `symptoms` may be repeated, each with one of them. */
-  const flag = (field) => (field === "symptoms" ? "--symptom" : `--${field.replaceAll("_", "-")}`);
+  /** The flag of a field, or what it would be if there were one. */
+  const flag = (field) => (Object.hasOwn(FIELDS, field) ? FIELDS[field].flag : `--${field.replaceAll("_", "-")}`);
 
   function inBounds(value, schema) {
     return !(value < schema.minimum || value > schema.maximum || value <= schema.exclusiveMinimum || value >= schema.exclusiveMaximum);
@@ -37,7 +38,7 @@
   function refusal(name, value, schema) {
     const close = schema.enum && typeof value === "string" ? nearest(value, schema.enum) : null;
     const meant = close ? `Did you mean ${close}? ` : "";
-    return `${flag(name)}: ${show(value)} is not accepted. ${meant}It takes ${accepted(schema)}`;
+    return `${flag(name)}: ${show(value)} is not accepted. ${meant}It takes ${schema.accepted}`;
   }
 
   /** Problems between answers that are sound by themselves: fields and sentence. */

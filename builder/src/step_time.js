@@ -7,9 +7,9 @@
   const inNode = typeof require !== "undefined";
   const { layerBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const YARDSTICK = "H200";
-  const TRAFFIC = 33;
+  const { TRAFFIC, YARDSTICK } = constants["planning.step_time"];
 
   /**
    * The seconds of a step on one GPU, or null where nothing was measured that they could be derived from.

@@ -9,8 +9,9 @@
   const { Scope } = inNode ? require("./rules.js") : globalThis.wishbone;
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
   const { targets } = inNode ? require("../data/targets.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const AS_ASKED = "As asked.";
+  const { AS_ASKED } = constants["config.targets"];
   const holds = (object, name) => typeof object === "object" && object !== null && Object.hasOwn(object, name);
 
   class Advice {

@@ -1,9 +1,11 @@
 "use strict";
-/* Values and what a schema accepts, in the words of messages; the twin of `show` and `accepted` of wishbone.config. */
+/* Values in messages, as wishbone.config.document and Python's repr and format write them. */
 {
-  const { numberText } = typeof require === "undefined" ? globalThis.wishbone : require("./emit.js");
+  const inNode = typeof require !== "undefined";
+  const { numberText } = inNode ? require("./emit.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const SHORT = { "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+  const { ESCAPES } = constants.repr;
   const HIDDEN = /[\p{C}\p{Z}]/u;
 
   function escaped(letter) {
@@ -17,7 +19,7 @@
     const quote = text.includes("'") && !text.includes('"') ? '"' : "'";
     const letters = [...text].map((letter) => {
       if (letter === quote) return `\\${quote}`;
-      if (letter in SHORT) return SHORT[letter];
+      if (letter in ESCAPES) return ESCAPES[letter];
       return letter !== " " && HIDDEN.test(letter) ? escaped(letter) : letter;
     });
     return `${quote}${letters.join("")}${quote}`;
@@ -39,25 +41,7 @@
     return `${Number(digits)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
   }
 
-  function bounds(schema) {
-    if ("minimum" in schema && "maximum" in schema) return ` from ${schema.minimum} to ${schema.maximum}`;
-    const words = { exclusiveMinimum: "above", minimum: "of at least", exclusiveMaximum: "below", maximum: "of at most" };
-    const given = Object.keys(words).filter((key) => key in schema);
-    return given.map((key) => ` ${words[key]} ${schema[key]}`).join(" and");
-  }
-
-  /** What a JSON Schema accepts, in words. */
-  function accepted(schema) {
-    if (schema.anyOf) return schema.anyOf.map(accepted).join(", or ");
-    if (schema.enum) return `one of ${schema.enum.join(", ")}`;
-    if (schema.type === "array") return `a list, each item ${accepted(schema.items)}`;
-    if (schema.type === "string") return "pattern" in schema ? "one line of text" : "text";
-    if (schema.type === "boolean") return "true or false";
-    if (schema.type === "null") return "null";
-    return (schema.type === "integer" ? "a whole number" : "a number") + bounds(schema);
-  }
-
-  const parts = { accepted, show, showPath, sixDigits };
+  const parts = { show, showPath, sixDigits };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

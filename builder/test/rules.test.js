@@ -2,7 +2,7 @@
 const assert = require("node:assert/strict");
 const { test } = require("node:test");
 const { rules } = require("../data/rules.js");
-const { RulesError, Scope, checkRules, evaluate, valueText } = require("../src/rules.js");
+const { RulesError, Scope, evaluate, valueText } = require("../src/rules.js");
 
 const FACTS = { n: 4, half: 0.5, name: "o'clock", yes: true, nothing: null, words: ["a", "b"] };
 const scope = new Scope("tried", FACTS, { "a.set": 8 });
@@ -48,20 +48,14 @@ test("later rules override and read what earlier ones set", () => {
   assert.equal(applied[1].reason, "Now 4.");
 });
 
-test("unknown settings, facts, keys and ids are refused", () => {
+test("unknown settings, facts and names are refused", () => {
   assert.throws(() => evaluate(book({ set: { "a.z": 1 } }), FACTS), RulesError);
   assert.throws(() => evaluate(book(), { ...FACTS, more: 1 }), RulesError);
   assert.throws(() => evaluate(book({ reason: "{nobody}" }), FACTS), RulesError);
-  assert.throws(() => checkRules(book({ id: "a" }, { id: "a" })), RulesError);
-  assert.throws(() => checkRules(book({ extra: 1 })), RulesError);
-  assert.throws(() => checkRules(book({ kind: "joke" })), RulesError);
 });
 
 test("values as reasons show them", () => {
   assert.equal(valueText([null, true, false, "x", 5e-6, 16]), "none, yes, no, x, 5e-6, 16");
 });
 
-test("the rules of the package are sound", () => {
-  assert.equal(checkRules(rules).rules.length, rules.rules.length);
-  assert.ok(rules.rules.length > 40);
-});
+test("the rules of the package are there", () => assert.ok(rules.rules.length > 40));

@@ -22,8 +22,8 @@ MAX_DEPTH = 8
 Path = tuple[str | int, ...]
 
 FLOAT = re.compile(r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+)", re.ASCII)
-_INTEGER = re.compile(r"[-+]?(?:0|[1-9]\d{0,3999})", re.ASCII)
-_WORDS: dict[str, Any] = {
+INTEGER = re.compile(r"[-+]?(?:0|[1-9]\d{0,3999})", re.ASCII)
+WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
@@ -73,9 +73,9 @@ def show_path(path: object) -> str:
 
 def plain_value(text: str) -> Any:
     """The value of an unquoted scalar: None, bool, int or float, otherwise the text itself."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INTEGER.fullmatch(text):
+    if text in WORDS:
+        return WORDS[text]
+    if INTEGER.fullmatch(text):
         return int(text)
     return float(text) if FLOAT.fullmatch(text) else text
 

@@ -30,7 +30,7 @@ WORDS = frozenset({"null", "true", "false", "yes", "no", "on", "off", "y", "n"})
 WHOLE = 1e16
 WIDTH = 100
 
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def number_text(number: float) -> str:
@@ -68,8 +68,8 @@ def yaml_string(text: str) -> str:
 
 
 def _letter(letter: str) -> str:
-    if letter in _ESCAPES:
-        return _ESCAPES[letter]
+    if letter in ESCAPES:
+        return ESCAPES[letter]
     if " " <= letter <= "~":
         return letter
     return f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}"
@@ -85,20 +85,21 @@ def _units(letter: str) -> str:
 
 def python_literal(value: Any) -> str:
     """A value as Python source."""
-    return _literal(value, {None: "None", True: "True", False: "False"}, number_text, quoted)
+    return _literal(value, PYTHON_WORDS, number_text, quoted)
 
 
 def yaml_flow(value: Any) -> str:
     """A value as YAML on one line."""
-    return _literal(value, _JSON_WORDS, yaml_number, yaml_string)
+    return _literal(value, JSON_WORDS, yaml_number, yaml_string)
 
 
 def json_flow(value: Any) -> str:
     """A value as JSON on one line."""
-    return _literal(value, _JSON_WORDS, number_text, json_quoted)
+    return _literal(value, JSON_WORDS, number_text, json_quoted)
 
 
-_JSON_WORDS = {None: "null", True: "true", False: "false"}
+JSON_WORDS = {None: "null", True: "true", False: "false"}
+PYTHON_WORDS = {None: "None", True: "True", False: "False"}
 
 
 def _literal(

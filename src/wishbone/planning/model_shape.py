@@ -35,6 +35,7 @@ QUERY_KEY_VALUE_BIAS = frozenset({"qwen2", "qwen2_moe"})
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FUSED = frozenset({"phi3"})
 """Families that keep query, key and value in one matrix, and gate and up in one."""
+INSTEAD = "give the model's own config.json, or name a model that is known"
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,9 @@ class _Fields:
         return value
 
     def _problems(self) -> list[str]:
-        instead = "give the model's own config.json, or name a model that is known"
         problems = []
         if self._missing:
-            problems.append(f"{self._name!r}: its config.json lacks {', '.join(self._missing)}; {instead}")
+            problems.append(f"{self._name!r}: its config.json lacks {', '.join(self._missing)}; {INSTEAD}")
         if self._wrong:
-            problems.append(f"{self._name!r}: {', '.join(self._wrong)}, and a size is a whole number; {instead}")
+            problems.append(f"{self._name!r}: {', '.join(self._wrong)}, and a size is a whole number; {INSTEAD}")
         return problems

@@ -1,0 +1,284 @@
+"use strict";
+/* Constants of the Python package, by module. Written by scripts/generate_builder_data.py. */
+{
+  const constants = {
+ "repr": {
+  "ESCAPES": {
+   "\\": "\\\\",
+   "\n": "\\n",
+   "\r": "\\r",
+   "\t": "\\t"
+  }
+ },
+ "cli.init": {
+  "OF_SCRIPTS": {
+   "script.gradient_checkpointing": "gradient checkpointing",
+   "script.precompute_reference": "reference"
+  }
+ },
+ "config.document": {
+  "FLOAT": "[-+]?(?:(?:\\d+\\.\\d*|\\.\\d+)(?:[eE][-+]?\\d+)?|\\d+[eE][-+]?\\d+)",
+  "INTEGER": "[-+]?(?:0|[1-9]\\d{0,3999})",
+  "WORDS": {
+   "": null,
+   "~": null,
+   "null": null,
+   "Null": null,
+   "NULL": null,
+   "true": true,
+   "True": true,
+   "TRUE": true,
+   "false": false,
+   "False": false,
+   "FALSE": false,
+   ".inf": "inf",
+   ".Inf": "inf",
+   ".INF": "inf",
+   "+.inf": "inf",
+   "+.Inf": "inf",
+   "+.INF": "inf",
+   "-.inf": "-inf",
+   "-.Inf": "-inf",
+   "-.INF": "-inf",
+   ".nan": "nan",
+   ".NaN": "nan",
+   ".NAN": "nan"
+  }
+ },
+ "config.emit": {
+  "ESCAPES": {
+   "\"": "\\\"",
+   "\\": "\\\\",
+   "\b": "\\b",
+   "\f": "\\f",
+   "\n": "\\n",
+   "\r": "\\r",
+   "\t": "\\t"
+  },
+  "JSON_WORDS": {
+   "null": "null",
+   "true": "true",
+   "false": "false"
+  },
+  "PLAIN": "-./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz",
+  "PLAIN_FIRST": "/ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
+  "PYTHON_WORDS": {
+   "null": "None",
+   "true": "True",
+   "false": "False"
+  },
+  "WHOLE": 1e+16,
+  "WIDTH": 100,
+  "WORDS": [
+   "false",
+   "n",
+   "no",
+   "null",
+   "off",
+   "on",
+   "true",
+   "y",
+   "yes"
+  ]
+ },
+ "config.schema": {
+  "EMBEDDED_MODEL": "smollm2-135m-instruct"
+ },
+ "config.targets": {
+  "AS_ASKED": "As asked.",
+  "Format": [
+   "yaml",
+   "json",
+   "python"
+  ]
+ },
+ "planning.alternatives": {
+  "SHORTEST": 64
+ },
+ "planning.facts": {
+  "FILE_FORMATS": {
+   ".json": "json",
+   ".jsonl": "json",
+   ".parquet": "parquet",
+   ".csv": "csv"
+  },
+  "FULL_ROW": 8192,
+  "LEAST": [
+   "f32",
+   "f16",
+   "bf16",
+   "fp8",
+   "nf4"
+  ],
+  "ROOMY": [
+   "bf16",
+   "fp8",
+   "nf4"
+  ]
+ },
+ "planning.gpus": {
+  "BF16_FROM": 8.0,
+  "FORM": "\\d+gb|sxm|pcie",
+  "FP8_FROM": 8.9,
+  "NEAR": 0.5,
+  "SAID_AROUND": [
+   "edition",
+   "geforce",
+   "generation",
+   "gpu",
+   "graphics",
+   "nvidia",
+   "quadro",
+   "rtx",
+   "server",
+   "tesla",
+   "workstation"
+  ]
+ },
+ "planning.known_models": {
+  "FORMS": [
+   "4bit",
+   "base",
+   "bnb",
+   "chat",
+   "hf",
+   "instruct",
+   "it",
+   "meta",
+   "pt",
+   "unsloth"
+  ]
+ },
+ "planning.memory": {
+  "COPYING": [
+   "adagrad",
+   "adamw_torch",
+   "rmsprop"
+  ],
+  "CONTEXT": 536870912,
+  "GIB": 1073741824,
+  "HOLES": 0.8,
+  "LIBRARY_WORKSPACE": 67108864,
+  "MIB": 1048576,
+  "MemoryPlan": {
+   "method": "lora",
+   "rank": 16,
+   "targets": "all-linear",
+   "scoredTokens": null,
+   "keptLayers": null,
+   "offload": false,
+   "optimizer": "adamw_torch",
+   "device": "cuda",
+   "reference": "none",
+   "deviceMemory": 25769803776.0,
+   "adapterBytes": 4
+  },
+  "NF4_BYTES": 0.515869140625,
+  "PROCESS": 1258291200,
+  "SMALL_CHUNK": 134217728,
+  "STATE_NUMBERS": {
+   "adamw_torch": 2.0,
+   "adamw_torch_fused": 2.0,
+   "paged_adamw_32bit": 2.0,
+   "adamw_8bit": 0.5,
+   "paged_adamw_8bit": 0.5,
+   "lion_32bit": 1.0,
+   "lion_8bit": 0.25,
+   "adagrad": 1.0,
+   "rmsprop": 1.0,
+   "adafactor": 0.0,
+   "sgd": 0.0
+  },
+  "TILE": 1024
+ },
+ "planning.model_shape": {
+  "EXPERTS": [
+   "num_local_experts",
+   "num_experts",
+   "n_routed_experts"
+  ],
+  "FOUR_NORMS": [
+   "gemma2",
+   "gemma3",
+   "gemma3_text",
+   "glm4"
+  ],
+  "FUSED": [
+   "phi3"
+  ],
+  "HEAD_NORMS": [
+   "gemma3",
+   "gemma3_text",
+   "olmo2",
+   "olmo3",
+   "olmoe",
+   "qwen3",
+   "qwen3_moe"
+  ],
+  "INSTEAD": "give the model's own config.json, or name a model that is known",
+  "ModelShape": {
+   "norms": 2,
+   "headNorms": false,
+   "biases": 0,
+   "experts": 0,
+   "expertsUsed": 0,
+   "expertInner": 0,
+   "positions": 0
+  },
+  "OTHER_NAMES": {
+   "hidden_size": [
+    "n_embd",
+    "d_model",
+    "dim"
+   ],
+   "num_hidden_layers": [
+    "n_layer",
+    "num_layers",
+    "n_layers"
+   ],
+   "num_attention_heads": [
+    "n_head",
+    "n_heads"
+   ],
+   "intermediate_size": [
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size"
+   ],
+   "vocab_size": [
+    "padded_vocab_size"
+   ]
+  },
+  "QUERY_KEY_VALUE_BIAS": [
+   "qwen2",
+   "qwen2_moe"
+  ],
+  "TIED": [
+   "cohere",
+   "cohere2",
+   "gemma",
+   "gemma2",
+   "gemma3",
+   "gemma3_text",
+   "smollm3"
+  ]
+ },
+ "planning.run_plan": {
+  "DTYPES": {
+   "float32": "f32",
+   "bfloat16": "bf16",
+   "float16": "f16"
+  }
+ },
+ "planning.situation": {
+  "NO_GPU": "none"
+ },
+ "planning.step_time": {
+  "FULL_ROW": 4096,
+  "TRAFFIC": 33.0,
+  "YARDSTICK": "H200"
+ }
+};
+  if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, constants };
+  else module.exports = { constants };
+}
