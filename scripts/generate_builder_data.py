@@ -45,18 +45,22 @@ CONSTANTS = {
     ),
     "config.schema": ("EMBEDDED_MODEL",),
     "config.targets": ("AS_ASKED", "Format"),
+    "engine.execution": ("SHRINK", "SMALL_HEAD_CHUNK", "SMALL_TILE"),
+    "engine.fitting": ("LEAST_PROBE", "MOST_ROW_TOKENS", "PROBE_TOKENS", "SPARE"),
     "planning.alternatives": ("SHORTEST",),
+    "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
     "planning.gpus": ("BF16_FROM", "FORM", "FP8_FROM", "NEAR", "SAID_AROUND"),
     "planning.known_models": ("FORMS",),
     "planning.memory": (
         "COPYING", "CONTEXT", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES", "PROCESS",
-        "SMALL_CHUNK", "STATE_NUMBERS", "TILE",
+        "STATE_NUMBERS",
     ),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "ModelShape", "OTHER_NAMES",
         "QUERY_KEY_VALUE_BIAS", "TIED",
     ),
+    "planning.room": ("LONGEST",),
     "planning.run_plan": ("DTYPES",),
     "planning.situation": ("NO_GPU",),
     "planning.step_time": ("FULL_ROW", "TRAFFIC", "YARDSTICK"),
@@ -81,8 +85,8 @@ def constants() -> dict[str, dict[str, Any]]:
 def plain(value: Any) -> Any:
     """Return a constant as JSON has it: sets as sorted lists, patterns and sets of letters as text.
 
-    A dataclass becomes the defaults of its fields, in camel case, a `Literal` the list of its values, and a float that is
-    not finite the text that Python writes for it.
+    A dataclass becomes the defaults of its fields, in camel case, a `Literal` the list of its values, and an infinite
+    float or NaN the text that Python writes for it.
     """
     if isinstance(value, type) and is_dataclass(value):
         return {camel(field.name): plain(field.default) for field in fields(value) if field.default is not MISSING}

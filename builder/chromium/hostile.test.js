@@ -1,5 +1,5 @@
 "use strict";
-/* Text that a person types, or that a link brings, stays text. */
+/* Text that a user types or a link brings stays text. */
 const assert = require("node:assert/strict");
 const { after, before, test } = require("node:test");
 const { PAGE, launch, missing, openPlanner } = require("./browser.js");

@@ -92,8 +92,29 @@
    "python"
   ]
  },
+ "engine.execution": {
+  "SHRINK": 0.9,
+  "SMALL_HEAD_CHUNK": 134217728,
+  "SMALL_TILE": 1024
+ },
+ "engine.fitting": {
+  "LEAST_PROBE": 128,
+  "MOST_ROW_TOKENS": 32768,
+  "PROBE_TOKENS": 4096,
+  "SPARE": 0.04
+ },
  "planning.alternatives": {
   "SHORTEST": 64
+ },
+ "planning.budget": {
+  "ROW_TOKENS": {
+   "cuda": 8192,
+   "cpu": 1024
+  },
+  "SHARE_OF_FREE_MEMORY": {
+   "cuda": 0.7,
+   "cpu": 0.25
+  }
  },
  "planning.facts": {
   "FILE_FORMATS": {
@@ -175,7 +196,6 @@
   },
   "NF4_BYTES": 0.515869140625,
   "PROCESS": 1258291200,
-  "SMALL_CHUNK": 134217728,
   "STATE_NUMBERS": {
    "adamw_torch": 2.0,
    "adamw_torch_fused": 2.0,
@@ -188,8 +208,7 @@
    "rmsprop": 1.0,
    "adafactor": 0.0,
    "sgd": 0.0
-  },
-  "TILE": 1024
+  }
  },
  "planning.model_shape": {
   "EXPERTS": [
@@ -262,6 +281,9 @@
    "gemma3_text",
    "smollm3"
   ]
+ },
+ "planning.room": {
+  "LONGEST": 16777216
  },
  "planning.run_plan": {
   "DTYPES": {

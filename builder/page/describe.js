@@ -25,7 +25,7 @@
   const whole = (number) => Math.round(number).toLocaleString("en");
   const gib = (bytes) => `${(bytes / GIB).toFixed(1)} GiB`;
 
-  /** Seconds as a person says them. */
+  /** Seconds in the unit that one would say them in. */
   function duration(seconds) {
     if (seconds < 90) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
     if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
@@ -92,7 +92,7 @@
     return setting !== "script.gradient_checkpointing" || target !== "wishbone" ? OF_SCRIPTS[setting] : undefined;
   }
 
-  /** Warnings, and the rules that decided a setting which a person sees, with these settings. */
+  /** Warnings, and the rules that decided a setting that the page shows. */
   function advice({ facts, settings, applied }) {
     const decided = new Map(applied.flatMap((rule) => Object.keys(rule.set).map((name) => [name, rule])));
     return applied.map((rule) => {

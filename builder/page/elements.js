@@ -1,5 +1,5 @@
 "use strict";
-/* Elements from names and text. Text only ever becomes a text node, so nothing a person types can become markup. */
+/* Elements from names and text. Text only ever becomes a text node, so nothing that a user types can become markup. */
 {
   const SVG = "http://www.w3.org/2000/svg";
 

@@ -3,7 +3,7 @@
 {
   const { html } = globalThis.wishbone;
 
-  /** What can go wrong in a run, in a person's words. */
+  /** What can go wrong in a run, in a user's words. */
   const SYMPTOMS = {
     collapse: ["It collapsed", "answers turned to nonsense, or loss went to zero at once"],
     lost_abilities: ["It lost abilities", "worse at what it could do before"],

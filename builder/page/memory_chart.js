@@ -77,7 +77,7 @@
     const share = (bytes) => `${((100 * bytes) / total).toFixed(1)} %`;
     place.replaceChildren(
       html("table", {},
-        html("caption", {}, room === null ? "Main memory of a processor, with all activations kept." : `Of ${room.toFixed(1)} GiB that a plan may take; training leaves 4 % of a card alone.`),
+        html("caption", {}, room === null ? "Main memory, with all activations kept." : `Of ${room.toFixed(1)} GiB that a plan may take; training leaves 4 % of a card alone.`),
         html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "Item"), html("th", { scope: "col" }, "GiB"), html("th", { scope: "col" }, "Share"))),
         html("tbody", {}, ...items.map(({ key, name, meaning, bytes }) =>
           html("tr", {},

@@ -15,7 +15,7 @@
   let shown = null;
   let announcement = 0;
 
-  /** Say to a screen reader, once a person has stopped typing, what the plan has become. */
+  /** Say to a screen reader, once the user has stopped typing, what the plan has become. */
   function announce(text) {
     clearTimeout(announcement);
     announcement = setTimeout(() => { at("announced").textContent = text; }, 600);

@@ -1,7 +1,5 @@
 "use strict";
-/*
- * From a situation to advice: the shape of the model, the GPU, the facts, the rules; the twin of wishbone.planning.advisor.
- */
+/* From a situation to advice: the model's shape, the GPU, the facts, the rules, as in wishbone.planning.advisor. */
 {
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
@@ -51,7 +49,7 @@
     return { ...evaluate(rules, factsOf(situation, shape, memory, none ? 0 : gpu.capability)), shape };
   }
 
-  const parts = { advise, noting, shapeOf };
+  const parts = { advise, noting };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -1,7 +1,7 @@
 "use strict";
 /*
- * What fits, where a run does not: the fewest and mildest changes of settings, shorter pairs, and the smallest GPU; the
- * twin of what wishbone.planning.run_plan offers. Everything that is offered has been planned, and fits.
+ * What fits if a run does not, as in wishbone.planning.alternatives: the fewest and mildest changes of settings, shorter
+ * pairs, and the smallest GPU. Every offer has been planned, and fits.
  */
 {
   const inNode = typeof require !== "undefined";

@@ -107,7 +107,7 @@
     return `{\n${entries.join(",\n")}\n}\n`;
   }
 
-  const parts = { comment, jsonFlow, jsonText, numberText, pythonLiteral, yamlFlow, yamlNumber, yamlString, yamlText };
+  const parts = { comment, jsonText, numberText, pythonLiteral, yamlFlow, yamlText };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -4,9 +4,11 @@
  * wishbone.engine.execution. An execution is `{tokenBudget, room, offload}`; small chunks and tiles follow from offload.
  */
 {
-  const { floorDivide } = typeof require === "undefined" ? globalThis.wishbone : require("./whole_numbers.js");
+  const inNode = typeof require !== "undefined";
+  const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const SHRINK = 0.9;
+  const { SHRINK } = constants["engine.execution"];
 
   /** Memory for the activations of a row: `total`, and bytes a token at rest (`base`) and for each kept layer (`layer`). */
   class Room {

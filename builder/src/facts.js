@@ -1,6 +1,6 @@
 "use strict";
 /*
- * What the rules read: a situation, what its GPU can do, and the memory that its model would take; the twin of
+ * What the rules read: a situation, what its GPU can do, and the memory that its model would take, as in
  * wishbone.planning.facts, which has the equations.
  */
 {
@@ -57,7 +57,7 @@
     };
   }
 
-  const parts = { dataFormat, factsOf };
+  const parts = { factsOf };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -6,10 +6,9 @@
 {
   const inNode = typeof require !== "undefined";
   const { EVERYTHING, NOTHING, Room, measuresRoom, smaller } = inNode ? require("./execution.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const PROBE_TOKENS = 4096;
-  const LEAST_PROBE = 128;
-  const MOST_ROW_TOKENS = 32768;
+  const { LEAST_PROBE, MOST_ROW_TOKENS, PROBE_TOKENS } = constants["engine.fitting"];
 
   /** Bytes a token that a kept layer takes, from a row of `tokens` or the longest half of it that fits. */
   function bytesOfAKeptLayer(recomputing, peak, layers, tokens) {

@@ -1,7 +1,7 @@
 "use strict";
 /*
- * Models and GPUs that are known by name; the twin of wishbone.planning.gpus and known_models. Names of GPUs are compared
- * without case, punctuation and the words that drivers put around them.
+ * Models and GPUs by name, as in wishbone.planning.gpus and known_models. Names of GPUs are compared without case,
+ * punctuation and the words that drivers put around them.
  */
 {
   const inNode = typeof require !== "undefined";
@@ -21,7 +21,7 @@
   const gpuNames = Object.keys(gpus);
   const modelNames = Object.keys(models);
 
-  /** The words that tell a GPU from others. */
+  /** The words that identify a GPU. */
   function words(name) {
     const text = name.toLowerCase().replaceAll("rtx", "rtx ").replaceAll("hbm3", "sxm").replace(/(\p{Nd})(ti|super)/gu, "$1 $2");
     const all = (text.match(/[a-z0-9]+/g) ?? []).map((word) => word.replace(/^sxm\p{Nd}/u, "sxm"));
@@ -30,10 +30,10 @@
 
   const within = (one, other) => [...one].every((word) => other.has(word));
   const same = (one, other) => one.size === other.size && within(one, other);
-  /** Whether `more` has every word of `fewer`, and others that only say a form. */
+  /** Whether `more` has every word of `fewer`, and otherwise only words for a form factor. */
   const moreThan = (more, fewer) => more.size > fewer.size && within(fewer, more) && [...more].every((word) => fewer.has(word) || isForm.test(word));
 
-  /** The name and what is known of a GPU, as a person or a driver writes it; throws RequestError with the nearest names. */
+  /** The GPU that a name means, as a user or a driver writes it; throws RequestError with the nearest names. */
   function findGpu(name) {
     const asked = words(name);
     const known = gpuNames.map((one) => [words(one), one]);
@@ -50,7 +50,7 @@
     throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint}`);
   }
 
-  /** The last part of a model's name, in lower case and without the words that do not change its shape. */
+  /** The last part of a model's name, in lower case, without the words that leave its shape unchanged. */
   function modelWords(name) {
     const own = name === EMBEDDED_MODEL ? "SmolLM2-135M" : name.replace(/\/+$/, "").split("/").at(-1);
     return own.toLowerCase().split("-").filter((word) => !FORMS.includes(word)).join("-");

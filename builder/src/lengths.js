@@ -1,5 +1,5 @@
 "use strict";
-/* Tokens of a pair in a row, from median and longest lengths that were given; the twin of wishbone.planning.lengths. */
+/* Tokens of a pair in a row, from given median and longest lengths, as in wishbone.planning.lengths. */
 {
   const { roundEven } = typeof require === "undefined" ? globalThis.wishbone : require("./whole_numbers.js");
 

@@ -1,15 +1,16 @@
 "use strict";
 /*
- * How much memory a training step takes, by item; the twin of wishbone.planning.memory, which has the equations and
- * what they were measured against. Only + - * / floor min max on doubles, in the same order, so the bytes are the same.
+ * Memory of a training step, by item, as wishbone.planning.memory defines and explains it. Only + - * / floor min max on
+ * doubles, in the same order as there, so that the bytes are the same.
  */
 {
   const inNode = typeof require !== "undefined";
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
+  const { SMALL_HEAD_CHUNK, SMALL_TILE } = constants["engine.execution"];
   const {
-    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, SMALL_CHUNK, STATE_NUMBERS, TILE,
+    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_NUMBERS,
   } = constants["planning.memory"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
@@ -71,7 +72,7 @@
     const inner = innerNumbers(shape);
     const passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
-    const tiles = Math.floor(tokens / TILE + 1 / 2);
+    const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
     if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
     layer -= 2 * b * inner;
     const tile = 2 * b * shape.hidden + 3 * b * inner + passing;
@@ -84,7 +85,7 @@
       return 2 * Math.min(Math.max(16, floorDivide(64 * MIB, width)), scored) * width;
     }
     const width = 4 * 128 * Math.ceil(shape.vocabulary / 128);
-    const room = plan.offload ? SMALL_CHUNK : Math.min(Math.max(floorDivide(plan.deviceMemory, 128), 64 * MIB), GIB);
+    const room = plan.offload ? SMALL_HEAD_CHUNK : Math.min(Math.max(floorDivide(plan.deviceMemory, 128), 64 * MIB), GIB);
     return Math.min(Math.max(128, floorDivide(floorDivide(room, width), 128) * 128), scored) * width;
   }
 
@@ -134,7 +135,7 @@
     return { items, total, allocated: total - items.runtime };
   }
 
-  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, numberBytes, trainedNumbers };
+  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, numberBytes };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

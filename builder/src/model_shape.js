@@ -1,9 +1,7 @@
 "use strict";
 /*
- * The shape of a language model, from its config.json alone; the twin of wishbone.planning.model_shape.
- *
- * What a config.json leaves out is taken from what transformers takes it to be: as many key heads as heads, heads of
- * hidden_size / heads numbers.
+ * The shape of a language model, from its config.json alone, as in wishbone.planning.model_shape. A field that is missing
+ * has transformers' default: as many key heads as heads, heads of hidden_size / heads elements.
  */
 {
   const inNode = typeof require !== "undefined";
@@ -153,7 +151,7 @@
     return Object.fromEntries([...read].filter((name) => given(fields[name])).map((name) => [name, fields[name]]));
   }
 
-  const parts = { ModelShape, readShape, shapeFields };
+  const parts = { readShape, shapeFields };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

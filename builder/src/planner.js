@@ -1,7 +1,7 @@
 "use strict";
 /*
- * The plan of a run that was advised: whether it fits, in which rows, how long a step takes; what wishbone.planning.run_plan
- * says of pairs of median length and one that is the longest.
+ * The plan of an advised run: whether it fits, in which rows, how long a step takes. wishbone.planning.run_plan says the same
+ * of pairs of median length and one longest pair.
  */
 {
   const inNode = typeof require !== "undefined";
@@ -16,15 +16,15 @@
   const { FULL_ROW } = constants["planning.step_time"];
   const { DTYPES } = constants["planning.run_plan"];
 
-  /** Memory of a processor's machine is not known to a page, and nothing is refused for want of it. */
-  const PROCESSOR = { kind: "cpu", memory: 2 ** 60, free: 2 ** 60 };
+  /** A page does not know how much memory a CPU's machine has, and refuses nothing for lack of it. */
+  const cpuMachine = { kind: "cpu", memory: Infinity, free: Infinity };
 
   const graphics = (gpu, memoryGib = gpu.memory_gib) => ({ gpu, machine: { kind: "cuda", memory: memoryGib * GIB, free: memoryGib * GIB } });
 
   /** What a run is planned for: shape of the model and of a separate reference, machine, GPU, lengths of pairs. */
   function targetOf({ facts, settings, shape }) {
     const none = facts.gpu.toLowerCase() === NO_GPU;
-    const device = none ? { gpu: null, machine: PROCESSOR } : graphics(findGpu(facts.gpu), facts.gpu_memory);
+    const device = none ? { gpu: null, machine: cpuMachine } : graphics(findGpu(facts.gpu), facts.gpu_memory);
     const other = settings["model.reference"];
     return { ...device, shape, facts, reference: other === null ? null : knownShape(other) ?? shape };
   }

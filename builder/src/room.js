@@ -8,11 +8,11 @@
   const { Room, treating } = inNode ? require("./execution.js") : globalThis.wishbone;
   const { fit } = inNode ? require("./fitting.js") : globalThis.wishbone;
   const { CONTEXT, MEMORY_PLAN, estimateMemory, numberBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const ROW_TOKENS = { cuda: 8192, cpu: 1024 };
-  const SHARE_OF_FREE_MEMORY = { cuda: 0.7, cpu: 0.25 };
-  const SPARE = 0.04;
-  const LONGEST = 2 ** 24;
+  const { SPARE } = constants["engine.fitting"];
+  const { ROW_TOKENS, SHARE_OF_FREE_MEMORY } = constants["planning.budget"];
+  const { LONGEST } = constants["planning.room"];
 
   /** Bytes of a device that a run should stay below; `machine` has kind, memory and free. */
   const limitOf = (machine) => (machine.kind === "cuda" ? machine.free - SPARE * machine.memory : machine.free);

@@ -1,10 +1,9 @@
 "use strict";
 /*
- * The interpreter of rules.json; the language is described in wishbone.config.rules, its Python twin.
+ * Applies the rules in rules.json; wishbone.config.rules describes their language.
  *
- * Rules are tried in order. One whose condition holds is applied: its expressions are evaluated as the settings stood
- * before it, then all of them are set. Whatever is unknown or of the wrong kind throws RulesError: a broken rule gives
- * no advice.
+ * Rules are tried in order. If a rule's condition holds, its expressions are evaluated with the settings before it, and
+ * then all of them are set. Whatever is unknown or of the wrong kind throws RulesError: a broken rule gives no advice.
  */
 {
   const { numberText } = typeof require === "undefined" ? globalThis.wishbone : require("./emit.js");

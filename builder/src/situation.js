@@ -1,6 +1,6 @@
 "use strict";
 /*
- * What a person answers, checked against the schema that Python gives (data/situation_schema.js); the twin of
+ * A user's answers, checked against the schema that Python gives (data/situation_schema.js), as in
  * wishbone.planning.situation. Every problem is named at once, by the field that it is about.
  */
 {

@@ -1,7 +1,7 @@
 "use strict";
 /*
- * How long a step takes on a GPU: operations over a rate that was measured, and bytes over a bandwidth; the twin of
- * wishbone.planning.step_time, which has the equation and what it was measured against.
+ * How long a step takes on a GPU: operations over a measured rate, and bytes over a bandwidth. wishbone.planning.step_time
+ * has the equation and what it was measured against.
  */
 {
   const inNode = typeof require !== "undefined";

@@ -1,7 +1,7 @@
 "use strict";
 /*
- * Advice as a file: YAML, JSON or a Python script for Wishbone, TRL or Unsloth, from the templates in targets.json; the
- * twin of wishbone.config.targets, which describes them. Whatever a person typed gets into a script as a literal alone.
+ * Advice as a file: YAML, JSON or a Python script for Wishbone, TRL or Unsloth, from the templates in targets.json, which
+ * wishbone.config.targets describes. What a user typed gets into a script only as a literal.
  */
 {
   const inNode = typeof require !== "undefined";

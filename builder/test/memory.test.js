@@ -1,5 +1,5 @@
 "use strict";
-/* Memory by item, to the bit as Python reckons it, over shapes read from config.json. */
+/* Memory by item, to the bit as Python estimates it, over shapes read from config.json. */
 const assert = require("node:assert/strict");
 const { test } = require("node:test");
 const { estimateMemory } = require("../src/memory.js");

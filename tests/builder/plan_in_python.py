@@ -1,7 +1,7 @@
-"""The plan that Python makes of a situation's answers, as JSON: python plan_in_python.py ANSWERS.
+"""Python's plan of a situation's answers, as JSON: python plan_in_python.py ANSWERS.
 
-The advice becomes YAML and the YAML a configuration, as it would for a person; `wishbone.planning.run_plan` plans it
-for pairs of the lengths that were answered.
+The advice becomes YAML and the YAML a configuration, as for a user; `wishbone.planning.run_plan` plans it for pairs of
+the given lengths.
 """
 
 from __future__ import annotations

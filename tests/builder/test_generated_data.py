@@ -1,4 +1,4 @@
-"""What the builder in JavaScript shares with Python is made from Python, and fresh."""
+"""The builder's data is generated from Python, and fresh."""
 
 from __future__ import annotations
 
