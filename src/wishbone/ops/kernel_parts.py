@@ -20,15 +20,17 @@ def whole_row(columns, BLOCK: tl.constexpr):
         The row (int64, so that offsets into large matrices do not overflow), its columns [BLOCK], and which of these
         exist [BLOCK].
     """
+    row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
-    return tl.program_id(0).to(tl.int64), column, column < columns
+    return row, column, column < columns
 
 
 @triton.jit
 def part_of_row(columns, BLOCK: tl.constexpr):
     """Return what a program of BLOCK columns of one row works on, as `whole_row`, for a grid of (rows, blocks)."""
+    row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    return tl.program_id(0).to(tl.int64), column, column < columns
+    return row, column, column < columns
 
 
 @triton.jit

@@ -1,32 +1,24 @@
-"""Rows to FP8 in Triton: one program a row, which holds the whole row and so reads it once.
+"""Rows to FP8 in Triton, with a norm or an activation on the way; `kernels.py` has the kernels.
 
-The floor is memory: 2 bytes read and 1 written for each number of a bfloat16 matrix (3 with the 16-bit result of a norm
-kept: 2 read, 2 + 1 written). Two choices keep arithmetic below it. A row is multiplied by 448 / max rather than divided
-by its scale. And the maximum is taken over bit patterns: without their sign, floats and their patterns as integers have
-one order, in which NaN and infinity come last, so that both reach the scale.
-
-A norm is the same number for number whether it is quantized or not, though sums depend on their order, and this on how
-many columns a thread holds: as many as the widest access takes in 16 bytes, of e4m3 16. So the norm's kernel stores
-only as many e4m3 numbers at once as there are numbers of x in 16 bytes.
-
-Division and square root, once a row, are rounded correctly, and so are all products: values and scales are those of the
-reference bit by bit. (On GPUs of compute capability 8.9 Triton converts by way of float16, cut off, which can take what
-lies just above the middle between two numbers to the lower one.) In Triton's interpreter, whose conversion to e4m3
-loses carries of the mantissa, numbers are brought onto the grid of e4m3 first.
+Memory traffic sets the least time: 2 bytes read and 1 written for each element of a bfloat16 matrix, and 2 more written
+where the 16-bit result of a norm or an activation is kept. Two choices keep arithmetic below that. A row is multiplied
+by 448 / max instead of divided by its scale. And the maximum is taken over bit patterns: without their sign, floats and
+their patterns as integers have one order, in which infinity and NaN come last, so that both reach the scale.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, QuantizedRows
+from wishbone.ops.fp8_quantize.kernels import norm, norm_gradient, quantize, swiglu
+from wishbone.ops.fp8_quantize.rows import E4M3, QuantizedRows
 from wishbone.ops.launch_sizes import power_of_two
 
-LARGEST = tl.constexpr(E4M3_MAX)
-SMALLEST = tl.constexpr(SMALLEST_AMAX)
+MOST_WARPS = 32
+WARPS_THAT_KEEP_SWIGLU = 16
+"""Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
@@ -35,7 +27,7 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> Quant
     out = empty_rows(x)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
-        _quantize_kernel[(x.shape[0],)](
+        quantize[(x.shape[0],)](
             x,
             x if column_scale is None else column_scale.contiguous(),
             out.values,
@@ -72,7 +64,7 @@ def rms_norm_backward_triton(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
-        _rms_norm_backward_kernel[(x.shape[0],)](
+        norm_gradient[(x.shape[0],)](
             grad,
             x,
             weight.contiguous(),
@@ -95,7 +87,7 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         block, warps = _block(gate.shape[1])
-        _swiglu_kernel[(gate.shape[0],)](
+        swiglu[(gate.shape[0],)](
             gate,
             up,
             gate if product is None else product,
@@ -107,7 +99,7 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=min(warps, 16) if keep else warps,  # as measured: docs/log.md
+            num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
         )
     return product, out
 
@@ -120,7 +112,7 @@ def _rms_norm(
     reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
-        _rms_norm_kernel[(x.shape[0],)](
+        norm[(x.shape[0],)](
             x,
             weight.contiguous(),
             normed,
@@ -141,7 +133,7 @@ def _rms_norm(
 
 
 def _dense_rows(x: Tensor) -> Tensor:
-    """Return x with neighbouring columns beside each other; rows may lie apart."""
+    """Return x with the elements of a row side by side in memory; the rows may lie apart."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
@@ -152,141 +144,6 @@ def empty_rows(x: Tensor) -> QuantizedRows:
 
 
 def _block(columns: int) -> tuple[int, int]:
-    """Power of two that holds a row, and warps that leave 16 of its numbers to a thread."""
+    """Return the power of two that holds a row, and as many warps as leave 16 of its elements to a thread."""
     block = power_of_two(columns)
-    return block, min(32, max(1, block // 512))
-
-
-@triton.jit
-def magnitude(x):
-    """The bit pattern of |x|: integers in the order of the numbers, then infinity, then NaN."""
-    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def row_scale(largest_magnitude):
-    """The scale of a row, and what its numbers are multiplied by."""
-    amax = largest_magnitude.to(tl.float32, bitcast=True)
-    amax = tl.where(amax < SMALLEST, SMALLEST, amax)
-    return tl.div_rn(amax, LARGEST), tl.div_rn(LARGEST, amax)
-
-
-@triton.jit
-def to_e4m3(scaled, INTERPRETED: tl.constexpr):
-    """Round; the interpreter to 3 bits of mantissa or multiples of 2^-9, adding 1.5 2^20 times the power of 2 below."""
-    if INTERPRETED:
-        power = (scaled.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        shift = tl.maximum(power, 0.015625) * 1572864.0
-        scaled = (scaled + shift) - shift
-    return scaled.to(tl.float8e4nv)
-
-
-@triton.jit
-def _store_quantized(exact, values, scale, inside, INTERPRETED: tl.constexpr):
-    """Store one row of float32 numbers, zero outside, as e4m3 and its scale, each where the pointers say."""
-    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0))
-    tl.store(values, to_e4m3(exact * factor, INTERPRETED), mask=inside)
-    tl.store(scale, own_scale)
-
-
-@triton.jit
-def _quantize_kernel(
-    x,
-    column_scale,
-    values,
-    scale,
-    stride,
-    columns,
-    SCALED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    inside = at < columns
-    exact = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
-        exact = exact * tl.load(column_scale + at, mask=inside, other=0.0).to(tl.float32)
-    _store_quantized(exact, values + row * columns + at, scale + row, inside, INTERPRETED)
-
-
-@triton.jit
-def _rms_norm_kernel(
-    x,
-    weight,
-    normed,
-    reciprocal_rms,
-    values,
-    scale,
-    stride,
-    columns,
-    eps,
-    offset,
-    OFFSET: tl.constexpr,
-    QUANTIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    inside = at < columns
-    exact = tl.load(x + row * stride + at, mask=inside, other=0.0).to(tl.float32)
-    w = tl.load(weight + at, mask=inside, other=0.0)
-    mean_square = tl.sum(exact * exact, axis=0) / columns
-    reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
-    unit = exact * reciprocal
-    dtype = normed.dtype.element_ty
-    if OFFSET:
-        result = (unit * (offset + w.to(tl.float32))).to(dtype)
-    else:
-        result = (unit.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)).to(dtype)
-    tl.store(normed + row * columns + at, result, mask=inside)
-    tl.store(reciprocal_rms + row, reciprocal)
-    if QUANTIZE:
-        rounded = tl.where(inside, result.to(tl.float32), 0.0)
-        VECTOR: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
-        target = tl.max_contiguous(values + row * columns + at, [VECTOR])
-        _store_quantized(rounded, target, scale + row, inside, INTERPRETED)
-
-
-@triton.jit
-def _rms_norm_backward_kernel(
-    grad, x, weight, reciprocal_rms, out, grad_stride, x_stride, columns, offset, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    inside = at < columns
-    reciprocal = tl.load(reciprocal_rms + row)
-    unit = tl.load(x + row * x_stride + at, mask=inside, other=0.0).to(tl.float32) * reciprocal
-    g = tl.load(grad + row * grad_stride + at, mask=inside, other=0.0).to(tl.float32)
-    weighted = g * (offset + tl.load(weight + at, mask=inside, other=0.0).to(tl.float32))
-    mean = tl.sum(weighted * unit, axis=0) / columns
-    result = reciprocal * (weighted - unit * mean)
-    tl.store(out + row * columns + at, result.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _swiglu_kernel(
-    gate,
-    up,
-    product,
-    values,
-    scale,
-    gate_stride,
-    up_stride,
-    columns,
-    KEEP: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    inside = at < columns
-    g = tl.load(gate + row * gate_stride + at, mask=inside, other=0.0)
-    u = tl.load(up + row * up_stride + at, mask=inside, other=0.0)
-    dtype = product.dtype.element_ty
-    exact = g.to(tl.float32)
-    result = (exact / (1.0 + tl.exp(-exact)) * u.to(tl.float32)).to(dtype)
-    if KEEP:
-        tl.store(product + row * columns + at, result, mask=inside)
-    _store_quantized(result.to(tl.float32), values + row * columns + at, scale + row, inside, INTERPRETED)
+    return block, min(MOST_WARPS, max(1, block // 512))

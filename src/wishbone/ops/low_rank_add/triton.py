@@ -1,7 +1,7 @@
 """y += l F in Triton: one pass over y, 4 bytes an element; the product of rank r stays in registers.
 
 The equation and the rounding are in `reference.py`; addends are float32 sums of products of 16-bit numbers. Triton's
-interpreter multiplies no bfloat16; there the factors are cast first.
+interpreter cannot multiply bfloat16, so it gets float32 factors.
 """
 
 from __future__ import annotations
@@ -21,22 +21,27 @@ FIRST, SECOND = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
 def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     """Add low @ factor to y in place; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
+    stride_y_row, stride_y_column = y.stride()
+    stride_low_row, stride_low_rank = low.stride()
+    stride_factor_rank, stride_factor_column = factor.stride()
     if rows and columns:
-        ranks = min(RANKS, max(16, power_of_two(rank)))
-        _add_kernel[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
+        add_low_rank[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
             y,
             low,
             factor,
-            *y.stride(),
-            *low.stride(),
-            *factor.stride(),
+            stride_y_row,
+            stride_y_column,
+            stride_low_row,
+            stride_low_rank,
+            stride_factor_rank,
+            stride_factor_column,
             rows,
             columns,
             rank,
             UNSEEN=unseen_bits(y.dtype),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
-            RANKS=ranks,
+            RANKS=min(RANKS, max(16, power_of_two(rank))),
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=WARPS,
         )
@@ -44,16 +49,16 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
 
 
 @triton.jit
-def _add_kernel(
-    y,
-    low,
-    factor,
-    y_row,
-    y_column,
-    low_row,
-    low_rank,
-    factor_rank,
-    factor_column,
+def add_low_rank(
+    y_ptr,
+    low_ptr,
+    factor_ptr,
+    stride_y_row,
+    stride_y_column,
+    stride_low_row,
+    stride_low_rank,
+    stride_factor_rank,
+    stride_factor_column,
     rows,
     columns,
     rank,
@@ -63,27 +68,39 @@ def _add_kernel(
     RANKS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
+    """Add l F to a tile of y; grid (rows / ROWS, columns / COLUMNS).
+
+    Args:
+        y_ptr: [rows, columns], bfloat16 or float16, overwritten.
+        low_ptr: l [rows, rank], in the dtype of y.
+        factor_ptr: F [rank, columns], in the dtype of y.
+        stride_..._row, _column, _rank: elements from one to the next along that dimension.
+        UNSEEN: bits of float32 that the dtype of y does not have, as a mask.
+        ROWS, COLUMNS: of a tile of y.
+        RANKS: how much of the rank is multiplied at a time.
+        INTERPRETED: whether Triton's interpreter runs the kernel.
+    """
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
-    at = y + row * y_row + column * y_column
+    at = y_ptr + row * stride_y_row + column * stride_y_column
     exact = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     addend = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, rank, RANKS):
         r = start + tl.arange(0, RANKS)
-        left = low + row * low_row + r[None, :] * low_rank
-        right = factor + r[:, None] * factor_rank + column * factor_column
+        left = low_ptr + row * stride_low_row + r[None, :] * stride_low_rank
+        right = factor_ptr + r[:, None] * stride_factor_rank + column * stride_factor_column
         left = tl.load(left, mask=(row < rows) & (r[None, :] < rank), other=0.0)
         right = tl.load(right, mask=(r[:, None] < rank) & (column < columns), other=0.0)
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         addend = tl.dot(left, right, addend)
-    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y.dtype.element_ty), mask=inside)
+    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _rounded_at_random(exact, addend, UNSEEN: tl.constexpr):
-    """Return exact + addend rounded up or down, as a hash of both says, to a number without the bits `UNSEEN`."""
+    """Return exact + addend without the bits UNSEEN, rounded up or down as a hash of both says."""
     total = exact + addend
     h = addend.to(tl.int32, bitcast=True) * FIRST + exact.to(tl.int32, bitcast=True) * SECOND
     bits = (total.to(tl.int32, bitcast=True) + (h >> 16 & UNSEEN)) & (-1 - UNSEEN)

@@ -61,6 +61,7 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, form: Form, *, back: bool) -> tuple[Tensor, Tensor]:
+    """Return query and key, turned by their angles, or back by them; cos and sin are contiguous."""
     batch, query_heads, tokens, width = query.shape
     key_heads, turned = key.shape[1], turned_elements(form, cos.shape[2])
     query, key = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key))
@@ -155,6 +156,7 @@ def _turn_kernel(
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ):
+    """Turn all heads of one token; grid (T, B)."""
     token = tl.program_id(0).to(tl.int64)
     batch = tl.program_id(1).to(tl.int64)
     pair = tl.arange(0, HALF_BLOCK)
@@ -231,7 +233,7 @@ def _turn_heads(
     HALF_BLOCK: tl.constexpr,
     REST_BLOCK: tl.constexpr,
 ):
-    """Turn the heads of one token of x into y."""
+    """Turn the heads of one token of x into y, and copy the rest of each."""
     head = tl.arange(0, BLOCK)[:, None]
     pair = tl.arange(0, HALF_BLOCK)[None, :]
     inside = (head < HEADS) & (pair < HALF)

@@ -1,0 +1,186 @@
+"""Triton kernels that bring rows to FP8, with a norm or an activation on the way: one program a row.
+
+A program holds its whole row, so it reads it once. Division and square root, once a row, are rounded correctly, and so
+are all products: values and scales are those of the reference bit by bit. (On GPUs of compute capability 8.9 Triton
+converts by way of float16 and cuts off, which can take a value just above the middle between two e4m3 values to the
+lower one.) Triton's interpreter, whose conversion to e4m3 loses carries of the mantissa, gets values that are rounded
+to the grid of e4m3 first.
+
+Grid (R,) for R rows of C = columns elements. Arguments of all kernels:
+
+    x_ptr, gate_ptr, up_ptr, do_ptr     rows of C elements: float32, bfloat16 or float16
+    stride_x_row ...                    elements from one of these rows to the next; those of a row lie side by side
+    values_ptr                          [R, C] e4m3, contiguous
+    scale_ptr                           [R] float32, a scale for each row of the values
+    BLOCK                               power of two, at least C
+    INTERPRETED                         whether Triton's interpreter runs the kernel
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from wishbone.ops.fp8_quantize.rows import E4M3_MAX, SMALLEST_AMAX
+from wishbone.ops.kernel_parts import load_row, whole_row
+
+LARGEST = tl.constexpr(E4M3_MAX)
+SMALLEST = tl.constexpr(SMALLEST_AMAX)
+
+
+@triton.jit
+def magnitude(x):
+    """Return the bit pattern of |x|: integers in the order of the floats, then infinity, then NaN."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def row_scale(largest_magnitude):
+    """Return the scale of a row whose largest element has this `magnitude`, and the factor on its elements."""
+    amax = largest_magnitude.to(tl.float32, bitcast=True)
+    amax = tl.where(amax < SMALLEST, SMALLEST, amax)
+    return tl.div_rn(amax, LARGEST), tl.div_rn(LARGEST, amax)
+
+
+@triton.jit
+def to_e4m3(scaled, INTERPRETED: tl.constexpr):
+    """Return float32 elements rounded to e4m3.
+
+    For the interpreter they are rounded to 3 bits of mantissa, or to multiples of 2^-9, by adding and subtracting
+    1.5 2^20 times the power of 2 below them.
+    """
+    if INTERPRETED:
+        power = (scaled.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        shift = tl.maximum(power, 0.015625) * 1572864.0
+        scaled = (scaled + shift) - shift
+    return scaled.to(tl.float8e4nv)
+
+
+@triton.jit
+def _store_quantized(exact, values_ptr, scale_ptr, inside, INTERPRETED: tl.constexpr):
+    """Store one row of float32 elements, 0 where not `inside`, as e4m3 at [BLOCK] pointers, and its scale."""
+    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0))
+    tl.store(values_ptr, to_e4m3(exact * factor, INTERPRETED), mask=inside)
+    tl.store(scale_ptr, own_scale)
+
+
+@triton.jit
+def quantize(
+    x_ptr,
+    column_scale_ptr,
+    values_ptr,
+    scale_ptr,
+    stride_x_row,
+    columns,
+    SCALED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a row of x in e4m3; if SCALED, of x times `column_scale_ptr` [C]."""
+    row, column, inside = whole_row(columns, BLOCK)
+    exact = load_row(x_ptr, row, stride_x_row, column, inside)
+    if SCALED:
+        exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+
+
+@triton.jit
+def norm(
+    x_ptr,
+    weight_ptr,
+    normed_ptr,
+    reciprocal_rms_ptr,
+    values_ptr,
+    scale_ptr,
+    stride_x_row,
+    columns,
+    eps,
+    offset,
+    OFFSET: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write the RMSNorm of a row of x and its 1 / rms; if QUANTIZE, the normed row in e4m3, too.
+
+    The normed row is the same bit by bit whether it is quantized or not. Sums depend on their order, and that on how
+    many columns a thread holds: as many as fill the widest access, 16 bytes, which are 16 elements of e4m3. So no more
+    elements of e4m3 are stored at once than there are elements of x in 16 bytes (VECTOR).
+
+    Args:
+        weight_ptr: [C].
+        normed_ptr: [R, C], contiguous, the dtype of x.
+        reciprocal_rms_ptr: [R] float32.
+        eps: added to the mean square.
+        offset: if OFFSET, added to the weight, and the product is not rounded on the way.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    exact = load_row(x_ptr, row, stride_x_row, column, inside)
+    w = tl.load(weight_ptr + column, mask=inside, other=0.0)
+    mean_square = tl.sum(exact * exact, axis=0) / columns
+    reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+    unit = exact * reciprocal
+    dtype = normed_ptr.dtype.element_ty
+    if OFFSET:
+        result = (unit * (offset + w.to(tl.float32))).to(dtype)
+    else:
+        result = (unit.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)).to(dtype)
+    tl.store(normed_ptr + row * columns + column, result, mask=inside)
+    tl.store(reciprocal_rms_ptr + row, reciprocal)
+    if QUANTIZE:
+        rounded = tl.where(inside, result.to(tl.float32), 0.0)
+        VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+        target = tl.max_contiguous(values_ptr + row * columns + column, [VECTOR])
+        _store_quantized(rounded, target, scale_ptr + row, inside, INTERPRETED)
+
+
+@triton.jit
+def norm_gradient(
+    do_ptr,
+    x_ptr,
+    weight_ptr,
+    reciprocal_rms_ptr,
+    dx_ptr,
+    stride_do_row,
+    stride_x_row,
+    columns,
+    offset,
+    BLOCK: tl.constexpr,
+):
+    """Write the gradient of a row of x [R, C], contiguous, from that of its RMSNorm; other arguments as `norm`."""
+    row, column, inside = whole_row(columns, BLOCK)
+    reciprocal = tl.load(reciprocal_rms_ptr + row)
+    unit = load_row(x_ptr, row, stride_x_row, column, inside) * reciprocal
+    do = load_row(do_ptr, row, stride_do_row, column, inside)
+    weighted = do * (offset + tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32))
+    mean = tl.sum(weighted * unit, axis=0) / columns
+    result = reciprocal * (weighted - unit * mean)
+    tl.store(dx_ptr + row * columns + column, result.to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def swiglu(
+    gate_ptr,
+    up_ptr,
+    product_ptr,
+    values_ptr,
+    scale_ptr,
+    stride_gate_row,
+    stride_up_row,
+    columns,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a row of silu(gate) * up in e4m3, after rounding it to the dtype of `product_ptr`.
+
+    If KEEP, write the product [R, C], contiguous, there, too.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    gate = tl.load(gate_ptr + row * stride_gate_row + column, mask=inside, other=0.0)
+    up = tl.load(up_ptr + row * stride_up_row + column, mask=inside, other=0.0)
+    exact = gate.to(tl.float32)
+    result = (exact / (1.0 + tl.exp(-exact)) * up.to(tl.float32)).to(product_ptr.dtype.element_ty)
+    if KEEP:
+        tl.store(product_ptr + row * columns + column, result, mask=inside)
+    _store_quantized(result.to(tl.float32), values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
