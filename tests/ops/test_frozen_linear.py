@@ -20,8 +20,8 @@ from wishbone.ops.frozen_linear import (
     frozen_linear,
     frozen_linear_reference,
     frozen_weight_of,
-    release_scratch,
 )
+from wishbone.ops.frozen_linear import scratch as scratch_memory
 from wishbone.ops.frozen_linear.scratch import scratch
 
 CUDA = torch.cuda.is_available()
@@ -64,7 +64,8 @@ def weight_in(form: str, dtype: torch.dtype = torch.float32) -> FrozenWeight:
     if form == "dense":
         return DenseWeight(weight.to(dtype))
     if form == "nf4":
-        return NF4Weight(linear_4bit(weight.to(dtype)).weight)
+        layer = linear_4bit(weight.to(dtype))
+        return NF4Weight(layer.weight, layer.weight.quant_state)
     if form == "fp8 blocks":
         return FP8BlockWeight(*blocks(weight))
     rows = quantize_rows(weight)
@@ -215,8 +216,8 @@ def test_layers_of_unknown_form_run_their_own_forward() -> None:
     assert [frozen_weight_of(layer) for layer in [*unknown, subclass]] == [None] * 7
 
 
-def test_scratch_memory_is_one_buffer_that_grows() -> None:
-    release_scratch()
+def test_scratch_memory_is_one_buffer_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch_memory, "_held", {})
     device = torch.empty(0, device=DEVICE).device
     with torch.inference_mode():
         first = scratch((4, 8), torch.float32, device)

@@ -153,7 +153,7 @@ def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:
     """Return the model's fused layers on a GPU, and anywhere in bfloat16; elsewhere None.
 
     A CPU gains little time by them. But PEFT adds an adapter's output to an output that is already rounded, and in
-    bfloat16 that loses most of it (`ops/lora_linear/group.py`).
+    bfloat16 that loses most of it (`ops/lora_linear/precision.py`).
     """
     on_gpu = compute_device(model).type == "cuda"
     if not on_gpu and not args.bf16 and model.dtype != torch.bfloat16:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.ops.fp8_quantize import E4M3
-from wishbone.ops.frozen_linear.dense import DenseWeight
 from wishbone.ops.frozen_linear.fp8 import FP8BlockWeight, FP8Weight
 from wishbone.ops.frozen_linear.linear import frozen_linear
+from wishbone.ops.frozen_linear.matrix import DenseWeight, MatrixWeight
 from wishbone.ops.frozen_linear.nf4 import NF4Weight
 from wishbone.ops.frozen_linear.reference import frozen_linear_reference
-from wishbone.ops.frozen_linear.scratch import release_scratch
 from wishbone.ops.frozen_linear.weight import FrozenWeight, InputForm, Prepared
 
 __all__ = [
@@ -23,12 +22,12 @@ __all__ = [
     "FP8Weight",
     "FrozenWeight",
     "InputForm",
+    "MatrixWeight",
     "NF4Weight",
     "Prepared",
     "frozen_linear",
     "frozen_linear_reference",
     "frozen_weight_of",
-    "release_scratch",
 ]
 
 DENSE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -38,9 +37,9 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
     """Return the frozen weight of a linear layer, or None for a layer that must run its own forward.
 
     Known are `nn.Linear`, bitsandbytes' `Linear4bit`, and linear layers whose `weight` is float8_e4m3fn beside
-    `weight_scale` (a scale a row) or `weight_scale_inv` (a scale a block of 128 x 128). Anything else is not: a weight
-    that is trained, sharded or of a tensor subclass, other quantizations, and layers with hooks or a forward of their
-    own. The layer's bias is not part of the weight.
+    `weight_scale` (one scale a row) or `weight_scale_inv` (one scale a block of 128 x 128). Everything else runs its
+    own forward: a weight that is trained, sharded or of a tensor subclass, other quantizations, and layers with hooks
+    or a replaced forward. The bias of the layer is not part of the weight.
     """
     weight: Any = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear) or not isinstance(weight, Tensor) or weight.requires_grad:
@@ -62,7 +61,7 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
 
 
 def _linear_4bit() -> type | None:
-    """The class of 4-bit layers, if the library was loaded, without which there are none."""
+    """Return bitsandbytes' class of 4-bit layers; None if it was not imported, as then there are no such layers."""
     if "bitsandbytes" not in sys.modules:
         return None
     from bitsandbytes.nn import Linear4bit

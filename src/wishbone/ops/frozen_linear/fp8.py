@@ -1,19 +1,19 @@
-r"""A frozen weight in FP8: one byte a number, and for scales of rows FP8 products forward and backward.
+r"""A frozen weight in FP8: one byte an element, and with a scale for each row FP8 products forward and backward.
 
 **One scale a row**, W_nk = s_n q_nk. With e(.) the rounding of each row to e4m3 (`fp8_quantize`), the layer computes
 
     y_t = W e(x_t)                dx_t = sum_n e(g_t s)_n q_n
 
-so it is a linear layer with the weights W whose input is rounded, row by row; rounding counts as the identity in the
-derivative. The gradient that the matrix product sees is rounded likewise, after the scales of W, which lie along the
-summed dimension there, are multiplied into it. Policy and reference round alike, as rows do not depend on each other.
+so it is a linear layer with the weights W whose input is rounded, row by row; the derivative of rounding is taken as
+the identity. The gradient that enters the matrix product is rounded in the same way, after multiplying in the scales of
+W, which lie along the summed dimension there. Policy and reference round alike, as rows do not depend on each other.
 
-There is one copy of q. The forward product reads it as it is. FP8 tensor cores of Hopper want both factors with the
-summed dimension innermost, so the backward product reads a transpose, made anew each time in scratch memory.
+There is one copy of q. The forward product reads it as it is. The FP8 tensor cores of Hopper need both factors with the
+summed dimension innermost, so the backward product reads a transpose, which is made each time in scratch memory.
 
 **One scale a block of 128 x 128** (DeepSeek-V3, arXiv:2412.19437, section 3.3), W_nk = s_{n/128, k/128} q_nk. These
 scales change along the summed dimension, so partial sums would have to be scaled every 128 columns, which costs what
-FP8 gains unless the kernel is tuned for one GPU. W is dequantized to the dtype of x in scratch memory instead, 4% of
+FP8 gains unless the kernel is tuned for one GPU. Instead W is dequantized to the dtype of x in scratch memory, in 4% of
 the time of the product that follows, and x and g are not rounded at all.
 """
 
@@ -22,10 +22,10 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import E4M3, QuantizedRows, quantize_rows
+from wishbone.ops.frozen_linear.matrix import MatrixWeight
 from wishbone.ops.frozen_linear.scaled_product import MULTIPLE, scaled_product
 from wishbone.ops.frozen_linear.scratch import scratch
 from wishbone.ops.frozen_linear.weight import InputForm, Prepared
@@ -85,7 +85,7 @@ class FP8Weight:
         return transpose_bytes(self.qweight, scratch(shape, E4M3, self.qweight.device))
 
 
-class FP8BlockWeight:
+class FP8BlockWeight(MatrixWeight):
     """W = scale * qweight, one scale a block of 128 x 128.
 
     Args:
@@ -96,46 +96,28 @@ class FP8BlockWeight:
         ValueError: for other shapes or dtypes.
     """
 
-    input_form: InputForm = "plain"
-
     def __init__(self, qweight: Tensor, scale: Tensor) -> None:
         _check(qweight, scale)
+        super().__init__(*qweight.shape)
         self.qweight, self.scale = qweight.detach(), scale.detach().contiguous()
-        self.out_features, self.in_features = qweight.shape
         blocks = tuple(-(-size // BLOCK) for size in qweight.shape)
         if self.scale.shape != blocks:
             raise ValueError(f"scales of shape {tuple(scale.shape)} are not one for each of {blocks} blocks")
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
-        """Return x W^T + bias."""
-        assert isinstance(prepared, Tensor)
-        return F.linear(prepared, self._dequantized(prepared.dtype), bias)
-
-    def backward(self, grad: Tensor) -> Tensor:
-        """Return grad W."""
-        return grad @ self._dequantized(grad.dtype)
-
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """Return W [N, K] in `dtype`, in scratch memory that the next product of any weight may overwrite."""
-        return self._dequantized(dtype)
-
-    def dense(self) -> Tensor:
-        """Return scale * q in float32."""
-        rows, columns = self.qweight.shape
-        scale = self.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
-        return self.qweight.float() * scale
-
-    def _dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return W [N, K] in `dtype`, on CUDA in scratch memory."""
         if not self.qweight.is_cuda:
             return self.dense().to(dtype)
         from wishbone.ops.frozen_linear.triton import dequantize_blocks
 
         shape = (self.out_features, self.in_features)
         return dequantize_blocks(self.qweight, self.scale, scratch(shape, dtype, self.qweight.device))
+
+    def dense(self) -> Tensor:
+        """Return scale * q in float32."""
+        rows, columns = self.qweight.shape
+        scale = self.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+        return self.qweight.float() * scale
 
 
 def _check(qweight: Tensor, scale: Tensor) -> None:
@@ -147,7 +129,7 @@ def _check(qweight: Tensor, scale: Tensor) -> None:
 
 
 def _product(rows: QuantizedRows, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return (rows) (scale * q)^T + bias, [T, N], in the dtype that `rows` had; without FP8 hardware in float32."""
+    """Return rows (scale * q)^T + bias, [T, N], in the dtype that `rows` had; computed in float32 on a CPU."""
     if not rows.values.is_cuda:
         exact = rows.dequantized()
         product = exact @ (q.to(exact.dtype) * scale.to(exact.dtype)[:, None]).t()

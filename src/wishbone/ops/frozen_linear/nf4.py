@@ -1,11 +1,11 @@
 """A frozen weight in 4 bits, as bitsandbytes keeps it: dequantized into scratch memory before each product.
 
-Dequantizing writes 2 bytes a number and reads half a byte and the scales: 0.15 GB, 0.04 ms of an H200's memory for
-14,336 x 4,096, where the product with 8,192 tokens takes 1.3 ms. Activations are not rounded, and forward and backward
-use the same numbers, so this is an ordinary linear layer with the weights that the codes stand for.
+Dequantizing reads half a byte and the scales and writes 2 bytes for each element: 0.15 GB, 0.04 ms of an H200's memory
+traffic for 14,336 x 4,096, where the product with 8,192 tokens takes 1.3 ms. Activations are not rounded, and forward
+and backward use the same values, so this is an ordinary linear layer with the weights that the codes stand for.
 
-On the current CUDA device a kernel of ours does it in one pass (`nf4_triton.py`), where the codes are packed in the
-usual way and made-up codes come out as bitsandbytes has them; else bitsandbytes does.
+On the current CUDA device one kernel does it in one pass (`nf4_triton.py`), if the codes are packed in the usual way
+and a few test codes come out as bitsandbytes has them; otherwise bitsandbytes does it.
 """
 
 from __future__ import annotations
@@ -16,55 +16,37 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from wishbone.ops.frozen_linear.matrix import MatrixWeight
 from wishbone.ops.frozen_linear.scratch import scratch
-from wishbone.ops.frozen_linear.weight import InputForm, Prepared
 
 logger = logging.getLogger(__name__)
 
 
-class NF4Weight:
+class NF4Weight(MatrixWeight):
     """W as 4-bit codes (NF4 or FP4) with their scales.
 
     Args:
         weight: bitsandbytes' `Params4bit`, quantized; or its codes.
-        quant_state: of the codes; None is that of `weight`.
+        quant_state: of the codes.
     """
 
-    input_form: InputForm = "plain"
-
-    def __init__(self, weight: Tensor, quant_state: Any = None) -> None:
-        state: Any = weight.quant_state if quant_state is None else quant_state  # type: ignore[attr-defined]
-        self.codes = weight.detach().view(-1, 1)
-        self.state = state
-        self.out_features, self.in_features = state.shape
-        self._usual = _is_usual(self.codes, state)
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """Return x."""
-        return x
-
-    def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
-        """Return x W^T + bias."""
-        assert isinstance(prepared, Tensor)
-        return F.linear(prepared, self._dequantized(prepared.dtype), bias)
-
-    def backward(self, grad: Tensor) -> Tensor:
-        """Return grad W."""
-        return grad @ self._dequantized(grad.dtype)
+    def __init__(self, weight: Tensor, quant_state: Any) -> None:
+        super().__init__(*quant_state.shape)
+        self.codes, self.state = weight.detach().view(-1, 1), quant_state
+        self._usual = _is_usual(self.codes, quant_state)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """Return W [N, K] in `dtype`, in scratch memory that the next product of any weight may overwrite."""
-        return self._dequantized(dtype)
+        """Return W [N, K] in `dtype`, on CUDA in scratch memory."""
+        return self._dequantized().to(dtype)
 
     def dense(self) -> Tensor:
         """Return what the codes stand for, in the dtype that they were quantized from."""
-        return self._dequantized(None).clone()
+        return self._dequantized().clone()
 
-    def _dequantized(self, dtype: torch.dtype | None) -> Tensor:
-        """W in scratch memory, in a dtype or the one that it was quantized from."""
+    def _dequantized(self) -> Tensor:
+        """Return W in the dtype that it was quantized from, on CUDA in scratch memory."""
         from bitsandbytes.functional import dequantize_4bit
 
         out, device = None, self.codes.device
@@ -73,10 +55,9 @@ class NF4Weight:
         if out is not None and self._usual and device.index == torch.cuda.current_device() and _has_kernel(device):
             from wishbone.ops.frozen_linear.nf4_triton import dequantize_nf4
 
-            dequantized = dequantize_nf4(self.codes, self.state, out)
-        else:
-            dequantized = dequantize_4bit(self.codes, self.state, out=out)
-        return dequantized if dtype is None else dequantized.to(dtype)
+            return dequantize_nf4(self.codes, self.state, out)
+        dequantized: Tensor = dequantize_4bit(self.codes, self.state, out=out)
+        return dequantized
 
 
 def _is_usual(codes: Tensor, state: Any) -> bool:
@@ -95,7 +76,7 @@ def _is_usual(codes: Tensor, state: Any) -> bool:
 
 @lru_cache
 def _has_kernel(device: torch.device) -> bool:
-    """Whether our kernel turns made-up codes into what bitsandbytes turns them into, on this device."""
+    """Whether the kernel turns a few test codes into what bitsandbytes turns them into, on this device."""
     if not find_spec("triton"):
         return False
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
@@ -103,13 +84,14 @@ def _has_kernel(device: torch.device) -> bool:
     from wishbone.ops.frozen_linear.nf4_triton import dequantize_nf4
 
     same = True
-    made_up = torch.arange(160 * 256, device=device).mul(0.37).sin().bfloat16().view(160, 256)
+    weight = torch.arange(160 * 256, device=device).mul(0.37).sin().bfloat16().view(160, 256)
     for nested in (False, True):
-        codes, state = quantize_4bit(made_up, quant_type="nf4", compress_statistics=nested)
-        ours = dequantize_nf4(codes, state, torch.empty_like(made_up))
+        codes, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
+        ours = dequantize_nf4(codes, state, torch.empty_like(weight))
         same = same and torch.equal(ours, dequantize_4bit(codes, state))
     if not same:
         logger.warning(
-            "NF4 weights are turned into 16 bits by bitsandbytes, whose codes our kernel reads in another way."
+            "NF4 weights are dequantized by bitsandbytes, which is slower: this version stores codes in a way that "
+            "Wishbone's kernel does not read."
         )
     return same

@@ -1,10 +1,10 @@
-r"""A frozen linear layer, defined through the numbers W that its weight stands for: y = e(x) W^T, dx = e(g s) (W / s).
+r"""A frozen linear layer, defined by the values W that its weight stands for: y = e(x) W^T, dx = e(g s) (W / s).
 
-e rounds rows to e4m3 for weights that want their input so, and is the identity for all others. The derivative of a
+e rounds rows to e4m3 for weights that take their input in e4m3, and is the identity for all others. The derivative of
 rounding is taken as the identity. Computed in float32, or in float64 where x is.
 
-What NF4 codes stand for, with c the 16 numbers of NF4, B numbers a block, and m the 256 numbers that quantized scales
-are made of, 256 scales a block of theirs (QLoRA, arXiv 2305.14314, section 3):
+What NF4 codes stand for, with c the 16 values of NF4, B elements a block, and m the 256 values of quantized scales, of
+which 256 share a scale of their own (QLoRA, arXiv 2305.14314, section 3):
 
     W_n = c[code_n] s_{n / B},        s_j = m[q_j] t_{j / 256} + mean
 """
@@ -36,20 +36,20 @@ def frozen_linear_reference(
 
 
 def nf4_reference(codes: Tensor, state: Any) -> Tensor:
-    """Return the numbers that NF4 codes stand for, in the shape and dtype that they were quantized from.
+    """Return the elements that NF4 codes stand for, in the shape and dtype that they were quantized from.
 
     Args:
         codes: uint8, two codes a byte, the first in its upper half.
         state: bitsandbytes' `QuantState` of them.
     """
-    numbers = state.shape.numel()
+    elements = state.shape.numel()
     pairs = codes.flatten().int()
-    code = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[:numbers]
+    code = torch.stack([pairs >> 4, pairs & 15], dim=1).flatten()[:elements]
     scale = state.absmax
     if state.nested:
         coarse = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: scale.numel()]
         scale = state.state2.code[scale.int()] * coarse + state.offset
-    exact: Tensor = state.code[code] * scale.repeat_interleave(state.blocksize)[:numbers]
+    exact: Tensor = state.code[code] * scale.repeat_interleave(state.blocksize)[:elements]
     return exact.to(state.dtype).view(state.shape)
 
 

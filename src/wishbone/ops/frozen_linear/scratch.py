@@ -1,7 +1,7 @@
-"""One buffer a device for what lives only until the next matrix product: dequantized or transposed weights.
+"""One buffer for each device that holds a weight, dequantized or transposed, until the next matrix product.
 
-Products of one device run one after another on its current stream, so the next user may write over the last one's data
-as soon as its product is queued. The buffer grows to the largest weight of a model and stays.
+The products of a device run one after another on its current stream, so the next weight may overwrite the last one as
+soon as the product with that is queued. The buffer grows to the largest weight of a model and stays.
 """
 
 from __future__ import annotations
@@ -20,17 +20,12 @@ def scratch(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
     held = _held.get(device)
     if held is None or held.numel() < size:
         _held.pop(device, None)
-        with torch.inference_mode(False):  # what is made inside of it may not be written to outside
+        with torch.inference_mode(False):  # a tensor made in inference mode cannot be written to outside of it
             held = torch.empty(size, dtype=torch.uint8, device=device)
         _held[device] = held
     return held[:size].view(dtype).view(shape)
 
 
 def held_scratch(device: torch.device) -> Tensor | None:
-    """Return a device's buffer, for who needs it to stay where it is; None if there is none yet."""
+    """Return the buffer of a device, so that a caller can keep it where it is; None if there is none yet."""
     return _held.get(device)
-
-
-def release_scratch() -> None:
-    """Give the buffers of all devices back."""
-    _held.clear()

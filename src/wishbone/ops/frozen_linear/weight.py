@@ -1,13 +1,13 @@
 r"""What every form of a frozen weight W [N, K] can do: y = x W^T, dx = g W.
 
-A frozen weight has no gradient, so these two products are all that training an adapter asks of it, and W may be stored
-in any form that gives them. Layers that read one input share its preparation (quantized rows, for FP8):
+A frozen weight has no gradient, so training an adapter needs only these two products, and W may be stored in any form
+that gives them. Layers that read the same input share its preparation (quantized rows, for FP8):
 
     prepared = weight.prepare(x)      # once for q, k and v
     y = weight.forward(prepared)
     dx = weight.backward(g)
 
-Plain tensors go in and come out; autograd is the business of who calls (`frozen_linear`, `lora_linear`).
+These are plain tensors; `frozen_linear` and `lora_linear` make functions of autograd out of the products.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FrozenWeight(Protocol):
     def input_form(self) -> InputForm: ...  # noqa: D102
 
     def prepare(self, x: Tensor) -> Prepared:
-        """Return x [T, K] as `forward` wants it."""
+        """Return x [T, K] in the form that `forward` takes."""
         ...
 
     def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
@@ -53,5 +53,5 @@ class FrozenWeight(Protocol):
         ...
 
     def dense(self) -> Tensor:
-        """Return the numbers that W stands for, [N, K], in 16 bits if they are stored so, else float32."""
+        """Return the values that W stands for, [N, K], in 16 bits if they are stored so, else float32."""
         ...

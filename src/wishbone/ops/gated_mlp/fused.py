@@ -26,8 +26,10 @@ from wishbone.ops.fp8_quantize import swiglu_quantize
 from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation
-from wishbone.ops.lora_linear.fused import adapters_of, has_graph, of_dtypes, without_autocast
-from wishbone.ops.lora_linear.group import Adapter, Factors, LinearGroup, compute_dtype
+from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
+from wishbone.ops.lora_linear.fused import has_graph
+from wishbone.ops.lora_linear.group import Factors, LinearGroup
+from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
 
 BEFORE_FACTORS = 7
 """Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
@@ -60,9 +62,7 @@ def gated_mlp(
     """
     x = x.to(compute_dtype(x))
     rows = x.reshape(-1, x.shape[-1])
-    factors = [adapter.a if adapter else None for adapter in adapters]
-    factors += [adapter.b if adapter else None for adapter in adapters]
-    scales = [adapter.scale if adapter else 1.0 for adapter in adapters]
+    factors, scales = factors_and_scales(adapters)
     tile = tile_tokens if tile_tokens and _tile_count(rows.shape[0], tile_tokens) > 1 else None
     with without_autocast(x.device):
         if has_graph(rows, *factors):
@@ -136,10 +136,8 @@ class _Block:
         down_a = self.down.a_gradients(down_h, product)
         del product
         grads = outputs if together is None else together.split(self.into.sizes, dim=1)
-        h = self.into.down(grads)
-        dx = self.into.input_gradient(grads, h, together, rows) if wants_input else None
-        a = [None] * len(grads) if x is None else self.into.a_gradients(h, x)
-        return dx, [*a, *down_a, *self.into.b_gradients(grads, low), *down_b]
+        dx, a, b = self.into.backward(grads, x, low, wants_input=wants_input, together=together, prepared=rows)
+        return dx, [*a, *down_a, *b, *down_b]
 
 
 _Lows = tuple[Tensor | None, Tensor | None]

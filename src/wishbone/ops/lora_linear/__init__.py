@@ -7,9 +7,10 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106
 
 from __future__ import annotations
 
+from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.fused import lora_linears
-from wishbone.ops.lora_linear.group import Adapter, compute_dtype
 from wishbone.ops.lora_linear.one_buffer import fuse_group
+from wishbone.ops.lora_linear.precision import compute_dtype
 from wishbone.ops.lora_linear.reference import lora_linears_reference
 
 __all__ = ["Adapter", "compute_dtype", "fuse_group", "lora_linears", "lora_linears_reference"]

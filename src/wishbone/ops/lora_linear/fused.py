@@ -1,13 +1,12 @@
 """A group of linear layers as one function of autograd, which keeps the shared input once.
 
 Kept for the backward pass: x [T, K] where some A is trained, l [T, sum of r_i] where some B is, and nothing else that
-grows with T; of the factors also what they were cast to. The equations are in `group.py`.
+grows with T; the factors also in the dtype that they were cast to. The equations are in `group.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wishbone.ops.frozen_linear import FrozenWeight, Prepared
-from wishbone.ops.lora_linear.group import Adapter, LinearGroup, compute_dtype
+from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
+from wishbone.ops.lora_linear.group import LinearGroup
+from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
+
+BEFORE_FACTORS = 5
+"""Arguments of `_LoraLinears` before A_1 .. A_m, B_1 .. B_m."""
 
 
 def lora_linears(
@@ -41,9 +45,7 @@ def lora_linears(
     """
     x = x.to(compute_dtype(x))
     rows = x.reshape(-1, x.shape[-1])
-    factors = [adapter.a if adapter else None for adapter in adapters]
-    factors += [adapter.b if adapter else None for adapter in adapters]
-    scales = [adapter.scale if adapter else 1.0 for adapter in adapters]
+    factors, scales = factors_and_scales(adapters)
     with without_autocast(x.device):
         if has_graph(rows, *factors):
             outputs: tuple[Tensor, ...] = _LoraLinears.apply(rows, prepared, weights, biases, scales, *factors)
@@ -65,11 +67,12 @@ class _LoraLinears(torch.autograd.Function):
         *factors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        m = len(weights)
-        trains_a, trains_b = (any(ctx.needs_input_grad[5 + first : 5 + first + m]) for first in (0, m))
+        m, needed = len(weights), ctx.needs_input_grad[BEFORE_FACTORS:]
         group = LinearGroup(weights, biases, adapters_of(factors, scales), x.dtype)
         outputs, low = group.forward(x, prepared)
-        ctx.save_for_backward(x if trains_a else None, low if trains_b else None, *group.factors, *factors)
+        ctx.save_for_backward(
+            x if any(needed[:m]) else None, low if any(needed[m:]) else None, *group.factors, *factors
+        )
         ctx.weights, ctx.scales, ctx.dtype = weights, scales, x.dtype
         return outputs
 
@@ -80,51 +83,25 @@ class _LoraLinears(torch.autograd.Function):
         x, low, *saved = ctx.saved_tensors
         cast, factors = saved[: 1 + m], saved[1 + m :]
         own = [g.contiguous() for g in grads if g is not None]
-        live = [i for i, g in enumerate(grads) if g is not None]
-        if not live:
-            return (None,) * (5 + 2 * m)
+        used = [i for i, g in enumerate(grads) if g is not None]
+        if not used:
+            return (None,) * (BEFORE_FACTORS + 2 * m)
         adapters = adapters_of(factors, ctx.scales)
-        dx: Tensor | None = None
         gradients: list[Tensor | None] = [None] * (2 * m)
         with without_autocast(own[0].device):
             group = LinearGroup(
-                [ctx.weights[i] for i in live],
-                [None] * len(live),
-                [adapters[i] for i in live],
+                [ctx.weights[i] for i in used],
+                [None] * len(used),
+                [adapters[i] for i in used],
                 ctx.dtype,
-                factors=cast if len(live) == m else None,
+                factors=cast if len(used) == m else None,
             )
-            h = group.down(own)
-            if ctx.needs_input_grad[0]:
-                dx = group.input_gradient(own, h)
-            if low is not None:
-                lows = _columns(low, adapters, live)
-                for i, gradient in zip(live, group.b_gradients(own, lows), strict=True):
-                    gradients[m + i] = gradient
-            if x is not None:
-                for i, gradient in zip(live, group.a_gradients(h, x), strict=True):
-                    gradients[i] = gradient
-        needed = ctx.needs_input_grad[5:]
-        return dx, None, None, None, None, *of_dtypes(gradients, factors, needed)
-
-
-def adapters_of(factors: Sequence[Tensor | None], scales: Sequence[float]) -> list[Adapter | None]:
-    """Return the adapters of factors A_1 .. A_m, B_1 .. B_m and their scales; None where there is none."""
-    m = len(scales)
-    return [
-        None if a is None or b is None else Adapter(a, b, scale)
-        for a, b, scale in zip(factors[:m], factors[m:], scales, strict=True)
-    ]
-
-
-def of_dtypes(
-    gradients: Sequence[Tensor | None], parameters: Sequence[Tensor | None], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Return the gradients that are needed, in the dtypes of their parameters."""
-    return [
-        gradient.to(parameter.dtype) if need and gradient is not None and parameter is not None else None
-        for gradient, parameter, need in zip(gradients, parameters, needed, strict=True)
-    ]
+            lows = None if low is None else _columns(low, adapters, used)
+            dx, a, b = group.backward(own, x, lows, wants_input=ctx.needs_input_grad[0])
+            for i, of_a, of_b in zip(used, a, b, strict=True):
+                gradients[i], gradients[m + i] = of_a, of_b
+        needed = ctx.needs_input_grad[BEFORE_FACTORS:]
+        return dx, *(None,) * (BEFORE_FACTORS - 1), *of_dtypes(gradients, factors, needed)
 
 
 def has_graph(*tensors: Tensor | None) -> bool:
@@ -132,20 +109,10 @@ def has_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-@contextmanager
-def without_autocast(device: torch.device) -> Iterator[None]:
-    """Context in which tensors keep the dtype they have."""
-    if torch.is_autocast_enabled(device.type):
-        with torch.autocast(device.type, enabled=False):
-            yield
-    else:
-        yield
-
-
-def _columns(low: Tensor, adapters: Sequence[Adapter | None], live: Sequence[int]) -> Tensor:
-    """Columns of l that belong to the layers `live`."""
-    if len(live) == len(adapters):
+def _columns(low: Tensor, adapters: Sequence[Adapter | None], used: Sequence[int]) -> Tensor:
+    """Return the columns of l that belong to the layers `used`."""
+    if len(used) == len(adapters):
         return low
     widths = [0 if adapter is None else adapter.a.shape[0] for adapter in adapters]
     parts = low.split(widths, dim=1)
-    return torch.cat([parts[i] for i in live], dim=1)
+    return torch.cat([parts[i] for i in used], dim=1)

@@ -6,55 +6,24 @@ With S_i = s_i A_i, and a stack S of all S_i so that x is read once for all of t
     backward   h_i = g_i B_i,              dx  = h S + sum_i g_i W_i
                dB_i = g_i^T l_i,           dA_i = s_i h_i^T x
 
-What an adapter adds is mostly smaller than half a step of bfloat16. Added to an output that was rounded already, and
-rounded to the nearest, it is lost. So on CPUs, whose matrix products round once, product and bias are added to what the
-adapter adds. cuBLAS rounds a product before it adds (an H200 keeps 14 to 58 % of the adapter), and FP8 products do not
-add at all: there `low_rank_add` rounds so that sums are right on average. The same holds for dx.
-
 A, B are cast to the dtype of x, whatever they are kept in; dA and dB come out of the product in float32 (float64 for
-float64), never rounded to 16 bits.
+float64), never rounded to 16 bits. How y and dx are rounded is said in `precision.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import QuantizedRows
-from wishbone.ops.frozen_linear import (
-    DenseWeight,
-    FP8BlockWeight,
-    FP8Weight,
-    FrozenWeight,
-    InputForm,
-    NF4Weight,
-    Prepared,
-)
+from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, InputForm, Prepared
+from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.one_buffer import joined_weight
+from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A low-rank addition s B A to a weight.
-
-    Attributes:
-        a: [r, K], usually float32.
-        b: [N, r], usually float32.
-        scale: s.
-    """
-
-    a: Tensor
-    b: Tensor
-    scale: float = 1.0
-
-
-LowTerm = tuple[slice, Tensor, Tensor]
-"""Columns of an output, and the factors l [T, r] and F [r, columns] of what is added to them."""
 
 Factors = Sequence[Tensor | None]
 """S and B_1 .. B_m of a group in the dtype of its arithmetic; None where there is no adapter."""
@@ -122,7 +91,7 @@ class LinearGroup:
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if weight.input_form not in inputs:
                 inputs[weight.input_form] = weight.prepare(x)
-            outputs.append(_product(weight, inputs[weight.input_form], bias, self._low_terms(low, [i])))
+            outputs.append(product_and_terms(weight, inputs[weight.input_form], bias, self._low_terms(low, [i])))
         return tuple(outputs), low
 
     def forward_together(self, x: Tensor, prepared: Prepared | None = None) -> tuple[Tensor, Tensor | None]:
@@ -131,7 +100,25 @@ class LinearGroup:
         assert joined is not None
         prepared = joined.prepare(x) if prepared is None else prepared
         terms = self._low_terms(low, range(len(self.weights)))
-        return _product(joined, prepared, self._joined_bias(x), terms), low
+        return product_and_terms(joined, prepared, self._joined_bias(x), terms), low
+
+    def backward(
+        self,
+        grads: Sequence[Tensor],
+        x: Tensor | None,
+        low: Tensor | None,
+        *,
+        wants_input: bool,
+        together: Tensor | None = None,
+        prepared: QuantizedRows | None = None,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+        """Return dx, if it is wanted, all dA_i and all dB_i, as the methods below do.
+
+        Without x there are no dA_i, without l no dB_i; each is None then. Other arguments as `input_gradient`.
+        """
+        h = self.down(grads)
+        dx = self.input_gradient(grads, h, together, prepared) if wants_input else None
+        return dx, self.a_gradients(h, x), self.b_gradients(grads, low)
 
     def down(self, grads: Sequence[Tensor]) -> Tensor | None:
         """Return h [T, sum of r_i], the outputs' gradients g_i [T, N_i] brought down to rank; None without adapters."""
@@ -158,34 +145,34 @@ class LinearGroup:
             together: all g_i side by side in one buffer [T, sum of N_i], where they lie so.
             prepared: of `together`, what `backward_prepared` of `whole` takes, where it was made together with it.
         """
-        low = None if h is None or self.a is None else (h, self.a)
+        term = None if h is None or self.a is None else (h, self.a)
         if prepared is not None:
             assert isinstance(self.whole, FP8Weight)
             dx = self.whole.backward_prepared(prepared)
-            return dx if low is None else add_low_rank_(dx, *low)
+            return dx if term is None else add_low_rank_(dx, *term)
         if self.joined is not None and together is not None:
-            return _gradient_of([together], [self.joined], low, self.dtype)
-        return _gradient_of(grads, self.weights, low, self.dtype)
+            return gradient_and_term([together], [self.joined], term, self.dtype)
+        return gradient_and_term(grads, self.weights, term, self.dtype)
 
-    def a_gradients(self, h: Tensor | None, x: Tensor) -> list[Tensor | None]:
-        """Return dA_i [r_i, K], float32 or better; None for layers without adapter."""
-        if h is None:
+    def a_gradients(self, h: Tensor | None, x: Tensor | None) -> list[Tensor | None]:
+        """Return dA_i [r_i, K], float32 or better; None for layers without adapter, and for all without x or h."""
+        if h is None or x is None:
             return [None] * len(self.weights)
         stacked = precise_product(h.t(), x)
-        grads: list[Tensor | None] = []
-        for adapter, rank in zip(self.adapters, self.ranks, strict=True):
-            grads.append(None if adapter is None else _scaled(stacked[rank], adapter.scale))
-        return grads
+        return [
+            None if adapter is None else _scaled(stacked[rank], adapter.scale)
+            for adapter, rank in zip(self.adapters, self.ranks, strict=True)
+        ]
 
     def b_gradients(self, grads: Sequence[Tensor], low: Tensor | None) -> list[Tensor | None]:
-        """Return dB_i [N_i, r_i], float32 or better; None for layers without adapter."""
+        """Return dB_i [N_i, r_i], float32 or better; None for layers without adapter, and for all without l."""
         return [
             None if low is None or b is None else precise_product(g.t(), low[:, rank])
             for g, b, rank in zip(grads, self.b, self.ranks, strict=True)
         ]
 
     def _stacked_a(self, rank: int, dtype: torch.dtype) -> Tensor:
-        """S [sum of r_i, K] in the dtype of the arithmetic, scaled before it is rounded."""
+        """Return S [sum of r_i, K] in the dtype of the arithmetic, scaled before it is rounded."""
         found = [adapter for adapter in self.adapters if adapter is not None]
         stack = torch.empty(rank, found[0].a.shape[1], dtype=dtype, device=found[0].a.device)
         for adapter, rows in zip(self.adapters, self.ranks, strict=True):
@@ -194,17 +181,18 @@ class LinearGroup:
         return stack
 
     def _joined_bias(self, x: Tensor) -> Tensor | None:
-        """Biases one after the other, so that a joined product rounds where single ones do; None without any."""
+        """Return the biases one after the other, so that joined and single products round alike; None without any."""
         if all(bias is None for bias in self.biases):
             return None
         parts = zip(self.biases, self.sizes, strict=True)
         return torch.cat([x.new_zeros(size) if bias is None else bias for bias, size in parts])
 
     def _low(self, x: Tensor) -> Tensor | None:
+        """Return l."""
         return None if self.a is None else F.linear(x, self.a)
 
     def _low_terms(self, low: Tensor | None, layers: Iterable[int]) -> list[LowTerm]:
-        """What the adapters of `layers` add to their outputs, when these lie side by side."""
+        """Return what the adapters of `layers` add to their outputs, when these lie side by side."""
         terms: list[LowTerm] = []
         first = 0
         for i in layers:
@@ -215,66 +203,5 @@ class LinearGroup:
         return terms
 
 
-def precise_product(left: Tensor, right: Tensor) -> Tensor:
-    """Return the product in float32, accumulated there and not rounded to 16 bits; in float64 for float64."""
-    if left.dtype not in (torch.bfloat16, torch.float16):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which a matrix product with x is taken: autocast's where it is on and x is no float64."""
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
 def _scaled(gradient: Tensor, scale: float) -> Tensor:
     return gradient if scale == 1.0 else gradient * scale
-
-
-def _product(weight: FrozenWeight, prepared: Prepared, bias: Tensor | None, terms: Sequence[LowTerm]) -> Tensor:
-    """Return x W^T + b and the terms of adapters, [T, N]."""
-    if terms and isinstance(prepared, Tensor) and _rounds_once(prepared):
-        matrix = _matrix(weight, prepared.dtype)
-        assert matrix is not None
-        y = prepared.new_zeros(prepared.shape[0], weight.out_features)
-        for columns, low, factor in terms:
-            torch.mm(low, factor, out=y[:, columns])
-        y.addmm_(prepared, matrix.t())
-        return y if bias is None else y.add_(bias)
-    y = weight.forward(prepared, bias)
-    for columns, low, factor in terms:
-        add_low_rank_(y[:, columns], low, factor)
-    return y
-
-
-def _gradient_of(
-    grads: Sequence[Tensor], weights: Sequence[FrozenWeight], low: tuple[Tensor, Tensor] | None, dtype: torch.dtype
-) -> Tensor:
-    """Return h S + sum_i g_i W_i; products accumulate onto what is there already where the weights are matrices."""
-    dx: Tensor | None = None
-    if low is not None and _rounds_once(grads[0]) and all(weight.input_form == "plain" for weight in weights):
-        dx, low = torch.mm(*low), None
-    for grad, weight in zip(grads, weights, strict=True):
-        matrix = None if dx is None else _matrix(weight, dtype)
-        if dx is None:
-            dx = weight.backward(grad)
-        elif matrix is None:
-            dx += weight.backward(grad)
-        else:
-            dx.addmm_(grad, matrix)
-    assert dx is not None
-    return dx if low is None else add_low_rank_(dx, *low)
-
-
-def _rounds_once(tensor: Tensor) -> bool:
-    """Whether a product that is added to a tensor like this is rounded with the sum, and not before."""
-    return tensor.device.type == "cpu"
-
-
-def _matrix(weight: FrozenWeight, dtype: torch.dtype) -> Tensor | None:
-    """W as a matrix for the next product, in the dtype of the arithmetic; None for one that is not multiplied so."""
-    return weight.matrix(dtype) if isinstance(weight, (DenseWeight, NF4Weight, FP8BlockWeight)) else None

@@ -1,8 +1,8 @@
 """Weights of layers that share an input, laid one under the other in one buffer: one matrix product serves them all.
 
 A stack [N_1 + ... + N_m, K] of row-major matrices is itself a row-major matrix, so views of its rows are ordinary
-contiguous weights. At rest this costs nothing. Whether weights lie like that is seen from their addresses at the time
-of use: weights that were moved or replaced since are simply separate again.
+contiguous weights, and the stack takes no more memory than they do. Their addresses tell at each use whether weights
+lie like that: weights that were moved or replaced since are simply separate again.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight
 def fuse_group(parameters: Sequence[torch.nn.Parameter]) -> bool:
     """Lay frozen parameters [N_i, K] into one buffer and make their data views of its rows; return whether it was done.
 
-    Nothing is done, and False returned, where it would not be safe: a parameter that is trained, that is not a plain
-    contiguous matrix in memory of its own, or parameters that differ in dtype, device or K. Values, names and shapes
-    stay. Old storage is freed as its parameter moves.
+    Nothing is done, and False returned, where it would not be safe: a parameter is trained, is not a plain contiguous
+    matrix in memory of its own, or the parameters differ in dtype, device or K. Values, names and shapes stay. The old
+    memory of a parameter is freed as it moves.
     """
     first = parameters[0]
     for parameter in parameters:
@@ -46,7 +46,7 @@ def fuse_group(parameters: Sequence[torch.nn.Parameter]) -> bool:
 
 
 def joined_matrix(matrices: Sequence[Tensor]) -> Tensor | None:
-    """Return the stack [sum of N_i, K] of matrices that lie one under the other in one buffer, or None."""
+    """Return the stack [sum of N_i, K] of matrices that lie one under the other in one buffer, otherwise None."""
     first = matrices[0]
     storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()
     for matrix in matrices:
@@ -64,7 +64,7 @@ def joined_matrix(matrices: Sequence[Tensor]) -> Tensor | None:
 
 
 def joined_weight(weights: Sequence[FrozenWeight], dtype: torch.dtype) -> DenseWeight | FP8Weight | None:
-    """Return weights of one form that lie in one buffer as one weight, or None.
+    """Return weights of one form that lie in one buffer as one weight, otherwise None.
 
     Args:
         weights: W_i [N_i, K].

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 
-
-class _Dense(Protocol):
-    def dense(self) -> Tensor: ...
-
-
-class _LowRank(Protocol):
-    @property
-    def a(self) -> Tensor: ...
-    @property
-    def b(self) -> Tensor: ...
-    @property
-    def scale(self) -> float: ...
+from wishbone.ops.frozen_linear.weight import FrozenWeight
+from wishbone.ops.lora_linear.adapter import Adapter
 
 
 def lora_linears_reference(
     x: Tensor,
-    weights: Sequence[_Dense],
+    weights: Sequence[FrozenWeight],
     biases: Sequence[Tensor | None],
-    adapters: Sequence[_LowRank | None],
+    adapters: Sequence[Adapter | None],
 ) -> tuple[Tensor, ...]:
     """Return `x W_i^T + b_i + s_i (x A_i^T) B_i^T` for each layer, in the dtype of `x`; arguments as `lora_linears`."""
     outputs = []
