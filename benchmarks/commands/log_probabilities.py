@@ -37,7 +37,8 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     exact = Path(request["exact"])
     if not exact.exists():
         progress.phase(f"scoring with {request['first']}")
-        np.savez(exact, **_scores(request, request["first"]))
+        first = _scores(request, request["first"])
+        np.savez(exact, logps=first["logps"], hits=first["hits"], lengths=first["lengths"])
     progress.phase("scoring")
     return differences(_scores(request, request["system"]), dict(np.load(exact)))
 

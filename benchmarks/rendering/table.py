@@ -5,6 +5,7 @@ Cells are text. Some of it comes from libraries (reasons of failures), so neithe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -28,7 +29,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     words: int = 2
     notes: tuple[str, ...] = ()
 
