@@ -39,21 +39,21 @@ def test_a_run_that_fits_is_shown_with_its_memory():
     assert outcome.exit_code == 0, outcome.output
     for part in (
         "8.03 billion weights, bfloat16 (known by name)",
-        "adapters of rank 16, 41.9 million numbers",
+        "adapters of rank 16, 41.9 million parameters",
         "RTX 4090, 24.0 GiB",
         "pairs.jsonl; tokens as given",
-        "125 of 8 pairs",
+        "125, with 8 pairs",
         "Fits: ",
     ):
         assert part in outcome.stdout
-    assert "scaled by what is published for this GPU" in outcome.stdout
+    assert "scaled by the published rates of this GPU" in outcome.stdout
     assert outcome.stderr == ""
 
 
 def test_a_run_that_does_not_fit_says_what_does_and_ends_with_2():
     outcome = plan(*GIVEN, "RTX 4080", "training.token_budget=8192")
     assert outcome.exit_code == 2
-    assert "Does not fit: it takes" in outcome.stdout
+    assert "Does not fit: it needs" in outcome.stdout
     assert "model.quantization=fp8" in outcome.stdout
     assert '--gpu "' in outcome.stdout
 
@@ -88,7 +88,7 @@ def test_a_directory_is_planned_with_its_own_tokenizer(here: Path):
     assert outcome.exit_code == 0, outcome.output
     assert "tokens by the model's tokenizer" in outcome.stdout
     assert "(its config.json)" in outcome.stdout
-    assert "this machine's processor" in outcome.stdout
+    assert "this machine's CPU" in outcome.stdout
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_directory_is_planned_with_its_own_tokenizer(here: Path):
         ([*GIVEN, "RTX 4095"], "did you mean RTX 4090 or"),
         ([*GIVEN, "H200", "model.name=Qwen/Qwen3-9B"], "did you mean Qwen/Qwen3-8B?"),
         ([*GIVEN, "RTX 3090", "model.quantization=fp8"], "RTX 3090 has compute capability 8.6"),
-        ([*GIVEN, "none", "--gpu-memory-gib", "24"], "--gpu-memory-gib: 24 belongs to a GPU"),
+        ([*GIVEN, "none", "--gpu-memory-gib", "24"], "--gpu-memory-gib: 24 needs a GPU"),
         (["--gpu", "H200", "data.train=missing.jsonl"], "missing.jsonl"),
         ([*GIVEN, "H200", "model.name=broken"], "lacks hidden_size, num_hidden_layers"),
         ([*GIVEN, "H200", "model.name=empty"], "cannot be read"),

@@ -61,7 +61,7 @@ def test_the_plan_is_printed_and_nothing_is_written(workplace: Path):
     assert lines["Held out"] == "2 pairs"
     assert lines["Loss"] == "sigmoid, beta 0.1"
     assert lines["Steps"] == "6 optimizer steps of 4 pairs, epochs: 3"
-    assert lines["Learning rate"] == "5e-06, linear, after 3 steps of warm-up"
+    assert lines["Learning rate"] == "5e-06, linear after 3 steps of warm-up"
     assert lines["Run directory"].startswith(f"{workplace}/runs/tiny-")
     assert sorted(workplace.iterdir()) == before
 
@@ -77,9 +77,9 @@ def test_the_plan_counts_what_truncation_cuts(workplace: Path):
     (workplace / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     longest = tokens(row["prompt"] + row["chosen"]) + 1  # and the end of the sequence
     outcome = train("--dry-run", f"data.max_length={longest - 1}")
-    assert f"1 pairs lose 1 tokens beyond {longest - 1} a sequence; the start is kept" in outcome.stdout
+    assert f"pairs longer than {longest - 1} tokens: 1; their start is kept, 1 tokens are cut" in outcome.stdout
     outcome = train("--dry-run", f"data.max_length={longest}")
-    assert f"none needed: every prompt with a completion fits in {longest} tokens" in outcome.stdout
+    assert f"none needed: every prompt with a completion fits into {longest} tokens" in outcome.stdout
 
 
 def test_the_plan_refuses_what_training_would_refuse(workplace: Path):

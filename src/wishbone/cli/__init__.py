@@ -1,4 +1,4 @@
-"""The command line: one file a command. Exit status 0: done, 1: the run failed, 2: the request was wrong."""
+"""The command line: one file per command. Exit status 0: done, 1: the run failed, 2: the request was wrong."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ app = typer.Typer(
 app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
 app.command(
     "init",
-    short_help="Advise settings with reasons, and write them as YAML, JSON or a Python script.",
+    short_help="Recommend settings with reasons, and write them as YAML, JSON or a Python script.",
     epilog='Example: wishbone init --model Qwen/Qwen3-8B --data pairs.jsonl --gpu "RTX 4090" --output run.yaml',
 )(init)
 app.command(
-    short_help="Tell before a run whether it fits, and how long it takes.",
+    short_help="Say before a run whether it fits and how long it takes.",
     epilog='Example: wishbone plan run.yaml model.quantization=nf4 --gpu "RTX 4090"',
 )(plan)
 app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
-app.command(short_help="Compare answers before and after a run, side by side.")(compare)
-app.command(short_help="Write the page of a run and print its result.")(report)
+app.command(short_help="Compare the model's answers before and after a run, side by side.")(compare)
+app.command(short_help="Write report.html of a run and print its result.")(report)
 
 
 def _print_version(asked: bool) -> None:
@@ -45,12 +45,12 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _wishbone(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light."""
 
 
 def main() -> None:
-    """Run the command line and leave with its exit status."""
+    """Run the command line and exit with its status."""
     app(prog_name="wishbone")

@@ -1,4 +1,4 @@
-"""`wishbone compare`: what the model of a run answers before and after, side by side."""
+"""`wishbone compare`: the model's answers before and after a run, side by side."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ NARROWEST_SIDE = 24
 
 
 def compare(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="What to ask; can be given several times.", show_default=False),
+        typer.Option("--prompt", metavar="TEXT", help="A prompt to answer; may be repeated.", show_default=False),
     ] = None,
     count: Annotated[
-        int, typer.Option(min=1, max=50, help="Without --prompt: how many prompts of the held-out pairs to take.")
+        int, typer.Option(min=1, max=50, help="Without --prompt: how many prompts of the held-out pairs to answer.")
     ] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer, in tokens.")] = 80,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
-    """Let the model answer before and after the run, side by side."""
+    """Compare the model's answers before and after the run, side by side."""
     settle_libraries()
     with requested():
         record = read_run(run)
@@ -58,7 +58,7 @@ def compare(
 
 
 def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Question]:
-    """The prompts given; else the first ones that the run held out or, where it held out none, learned from."""
+    """The given prompts; without any, the first ones of the held-out pairs, or of the training pairs if none is."""
     from wishbone.model.load import load_tokenizer
     from wishbone.report.answers import question_from_text, questions_from_pairs
 
@@ -73,7 +73,7 @@ def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Questi
 
 
 def print_answer(number: int, answer: Answer) -> None:
-    """One prompt above its answers: in two columns, or below each other where columns would be too narrow."""
+    """A prompt and its answers: in two columns, or below each other if columns would be too narrow."""
     console = screen()
     turns = [answer.prompt] if isinstance(answer.prompt, str) else answer.prompt
     named = [message_text(turn) for turn in turns]
@@ -99,5 +99,5 @@ def print_answer(number: int, answer: Answer) -> None:
 
 
 def _shown(text: str) -> Text:
-    """Text of a model or a data set, safe to print; tabs become spaces, an empty answer says so."""
+    """Text of a model or a data set, safe to print; tabs become spaces, an empty text becomes `(empty)`."""
     return plain(text.expandtabs(4)) if text.strip() else Text("(empty)", "dim")

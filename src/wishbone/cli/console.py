@@ -1,7 +1,7 @@
-"""What the terminal shows.
+"""Output to the terminal.
 
-Text from outside (file names, values, data, messages of libraries) is shown as text: never as markup, never with its
-control characters. On a terminal lines wrap below their beginning; into a pipe each message stays one line.
+Text from outside (file names, values, data, messages of libraries) is printed as text: never as markup, never with its
+control characters. On a terminal a long message wraps below its beginning; in a pipe each message stays on one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def screen(*, error: bool = False) -> Console:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text that is safe to print whatever it holds: control characters other than line breaks are replaced."""
+    """Text that is safe to print: control characters other than line breaks are replaced."""
     shown = "".join(
         letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
@@ -60,5 +60,5 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def binary_size(size: int) -> str:
-    """A number of bytes in GiB or, below one, MiB."""
+    """A size in bytes as GiB or, below 1 GiB, as MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The plan of a run, from its configuration, tokenizer and data; no weights are loaded and nothing is written."""
+"""`wishbone train --dry-run`: the plan of a run from its configuration, tokenizer and data; loads no weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def print_plan(config: RunConfig) -> None:
     """Read and check the pairs of a run as training would, and print what training would do.
 
     Raises:
-        RequestError: the tokenizer or the pairs cannot be had or used.
+        RequestError: the tokenizer or the pairs cannot be loaded or used.
     """
     model, data = config.model, config.data
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -45,24 +45,24 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
         yield "Reference", config.model.reference
     yield (
         "Pairs",
-        f"{inspection.rows} of {data.train}, split {data.split}" + (f"; {dropped} rows left out" if dropped else ""),
+        f"{inspection.rows} of {data.train}, split {data.split}" + (f"; {dropped} rows dropped" if dropped else ""),
     )
     if heldout:
         yield "Held out", f"{heldout} pairs" + (f" of {data.eval}" if data.eval else "")
-        every = "once an epoch" if training.eval_steps is None else f"every {training.eval_steps} steps"
-        yield "Evaluation", f"before, {every}, and after"
+        every = "once per epoch" if training.eval_steps is None else f"every {training.eval_steps} steps"
+        yield "Evaluation", f"before training, {every}, and after training"
     else:
-        yield "Held out", "none; data.eval_fraction=0.05 would show whether what is learned carries over"
+        yield "Held out", "none; with data.eval_fraction=0.05 the run would also be measured on pairs it does not see"
     for name, lengths in inspection.lengths.items():
         yield f"Tokens, {name}", f"median {lengths.p50}, 95% up to {lengths.p95}, longest {lengths.max}"
     yield "Truncation", _truncation(config, inspection)
     saved = 1 - inspection.shared_tokens / inspection.separate_tokens
-    yield "An epoch", f"{inspection.shared_tokens:,} tokens, {saved:.0%} fewer than with every prompt computed twice"
+    yield "One epoch", f"{inspection.shared_tokens:,} tokens, {saved:.0%} fewer than with each prompt computed twice"
     yield "Loss", _loss(config.preference)
     yield "Steps", f"{plan.steps:,} optimizer steps of {plan.pairs_a_step} pairs, epochs: {plan.epochs:.3g}"
     yield (
         "Learning rate",
-        f"{training.learning_rate:g}, {training.scheduler}, after {plan.warmup_steps} steps of warm-up",
+        f"{training.learning_rate:g}, {training.scheduler} after {plan.warmup_steps} steps of warm-up",
     )
     yield (
         "Optimizer",
@@ -86,10 +86,10 @@ def _truncation(config: RunConfig, inspection: Inspection) -> str:
         return "none"
     end = config.data.truncation.removeprefix("keep_")
     if not inspection.truncated_rows:
-        return f"none needed: every prompt with a completion fits in {limit} tokens"
+        return f"none needed: every prompt with a completion fits into {limit} tokens"
     return (
-        f"{inspection.truncated_rows} pairs lose {inspection.truncated_tokens:,} tokens beyond {limit} a sequence; "
-        f"the {end} is kept"
+        f"pairs longer than {limit} tokens: {inspection.truncated_rows}; their {end} is kept, "
+        f"{inspection.truncated_tokens:,} tokens are cut"
     )
 
 

@@ -1,7 +1,7 @@
-"""`wishbone init`: advice for a situation, with its reasons, as YAML, JSON or a Python script.
+"""`wishbone init`: recommended settings with reasons, as YAML, JSON or a Python script.
 
-On a terminal and without flags it asks; with flags it does not. What is said goes to standard error, the file to
-standard output or to `--output`, so that a pipe gets the file and nothing else.
+On a terminal and without flags it asks questions. Explanations go to standard error, the file to standard output or to
+`--output`, so a pipe gets only the file.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def build(
         str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; yaml if not given.", show_default=False)
     ] = None,
 ) -> None:
-    """Advise settings for a model, a machine and data, with reasons, and write them as YAML, JSON or Python."""
+    """Recommend settings for a model, a machine and data, with reasons, and write them as YAML, JSON or Python."""
     given: dict[str, Any] = {name: value for name, value in locals().items() if name in Situation.model_fields}
     answers = {name: value for name, value in given.items() if value is not None and value is not False}
     answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
@@ -84,14 +84,14 @@ def build(
 
 @wraps(build)
 def init(**flags: Any) -> None:
-    """`build`, after questions where there is a terminal and no flag."""
+    """`build`; without flags on a terminal, after questions."""
     if not any(flags.values()) and sys.stdin.isatty() and sys.stderr.isatty():
         flags |= _ask()
     build(**flags)
 
 
 def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:
-    """The situation and the format, or all problems of both."""
+    """The situation and the format; raises all problems of both."""
     problems = []
     chosen = next((known for known in FORMATS if known == form), None)
     if chosen is None:
@@ -111,7 +111,7 @@ def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:
 
 
 def _print_advice(advice: Advice, *, scripted: bool) -> None:
-    """A table of what was decided and why, and the warnings."""
+    """Print the settings with their reasons, and the warnings."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, fold in (("Setting", False), ("Value", False), ("Why", True)):
         table.add_column(name, no_wrap=not fold, overflow="fold", header_style="bold", max_width=None if fold else 42)
@@ -157,10 +157,10 @@ def _next(situation: Situation, form: Format) -> str:
 
 def _ask() -> dict[str, Any]:
     """Answers to a few questions, as flags."""
-    say("Enter takes what stands in brackets.", error=True)
+    say("Enter accepts the value in brackets.", error=True)
     answers: dict[str, Any] = {
         "model": _question("Model: a name, a hub id or a directory", "model", EMBEDDED_MODEL),
-        "data": _question("Preference pairs: a file, a directory or a hub id", "data"),
+        "data": _question("Preference pairs: a file, a directory or a data set id on the hub", "data"),
         "gpu": _question("GPU, or none", "gpu", _gpu_here()),
         "method": _question("Train an adapter (lora) or every weight (full)", "method", "lora"),
     }
@@ -168,7 +168,7 @@ def _ask() -> dict[str, Any]:
     answers["symptom"] = _question("Symptoms, with commas between them", "symptoms", "", read=_words)
     answers["target"] = _question("Trainer: wishbone, trl or unsloth", "target", "wishbone")
     answers["form"] = _question("Format: yaml, json or python", "format", "yaml")
-    file = typer.prompt("File to write (nothing: show it)", default="", show_default=False, err=True)
+    file = typer.prompt("File to write (empty: print it)", default="", show_default=False, err=True)
     return answers | {"output": file or None}
 
 
@@ -177,7 +177,7 @@ def _words(text: str) -> list[str]:
 
 
 def _question(text: str, field: str, default: str | None = None, *, read: Callable[[str], Any] = str) -> Any:
-    """An answer that is accepted; asked again until it is one."""
+    """Ask until an answer is accepted, and return it."""
 
     def checked(answer: str) -> Any:
         value = read(answer)
@@ -192,7 +192,7 @@ def _question(text: str, field: str, default: str | None = None, *, read: Callab
 
 
 def _gpu_here() -> str:
-    """The GPU of this machine if it is a known one, else none."""
+    """The GPU of this machine if it is known, otherwise none."""
     if not hardware.has_nvidia_driver():
         return NO_GPU
     for accelerator in hardware.read_accelerators():

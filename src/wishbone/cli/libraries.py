@@ -1,7 +1,7 @@
-"""What other libraries may say on our terminal.
+"""What other libraries may print on the terminal of a command.
 
-Their progress bars stay where a person watches and vanish from pipes. Warnings about their own future are for their
-developers. What Wishbone itself has to say through `logging` is printed as notes.
+Their progress bars are shown on a terminal, not in a pipe. Their warnings about future versions are hidden, because
+they are meant for developers. What Wishbone itself logs is printed as notes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Notes(logging.Handler):
 
 
 def settle_libraries() -> None:
-    """Set verbosity of the libraries beneath; call it before they are imported."""
+    """Set the verbosity of the libraries that commands use; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore", category=FutureWarning)

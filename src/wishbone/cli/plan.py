@@ -1,7 +1,6 @@
-"""`wishbone plan`: whether a run fits, what takes the memory, in which rows it goes and how long it takes.
+"""`wishbone plan`: whether a run fits, what takes the memory, how its pairs are packed into rows, how long it takes.
 
-Nothing is loaded but the model's config.json, its tokenizer and the data, so that a run can be planned for a machine
-that is not there.
+Only the model's config.json, its tokenizer and the data are read, so a run can be planned for another machine.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 NO_GPU = "none"
 GIB = 2**30
 MOST_BAR, BESIDE_BAR = 44, 54
-"""Columns of the longest bar, and those that names, numbers and the limit take beside it."""
+"""Columns of the longest bar, and of the names, sizes and limit beside it."""
 DOES_NOT_FIT = 2
 COLORS = {"weights": "cyan", "embeddings and head": "cyan", "adapter": "green", "gradients": "green",
           "optimizer": "green", "activations": "magenta", "head chunk": "magenta", "reference": "blue",
@@ -44,21 +43,22 @@ COLORS = {"weights": "cyan", "embeddings and head": "cyan", "adapter": "green", 
 
 
 def plan(
-    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What the run is.", show_default=False)],
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="File of the run.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help='GPU to plan for, such as "RTX 4090", or none; this machine\'s if not given.'),
+        typer.Option(help='GPU to plan for, such as "RTX 4090", or none; by default that of this machine.'),
     ] = None,
     gpu_memory_gib: Annotated[
-        float | None, typer.Option(min=0.1, max=4096, help="Memory of the GPU, if it has another size.")
+        float | None, typer.Option(min=0.1, max=4096, help="Memory of the GPU, if it differs from the known size.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, max=128, help="GPUs that train at the same time.")] = 1,
     pairs: Annotated[
-        int | None, typer.Option(min=1, max=10**9, help="Plan with this many pairs of given length; no data is read.")
+        int | None,
+        typer.Option(min=1, max=10**9, help="Plan for this many pairs of given lengths; read no data."),
     ] = None,
     prompt_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Median prompt, with --pairs.")] = 128,
     completion_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Median completion, with --pairs.")] = 256,
@@ -67,7 +67,7 @@ def plan(
     ] = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Tell before a run whether it fits, and how long it takes. Exit status 2: it does not fit."""
+    """Say before a run whether it fits and how long it takes. Exit status 2: it does not fit."""
     settle_libraries()
     with requested():
         with warnings.catch_warnings():
@@ -102,7 +102,7 @@ def plan(
 
 
 def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Machine, bool]:
-    """The GPU, None for the processor; its memory; whether it is the one of this machine."""
+    """The GPU (None for the CPU), its memory, and whether it is in this machine."""
     from wishbone.planning import hardware
     from wishbone.planning.gpus import Gpu, find_gpu
     from wishbone.planning.memory import CONTEXT
@@ -126,7 +126,7 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
         free = min(own.available + CONTEXT, own.memory)  # this process has a context there already
         return gpu, Machine("cuda", own.memory, free), True
     if memory_gib is not None:
-        raise RequestError(f"--gpu-memory-gib: {memory_gib:g} belongs to a GPU and there is none; name it with --gpu")
+        raise RequestError(f"--gpu-memory-gib: {memory_gib:g} needs a GPU, and there is none; name it with --gpu")
     memory_here = hardware.read_memory()
     return None, Machine("cpu", memory_here.total, memory_here.available), True
 
@@ -144,9 +144,9 @@ def _print(config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: 
     console.print()
     need, limit = found.rows.memory.total, found.machine.limit
     if found.fits:
-        console.print(plain(f"Fits: {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold green"))
+        console.print(plain(f"Fits: it needs {_gib(need)} GiB of the {_gib(limit)} that may be used.", "bold green"))
     else:
-        console.print(plain(f"Does not fit: it takes {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold red"))
+        console.print(plain(f"Does not fit: it needs {_gib(need)} GiB, and {_gib(limit)} may be used.", "bold red"))
 
 
 def _lines(
@@ -162,21 +162,24 @@ def _lines(
     full = config.adapter.method == "full"
     yield (
         "Trained",
-        f"every weight, {trained}" if full else f"adapters of rank {config.adapter.rank}, {trained} numbers",
+        f"every weight, {trained}" if full else f"adapters of rank {config.adapter.rank}, {trained} parameters",
     )
     if target.gpu is None:
-        yield "Device", f"this machine's processor, {_gib(found.machine.free)} of {_gib(found.machine.memory)} GiB free"
+        yield "Device", f"this machine's CPU, {_gib(found.machine.free)} of {_gib(found.machine.memory)} GiB free"
     else:
         count, each = (f"{gpus} x ", " each") if gpus > 1 else ("", "")
         yield "Device", f"{count}{target.gpu.name}, {_gib(found.machine.memory)} GiB{each} ({whose})"
     yield "Pairs", f"{found.pairs:,} of {config.data.train}; tokens {target.lengths.source}"
-    yield "Tokens a pair", _spread(target.lengths, config.data.max_length)
+    yield "Tokens per pair", _spread(target.lengths, config.data.max_length)
     yield (
         "Rows",
-        f"{found.rows_a_step:.1f} a step, of {found.row_tokens:,.0f} tokens on average, {rows.budget:,} at most",
+        f"{found.rows_a_step:.1f} per step, with {found.row_tokens:,.0f} tokens on average and {rows.budget:,} at most",
     )
     yield "Activations", _activations(shape.layers, rows.kept_layers, offload=rows.offload)
-    yield "Steps", f"{found.schedule.steps:,} of {found.schedule.pairs_a_step} pairs, {found.step_tokens:,.0f} tokens"
+    yield (
+        "Steps",
+        f"{found.schedule.steps:,}, with {found.schedule.pairs_a_step} pairs and {found.step_tokens:,.0f} tokens each",
+    )
     yield "Time", _time(target, found)
     longest = f"{found.longest_sequence:,} tokens fit" if found.longest_sequence else "none fits"
     limit = config.data.max_length
@@ -197,13 +200,13 @@ def _activations(layers: int, kept: int, *, offload: bool) -> str:
 
 def _time(target: Target, found: RunPlan) -> str:
     if found.seconds is None:
-        return "not estimated: nothing was measured that it could be derived from"
+        return "not estimated: no speed was measured for such a run"
     least = "at least" if found.seconds_at_least else "about"
     source = "rates measured on an H200"
     if target.gpu is None or target.gpu.measured is None:
-        source += ", scaled by what is published for this GPU"
+        source += ", scaled by the published rates of this GPU"
     whole = _duration(found.seconds * found.schedule.steps)
-    return f"{least} {_duration(found.seconds)} a step, {whole} in all ({source})"
+    return f"{least} {_duration(found.seconds)} per step, {whole} in all ({source})"
 
 
 def _duration(seconds: float) -> str:
@@ -214,7 +217,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_memory(console: Console, found: RunPlan) -> None:
-    """Items below each other, each beginning where the one before it ends, up to the total and the limit."""
+    """A bar for each item, which starts where the bar above ends; then a bar for the total, and the limit."""
     memory, limit = found.rows.memory, found.machine.limit
     width = max(10, min(MOST_BAR, console.width - BESIDE_BAR))
     scale = width / max(memory.total, limit)
@@ -245,9 +248,9 @@ def _bar(begin: float, end: float, width: int, block: str, style: str) -> Text:
 
 def _print_alternatives(console: Console, offers: Sequence[Alternative]) -> None:
     if not offers:
-        console.print(plain("Nothing that is known fits: it takes a smaller model.", "bold"))
+        console.print(plain("No other setting and no known GPU fits; choose a smaller model.", "bold"))
         return
-    console.print(plain("What fits, each planned like this run:"))
+    console.print(plain("What fits instead (each was planned like this run):"))
     table = Table.grid(padding=(0, 2))
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True, justify="right")
@@ -259,7 +262,7 @@ def _print_alternatives(console: Console, offers: Sequence[Alternative]) -> None
 
 
 def _data(config: RunConfig, target: Target, found: RunPlan, offers: Sequence[Alternative]) -> dict[str, Any]:
-    """The plan for programs, sizes in bytes."""
+    """The plan as data for other programs; sizes in bytes."""
     lengths = target.lengths
     return {
         "fits": found.fits,

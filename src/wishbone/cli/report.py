@@ -1,4 +1,4 @@
-"""`wishbone report`: the page of a run, and its result in a few lines."""
+"""`wishbone report`: report.html of a run, and its result in a few lines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from wishbone.report.sections import facts
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, finished or not.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Directory of a run, finished or not.", show_default=False)
+    ],
 ) -> None:
-    """Write report.html of a run and print its result."""
+    """Write report.html into the run directory and print the result of the run."""
     with requested():
         record = read_run(run)
         path = write_report(run)

@@ -17,7 +17,7 @@ TRACEBACK_VARIABLE = "WISHBONE_TRACEBACK"
 
 @contextmanager
 def requested() -> Iterator[None]:
-    """Turn a `RequestError` into its problems and exit status 2; the variable shows the traceback as well."""
+    """Print the problems of a `RequestError` and exit with status 2; `WISHBONE_TRACEBACK` also shows the traceback."""
     try:
         yield
     except RequestError as error:

@@ -1,4 +1,4 @@
-"""`wishbone train`: one run from a configuration file, or with `--dry-run` the plan of it."""
+"""`wishbone train`: one run from a configuration file; with `--dry-run` only its plan."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ INTERRUPTED = 130
 
 
 def train(
-    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="What the run is.", show_default=False)],
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="File of the run.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="SECTION.KEY=VALUE", help="Values that replace those of the file.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint of the run.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, read the data, print the plan; load no weights.")
+        bool,
+        typer.Option("--dry-run", help="Check settings and every pair, print the plan; load no weights."),
     ] = False,
 ) -> None:
     """Train on preference pairs."""
@@ -57,7 +58,7 @@ def train(
 
 
 def _configured(path: Path, overrides: list[str], *, resume: bool) -> RunConfig:
-    """The configuration with its run directory settled; prints cautions."""
+    """The configuration with its run directory; prints cautions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         config = load_config(path, overrides)
@@ -69,7 +70,7 @@ def _configured(path: Path, overrides: list[str], *, resume: bool) -> RunConfig:
 
 @contextmanager
 def _outcome(directory: Path | None, resume_command: str) -> Iterator[None]:
-    """Turn an end without success into a message and an exit status; `directory` is None where nothing is written."""
+    """Turn a failure or an interruption into a message and an exit status; `directory`: None if nothing is written."""
     try:
         yield
     except typer.Exit:
@@ -83,27 +84,25 @@ def _outcome(directory: Path | None, resume_command: str) -> Iterator[None]:
 
 
 def _interrupted(directory: Path | None, resume_command: str) -> None:
-    """Print what is left of a run that was stopped, and on a line to copy the command that continues it."""
+    """Print what a run that was stopped leaves behind, and on a line of its own the command that continues it."""
     resumable = directory is not None and any((directory / CHECKPOINTS).glob("checkpoint-*"))
     if directory is None:
         left = "nothing was written"
     elif resumable:
         left = f"checkpoints are in {directory / CHECKPOINTS}; to continue from the last one:"
     else:
-        left = (
-            "no checkpoint had been written, so there is nothing to resume; training.save_steps sets how often one is"
-        )
+        left = "no checkpoint was written yet, so there is nothing to resume; training.save_steps sets how often one is"
     say(left, marker="stopped: ", style="bold yellow", error=True)
     if resumable:
         screen(error=True).print(plain(resume_command), soft_wrap=True)
 
 
 def _failed(error: Exception, directory: Path | None) -> str:
-    """Type and text of an error, and where the traceback is."""
+    """Type and text of an error, and where its traceback is."""
     text = f"{type(error).__name__}: {error}"
     if "out of memory" in str(error).lower():
         text += (
-            "\nTo need less memory: lower training.token_budget or data.max_length, or training.activations=recompute"
+            "\nTo use less memory, lower training.token_budget or data.max_length or set training.activations=recompute"
         )
     if os.environ.get(TRACEBACK_VARIABLE):
         traceback.print_exc()
