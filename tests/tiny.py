@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -116,6 +117,17 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def loaded_in_fp8(model: PreTrainedModel) -> PreTrainedModel:
+    """The model as transformers loads it in FP8, by way of a directory, on the same device."""
+    from wishbone.model.fp8 import FP8Config
+
+    with TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return AutoModelForCausalLM.from_pretrained(
+            directory, dtype=model.dtype, quantization_config=FP8Config(), device_map={"": model.device}
+        )
 
 
 def tiny_tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
-from tiny import ATTENTION_FAMILIES, tiny_model, tiny_pairs
+from tiny import ATTENTION_FAMILIES, loaded_in_fp8, tiny_model, tiny_pairs
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
@@ -17,7 +17,6 @@ from wishbone.fused.layers import FusedLayers
 from wishbone.fused.linear import FusedLinears
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import quantize_to_fp8
 from wishbone.policy.activations import allow_recompute
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
@@ -101,7 +100,7 @@ def test_recomputed_layers_run_fused(offload: bool) -> None:
 @pytest.mark.parametrize("tile_tokens", [None, 16])
 def test_norms_that_quantize_for_fp8_layers_change_no_bit(tile_tokens: int | None) -> None:
     """`test_quantized_input.py` counts the rows."""
-    model = add_adapter(quantize_to_fp8(tiny_model("llama", dtype=torch.bfloat16)), rank=4, seed=0)
+    model = add_adapter(loaded_in_fp8(tiny_model("llama", dtype=torch.bfloat16)), rank=4, seed=0)
     draw(model, 1)
     apart, together = FusedLayers(model, norms_everywhere=True), FusedLayers(model, norms_everywhere=True)
     apart.norms = FusedNorms(model, everywhere=True)

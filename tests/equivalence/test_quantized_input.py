@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tiny import tiny_model
+from tiny import loaded_in_fp8, tiny_model
 from torch import Tensor
 
 from wishbone.fused import norm as fused_norm
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import quantize_to_fp8
 from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.frozen_linear import fp8
 
@@ -27,7 +26,7 @@ READ_BY_FP8_LAYERS = {"llama": 4, "qwen2": 4, "qwen3": 4, "gemma2": 4, "olmo2": 
 
 
 def adapted(family: str = "llama", dtype: torch.dtype = torch.float32) -> PeftModel:
-    model = add_adapter(quantize_to_fp8(tiny_model(family, dtype=dtype)), rank=4, seed=0)
+    model = add_adapter(loaded_in_fp8(tiny_model(family, dtype=dtype)), rank=4, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import ATTENTION_FAMILIES, MOE_FAMILIES, RECURRENT_FAMILIES, tiny_model
+from tiny import ATTENTION_FAMILIES, MOE_FAMILIES, RECURRENT_FAMILIES, loaded_in_fp8, tiny_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.fused.linear import FusedLinears
 from wishbone.fused.mlp import FusedMlp, fused_mlp_of
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8_linear import FP8Linear
 
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
 
@@ -475,13 +474,7 @@ def test_hooks_see_what_they_always_saw() -> None:
 
 def test_fp8_layers_keep_their_numbers() -> None:
     """Base layers round their input, adapters do not, in PEFT's layers and in ours."""
-    model = tiny_model("llama", hidden_size=64, intermediate_size=128)
-    for layer in model.model.layers:
-        for parent in (layer.self_attn, layer.mlp):
-            for name, linear in list(parent.named_children()):
-                if isinstance(linear, nn.Linear):
-                    linear.weight.requires_grad_(False)
-                    setattr(parent, name, FP8Linear.from_linear(linear))
+    model = loaded_in_fp8(tiny_model("llama", hidden_size=64, intermediate_size=128))
     model = adapted(model, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
     fused = FusedLinears(model)
     assert len(fused.mlps) == 2 and len(fused.groups) == 8

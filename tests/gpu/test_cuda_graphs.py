@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from tiny import tiny_model, tiny_tokenizer
+from tiny import loaded_in_fp8, tiny_model, tiny_tokenizer
 from torch import Tensor
 from trainer.preference_runs import arguments, chat_pairs, losses
 
@@ -21,7 +21,7 @@ from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
+from wishbone.model.fp8 import fp8_obstacle
 from wishbone.policy.cuda_graphs import CudaGraphs
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
@@ -47,7 +47,7 @@ def pairs_of(tokens: int, seed: int) -> list[TokenizedPair]:
 
 def adapted(family: str, *, fp8: bool = False) -> PeftModel:
     model = tiny_model(family, hidden_size=64, intermediate_size=128).to("cuda", torch.bfloat16)
-    model = add_adapter(quantize_to_fp8(model) if fp8 else model, rank=4, alpha=8, seed=0)
+    model = add_adapter(loaded_in_fp8(model) if fp8 else model, rank=4, alpha=8, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:

@@ -11,7 +11,7 @@ from trainer.preference_runs import arguments, chat_pairs, losses
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.model.load import load_model
-from wishbone.model.quantization import dequantized_weight, is_quantized
+from wishbone.model.quantization import is_quantized
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -27,12 +27,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_four_bits_lose_no_more_than_ordinary_bfloat16(saved: str) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+
     model, _ = load_model(saved, device="cuda", dtype="bfloat16", load_in_4bit=True)
     plain, _ = load_model(saved, device="cuda", dtype="bfloat16")
     with torch.no_grad():
         for name, layer in model.named_modules():
             if getattr(getattr(layer, "weight", None), "quant_state", None):
-                plain.get_submodule(name).weight.copy_(dequantized_weight(layer))
+                plain.get_submodule(name).weight.copy_(dequantize_4bit(layer.weight, layer.weight.quant_state))
     exact, _ = load_model(saved, device="cuda", dtype="float32")
     exact.load_state_dict(plain.state_dict())
     exact = exact.double()

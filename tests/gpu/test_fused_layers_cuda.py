@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import loaded_in_fp8, tiny_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,7 +17,7 @@ from wishbone.fused import norm as fused_norm
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import fp8_obstacle, quantize_to_fp8
+from wishbone.model.fp8 import fp8_obstacle
 from wishbone.ops.fp8_quantize import rms_norm_quantize
 
 pytestmark = [
@@ -90,7 +90,7 @@ def test_norms_that_quantize_for_fp8_layers_change_no_bit(
     if obstacle := fp8_obstacle(torch.device("cuda")):
         pytest.skip(obstacle)
     model = tiny_model(family, hidden_size=1024, intermediate_size=2048, dtype=torch.bfloat16).cuda()
-    model = add_adapter(quantize_to_fp8(model), rank=8, seed=0)
+    model = add_adapter(loaded_in_fp8(model), rank=8, seed=0)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

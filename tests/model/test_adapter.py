@@ -8,7 +8,7 @@ from tiny import VOCABULARY, tiny_model
 from torch import nn
 
 from wishbone.errors import RequestError
-from wishbone.model.adapter import add_adapter, trainable_parameters
+from wishbone.model.adapter import add_adapter
 
 IDS = torch.arange(3, 23).unsqueeze(0)
 
@@ -91,22 +91,14 @@ def test_the_seed_decides_and_the_global_random_state_stays() -> None:
     assert not torch.equal(a_weights(first), a_weights(other))
 
 
-def test_parameters_are_counted() -> None:
-    model = tiny_model("llama", tie_word_embeddings=True)
-    total = sum({id(weight): weight.numel() for weight in model.parameters()}.values())
-    assert trainable_parameters(model) == (total, total)
-    # q_proj: 32 -> 32, twice (two layers); A has rank x inputs numbers and B outputs x rank
-    added = 2 * (4 * 32 + 32 * 4)
-    assert trainable_parameters(add_adapter(model, rank=4, target_modules=["q_proj"])) == (added, total + added)
-
-
 @pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt_neox", "qwen3_moe", "mamba", "lfm2", "qwen3_next"])
 def test_every_kind_of_model_takes_an_adapter(family: str) -> None:
     model = tiny_model(family)
     before = model(IDS).logits
     adapted = add_adapter(model, rank=2)
     assert torch.equal(adapted(IDS).logits, before)
-    assert 0 < trainable_parameters(adapted)[0] < trainable_parameters(adapted)[1]
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
 
 
 def test_unknown_targets_are_refused_with_the_names_there_are() -> None:

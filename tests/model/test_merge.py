@@ -20,7 +20,6 @@ from wishbone.model import merged_weights as weights_of_merging
 from wishbone.model.agreement import difference, real_sequences, sequence_logps
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
-from wishbone.model.quantization import dequantized_weight
 
 TOKENIZER = tiny_tokenizer()
 
@@ -247,7 +246,7 @@ def test_a_quantized_model_is_merged_into_the_original_weights(tmp_path: Path):
 def test_a_checkpoint_that_is_quantized_itself_is_merged_into_what_its_codes_stand_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    pytest.importorskip("bitsandbytes")
+    dequantize_4bit = pytest.importorskip("bitsandbytes.functional").dequantize_4bit
     loaded(save(tmp_path / "base"), load_in_4bit=True).save_pretrained(tmp_path / "small")
     TOKENIZER.save_pretrained(tmp_path / "small")
     model = adapted(loaded(tmp_path / "small"))
@@ -255,7 +254,7 @@ def test_a_checkpoint_that_is_quantized_itself_is_merged_into_what_its_codes_sta
     assert "has quantized weights only" in caplog.text
     assert found.quantization == pytest.approx(found.difference, abs=1e-4)
     layer = model.get_base_model().get_submodule("model.layers.0.self_attn.q_proj")
-    exact = dequantized_weight(layer.base_layer).float()
+    exact = dequantize_4bit(layer.base_layer.weight, layer.base_layer.weight.quant_state).float()
     exact = exact + 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     merged = load_file(tmp_path / "merged" / "model.safetensors")
     assert is_rounded(merged["model.layers.0.self_attn.q_proj.weight"], exact)

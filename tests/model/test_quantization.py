@@ -22,15 +22,15 @@ from wishbone.config.schema import RunConfig
 from wishbone.data.batch import TokenizedPair
 from wishbone.errors import RequestError
 from wishbone.model import quantization
-from wishbone.model.adapter import add_adapter, trainable_parameters
+from wishbone.model.adapter import add_adapter
 from wishbone.model.load import load_model
-from wishbone.model.quantization import dequantized_weight, is_quantized
+from wishbone.model.quantization import is_quantized
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy
 from wishbone.run.run import train as train_run
 
-pytest.importorskip("bitsandbytes")
+dequantize_4bit = pytest.importorskip("bitsandbytes.functional").dequantize_4bit
 
 NF4 = torch.tensor(
     [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803, 0.1609302,
@@ -63,7 +63,7 @@ def dequantized(saved: Path) -> PreTrainedModel:
     plain, _ = load_model(str(saved), device="cpu")
     with torch.no_grad():
         for name, layer in quantized_layers(four_bit(saved)).items():
-            plain.get_submodule(name).weight.copy_(dequantized_weight(layer))
+            plain.get_submodule(name).weight.copy_(dequantize_4bit(layer.weight, layer.weight.quant_state))
     return plain
 
 
@@ -80,7 +80,7 @@ def test_linear_layers_are_nf4_with_double_quantization_and_nothing_else_is(save
         blocks = original.reshape(-1, 64)
         scale = blocks.abs().amax(1, keepdim=True)
         nearest = NF4[(blocks[..., None] / scale[..., None] - NF4).abs().argmin(-1)] * scale
-        error = (dequantized_weight(layer).reshape(-1, 64) - nearest).abs()
+        error = (dequantize_4bit(layer.weight, layer.weight.quant_state).reshape(-1, 64) - nearest).abs()
         assert (error <= 0.02 * scale).all()  # scales are 8-bit numbers themselves
     for name in ("model.embed_tokens", "lm_head", "model.norm"):
         assert torch.equal(model.get_submodule(name).weight, plain.get_submodule(name).weight)
@@ -174,12 +174,6 @@ def test_an_adapter_is_saved_and_loaded(saved: Path, tmp_path: Path):
     ids = torch.arange(3, 30)[None]
     assert isinstance(loaded, PeftModel)
     assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
-
-
-def test_numbers_are_counted_as_what_they_stand_for(saved: Path):
-    trained_4, total_4 = trainable_parameters(add_adapter(four_bit(saved), rank=4))
-    trained_32, total_32 = trainable_parameters(add_adapter(dequantized(saved), rank=4))
-    assert (trained_4, total_4) == (trained_32, total_32)
 
 
 def test_a_checkpoint_in_4_bits_is_loaded_as_it_is(saved: Path, tmp_path: Path):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import tiny_model, tiny_pairs
+from tiny import loaded_in_fp8, tiny_model, tiny_pairs
 from torch import nn
 from trainer.preference_runs import arguments
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -27,7 +27,6 @@ import wishbone
 from wishbone import DPOConfig
 from wishbone.data.batch import TokenizedPair
 from wishbone.model.adapter import copy_adapter
-from wishbone.model.fp8 import quantize_to_fp8
 from wishbone.model.host_embedding import keep_embedding_on_host
 from wishbone.reference.identity import SCORING_CODE, scoring_code
 from wishbone.reference.weights import reference_modules
@@ -65,7 +64,7 @@ def with_frozen_copy(model: PreTrainedModel, **settings: Any) -> PeftModel:
 
 
 def in_fp8(model: PreTrainedModel) -> PeftModel:
-    return adapted(quantize_to_fp8(model))
+    return adapted(loaded_in_fp8(model))
 
 
 def in_nf4(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -152,20 +152,6 @@ def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Paramete
     return found
 
 
-def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many numbers of the model are trained, and how many it has, its adapter included.
-
-    A weight packed in 4 bits counts as the numbers it stands for, and one that is shared counts once.
-    """
-    trained = total = 0
-    for weight in model.parameters():
-        packed = getattr(weight, "quant_state", None)
-        count = weight.numel() if packed is None else packed.shape.numel()
-        total += count
-        trained += count if weight.requires_grad else 0
-    return trained, total
-
-
 def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
     problems = []
     if rank < 1:

@@ -103,21 +103,6 @@ def fp8_options(
     return {"config": plain, "quantization_config": FP8Config(stored=True)}
 
 
-@torch.no_grad()
-def quantize_to_fp8(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace the linear layers of a 16- or 32-bit model by FP8 ones, one by one; the model is changed in place.
-
-    Raises:
-        RequestError: it has no layer for FP8.
-    """
-    for name in layers_for_fp8(model):
-        _replace(model, name, FP8Linear.from_linear(model.get_submodule(name)))
-    quantizer = FP8Quantizer(FP8Config(), pre_quantized=False)
-    model.hf_quantizer, model.is_quantized, model.quantization_method = quantizer, True, METHOD
-    converted: PreTrainedModel = quantizer.postprocess_model(model)
-    return converted
-
-
 @register_quantization_config(METHOD)
 class FP8Config(QuantizationConfigMixin):  # type: ignore[misc]
     """How transformers is to load FP8 layers.

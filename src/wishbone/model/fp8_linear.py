@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wishbone.errors import RequestError
-from wishbone.ops.fp8_quantize import E4M3, quantize_rows
+from wishbone.ops.fp8_quantize import E4M3
 from wishbone.ops.frozen_linear import FP8BlockWeight, FP8Weight, frozen_linear
 
 ROWS, BLOCKS = "weight_scale", "weight_scale_inv"
@@ -65,17 +65,6 @@ class FP8Linear(nn.Linear):
         self.register_parameter(scale, nn.Parameter(scales, requires_grad=False))
         own = nn.Parameter(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
         self.register_parameter("bias", own)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear) -> FP8Linear:
-        """Return a layer with the rows of `linear` in FP8 and its bias itself."""
-        weight = linear.weight
-        layer = cls(linear.in_features, linear.out_features, False, dtype=weight.dtype, device="meta")
-        rows = quantize_rows(weight.detach())
-        layer.weight = nn.Parameter(rows.values, requires_grad=False)
-        layer.weight_scale = nn.Parameter(rows.scale, requires_grad=False)
-        layer.register_parameter("bias", linear.bias)
-        return layer.train(linear.training)
 
     @property
     def frozen_weight(self) -> FP8Weight | FP8BlockWeight:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
@@ -68,15 +68,6 @@ def is_quantized(model: nn.Module) -> bool:
     """Return whether some weights of the model are kept in 4 or 8 bits."""
     codes = (torch.uint8, torch.int8, torch.float8_e4m3fn)
     return any(weight.dtype in codes or getattr(weight, "quant_state", None) for weight in model.parameters())
-
-
-def dequantized_weight(layer: nn.Module) -> Tensor:
-    """Return the numbers that a 4-bit layer's codes stand for, [out, in], in the dtype they were quantized from."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight: Any = layer.weight
-    value: Tensor = dequantize_4bit(weight.data, weight.quant_state)
-    return value
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
