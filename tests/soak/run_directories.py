@@ -23,7 +23,7 @@ def _sound() -> dict[str, bytes]:
 
 def write_run(random: Random, directory: Path) -> Path:
     """A run whose files are damaged, hold other values, or are no files."""
-    run = directory / random.choice(("run", "a run", "rün\n", "r" * 250, "[red]run[/red]"))
+    run = directory / random.choice(("run", "a run", "rün\n", "r" * 250, "[red]run"))
     run.mkdir()
     files = dict(_sound())
     for _ in range(random.choice((1, 1, 2, 4))):

@@ -11,12 +11,14 @@ message in a thousand rows. Each distinct piece is tokenized once, all pieces of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import signature
 from itertools import chain, islice
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from wishbone.data.chat_template import rendered
 from wishbone.errors import RequestError
 
 Ids = list[int]
@@ -58,8 +60,8 @@ def encode_conversations(
     They are those of `tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)`.
 
     Raises:
-        RequestError: the tokenizer has no chat template.
-        jinja2.TemplateError, TypeError, ValueError: the template refuses a conversation.
+        RequestError: the tokenizer has no chat template, or one that does not come to an end.
+        chat_template.REFUSALS: the template refuses a conversation.
     """
     given = dict(template_kwargs or {})
     if not all(prompts):
@@ -75,18 +77,33 @@ def encode_conversations(
             )
             return list(output["input_ids"])
 
-        return [encode(prompt, add_generation_prompt=True) for prompt in prompts], [encode(c) for c in conversations]
+        return rendered(
+            lambda: (
+                [encode(prompt, add_generation_prompt=True) for prompt in prompts],
+                [encode(conversation) for conversation in conversations],
+            ),
+            conversations=len(prompts) + len(conversations),
+            characters=_characters(conversations),
+        )
     if tokenizer.chat_template is None and "chat_template" not in given:
         raise RequestError(
             "the rows are chat messages, but the tokenizer has no chat template. Choose a model that has one (often "
             "named -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen and rejected as texts"
         )
-    texts = [
-        *tokenizer.apply_chat_template(list(prompts), tools=tools, tokenize=False, add_generation_prompt=True, **given),
-        *tokenizer.apply_chat_template(list(conversations), tools=tools, tokenize=False, **given),
-    ]
+    write = partial(tokenizer.apply_chat_template, tools=tools, tokenize=False, **given)
+    texts = rendered(
+        lambda: [*write(list(prompts), add_generation_prompt=True), *write(list(conversations))],
+        conversations=len(prompts) + len(conversations),
+        characters=_characters(conversations),
+    )
     ids = _encode_in_pieces(tokenizer, texts)
     return ids[: len(prompts)], ids[len(prompts) :]
+
+
+def _characters(conversations: Sequence[Conversation]) -> int:
+    """About how many characters conversations have: those of contents that are plain text."""
+    contents = (message.get("content") for conversation in conversations for message in conversation)
+    return sum(len(content) for content in contents if isinstance(content, str))
 
 
 def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:

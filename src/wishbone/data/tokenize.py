@@ -25,9 +25,9 @@ import tokenizers
 import transformers
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from wishbone.data.chat_template import REFUSALS
 from wishbone.data.encoding import Ids, encode_conversations, encode_texts
 from wishbone.data.formats import common_prompt
 from wishbone.data.kept import kept_dataset
@@ -42,7 +42,6 @@ Pair = tuple[Any, Any, Any]  # prompt, chosen, rejected: texts or lists of messa
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CUT_COLUMN = "prompt_cut"
 _INPUTS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "source_row")
-_REFUSALS = (TemplateError, TypeError, ValueError)
 _SHOWN = 10
 
 
@@ -227,13 +226,16 @@ def _encode_chats(
         return encode(pairs)
     except RequestError:
         raise
-    except _REFUSALS:
+    except REFUSALS:
         problems = []
         for number, pair in zip(numbers, pairs, strict=True):
             try:
                 encode([pair])
-            except _REFUSALS as refusal:
-                problems.append(f"row {number}: the chat template refuses it: {refusal}")
+            except RequestError:
+                raise
+            except REFUSALS as refusal:
+                reason = " ".join(str(refusal).split()) or type(refusal).__name__
+                problems.append(f"row {number}: the chat template refuses it: {reason:.300}")
         _refuse_rows(problems)
         raise
 

@@ -11,19 +11,24 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
+import psutil
 import torch
 import transformers
-from gguf import GGUFReader
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from wishbone.cache import cache_root, file_digest, kept_directory
 from wishbone.errors import RequestError
-from wishbone.model.gguf_tokenizer import gguf_tokenizer
+from wishbone.model.gguf_header import DamagedError, GgufHeader, read_header
+from wishbone.model.gguf_tokenizer import UNFIT, gguf_tokenizer, one_line
 
 CONVERSION = 1  # goes up when the same file converts to something else; part of the name in the cache
+
+MOST_DESCRIBED = 2
+"""A model may have this many times the weights of its file, in which tied ones stand once."""
+BYTES_A_WEIGHT = 6
+"""Memory that conversion takes: each weight as float32, and then in the dtype that is kept."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +58,10 @@ def convert_gguf(path: Path, directory: Path) -> None:
     Raises:
         RequestError: as `gguf_directory`.
     """
-    tokenizer = gguf_tokenizer(path, read_metadata(path))
-    model = _dense_model(path)
+    header = _header(path)
+    _refuse_too_large(path, header)
+    tokenizer = gguf_tokenizer(path, header.values)
+    model = _dense_model(path, header)
     dtype = smallest_exact_dtype(list(model.parameters()))
     needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
     if (free := shutil.disk_usage(directory).free) < needed:
@@ -75,35 +82,43 @@ def smallest_exact_dtype(weights: list[Tensor]) -> torch.dtype:
     return torch.float32
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the key-value pairs of a GGUF file, after a look that the file is whole.
-
-    Raises:
-        RequestError: not a GGUF file, cut short, or one part of several.
-    """
+def _header(path: Path) -> GgufHeader:
     try:
-        metadata = {key: field.contents() for key, field in GGUFReader(path).fields.items()}
-    except (ValueError, IndexError, OSError) as error:
+        header = read_header(path)
+    except (DamagedError, OSError) as error:
         raise RequestError(f"{path} is not a whole GGUF file ({one_line(error)}); get it again") from error
-    if (parts := metadata.get("split.count", 1)) > 1:
-        raise RequestError(f"{path} is one of {parts} parts; merge them with `llama-gguf-split --merge` first")
-    return metadata
+    parts = header.values.get("split.count", 1)
+    if not isinstance(parts, int) or parts > 1:
+        raise RequestError(f"{path} is one of {parts!r:.40} parts; merge them with `llama-gguf-split --merge` first")
+    return header
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def _refuse_too_large(path: Path, header: GgufHeader) -> None:
+    """Refuse a file whose weights do not fit the host's memory while they are converted."""
+    needed, free = header.elements * BYTES_A_WEIGHT, psutil.virtual_memory().available
+    if needed > free:
+        raise RequestError(
+            f"{path} takes {needed / 2**30:.1f} GiB of memory to convert and {free / 2**30:.1f} GiB are free; name the "
+            "original model's directory or hub id instead, or convert it on a larger machine"
+        )
 
 
-def _dense_model(path: Path) -> PreTrainedModel:
+def _dense_model(path: Path, header: GgufHeader) -> PreTrainedModel:
     packing = {}
     if hasattr(transformers, "GgufConfig"):  # a later transformers may leave the blocks packed
         packing["quantization_config"] = transformers.GgufConfig(dequantize=True)
     try:
+        described = _described_weights(path)
+        if described > MOST_DESCRIBED * header.elements:
+            raise RequestError(
+                f"{path} has {header.elements} weights and describes a model of {described}; get it again"
+            )
         model, report = AutoModelForCausalLM.from_pretrained(
             str(path.parent), gguf_file=path.name, dtype=torch.float32, output_loading_info=True, **packing
         )
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
+    except RequestError:
+        raise
+    except UNFIT as error:
         raise RequestError(
             f"{path} cannot be converted ({one_line(error)}); name the original model's directory or hub id instead"
         ) from error
@@ -111,6 +126,13 @@ def _dense_model(path: Path) -> PreTrainedModel:
     if lacking:
         raise RequestError(f"{path} has no fitting weights for {', '.join(lacking[:3])} ({len(lacking)} in all)")
     return model
+
+
+def _described_weights(path: Path) -> int:
+    """Weights of the model that the metadata describes; none of them is in memory."""
+    config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def _unmarked(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

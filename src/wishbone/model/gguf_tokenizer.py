@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -21,6 +22,19 @@ GPT2_CUT = frozenset({"gpt-2"})
 DIGITS_CUT = frozenset({"smollm", "starcoder", "refact"})  # each digit alone, then as GPT-2
 CONTROL, USER_DEFINED = 3, 4  # token types
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+TEXTS, NUMBERS = ("tokens", "merges"), ("token_type", "scores")
+LONGEST_REASON = 400
+UNFIT = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for metadata that does not fit: it builds whatever architecture a file names out of them."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
 
 def gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -31,18 +45,67 @@ def gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerB
     """
     kind = metadata.get("tokenizer.ggml.model")
     cut = metadata.get("tokenizer.ggml.pre")
-    if kind == "gpt2" and cut in GPT2_CUT | DIGITS_CUT:
+    if problem := _unsound(metadata):
+        raise _refusal(path, f"its tokenizer is damaged: {problem}")
+    if kind == "gpt2" and cut in (*GPT2_CUT, *DIGITS_CUT):
+        if problem := _unsound_merges(metadata):
+            raise _refusal(path, f"its tokenizer is damaged: {problem}")
         return _byte_level(metadata, digits_first=cut in DIGITS_CUT)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    except (OSError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-        raise _refusal(path, f"its tokenizer ({kind!r}) cannot be rebuilt: {' '.join(str(error).split())}") from error
+        starts_with = tokenizer("a").input_ids[:1]
+    except UNFIT as error:
+        raise _refusal(path, f"its tokenizer ({kind!r:.40}) cannot be rebuilt: {one_line(error)}") from error
     if kind == "gpt2" and _cuts_like_gpt2(tokenizer):
-        raise _refusal(path, f"how its tokenizer cuts text ({cut!r}) is not known here")
-    adds_bos = tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+        raise _refusal(path, f"how its tokenizer cuts text ({cut!r:.40}) is not known here")
+    adds_bos = tokenizer.bos_token_id is not None and starts_with == [tokenizer.bos_token_id]
     if adds_bos != metadata.get("tokenizer.ggml.add_bos_token", adds_bos):
         raise _refusal(path, "the rebuilt tokenizer differs from the file in whether text starts with a BOS token")
     return tokenizer
+
+
+def _unsound(metadata: dict[str, Any]) -> str | None:
+    """Return what is wrong with the vocabulary of any tokenizer, or None."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not tokens:
+        return "it has no tokens"
+    for names, item in ((TEXTS, str), (NUMBERS, int | float)):
+        for name in names:
+            values = metadata.get(f"tokenizer.ggml.{name}", [])
+            if not isinstance(values, list) or not all(isinstance(value, item) for value in values):
+                return f"{name} is not a list of {'texts' if item is str else 'numbers'}"
+            if values and name != "merges" and len(values) != len(tokens):
+                return f"it has {len(tokens)} tokens and {len(values)} entries in {name}"
+    for name in ROLES.values():
+        number = metadata.get(f"tokenizer.ggml.{name}_token_id", 0)
+        if type(number) is not int or not 0 <= number < len(tokens):
+            return f"{name}_token_id is {number!r:.40}, and it has {len(tokens)} tokens"
+    for name in ("add_bos_token", "add_space_prefix"):
+        if type(metadata.get(f"tokenizer.ggml.{name}", False)) is not bool:
+            return f"{name} is neither true nor false"
+    if not isinstance(metadata.get("tokenizer.chat_template", ""), str):
+        return "its chat template is no text"
+    return None
+
+
+def _unsound_merges(metadata: dict[str, Any]) -> str | None:
+    """Return what is wrong with the vocabulary of a tokenizer that is built here, or None."""
+    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.merges")
+    if not merges or not metadata.get("tokenizer.ggml.token_type"):
+        return "it has no merges or no token types"
+    if len(known := set(tokens)) != len(tokens):
+        return "it has the same token twice"
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= known:
+            return f"the merge {merge!r:.40} is not made of two of its tokens"
+    if metadata.get("tokenizer.ggml.add_bos_token", False):
+        number = metadata.get("tokenizer.ggml.bos_token_id")
+        if number is None:
+            return "text starts with a BOS token, and there is none"
+        if not tokens[number] or tokens[number].startswith("$") or any(map(str.isspace, tokens[number])):
+            return f"its BOS token is {tokens[number]!r:.40}"
+    return None
 
 
 def _byte_level(metadata: dict[str, Any], *, digits_first: bool) -> PreTrainedTokenizerFast:

@@ -21,8 +21,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from wishbone.config.document import show
 from wishbone.config.schema import ModelConfig
+from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.formats import Message
 from wishbone.errors import RequestError
+from wishbone.model.gguf_tokenizer import one_line
 from wishbone.model.load import load_model
 from wishbone.report.run_directory import ANSWERS
 
@@ -49,13 +51,23 @@ class Answer:
 
 
 def question_from_text(text: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> Question:
-    """Return a text as what a user says, or where the tokenizer has no chat template, as what is to be continued."""
+    """Return a text as what a user says, or where the tokenizer has no chat template, as what is to be continued.
+
+    Raises:
+        RequestError: the chat template refuses the text, or does not come to an end.
+    """
     if tokenizer.chat_template is None:
         return Question(text, list(tokenizer(text)["input_ids"]))
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages.append({"role": "user", "content": text})
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    return Question(messages, list(ids))
+    write = partial(tokenizer.apply_chat_template, messages, add_generation_prompt=True, return_dict=True)
+    try:
+        encoded = rendered(write, conversations=1, characters=len(text))
+    except RequestError:
+        raise
+    except REFUSALS as refusal:
+        raise RequestError(f"the chat template refuses the prompt: {one_line(refusal)}") from refusal
+    return Question(messages, list(encoded["input_ids"]))
 
 
 def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Question]:
