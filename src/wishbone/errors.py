@@ -19,3 +19,12 @@ class RequestError(ValueError):
         else:
             numbered = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1))
             super().__init__(f"{len(self.problems)} problems:\n{numbered}")
+
+
+LONGEST_REASON = 400
+
+
+def one_line(error: BaseException) -> str:
+    """Return what another library's error says as one line of at most `LONGEST_REASON` characters, or its name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."

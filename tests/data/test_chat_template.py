@@ -46,7 +46,7 @@ HOSTILE = {
         "row 1: the chat template refuses it: division by zero",
     ),
     "a message that is not there": ("{{ messages[9].content + 'x' }}", "row 3: the chat template refuses it: "),
-    "a refusal": ("{{ raise_exception('no ' ~ messages[-1].content) }}", "the chat template refuses it: no yes 2"),
+    "a refusal": ("{{ raise_exception('no ' ~ messages[-1].content) }}", "row 3: the chat template refuses it: no Hi"),
 }
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from wishbone.data.formats import columns_to_read
 from wishbone.data.json_text import NotJsonError, parse_json
 from wishbone.data.rows import NumberedRow
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 
 _BATCH = 1000
 _DAMAGE = (pa.ArrowException, OSError, MemoryError)
@@ -44,8 +44,9 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
                     number += 1
                     yield number, f"row {number}", row
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"{path}: is not a Parquet file that can be read ({reason:.200}); write it again") from None
+        raise RequestError(
+            f"{path}: is not a Parquet file that can be read ({one_line(error)}); write it again"
+        ) from None
 
 
 def rows_of_batch(batch: Any) -> Iterator[Any]:
@@ -64,7 +65,7 @@ def _values(column: Any) -> Iterator[Any]:
             value = scalar.as_py()
             yield _decoded(value, column.type) if has_json else value
         except _UNREADABLE as error:
-            yield RequestError(f"cannot be read ({' '.join(str(error).split()):.80})")
+            yield RequestError(f"cannot be read ({one_line(error):.80})")
 
 
 def _has_json(kind: Any) -> bool:

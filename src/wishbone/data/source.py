@@ -22,7 +22,7 @@ from wishbone.data.formats import columns_to_read
 from wishbone.data.messages import kind
 from wishbone.data.parquet_files import rows_of_batch
 from wishbone.data.rows import InvalidRows, NumberedRow, RowRules, rewrite_stream, store_rows
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 from wishbone.paths import user_path
 
 Rows = Sequence[Mapping[str, Any]]
@@ -119,9 +119,8 @@ def _load_saved(path: Path) -> Dataset | DatasetDict:
         for part in found.values() if isinstance(found, DatasetDict) else [found]:
             part.data.validate(full=True)  # offsets that point outside of a damaged file would end the process
     except _NOT_AS_SAVED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise RequestError(
-            f"{path}: is no data set that save_to_disk has written whole ({reason:.200}); save it again"
+            f"{path}: is no data set that save_to_disk has written whole ({one_line(error)}); save it again"
         ) from None
     return found
 

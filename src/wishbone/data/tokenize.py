@@ -31,7 +31,7 @@ from wishbone.data.chat_template import REFUSALS
 from wishbone.data.encoding import Ids, encode_conversations, encode_texts
 from wishbone.data.formats import common_prompt
 from wishbone.data.kept import kept_dataset
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -234,8 +234,7 @@ def _encode_chats(
             except RequestError:
                 raise
             except REFUSALS as refusal:
-                reason = " ".join(str(refusal).split()) or type(refusal).__name__
-                problems.append(f"row {number}: the chat template refuses it: {reason:.300}")
+                problems.append(f"row {number}: the chat template refuses it: {one_line(refusal)}")
         _refuse_rows(problems)
         raise
 

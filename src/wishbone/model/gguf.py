@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from wishbone.cache import cache_root, file_digest, kept_directory
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 from wishbone.model.gguf_header import DamagedError, GgufHeader, read_header
-from wishbone.model.gguf_tokenizer import UNFIT, gguf_tokenizer, one_line
+from wishbone.model.gguf_tokenizer import UNFIT, gguf_tokenizer
 
 CONVERSION = 1  # goes up when the same file converts to something else; part of the name in the cache
 

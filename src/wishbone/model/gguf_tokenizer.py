@@ -16,25 +16,18 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 
 GPT2_CUT = frozenset({"gpt-2"})
 DIGITS_CUT = frozenset({"smollm", "starcoder", "refact"})  # each digit alone, then as GPT-2
 CONTROL, USER_DEFINED = 3, 4  # token types
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 TEXTS, NUMBERS = ("tokens", "merges"), ("token_type", "scores")
-LONGEST_REASON = 400
 UNFIT = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError,
     StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for metadata that does not fit: it builds whatever architecture a file names out of them."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an error as one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
 
 
 def gguf_tokenizer(path: Path, metadata: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -23,12 +23,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
-from wishbone.model.gguf_tokenizer import one_line
 from wishbone.model.hub import find_on_hub
 from wishbone.model.quantization import quantization_config, quantization_obstacle, settle_quantized_layers
 

@@ -24,9 +24,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 from wishbone.model.atomic_directory import beside
-from wishbone.model.gguf import one_line
 from wishbone.model.hub import find_on_hub
 from wishbone.model.merged_weights import active_adapters
 

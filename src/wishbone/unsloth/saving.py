@@ -22,8 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError
-from wishbone.model.gguf import one_line
+from wishbone.errors import RequestError, one_line
 from wishbone.model.gguf_export import check_gguf_tools, export_gguf, gguf_kinds
 from wishbone.model.merge import Merge, merge_adapter
 from wishbone.model.saved_adapter import save_adapter
