@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from wishbone.errors import RequestError
 from wishbone.reference.store import ReferenceStore
+from wishbone.reference.store_owner import refuse_foreign
 
 Values = dict[bytes, tuple[float, float]]
 
@@ -126,7 +129,7 @@ def test_random_bytes_anywhere_in_the_file(path: Path, seed: int) -> None:
         length = rng.choice([1, 16, 600])
         data[start : start + length] = rng.randbytes(len(data[start : start + length]))
     path.write_bytes(data)
-    store = ReferenceStore(path)
+    store = ReferenceStore(path, private=True)
     found = store.get(list(values))
     assert found.items() <= values.items()
     store.put(values)
@@ -137,7 +140,7 @@ def test_random_bytes_anywhere_in_the_file(path: Path, seed: int) -> None:
 
 def test_damage_done_while_the_store_is_open(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = filled(path, 60_000)  # more than SQLite keeps in memory
-    store = ReferenceStore(path)
+    store = ReferenceStore(path, private=True)
     assert store.get([key(0)])
     path.write_bytes(b"\xff" * path.stat().st_size)
     assert store.get(list(values)).items() <= values.items()
@@ -182,22 +185,22 @@ def no_database(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "said", "private"),
     [
-        (foreign_database, "is a database of another application"),
-        (another_schema, "has another schema"),
-        (another_table, "has another schema"),
-        (cut, "is damaged"),
-        (no_database, "is damaged (file is not a database)"),
+        (foreign_database, "is a database of another application", True),
+        (another_schema, "has another schema", False),
+        (another_table, "has another schema", False),
+        (cut, "is damaged", False),
+        (no_database, "is damaged (file is not a database)", True),
     ],
 )
 def test_a_file_that_is_no_sound_store_is_moved_aside_whole(
-    path: Path, spoil: object, said: str, caplog: pytest.LogCaptureFixture
+    path: Path, spoil: object, said: str, private: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.parent.mkdir(parents=True)
     spoil(path)  # type: ignore[operator]
     before = path.read_bytes()
-    store = ReferenceStore(path)
+    store = ReferenceStore(path, private=private)
     assert store.get([key(0)]) == {}
     store.put(pairs(2))
     assert store.get([key(0), key(1)]) == pairs(2)
@@ -210,11 +213,77 @@ def test_a_file_that_is_no_sound_store_is_moved_aside_whole(
     assert len(warnings_of(caplog)) == 1
 
 
+def database_without_a_name(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE accounts (name TEXT)")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (foreign_database, "is a database of another application"),
+        (database_without_a_name, "is a database of another application"),
+        (no_database, "is not an SQLite database"),
+    ],
+)
+def test_a_file_of_another_program_is_refused_and_left_alone(
+    path: Path, spoil: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.parent.mkdir(parents=True)
+    spoil(path)  # type: ignore[operator]
+    before = path.read_bytes()
+    with pytest.raises(RequestError) as error:
+        refuse_foreign(path)
+    assert said in str(error.value)
+    store = ReferenceStore(path)
+    store.put(pairs(2))
+    assert store.get([key(0)]) == {}
+    assert said in caplog.text
+    assert "is off for this run" in caplog.text
+    assert path.read_bytes() == before
+    assert {entry.name for entry in path.parent.iterdir()} == {path.name, f".{path.name}.lock"}
+
+
+def test_a_store_of_ours_is_not_refused_in_any_state(path: Path) -> None:
+    refuse_foreign(path)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    refuse_foreign(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")  # a writer killed here leaves a header and nothing else
+    connection.close()
+    refuse_foreign(path)
+    path.unlink()
+    cut(path)
+    refuse_foreign(path)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [b"", b"x" * 15, b"x" * 17, struct.pack("<2d", math.nan, -1.0), struct.pack("<2d", -1.0, -math.inf), "text"],
+)
+def test_a_row_with_a_right_checksum_and_no_two_numbers_is_dropped(path: Path, packed: object) -> None:
+    values = filled(path, 3)
+    with sqlite3.connect(path) as connection:
+        bytes_of = packed if isinstance(packed, bytes) else b""
+        checksum = hashlib.blake2b(key(1) + bytes_of, digest_size=8).digest()
+        connection.execute(
+            "UPDATE reference_logps SET logps = ?, checksum = ? WHERE key = ?",
+            ("" if packed is None else packed, checksum, key(1)),
+        )
+    connection.close()
+    store = ReferenceStore(path)
+    assert store.get(list(values)) == {key(0): values[key(0)], key(2): values[key(2)]}
+    store.put(values)
+    assert store.get(list(values)) == values
+
+
 def test_what_was_moved_aside_is_never_overwritten(path: Path) -> None:
     path.parent.mkdir(parents=True)
     for number in (1, 2, 3):
         path.write_text(f"not a database, number {number}" * 50)
-        store = ReferenceStore(path)
+        store = ReferenceStore(path, private=True)
         store.get([key(0)])
         store.close()
     kept = {aside.name: aside.read_text() for aside in path.parent.glob("*.aside-?")}
@@ -226,7 +295,7 @@ def test_journals_of_a_moved_file_do_not_meet_the_new_one(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").write_bytes(os.urandom(5000))
     path.write_bytes(b"no database" * 1000)
-    store = ReferenceStore(path)
+    store = ReferenceStore(path, private=True)
     store.put(pairs(3))
     store.close()
     assert ReferenceStore(path).get(list(pairs(300))) == pairs(3)
@@ -337,7 +406,7 @@ def test_a_lock_that_is_not_given_back_turns_the_store_off(path: Path, caplog: p
 
 
 def write(path: Path, first: int, count: int, step: int) -> None:
-    store = ReferenceStore(path)
+    store = ReferenceStore(path, private=True)
     for start in range(first, first + count, step):
         store.put(pairs(step, start))
         assert store.get([key(start)]) == pairs(1, start)

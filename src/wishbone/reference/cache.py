@@ -22,7 +22,6 @@ from array import array
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,11 +31,13 @@ from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.errors import RequestError
 from wishbone.ops.to_device import to_device
+from wishbone.paths import user_path
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.policy import Policy
 from wishbone.reference.identity import Autocast, reference_identity
 from wishbone.reference.reference import ReferencePolicy
 from wishbone.reference.store import Logps, ReferenceStore
+from wishbone.reference.store_owner import refuse_foreign
 from wishbone.reference.weights import adapter_layers, base_tensors
 
 STORE_VARIABLE = "WISHBONE_REFERENCE_STORE"
@@ -187,14 +188,14 @@ def cached_reference(
         autocast: context of the forward pass.
 
     Raises:
-        RequestError: a path was given, and values of this reference cannot be stored.
+        RequestError: a path was given, and values of this reference cannot be stored, or the file is not a store.
     """
-    place = os.environ.get(STORE_VARIABLE) or str(cache_root() / "references.sqlite") if asked == "auto" else asked
+    place = (os.environ.get(STORE_VARIABLE) or "auto") if asked == "auto" else asked
     if place == "off":
         return inner
     reason = "it follows the policy" if moves else _obstacle(policy, trained, adapters)
     if reason is None:
-        store = ReferenceStore(Path(place).expanduser())
+        store = _store(place)
         return CachedReference(
             inner, policy, store, lambda: reference_identity(policy, adapters, autocast=autocast), ld_alpha
         )
@@ -205,6 +206,14 @@ def cached_reference(
         )
     logger.info("Reference log-probabilities are not stored, because %s.", reason)
     return inner
+
+
+def _store(place: str) -> ReferenceStore:
+    if place == "auto":
+        return ReferenceStore(cache_root() / "references.sqlite", private=True)
+    path = user_path(place)
+    refuse_foreign(path)
+    return ReferenceStore(path)
 
 
 def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str]) -> str | None:

@@ -3,9 +3,9 @@
 A row is one pair: its key (a hash of everything that decides the values, see `cache.py`), two float64, the day of
 its last use, and a checksum over key and values. The file is checked wherever it is read:
 
-- A file that is not an SQLite database, belongs to another application, has another schema or fails SQLite's own check
-  is moved aside and a new one is started; one warning says so.
-- A row whose checksum is wrong is deleted and counts as absent.
+- A store that has another schema or fails SQLite's own check is moved aside and a new one is started; one warning says
+  so. A file of another program is left alone, except in Wishbone's own cache.
+- A row whose checksum, length or values are wrong is deleted and counts as absent.
 - A file that cannot be written (read-only, disk full, locked for longer than a writer may take) turns the store off for
   the rest of the process; one warning says so. Training continues: what is not stored is computed.
 
@@ -29,10 +29,11 @@ from typing import TypeVar
 import psutil
 from filelock import FileLock, Timeout
 
+from wishbone.reference.store_owner import APPLICATION_ID, foreign
+
 LIMIT_BYTES = 2**29
 """Size of the file above which old rows are deleted; about nine million pairs."""
 
-APPLICATION_ID = 0x57424E45  # "WBNE"
 SCHEMA_VERSION = 1
 SCHEMA = (
     "CREATE TABLE reference_logps "
@@ -61,10 +62,14 @@ class ReferenceStore:
         path: the file; directories above it are made.
         limit_bytes: size above which the rows unused for longest are deleted.
         patience: seconds to wait for another process's lock.
+        private: the file lies in Wishbone's own cache, so whatever stands in its place is a damaged store.
     """
 
-    def __init__(self, path: Path, *, limit_bytes: int = LIMIT_BYTES, patience: float = 10.0) -> None:
+    def __init__(
+        self, path: Path, *, limit_bytes: int = LIMIT_BYTES, patience: float = 10.0, private: bool = False
+    ) -> None:
         self.path = path
+        self._private = private
         self._limit_bytes, self._patience = limit_bytes, patience
         self._connection: sqlite3.Connection | None = None
         self._off = False
@@ -97,10 +102,11 @@ class ReferenceStore:
                 f"SELECT key, logps, checksum, used FROM reference_logps WHERE key IN ({','.join('?' * len(asked))})"
             )
             for key, packed, checksum, used in connection.execute(query, asked):
-                if not isinstance(packed, bytes) or checksum != _checksum(key, packed):
+                values = _unpacked(packed) if checksum == _checksum(key, packed) else None
+                if values is None:
                     unsound.append((key,))
                     continue
-                found[key] = VALUES.unpack(packed)
+                found[key] = values
                 if used != today:
                     self._touched.add(key)
         if unsound:
@@ -157,6 +163,8 @@ class ReferenceStore:
                 try:
                     self._connection = self._connect()
                 except _UnfitError as unfit:
+                    if not self._private and (reason := foreign(self.path)):
+                        raise _UnfitError(f"it {reason}") from unfit
                     aside = self._move_aside()
                     logger.warning(
                         "The reference store %s %s; it is now %s, and a new one is started.",
@@ -213,8 +221,17 @@ class ReferenceStore:
         return aside
 
 
-def _checksum(key: bytes, packed: bytes) -> bytes:
-    return hashlib.blake2b(key + packed, digest_size=8).digest()
+def _checksum(key: bytes, packed: object) -> bytes | None:
+    """The checksum of a row; None if its values are not bytes."""
+    return hashlib.blake2b(key + packed, digest_size=8).digest() if isinstance(packed, bytes) else None
+
+
+def _unpacked(packed: bytes) -> Logps | None:
+    """The two values of a row, if it holds two that are finite."""
+    if len(packed) != VALUES.size:
+        return None
+    chosen, rejected = VALUES.unpack(packed)
+    return (chosen, rejected) if math.isfinite(chosen) and math.isfinite(rejected) else None
 
 
 def _today() -> int:

@@ -48,6 +48,8 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
                 f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
             )
         count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
-        parts = pairs.train_test_split(test_size=count, seed=config.training.seed)
+        parts = pairs.train_test_split(  # a cached file with the rows of each part could be damaged unnoticed
+            test_size=count, seed=config.training.seed, keep_in_memory=True, load_from_cache_file=False
+        )
         return parts["train"], parts["test"], dropped
     return pairs, None, dropped

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
+from wishbone.data.columns import IdColumn
 from wishbone.data.tokenize import tokenize_pairs
 
 logger = logging.getLogger(__name__)
@@ -36,13 +38,16 @@ def prepare_pairs(
     if args.max_length is None or args.truncation_mode != "keep_start":
         return tokenized
     longest = args.max_length
-    kept = tokenized.filter(lambda prompt_ids: len(prompt_ids) < longest, input_columns="prompt_ids")
-    if isinstance(kept, Dataset) and len(kept) < len(tokenized):
-        logger.warning(
-            "%d of %d %s pairs were dropped: their prompt alone fills max_length=%d.",
-            len(tokenized) - len(kept),
-            len(tokenized),
-            name,
-            longest,
-        )
-    return kept
+    if not isinstance(tokenized, Dataset):
+        return tokenized.filter(lambda prompt_ids: len(prompt_ids) < longest, input_columns="prompt_ids")
+    kept = np.flatnonzero(IdColumn(tokenized, "prompt_ids").lengths < longest)
+    if len(kept) == len(tokenized):
+        return tokenized
+    logger.warning(
+        "%d of %d %s pairs were dropped: their prompt alone fills max_length=%d.",
+        len(tokenized) - len(kept),
+        len(tokenized),
+        name,
+        longest,
+    )
+    return tokenized.select(kept)
