@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +13,8 @@ from wishbone.data.rows import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
+
+RowNumbers = npt.NDArray[np.int64]
 
 
 def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None, int]:
@@ -48,8 +52,15 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
                 f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
             )
         count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
-        parts = pairs.train_test_split(  # a cached file with the rows of each part could be damaged unnoticed
-            test_size=count, seed=config.training.seed, keep_in_memory=True, load_from_cache_file=False
-        )
-        return parts["train"], parts["test"], dropped
+        train, heldout_rows = split_rows(len(pairs), count, config.training.seed)
+        return pairs.select(train), pairs.select(heldout_rows), dropped
     return pairs, None, dropped
+
+
+def split_rows(rows: int, heldout: int, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    """Return which rows to learn from and which to hold out, as `Dataset.train_test_split` divides them.
+
+    That method keeps its answer in a file, which could be damaged without anybody noticing.
+    """
+    order = np.random.default_rng(seed).permutation(rows)
+    return order[heldout:], order[:heldout]
