@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from pathlib import Path
@@ -151,6 +152,20 @@ def test_an_argument_for_the_tokenizer_takes_the_way_through_the_tokenizer(chatm
     ids = ids_of(tokenize_pairs(rows, chatml))
     assert ids == trl_ids(rows, chatml)
     assert ids != ids_of(tokenize_pairs(dataset(pair), chatml))
+
+
+def test_a_class_that_adds_to_its_backend_is_called(chatml: PreTrainedTokenizerBase) -> None:
+    class Swapped(type(chatml)):  # type: ignore[misc]
+        def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+            text = [one.replace("o", "u") for one in text] if isinstance(text, list) else text.replace("o", "u")
+            return super()._encode_plus(text, *args, **kwargs)
+
+    swapped = copy.copy(chatml)
+    swapped.__class__ = Swapped
+    rows = dataset({"prompt": "who ", "chosen": "you", "rejected": "two"})
+    ids = ids_of(tokenize_pairs(rows, swapped))
+    assert ids == trl_ids(rows, swapped)
+    assert ids != ids_of(tokenize_pairs(rows, chatml))
 
 
 def test_ids_agree_with_a_hand_count(tokenizers: Tokenizers) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import trl
 
+from wishbone import DPOTrainer
 from wishbone.errors import RequestError
-from wishbone.trainer.compatibility import check_trl
+from wishbone.trainer.compatibility import OVERRIDDEN, check_trl
+
+PASSED_ON = ["args", "kwargs"]
 
 
 def test_the_installed_version_is_tested() -> None:
@@ -17,6 +22,16 @@ def test_the_installed_version_is_tested() -> None:
 def test_other_versions_are_refused(version: str) -> None:
     with pytest.raises(RequestError, match=r"install trl>=1\.15,<1\.17"):
         check_trl(version)
+
+
+def test_signatures_of_all_overridden_methods_are_checked() -> None:
+    """Those that only pass their arguments on (`train`, `predict`) do not depend on them."""
+    beneath = trl.DPOTrainer.__mro__[:-1]
+    overridden = {name for name, own in vars(DPOTrainer).items() if any(name in vars(kind) for kind in beneath)}
+    methods = {name for name in overridden if inspect.isfunction(vars(DPOTrainer)[name])}
+    passing_on = {n for n in methods if list(inspect.signature(getattr(DPOTrainer, n)).parameters)[1:] == PASSED_ON}
+    assert methods - passing_on == OVERRIDDEN.keys()
+    assert passing_on == {"train", "predict"}
 
 
 def test_changed_methods_are_refused_all_at_once() -> None:

@@ -1,0 +1,44 @@
+"""What the command line sets for the libraries beneath it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, logging, os
+from wishbone.cli.libraries import settle_libraries
+settle_libraries()
+settle_libraries()
+own = logging.getLogger("wishbone")
+print(json.dumps([dict(os.environ), own.propagate, len(own.handlers), logging.getLogger().propagate]))
+"""
+SET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "true",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+def settled(given: dict[str, str]) -> tuple[dict[str, str], bool, int, bool]:
+    """Environment and loggers after a program settled the libraries, its output going into a pipe."""
+    clean = {name: value for name, value in os.environ.items() if name not in SET}
+    outcome = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=clean | given
+    )
+    environment, propagates, handlers, root_propagates = json.loads(outcome.stdout)
+    return {name: environment[name] for name in SET}, propagates, handlers, root_propagates
+
+
+def test_libraries_are_quiet_in_a_pipe_and_notes_are_printed_once() -> None:
+    assert settled({}) == (SET, False, 1, True)
+
+
+@pytest.mark.parametrize("name", SET)
+def test_settings_of_the_user_stay(name: str) -> None:
+    assert settled({name: "of the user"})[0] == SET | {name: "of the user"}
