@@ -54,7 +54,7 @@ CONSTANTS = {
     "planning.known_models": ("FORMS",),
     "planning.memory": (
         "COPYING", "CONTEXT", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES", "PROCESS",
-        "STATE_NUMBERS",
+        "STATE_ELEMENTS",
     ),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "ModelShape", "OTHER_NAMES",

@@ -196,7 +196,7 @@
   },
   "NF4_BYTES": 0.515869140625,
   "PROCESS": 1258291200,
-  "STATE_NUMBERS": {
+  "STATE_ELEMENTS": {
    "adamw_torch": 2.0,
    "adamw_torch_fused": 2.0,
    "paged_adamw_32bit": 2.0,

@@ -10,26 +10,26 @@
 
   const { SMALL_HEAD_CHUNK, SMALL_TILE } = constants["engine.execution"];
   const {
-    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_NUMBERS,
+    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_ELEMENTS,
   } = constants["planning.memory"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
   const isFused = (plan) => plan.device === "cuda" && plan.method === "lora";
 
-  /** Bytes of a number in the arithmetic. */
-  function numberBytes(plan) {
+  /** Bytes of an element in the arithmetic. */
+  function elementBytes(plan) {
     return plan.weights === "f32" || (plan.device === "cpu" && ["fp8", "nf4"].includes(plan.weights)) ? 4 : 2;
   }
 
   function linearBytes(shape, plan) {
-    if (plan.weights === "nf4") return NF4_BYTES * shape.linearNumbers;
-    if (plan.weights === "fp8") return shape.linearNumbers + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
-    return numberBytes(plan) * shape.linearNumbers;
+    if (plan.weights === "nf4") return NF4_BYTES * shape.linearParameters;
+    if (plan.weights === "fp8") return shape.linearParameters + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
+    return elementBytes(plan) * shape.linearParameters;
   }
 
   /** Bytes of a whole model in the plan's form of weights. */
   function frozenBytes(shape, plan) {
-    return linearBytes(shape, plan) + numberBytes(plan) * (shape.vectorNumbers + shape.expertNumbers + shape.embeddingNumbers);
+    return linearBytes(shape, plan) + elementBytes(plan) * (shape.vectorParameters + shape.expertParameters + shape.embeddingParameters);
   }
 
   function adapted(shape, plan) {
@@ -37,23 +37,23 @@
     return chosen.map((one) => one.inputs + one.outputs);
   }
 
-  /** How many numbers are trained. */
-  function trainedNumbers(shape, plan) {
+  /** How many parameters are trained. */
+  function trainedParameters(shape, plan) {
     return plan.method === "full" ? shape.parameters : shape.layers * plan.rank * sum(adapted(shape, plan));
   }
 
-  /** Numbers of a token within an MLP, or within all experts that it goes to. */
-  const innerNumbers = (shape) => shape.inner || shape.expertsUsed * shape.expertInner;
+  /** Elements of a token within an MLP, or within all experts that it goes to. */
+  const innerElements = (shape) => shape.inner || shape.expertsUsed * shape.expertInner;
 
   function layerBytes(shape, plan) {
-    const b = numberBytes(plan);
+    const b = elementBytes(plan);
     const norms = isFused(plan)
       ? shape.norms * shape.hidden * 2 * b
       : shape.norms * shape.hidden * (4 + b + (plan.method === "full" ? b : 0));
     let attention = 2 * shape.query + 2 * shape.key;
     if (plan.device === "cpu") attention += shape.query + (4 / 3) * shape.key;
     if (shape.headNorms) attention += shape.query + shape.key;
-    const mlp = (isFused(plan) && shape.inner ? 2 : 4) * innerNumbers(shape);
+    const mlp = (isFused(plan) && shape.inner ? 2 : 4) * innerElements(shape);
     const low = plan.method === "lora" ? plan.rank * adapted(shape, plan).length : 0;
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms);
   }
@@ -62,14 +62,14 @@
   function keptBytes(shape, plan) {
     const kept = plan.keptLayers === null ? shape.layers : plan.keptLayers;
     const inputs = plan.offload ? Math.min(shape.layers - kept, 3) : shape.layers - kept;
-    return kept * layerBytes(shape, plan) + inputs * numberBytes(plan) * shape.hidden;
+    return kept * layerBytes(shape, plan) + inputs * elementBytes(plan) * shape.hidden;
   }
 
   /** Bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer. */
   function backwardBytes(shape, plan) {
-    const b = numberBytes(plan);
+    const b = elementBytes(plan);
     const tokens = plan.rowTokens;
-    const inner = innerNumbers(shape);
+    const inner = innerElements(shape);
     const passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
     const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
@@ -91,7 +91,7 @@
 
   function workspaceBytes(shape, plan) {
     const largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
-    const scratch = ["nf4", "fp8"].includes(plan.weights) ? numberBytes(plan) * largest : 0;
+    const scratch = ["nf4", "fp8"].includes(plan.weights) ? elementBytes(plan) * largest : 0;
     return scratch + (plan.device === "cuda" ? LIBRARY_WORKSPACE : 0);
   }
 
@@ -102,12 +102,12 @@
    */
   function estimateMemory(shape, given) {
     const plan = { ...MemoryPlan, ...given };
-    const b = numberBytes(plan);
+    const b = elementBytes(plan);
     const tokens = plan.rowTokens;
     const scored = plan.scoredTokens === null ? tokens : plan.scoredTokens;
-    const frozen = linearBytes(shape, plan) + b * (shape.vectorNumbers + shape.expertNumbers);
-    const embeddings = b * shape.embeddingNumbers;
-    const trained = trainedNumbers(shape, plan);
+    const frozen = linearBytes(shape, plan) + b * (shape.vectorParameters + shape.expertParameters);
+    const embeddings = b * shape.embeddingParameters;
+    const trained = trainedParameters(shape, plan);
     const trainedBytes = plan.method === "lora" ? plan.adapterBytes : b;
     const activations = tokens * keptBytes(shape, plan);
     let head = b * 2 * scored * shape.hidden + logitsBytes(shape, plan, scored);
@@ -124,7 +124,7 @@
       "embeddings and head": embeddings,
       adapter: plan.method === "lora" ? trained * trainedBytes : 0,
       gradients: trained * trainedBytes,
-      optimizer: trained * trainedBytes * STATE_NUMBERS[plan.optimizer],
+      optimizer: trained * trainedBytes * STATE_ELEMENTS[plan.optimizer],
       activations: activations + recomputed,
       "head chunk": head,
       reference: plan.reference === "separate" ? frozen + embeddings : 0,
@@ -135,7 +135,7 @@
     return { items, total, allocated: total - items.runtime };
   }
 
-  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, numberBytes };
+  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, elementBytes };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -22,12 +22,12 @@
       Object.assign(this, DEFAULTS, sizes);
     }
 
-    /** Numbers of all query heads. */
+    /** Size of all query heads together. */
     get query() {
       return this.heads * this.headSize;
     }
 
-    /** Numbers of all key heads. */
+    /** Size of all key heads together. */
     get key() {
       return this.keyHeads * this.headSize;
     }
@@ -48,30 +48,30 @@
     }
 
     /** Weights of the linear layers of all layers. */
-    get linearNumbers() {
+    get linearParameters() {
       return this.layers * sum(this.linears.map((one) => one.inputs * one.outputs));
     }
 
     /** Weights of all experts and of their routers. */
-    get expertNumbers() {
+    get expertParameters() {
       return this.layers * this.experts * (3 * this.hidden * this.expertInner + this.hidden);
     }
 
     /** Weights of norms and biases. */
-    get vectorNumbers() {
+    get vectorParameters() {
       let heads = 0;
       if (this.headNorms) heads = this.modelType.startsWith("olmo") ? this.query + this.key : 2 * this.headSize;
       return this.layers * (this.norms * this.hidden + heads + this.biases) + this.hidden;
     }
 
     /** Weights of the embedding and, where it has weights of its own, of the head. */
-    get embeddingNumbers() {
+    get embeddingParameters() {
       return (this.tied ? 1 : 2) * this.vocabulary * this.hidden;
     }
 
     /** All weights. */
     get parameters() {
-      return this.linearNumbers + this.expertNumbers + this.vectorNumbers + this.embeddingNumbers;
+      return this.linearParameters + this.expertParameters + this.vectorParameters + this.embeddingParameters;
     }
   }
 

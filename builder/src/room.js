@@ -7,7 +7,7 @@
   const inNode = typeof require !== "undefined";
   const { Room, treating } = inNode ? require("./execution.js") : globalThis.wishbone;
   const { fit } = inNode ? require("./fitting.js") : globalThis.wishbone;
-  const { CONTEXT, MEMORY_PLAN, estimateMemory, numberBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { CONTEXT, MEMORY_PLAN, estimateMemory, elementBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { SPARE } = constants["engine.fitting"];
@@ -30,9 +30,9 @@
     if (treatment !== "auto") return treating(budget, givenOn(machine, treatment));
     const atRest = estimateMemory(shape, { ...plan, rowTokens: 0, keptLayers: 0 }).total;
     const total = SHARE_OF_FREE_MEMORY[machine.kind] * Math.trunc(machine.free - atRest);
-    const number = numberBytes(plan);
-    const layer = (18 * shape.hidden + 5 * (shape.inner || 4 * shape.hidden)) * number;
-    return { tokenBudget: budget, room: new Room(total, shape.layers * shape.hidden * number, layer), offload: "as needed" };
+    const bytes = elementBytes(plan);
+    const layer = (18 * shape.hidden + 5 * (shape.inner || 4 * shape.hidden)) * bytes;
+    return { tokenBudget: budget, room: new Room(total, shape.layers * shape.hidden * bytes, layer), offload: "as needed" };
   }
 
   /**

@@ -24,7 +24,7 @@
     const linearRate = plan.weights === "fp8" && gpu.fp8_tflops ? share * gpu.fp8_tflops * 1e12 : rate;
     const passes = work.passes + work.recomputed;
     const experts = shape.layers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner;
-    const linear = 2 * (shape.linearNumbers + experts) * work.tokens;
+    const linear = 2 * (shape.linearParameters + experts) * work.tokens;
     const head = 2 * shape.hidden * shape.vocabulary * work.scored;
     const attention = 4 * shape.query * shape.layers * work.contexts;
     const traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);

@@ -122,7 +122,12 @@ def test_every_reference_and_form_of_weights_begins_at_ln_2(workplace: Path, set
     outcome = train("output.dir=mine", *settings)
     assert outcome.exit_code == 0, outcome.stderr
     assert first_metrics(workplace / "mine")["loss"] == pytest.approx(0.6931472, abs=1e-5)
-    assert json.loads((workplace / "mine" / "summary.json").read_text())["form"] == "shared_prefix"
+    summary = json.loads((workplace / "mine" / "summary.json").read_text())
+    assert summary["form"] == "shared_prefix"
+    offloaded = "training.activations=offload" in settings
+    execution = {name: summary["execution"][name] for name in ("token_budget", "offload", "graph_lengths")}
+    assert execution == {"token_budget": 1024, "offload": "always" if offloaded else "as needed", "graph_lengths": []}
+    assert summary["execution"]["kept_layers"] == (0 if offloaded else summary["execution"]["layers"])
     learned = workplace / "mine" / ("model" if "adapter.method=full" in settings else "adapter")
     assert (learned / "tokenizer.json").exists() and list(learned.glob("*.safetensors"))
 

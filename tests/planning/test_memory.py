@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_numbers
+from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_parameters
 from wishbone.planning.model_shape import read_shape
 
 ROOT = Path(__file__).parents[2]
@@ -90,8 +90,8 @@ def test_a_kept_layer_is_counted_by_hand():
 def test_named_targets_train_those_alone():
     shape = read_shape(TINY)
     plan = MemoryPlan("bf16", row_tokens=1, rank=8, targets=("q_proj", "down_proj"))
-    assert trained_numbers(shape, plan) == 2 * 8 * ((64 + 64) + (128 + 64))
-    assert trained_numbers(shape, MemoryPlan("bf16", row_tokens=1, method="full")) == shape.parameters
+    assert trained_parameters(shape, plan) == 2 * 8 * ((64 + 64) + (128 + 64))
+    assert trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, method="full")) == shape.parameters
 
 
 def test_a_separate_reference_takes_what_the_model_takes():

@@ -152,13 +152,13 @@ def _print(config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: 
 def _lines(
     config: RunConfig, target: Target, found: RunPlan, whose: str, gpus: int, directory: Path | None
 ) -> Iterator[tuple[str, str]]:
-    from wishbone.planning.memory import trained_numbers
+    from wishbone.planning.memory import trained_parameters
     from wishbone.planning.run_plan import memory_plan
 
     shape, rows = target.shape, found.rows
     known = "its config.json" if directory else "known by name"
     yield "Model", f"{config.model.name}: {_count(shape.parameters)} weights, {_form(found.weights)} ({known})"
-    trained = _count(trained_numbers(shape, memory_plan(config, target)))
+    trained = _count(trained_parameters(shape, memory_plan(config, target)))
     full = config.adapter.method == "full"
     yield (
         "Trained",

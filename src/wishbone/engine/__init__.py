@@ -1,1 +1,1 @@
-"""The engine: one optimizer step, how much memory and time it may take, and what happens when memory runs out."""
+"""The engine: one optimizer step, how its rows are computed, and what is given up when memory runs out."""

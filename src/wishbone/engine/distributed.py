@@ -1,7 +1,7 @@
-"""Several processes: each computes its own pairs, gradients are averaged once a step.
+"""Several processes: each computes its own pairs, and gradients are averaged once a step.
 
-The step runs the model underneath DistributedDataParallel, so the number of rows may differ between processes; nothing
-waits for anything until all gradients are there. The average over processes is what DDP computes.
+The step runs the model underneath DistributedDataParallel, so the number of rows may differ between processes: none
+waits for another until it has all its gradients. The average over processes is what DDP computes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def sum_over_processes(value: int, accelerator: Accelerator) -> int:
-    """Return the sum of a number over processes."""
+    """Return the sum of a value over processes."""
     if accelerator.num_processes == 1:
         return value
     total = torch.tensor(value, device=accelerator.device)

@@ -101,8 +101,8 @@ def with_cuda_graphs(
 def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
     """Return the lengths, ascending multiples of `multiple`, that rows as long as these are padded to.
 
-    They are the few that pad these rows least: with u_1 < u_2 < ... the lengths that there are and n_ij the rows from
-    u_i to u_j, the least total of m lengths of which u_j is the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}.
+    They are the few that pad these rows least. With u_1 < u_2 < ... the lengths that occur and n_ij the number of rows
+    from u_i to u_j, the least total of m lengths with u_j as the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}.
     """
     lengths, counts = np.unique(-(-rows // multiple) * multiple, return_counts=True)
     before = np.concatenate([[0], counts.cumsum()])
@@ -131,13 +131,13 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
     if not isinstance(policy.model, PeftModel):
         return "the model itself is trained, not an adapter"
     if policy.fused is None or len(policy.fused.linears.mlps) != layers:
-        return "its layers are not all of the known form, and what cannot be known beforehand cannot be recorded"
+        return "not all of its MLPs are of the known form, and kernels that depend on values cannot be recorded"
     if ModelState(policy.model).hooks_of_others():
-        return "its modules have hooks, which replayed passes would not call"
+        return "its modules have hooks, which a replay would not call"
     if not all(parameter.is_cuda for parameter in policy.model.parameters()):
         return "part of the model is in host memory"
     if not keeps_all(policy, execution, longest):
-        return f"activations of a row of {longest} tokens are not kept"
+        return f"the activations of a row of {longest} tokens are not all kept"
     if not keeps_all(policy, execution, HELD_ROWS * longest):
         return f"memory does not hold the activations of a second row of {longest} tokens"
     return None

@@ -1,4 +1,4 @@
-"""Which rows a run will have, from the tokens of its pairs, before any of them is run."""
+"""Lengths of the rows that a run will have, from the tokens of its pairs, before any row is run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from wishbone.data.columns import IdColumn
 from wishbone.data.packing import pack_rows
 
 UNKNOWN_LONGEST = 1024
-"""Tokens of the longest pair of a stream that is not truncated, for want of a better number."""
+"""Tokens assumed for the longest pair of a stream that is not truncated."""
 
 DRAWN_STEPS, DRAWN_PAIRS = 256, 8192
-"""Steps that are drawn to see how long rows will be, and most pairs of them all."""
+"""Number of steps drawn to see how long rows will be, and the most pairs drawn in all."""
 
 
 def longest_of_stream(max_length: int | None) -> int:
     """Return the tokens that a pair of a stream may have in a shared-prefix row.
 
-    Only the bound is known, two sequences of `max_length`; without one, a usual length is taken.
+    Only a bound is known, two sequences of `max_length`; without one, a usual length is assumed.
     """
     return 2 * max_length - 1 if max_length else UNKNOWN_LONGEST
 
@@ -28,7 +28,7 @@ def longest_of_stream(max_length: int | None) -> int:
 def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any]:
     """Return the tokens of each pair of a tokenized data set in a shared-prefix row, [pairs].
 
-    What completions begin with in common is counted twice.
+    Tokens that both completions begin with are counted twice, though a row holds them once.
     """
     prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
     if max_length is None:
@@ -38,7 +38,7 @@ def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any
 
 
 def most_in_a_row(tokens: np.ndarray[Any, Any], pairs_a_step: int) -> int:
-    """Return the tokens of a step of so many of the longest pairs, of a data set whose pairs have these tokens."""
+    """Return the tokens of a step with the longest pairs of a data set, whose pairs have these tokens."""
     return int(np.sort(tokens)[-pairs_a_step:].sum())
 
 

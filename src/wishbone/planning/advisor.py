@@ -1,7 +1,7 @@
 """From a situation to advice: the shape of the model, the GPU, the facts, the rules.
 
-A model's shape is that of its directory's config.json, else that of the known model of this name. Where neither is
-there, `parameters_billion` takes the known model that is nearest above in size, so that memory is not underestimated.
+A model's shape comes from the config.json in its directory, else from the known model of this name. Where there is
+neither, `parameters_billion` selects the known model that is the next larger, so that memory is not underestimated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Advice:
 
     @property
     def facts(self) -> Mapping[str, Value]:
-        """What the rules were evaluated with, memory in GiB among it."""
+        """What the rules were evaluated with; memory is in GiB."""
         return self.outcome.facts
 
     @property
@@ -45,7 +45,7 @@ class Advice:
 
     @property
     def warnings(self) -> tuple[Applied, ...]:
-        """Those that only warn."""
+        """Rules that held and only warn."""
         return tuple(rule for rule in self.applied if rule.kind == "warning")
 
 
@@ -57,7 +57,7 @@ def advise(situation: Situation, shape: ModelShape | None = None) -> Advice:
         shape: of the model; None: of its directory or name.
 
     Raises:
-        RequestError: the GPU or the model's shape is not known, all of it at once.
+        RequestError: the GPU or the model's shape is not known; it names all problems.
     """
     problems: list[str] = []
     memory, capability = 0.0, 0.0
@@ -81,7 +81,7 @@ def shape_of(situation: Situation) -> ModelShape:
     """Return the shape of a situation's model.
 
     Raises:
-        RequestError: nothing tells it, or the model's config.json cannot be used.
+        RequestError: the shape is not known, or the model's config.json cannot be used.
     """
     config = Path(situation.model) / "config.json"
     if config.is_file():

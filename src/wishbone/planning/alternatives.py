@@ -1,6 +1,6 @@
-"""What fits where a run does not: milder forms of weights, shorter pairs, a larger GPU.
+"""What fits where a run does not: smaller forms of weights, shorter pairs, a larger GPU.
 
-What is offered has been planned itself, and fits.
+Each alternative is planned like the run itself before it is offered, and fits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from wishbone.planning.memory import GIB
 from wishbone.planning.run_plan import Target, gpu_machine, plan_run
 
 SHORTEST = 64
-"""Tokens of a sequence below which a shorter data.max_length is no help."""
+"""Shortest data.max_length that is offered, in tokens."""
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Another way that fits: settings to give instead, or a GPU to run on, and the bytes that it takes."""
+    """What fits instead: settings to change, or a GPU to run on, and the bytes that the run then takes."""
 
     settings: tuple[str, ...]
     gpu: str | None
@@ -30,7 +30,7 @@ class Alternative:
 
 
 def alternatives(config: RunConfig, target: Target, *, processes: int = 1) -> Iterator[Alternative]:
-    """Yield what fits: the fewest and mildest changes of settings, shorter pairs, and the smallest GPU."""
+    """Yield what fits: the fewest and mildest changes of settings, shorter pairs, and the smallest larger GPU."""
     changes: dict[str, Any] = {}
     eased = None
     for change in _changes(config, target):
@@ -66,7 +66,7 @@ def _on_another_gpu(
 
 
 def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
-    """Yield changes that save memory, from the one that costs least."""
+    """Yield changes that save memory, the one that costs least first."""
     training, gpu = config.training, target.gpu
     if training.token_budget != "auto":
         yield {"training.token_budget": "auto"}
@@ -97,7 +97,7 @@ def _tried(config: RunConfig, target: Target, changes: Mapping[str, Any], proces
 
 
 def _shorter(config: RunConfig, target: Target, base: Mapping[str, Any], processes: int) -> Alternative | None:
-    """The longest sequences with which the run fits, in whole 64s."""
+    """The longest data.max_length with which the run fits, a multiple of 64."""
     lengths, now = target.lengths, config.data.max_length
     longest = int((lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)).max())
     low, high = 0, (min(longest, now) if now else longest) // SHORTEST

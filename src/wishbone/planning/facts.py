@@ -1,8 +1,8 @@
 """What the rules read: a situation, what its GPU can do, and the memory that its model would take.
 
-Two rows stand for all: the longest pair alone with every layer recomputed (`least_*_gib`, what a step cannot do
-without), and 8,192 tokens, or the longest pair if that is more, with everything kept (`roomy_*_gib`). With p and c the
-median tokens of prompt and completion, share = c / (p + c), and n those of the longest sequence:
+Two rows are estimated: the longest pair alone with every layer recomputed (`least_*_gib`, the least that a step needs),
+and 8,192 tokens, or the longest pair if that is longer, with everything kept (`roomy_*_gib`). With p and c the median
+tokens of prompt and completion, share = c / (p + c), and n tokens of the longest sequence:
 
     longest pair     n (1 + share) tokens, 2 n share of them scored
     full row         max(8192, longest pair) tokens, 2 c / (p + 2 c) of them scored

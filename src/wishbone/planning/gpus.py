@@ -1,9 +1,9 @@
-"""GPUs by name: what a run on one has, whether or not it is in this machine.
+"""GPUs by name: memory, arithmetic and bandwidth of a GPU, whether or not it is in this machine.
 
-`gpus.json` has for each the memory that the driver reports (GiB), its compute capability, what its matrix units compute
-at most without sparsity and with sums in float32 (TFLOP/s; null where it lacks the format), the bandwidth of its memory
-(GB/s), what was measured on one, and where the figures are from. Names are compared without case, punctuation and the
-words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are one.
+`gpus.json` has for each GPU the memory that the driver reports (GiB), its compute capability, the peak rate of its
+matrix units without sparsity and with sums in float32 (TFLOP/s; null where it lacks the format), the bandwidth of its
+memory (GB/s), what was measured on one, and the source of the figures. Names are compared without case, punctuation and
+the words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are the same.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from wishbone.config.document import show
 from wishbone.errors import RequestError
 
 BF16_FROM, FP8_FROM = 8.0, 8.9
-"""Compute capabilities from which on a GPU has arithmetic in these formats."""
+"""Lowest compute capabilities with arithmetic in these formats."""
 
 GPUS = Path(__file__).with_name("gpus.json")
 NEAR = 0.5
-"""How alike two names are, of 1, before one is offered for the other."""
+"""How alike two names must be, from 0 to 1, for one to be suggested for the other."""
 
 SAID_AROUND = frozenset(
     {"nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server"}
 )
-"""Words of drivers and shops that tell no two GPUs apart."""
+"""Words of drivers and shops that do not tell two GPUs apart."""
 
 FORM = re.compile(r"\d+gb|sxm|pcie")
-"""Words that a name may have more than it needs."""
+"""Words that a name may have beyond what it needs."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Rates that a GPU was seen to have, in TFLOP/s, and where they were written down."""
+    """Rates measured on a GPU, in TFLOP/s, and where they are recorded."""
 
     bf16_tflops: float
     fp8_tflops: float | None
@@ -73,7 +73,7 @@ def find_gpu(name: str) -> Gpu:
     """Return the GPU of that name, as a person or a driver writes it.
 
     Raises:
-        RequestError: there is none, or several; it names those that are nearest.
+        RequestError: there is none, or several; the message names the nearest ones.
     """
     asked = _words(name)
     gpus = [(_words(known), gpu) for known, gpu in known_gpus().items()]

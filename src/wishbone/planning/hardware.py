@@ -158,5 +158,5 @@ def read_accelerators() -> list[Accelerator]:
 
 
 def has_nvidia_driver() -> bool:
-    """Whether an NVIDIA driver is loaded, which a torch built for the processor alone does not use."""
+    """Whether an NVIDIA driver is loaded, also where torch is a CPU build that does not use it."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None

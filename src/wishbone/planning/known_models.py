@@ -1,9 +1,9 @@
 """Well-known models by name, so that a run can be planned before anything is fetched.
 
-`models.json` has, for each, the sizes that its config.json on the hub has; those of models that also see are of their
-language model. A name is known under any owner and without the words that say in which form a model comes: so
-`unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit` is `meta-llama/Llama-3.1-8B-Instruct`, and so is its base model, whose
-shape is the same.
+`models.json` has for each model the sizes in its config.json on the hub; for models that also take images, those of the
+language model. A name is known under any owner and without the words that only say in which form a model comes: so
+`unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit` means `meta-llama/Llama-3.1-8B-Instruct`, and so does the name of its base
+model, which has the same shape.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A pair has a prompt of p tokens and completions of c and r. Cut to M tokens a se
 
     min(p + c, M) + min(p + r, M) - min(p, M)        tokens, all but the prompt's scored.
 
-Where the tokenizer is not on this machine, a token counts as four characters of text, which holds for English and not
-for other scripts, and every message as four more tokens for what a chat template writes around it.
+Where the tokenizer is not on this machine, a token counts as four characters of text, which holds for English but not
+for other scripts, and each message as four more tokens for what a chat template writes around it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENS_A_MESSAGE = 4
 
 @dataclass(frozen=True)
 class PairLengths:
-    """Tokens of pairs before they are cut; `source` says in words how they are known."""
+    """Tokens of pairs before truncation; `source` says in words where they come from."""
 
     prompt: Counts
     chosen: Counts
@@ -50,7 +50,7 @@ class PairLengths:
         return with_chosen + with_rejected - 2 * prompt
 
     def contexts(self, max_length: int | None) -> NDArray[np.float64]:
-        """For each pair, tokens that its tokens look at, added up."""
+        """Tokens that the tokens of each pair attend to, added up."""
         with_chosen, with_rejected, prompt = (tokens.astype(np.float64) for tokens in self._cut(max_length))
         return (with_chosen**2 + with_rejected**2 - prompt**2) / 2
 
@@ -62,7 +62,7 @@ class PairLengths:
 
 
 def given_lengths(pairs: int, prompt: int, completion: int, longest: int) -> PairLengths:
-    """Return pairs of median length and one whose sequences are the longest, divided alike."""
+    """Return pairs of median length and one with the longest sequences, in the same proportion."""
     share = completion / (prompt + completion)
     tokens = round(longest * share)
     prompts = np.full(pairs, prompt, dtype=np.int64)
@@ -72,7 +72,7 @@ def given_lengths(pairs: int, prompt: int, completion: int, longest: int) -> Pai
 
 
 def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> PairLengths:
-    """Return the lengths of the pairs to learn from, those that cannot teach left out.
+    """Return the lengths of the pairs to learn from, without those that cannot be used.
 
     Raises:
         RequestError: the data cannot be read, or holds no usable pair.
@@ -94,7 +94,7 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
 
 
 def _tokenized(rows: Any, directory: Path) -> tuple[Counts, Counts, Counts]:
-    """Count as training would; nothing of this loads torch."""
+    """Count as training would, without loading torch."""
     from transformers import PreTrainedTokenizerFast
 
     from wishbone.data.columns import IdColumn

@@ -1,39 +1,40 @@
-r"""How much memory a training step takes, by item: reckoned from the model's shape, before anything is loaded.
+r"""Memory of a training step by item, estimated from the model's shape before anything is loaded.
 
-Symbols: H hidden, I inner, Q and K numbers of all query and of all key heads, V vocabulary, L layers, r rank; T tokens
-of a row and S scored ones; n of L layers kept; b bytes of a number in the arithmetic.
+Symbols: H hidden size, I inner size of an MLP, Q and K sizes of all query and of all key heads, V vocabulary, L layers,
+r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an element in the arithmetic.
 
-**At rest.** Linear weights take b bytes a number; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64 with an
-8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts take b.
-An adapter has r (inputs + outputs) numbers for each linear layer, gradients as many, the optimizer a multiple of them.
+**At rest.** A parameter of a linear layer takes b bytes; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64
+with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts
+take b. An adapter has r (inputs + outputs) parameters for each linear layer, as many gradients, and the optimizer a
+multiple.
 
 **Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
 
     layer = b (4 H + 2 Q + 2 K + 2 I + sum of ranks) + 4 heads + 8
 
-which are the inputs of both norms and what comes out of them, queries and keys after rotation, values, attention's
-output, gate and up, the adapters' low-rank products, attention's normalizer, and 1 / rms. Layers as transformers and
-PEFT write them (on a CPU, and where all weights are trained) keep two more numbers of the MLP, inputs of norms in
-float32, and the normed rows where norms are trained; on a CPU also attention's output again, and keys of branches.
-A recomputed layer keeps its input, b H; with inputs in host memory the device holds three at a time (in use, fetched
-ahead, on its way).
+These are the inputs and outputs of both norms, queries and keys after rotation, values, attention's output, gate and
+up, the adapters' low-rank products, attention's normalizer, and 1 / rms. Layers as transformers and PEFT write them (on
+a CPU, and where all weights are trained) also keep two more intermediates of the MLP, inputs of norms in float32, and
+the normed rows where norms are trained; on a CPU attention's output once more, and the keys of branches. A recomputed
+layer keeps its input, b H. With inputs in host memory the device holds three of them at a time: one in use, one fetched
+ahead, one on its way.
 
     activations = T (n layer + (L - n) b H)
 
 **What comes and goes.** At the end of the forward pass the head holds hidden states and the unit gradient of scored
-tokens, the logits of a chunk of them, and of all tokens what the last layer and the last norm made (three times b H a
-token where inputs do not leave the device). In the backward pass an MLP holds the gradients of its input, of its output
-and of its inner product, and in FP8 the latter once more in 8 bits; where no layer is kept, the layer that is
-recomputed at the time holds what a kept one does. Where memory is to be saved (inputs in host memory), MLPs run over
-tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it
-steps. The peak is that of the three which is largest:
+tokens, the logits of a chunk of them, and the outputs of the last layer and the last norm for all tokens (three times b
+H a token where inputs stay on the device). In the backward pass an MLP holds the gradients of its input, its output and
+its inner product, and in FP8 the last once more in 8 bits. Where no layer is kept, the layer that is being recomputed
+holds what a kept one does. Where memory is short (inputs in host memory), MLPs run over tiles of about 1,024 tokens, of
+which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it steps. The peak is the largest of
+the three:
 
     head      = b H (3 T + 2 S) + 4 chunk V
     backward  = T b (2 H + I), and T (layer - b H) more where n = 0
     peak      = at rest + workspace + max( activations + head, activations + backward, optimizer's copy )
 
-The reference runs over the same row without keeping anything, so its pass is never the peak. Workspaces are those of
-the matrix library and, for FP8 and NF4, the largest weight transposed or dequantized; on a CPU the holes in the heap.
+The reference runs over the same row and keeps nothing, so its pass is never the peak. Workspaces are those of the
+matrix library and, for FP8 and NF4, the largest weight transposed or dequantized; on a CPU memory fragmentation.
 `runtime` is what a process takes beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU
 Python and its libraries.
 """
@@ -53,7 +54,7 @@ MIB, GIB = 2**20, 2**30
 
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 ADAPTER_BYTES = 4
-STATE_NUMBERS = {
+STATE_ELEMENTS = {
     "adamw_torch": 2.0,
     "adamw_torch_fused": 2.0,
     "paged_adamw_32bit": 2.0,
@@ -66,38 +67,38 @@ STATE_NUMBERS = {
     "adafactor": 0.0,
     "sgd": 0.0,
 }
-"""Numbers of state for each trained one, in its own size; what is in 8 bits counts as a quarter of a float32 number."""
+"""Elements of state for each trained parameter, in its own size; 8 bits count as a quarter of a float32 element."""
 
 COPYING = frozenset({"adamw_torch", "adagrad", "rmsprop"})
-"""Optimizers that hold one more number for each trained one while they step."""
+"""Optimizers that hold one more element for each trained parameter while they step."""
 
 LIBRARY_WORKSPACE = 64 * MIB
-"""cuBLAS: 32 MiB for each of the two threads that multiply, forward and backward."""
+"""cuBLAS: 32 MiB for each of the two threads that compute products, forward and backward."""
 CONTEXT = 512 * MIB
 """A CUDA context with the kernels of PyTorch, outside of what its allocator counts."""
 PROCESS = 1200 * MIB
-"""A Python process with PyTorch, transformers and datasets, and what loading left in a heap that is not given back."""
+"""A Python process with PyTorch, transformers and datasets, and memory that loading left in its heap."""
 HOLES = 0.8
-"""On a CPU: what the heap keeps beside tensors that come and go, as a share of them. `wishbone train` has freed memory
-kept, in pages of 2 MiB, because steps are faster so; rows of other lengths leave holes in it."""
+"""Memory fragmentation on a CPU, as a share of the tensors that come and go. `wishbone train` keeps freed memory in
+pages of 2 MiB, which makes steps faster; rows of different lengths leave holes in it."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a run does, as far as memory depends on it.
+    """What memory depends on in a run.
 
     Attributes:
         weights: form of the frozen weights.
         row_tokens: tokens of the longest row.
         method, rank, targets: what is trained; targets are "all-linear" or names of linear layers.
-        scored_tokens: tokens of that row whose log-probability is asked for; None counts all.
+        scored_tokens: tokens of that row whose log-probability is computed; None counts all.
         kept_layers: layers whose activations are kept; None keeps all.
         offload: inputs of recomputed layers wait in host memory.
-        optimizer: a name of `STATE_NUMBERS`.
+        optimizer: a name of `STATE_ELEMENTS`.
         device: where.
         reference: "none" of its own (the adapter off), "separate" (a second model of the same shape), or "stored".
-        device_memory: of the device in bytes; decides how many logits are held at a time.
-        adapter_bytes: of a trained number of an adapter.
+        device_memory: bytes of the device; decides how many logits are held at a time.
+        adapter_bytes: of a trained parameter of an adapter.
     """
 
     weights: Weights
@@ -115,8 +116,8 @@ class MemoryPlan:
     adapter_bytes: int = ADAPTER_BYTES
 
     @property
-    def number(self) -> int:
-        """Bytes of a number in the arithmetic."""
+    def element_bytes(self) -> int:
+        """Bytes of an element in the arithmetic."""
         return 4 if self.weights == "f32" or (self.device == "cpu" and self.weights in ("fp8", "nf4")) else 2
 
     @property
@@ -149,11 +150,11 @@ class MemoryEstimate:
 
 def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
     """Return the peak of a training step by item, by this module's equations."""
-    b, tokens = plan.number, plan.row_tokens
+    b, tokens = plan.element_bytes, plan.row_tokens
     scored = tokens if plan.scored_tokens is None else plan.scored_tokens
-    frozen = linear_bytes(shape, plan) + b * (shape.vector_numbers + shape.expert_numbers)
-    embeddings = b * shape.embedding_numbers
-    trained = trained_numbers(shape, plan)
+    frozen = linear_bytes(shape, plan) + b * (shape.vector_parameters + shape.expert_parameters)
+    embeddings = b * shape.embedding_parameters
+    trained = trained_parameters(shape, plan)
     trained_bytes = plan.adapter_bytes if plan.method == "lora" else b
     activations = tokens * kept_bytes(shape, plan)
     head = b * 2 * scored * shape.hidden + logits_bytes(shape, plan, scored)
@@ -173,7 +174,7 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
             "embeddings and head": embeddings,
             "adapter": trained * trained_bytes if plan.method == "lora" else 0.0,
             "gradients": trained * trained_bytes,
-            "optimizer": trained * trained_bytes * STATE_NUMBERS[plan.optimizer],
+            "optimizer": trained * trained_bytes * STATE_ELEMENTS[plan.optimizer],
             "activations": activations + recomputed,
             "head chunk": head,
             "reference": frozen + embeddings if plan.reference == "separate" else 0.0,
@@ -185,17 +186,17 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
 
 def frozen_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of a whole model in the plan's form of weights."""
-    rest = shape.vector_numbers + shape.expert_numbers + shape.embedding_numbers
-    return linear_bytes(shape, plan) + plan.number * rest
+    rest = shape.vector_parameters + shape.expert_parameters + shape.embedding_parameters
+    return linear_bytes(shape, plan) + plan.element_bytes * rest
 
 
 def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of the linear layers' weights."""
     if plan.weights == "nf4":
-        return NF4_BYTES * shape.linear_numbers
+        return NF4_BYTES * shape.linear_parameters
     if plan.weights == "fp8":
-        return shape.linear_numbers + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
-    return plan.number * shape.linear_numbers
+        return shape.linear_parameters + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
+    return plan.element_bytes * shape.linear_parameters
 
 
 def adapted(shape: ModelShape, plan: MemoryPlan) -> list[int]:
@@ -207,8 +208,8 @@ def adapted(shape: ModelShape, plan: MemoryPlan) -> list[int]:
     ]
 
 
-def trained_numbers(shape: ModelShape, plan: MemoryPlan) -> int:
-    """Return how many numbers are trained."""
+def trained_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
+    """Return how many parameters are trained."""
     if plan.method == "full":
         return shape.parameters
     return shape.layers * plan.rank * sum(adapted(shape, plan))
@@ -216,7 +217,7 @@ def trained_numbers(shape: ModelShape, plan: MemoryPlan) -> int:
 
 def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes a token that one kept layer keeps for the backward pass."""
-    b = plan.number
+    b = plan.element_bytes
     if plan.fused:
         norms = shape.norms * shape.hidden * 2 * b
     else:
@@ -226,7 +227,7 @@ def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
         attention += shape.query + 4 / 3 * shape.key
     if shape.head_norms:
         attention += shape.query + shape.key
-    mlp = (2 if plan.fused and shape.inner else 4) * inner_numbers(shape)
+    mlp = (2 if plan.fused and shape.inner else 4) * inner_elements(shape)
     low = plan.rank * len(adapted(shape, plan)) if plan.method == "lora" else 0
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms)
 
@@ -235,12 +236,12 @@ def kept_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes a token of all that a row keeps from its forward to its backward pass."""
     kept = shape.layers if plan.kept_layers is None else plan.kept_layers
     inputs = min(shape.layers - kept, 3) if plan.offload else shape.layers - kept
-    return kept * layer_bytes(shape, plan) + inputs * plan.number * shape.hidden
+    return kept * layer_bytes(shape, plan) + inputs * plan.element_bytes * shape.hidden
 
 
 def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     """Return the bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer."""
-    b, tokens, inner = plan.number, plan.row_tokens, inner_numbers(shape)
+    b, tokens, inner = plan.element_bytes, plan.row_tokens, inner_elements(shape)
     passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
     tiles = int(tokens / SMALL_TILE + 1 / 2)
@@ -251,8 +252,8 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     return tokens * layer, tokens * 2 * b * shape.hidden + tokens / tiles * tile
 
 
-def inner_numbers(shape: ModelShape) -> int:
-    """Return the numbers of a token within an MLP, or within all experts that it goes to."""
+def inner_elements(shape: ModelShape) -> int:
+    """Return the elements of a token within an MLP, or within all experts that it goes to."""
     return shape.inner or shape.experts_used * shape.expert_inner
 
 
@@ -269,5 +270,5 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
 def workspace_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of scratch memory."""
     largest = max(linear.inputs * linear.outputs for linear in shape.linears)
-    scratch = plan.number * largest if plan.weights in ("nf4", "fp8") else 0
+    scratch = plan.element_bytes * largest if plan.weights in ("nf4", "fp8") else 0
     return scratch + (LIBRARY_WORKSPACE if plan.device == "cuda" else 0)

@@ -1,7 +1,7 @@
-"""The shape of a model and the directory of its tokenizer, from what is on this machine and what is known by name.
+"""The shape of a model and the directory of its tokenizer, from files on this machine or the model's name.
 
-Nothing is fetched and no weights are opened. A model is looked for as a directory, as the embedded model, in the cache
-of the hub, and among the well-known ones, in this order.
+Nothing is downloaded and no weights are opened. A model is looked up as a directory, as the embedded model, in the
+hub's cache, and among the well-known models, in this order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def find_shape(name: str, revision: str | None = None) -> tuple[ModelShape, Path
     """Return the shape of a model and the directory of its files, None where only its name is known.
 
     Raises:
-        RequestError: nothing is known of the model, or its config.json says too little.
+        RequestError: the model is not known, or its config.json lacks sizes.
     """
     directory = model_directory(name, revision)
     if directory is not None:
@@ -38,7 +38,7 @@ def find_shape(name: str, revision: str | None = None) -> tuple[ModelShape, Path
 
 
 def model_directory(name: str, revision: str | None = None) -> Path | None:
-    """Return where a config.json of that model lies on this machine, or None."""
+    """Return the directory on this machine that holds the model's config.json, or None."""
     if Path(name).is_dir():
         return Path(name)
     if name == EMBEDDED_MODEL:
@@ -63,7 +63,7 @@ def _config(directory: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise RequestError(f"model.name {show(name)}: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise RequestError(f"model.name {show(name)}: {path} is no JSON ({error})") from error
+        raise RequestError(f"model.name {show(name)}: {path} is not JSON ({error})") from error
     if not isinstance(found, dict):
         raise RequestError(f"model.name {show(name)}: {path} holds no object")
     return found

@@ -1,7 +1,7 @@
 """The shape of a language model, from its config.json alone: what memory and time depend on, and nothing else.
 
-Model families spell the same sizes alike, with few exceptions, which stand in one table here. What a config.json leaves
-out is taken from what transformers takes it to be: as many key heads as heads, heads of hidden_size / heads numbers.
+Model families spell the same sizes alike; the few exceptions stand in one table here. What a config.json leaves out is
+what transformers takes as its default: as many key heads as heads, and a head dimension of hidden_size / heads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ OTHER_NAMES = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
     "vocab_size": ("padded_vocab_size",),
 }
-"""What some families call a size."""
+"""Other names that some families give a size."""
 
 TIED = frozenset({"gemma", "gemma2", "gemma3", "gemma3_text", "cohere", "cohere2", "smollm3"})
-"""Families whose head is the embedding unless the file says otherwise; in others it is not."""
+"""Families whose head shares the embedding's weights unless the file says otherwise."""
 
 FOUR_NORMS = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
-"""Families with a norm before and one after attention and MLP."""
+"""Families with a norm both before and after attention and MLP."""
 
 HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "olmoe"})
 """Families that normalize queries and keys."""
@@ -54,16 +54,16 @@ class ModelShape:
 
     Attributes:
         model_type: the family.
-        hidden: numbers of a token between layers.
-        inner: numbers within an MLP; 0 where every MLP is a mixture of experts.
+        hidden: elements of a token between layers.
+        inner: elements of a token within an MLP; 0 where every MLP is a mixture of experts.
         layers, heads, key_heads, head_size: of attention.
-        vocabulary: lines of the embedding.
+        vocabulary: rows of the embedding.
         tied: whether the output head is the embedding.
-        norms: norms a layer, those of single heads left out.
+        norms: norms a layer, without those of single heads.
         head_norms: whether queries and keys are normalized.
-        biases: numbers of the linear layers' biases a layer.
+        biases: parameters of the linear layers' biases, a layer.
         experts, experts_used, expert_inner: of a mixture of experts; 0 without.
-        positions: longest sequence that the position encoding was made for, 0 where the file does not say.
+        positions: longest sequence that the position encoding was made for; 0 where the file does not say.
     """
 
     model_type: str
@@ -85,17 +85,17 @@ class ModelShape:
 
     @property
     def query(self) -> int:
-        """Numbers of all query heads."""
+        """Size of all query heads together."""
         return self.heads * self.head_size
 
     @property
     def key(self) -> int:
-        """Numbers of all key heads."""
+        """Size of all key heads together."""
         return self.key_heads * self.head_size
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """Linear layers of one transformer layer, in which adapters are put and weights are quantized."""
+        """Linear layers of one transformer layer: those that get adapters and quantized weights."""
         if self.model_type in FUSED:
             attention = [Linear("qkv_proj", self.hidden, self.query + 2 * self.key)]
             mlp = [Linear("gate_up_proj", self.hidden, 2 * self.inner)]
@@ -111,43 +111,43 @@ class ModelShape:
         return (*attention, *(mlp if self.inner else ()))
 
     @property
-    def linear_numbers(self) -> int:
-        """Weights of the linear layers of all layers."""
+    def linear_parameters(self) -> int:
+        """Parameters of the linear layers of all layers, without biases."""
         return self.layers * sum(linear.inputs * linear.outputs for linear in self.linears)
 
     @property
-    def expert_numbers(self) -> int:
-        """Weights of all experts, which are kept as stacked matrices and not quantized, and of their routers."""
+    def expert_parameters(self) -> int:
+        """Parameters of all experts, which are stacked matrices and not quantized, and of their routers."""
         return self.layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
 
     @property
-    def vector_numbers(self) -> int:
-        """Weights of norms and biases."""
+    def vector_parameters(self) -> int:
+        """Parameters of norms and biases."""
         heads = 0
         if self.head_norms:
             heads = self.query + self.key if self.model_type.startswith("olmo") else 2 * self.head_size
         return self.layers * (self.norms * self.hidden + heads + self.biases) + self.hidden
 
     @property
-    def embedding_numbers(self) -> int:
-        """Weights of the embedding and, where it has weights of its own, of the head."""
+    def embedding_parameters(self) -> int:
+        """Parameters of the embedding and, where it has its own, of the head."""
         return (1 if self.tied else 2) * self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All weights."""
-        return self.linear_numbers + self.expert_numbers + self.vector_numbers + self.embedding_numbers
+        """All parameters."""
+        return self.linear_parameters + self.expert_parameters + self.vector_parameters + self.embedding_parameters
 
 
 def read_shape(config: Mapping[str, Any], name: str = "config.json") -> ModelShape:
-    """Return the shape that a config.json describes; of a model with images, that of its language model.
+    """Return the shape that a config.json describes; for a model with images, that of its language model.
 
     Args:
         config: the file's content.
         name: of the model, for errors.
 
     Raises:
-        RequestError: fields that are missing or no sizes, all of them at once.
+        RequestError: naming all fields that are missing or are not sizes.
     """
     text = config.get("text_config")
     if isinstance(text, Mapping):
@@ -200,7 +200,7 @@ class _Fields:
         )
 
     def _size(self, name: str, default: int | None = None) -> int:
-        """Return a size by its own name or by another; a size that cannot be had is noted, and 0 stands for it."""
+        """Return a size by its own name or by another; one that is missing or wrong is noted and counts as 0."""
         found = next((n for n in (name, *OTHER_NAMES.get(name, ())) if self._config.get(n) is not None), None)
         if found is None:
             if default is None:

@@ -157,7 +157,7 @@ def _asked(shape: ModelShape, plan: MemoryPlan, machine: Machine, budget: int, t
         layers=shape.layers,
         hidden=shape.hidden,
         inner=shape.inner or None,
-        element_bytes=plan.number,
+        element_bytes=plan.element_bytes,
     )
     return Execution(budget, room, offload="as needed")
 

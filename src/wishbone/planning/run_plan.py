@@ -39,16 +39,16 @@ class RunPlan:
         weights: form of the weights.
         machine: the device.
         rows: how rows are run, and the memory of the largest.
-        fits: whether that is below the machine's limit.
+        fits: whether it stays below the machine's limit.
         pairs: pairs to learn from.
         schedule: steps of the run.
         rows_a_step: mean number of rows of a step.
         row_tokens: mean tokens of a row.
         step_tokens: mean tokens of a step.
         longest: tokens of the longest pair in a row.
-        longest_sequence: tokens of the longest sequence (prompt and a completion) that fits, divided as the data's are.
-        seconds: of a step, or None where nothing is known.
-        seconds_at_least: whether rows are too small for that to be more than a lower bound.
+        longest_sequence: tokens of the longest sequence (prompt and a completion) that fits, in the data's proportion.
+        seconds: of a step, or None where nothing was measured to derive it from.
+        seconds_at_least: whether rows are so short that this is only a lower bound.
     """
 
     weights: Weights
@@ -78,7 +78,7 @@ class Target:
 
 
 def gpu_machine(gpu: Gpu) -> Machine:
-    """Return a GPU that nothing else uses."""
+    """Return the machine of a GPU that nothing else uses."""
     return Machine("cuda", gpu.memory_gib * GIB, gpu.memory_gib * GIB)
 
 
@@ -134,7 +134,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
 
 
 def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
-    """Return what memory depends on of a run, but for its rows.
+    """Return what memory depends on in a run, except its rows.
 
     Raises:
         RequestError: the device cannot compute what is asked for.
@@ -156,7 +156,7 @@ def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
 
 
 def _weights(config: RunConfig, gpu: Gpu | None) -> Weights:
-    """The form of the weights; refuses one that the device has no arithmetic for."""
+    """The form of the weights; raises RequestError for one that the device has no arithmetic for."""
     form = QUANTIZED.get(config.model.quantization)
     if form == "fp8" and (gpu is None or gpu.capability < FP8_FROM):
         where = f"{gpu.name} has compute capability {gpu.capability:g}" if gpu else "a processor has no FP8 arithmetic"
@@ -186,13 +186,13 @@ def _simulated_rows(tokens: Any, pairs: int, budget: int, seed: int) -> Iterator
 
 
 def _reads_reference(config: RunConfig) -> bool:
-    """Whether the losses, added up, read the reference policy; `sft` alone has one for its metrics."""
+    """Whether any of the losses reads the reference policy; `sft` alone has one for its metrics."""
     losses = set(config.preference.loss)
     return losses <= {"sft"} or not losses <= REFERENCE_FREE | {"sft"}
 
 
 def _passes(config: RunConfig, epochs: float) -> float:
-    """Passes over the tokens of a step, the reference's spread over the epochs that remember it."""
+    """Passes over the tokens of a step; the reference's is spread over the epochs that reuse its values."""
     reference = 1.0 if _reads_reference(config) else 0.0
     if config.training.reference_store != "off" or config.adapter.method == "full":
         reference /= max(ceil(epochs), 1)

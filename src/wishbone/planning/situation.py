@@ -117,7 +117,7 @@ def read_situation(answers: Mapping[str, Any]) -> Situation:
 
 
 def _explained(error: ValidationError, broken: set[str]) -> tuple[list[str], set[str]]:
-    """Sentences for the errors of fields, or where there are none, for those between sound fields."""
+    """Sentences for the errors of single fields or, if there are none, for conflicts between fields."""
     items = error.errors(include_url=False)
     single = [item for item in items if item["type"] != "conflict"]
     if single:

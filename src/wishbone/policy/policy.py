@@ -168,13 +168,13 @@ class Policy:
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """Dtype of the head's matrix product: autocast's where it is on, else the weight's."""
+    """Dtype of the head's matrix product: that of autocast where it is on, else that of the weight."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _logit_scale(text_config: Any) -> float:
-    """Factor that the model family puts on its logits; `capability.py` verifies it against the model's own logits."""
+    """Factor by which the model family scales its logits; `capability.py` checks it against the model's own logits."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
         if getattr(text_config, name, None) is not None:
             return float(getattr(text_config, name))

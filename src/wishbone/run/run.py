@@ -100,6 +100,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             "tokens_per_second": round(trainer.trained_tokens / seconds, 1),
             "peak_memory_gib": round(peak_memory_gib(), 2),
             "device": trainer.args.device.type,
+            "execution": _execution(trainer),
             "reference_pairs": reference or None,
         }
         write_json(run_dir / "summary.json", summary)
@@ -131,6 +132,12 @@ def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
         dropout=adapter.dropout,
         target_modules=adapter.target_modules,
     )
+
+
+def _execution(trainer: DPOTrainer) -> dict[str, Any] | None:
+    """How rows were computed when the run ended; null on TRL's own path."""
+    step = trainer.preference_step
+    return None if step is None else trainer.execution.summary(len(step.policy.layers))
 
 
 def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
