@@ -31,8 +31,8 @@ endef
 
 # $(call tests,ENVIRONMENT,NAME): all tests, then those of Triton's kernels in its interpreter; NAME goes into the record
 define tests
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --record $(1)/record-$(2).json
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --record $(1)/record-$(2)-interpreter.json tests/ops
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record $(1)/record-$(2).json
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record $(1)/record-$(2)-interpreter.json tests/ops
 endef
 
 .PHONY: help demo lint quick test gpu newest oldest lock versions clean
@@ -64,7 +64,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 test: $(VENV)/documented
 	@echo "lint, types and tests are green"
@@ -79,7 +79,7 @@ $(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED) pypr
 # Tests read documentation, too. After a change of documentation alone, only these run.
 $(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
 	@if [ -n "$$(find $(DOCUMENTS) -newer $(VENV)/tested)" ]; then \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m documents; fi
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m documents; fi
 	@touch $@
 
 gpu: $(VENV)/installed

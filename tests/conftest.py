@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -27,12 +30,13 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` under every import mode
 
-import torch  # noqa: E402  the environment above comes first
-from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: E402
-from version_record import write_record  # noqa: E402
+from version_record import write_record  # noqa: E402  the environment above comes first
 
 from wishbone.cache import cache_root  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
+
+if TYPE_CHECKING:  # torch and transformers are loaded by the tests that use them: pytest's main process needs neither
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 settings.register_profile("reproducible", derandomize=True)
 if "CI" in os.environ:
@@ -41,7 +45,9 @@ if "CI" in os.environ:
 
 os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
 os.environ["WISHBONE_REFERENCE_STORE"] = f"{_HF_HOME}/references.sqlite"  # never the user's own
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# accelerate asks which version of a package is installed some forty times a training run, five milliseconds each time.
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parent.parent
 OUTCOMES = ("passed", "failed", "error", "skipped")
 
@@ -51,6 +49,8 @@ def commit() -> str:
 
 def record(stats: Mapping[str, Sized]) -> dict[str, Any]:
     """The record of a run that pytest's terminal reporter counted in `stats`."""
+    import torch  # the main process of pytest starts its workers before it
+
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),

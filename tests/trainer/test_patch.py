@@ -120,14 +120,14 @@ def test_an_untested_trl_is_refused_and_nothing_is_changed(monkeypatch: pytest.M
     assert trl.DPOTrainer is EarlyTrainer
 
 
-@pytest.mark.parametrize("line", ["from trl import DPOTrainer", "from trl.trainer.dpo_trainer import DPOTrainer"])
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_in_a_fresh_process(line: str, order: str):
+def test_in_a_fresh_process(order: str):
     call = "from wishbone import PatchDPOTrainer; PatchDPOTrainer()"
-    first, second = (line, call) if order == "before" else (call, line)
-    program = f"{first}\n{second}\nprint(type(DPOTrainer.__new__(DPOTrainer)).__module__)"
+    lines = "from trl import DPOTrainer as A\nfrom trl.trainer.dpo_trainer import DPOTrainer as B"
+    first, second = (lines, call) if order == "before" else (call, lines)
+    program = f"{first}\n{second}\nprint(*(type(one.__new__(one)).__module__ for one in (A, B)))"
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert outcome.stdout.strip() == "wishbone.trainer.trainer"
+    assert outcome.stdout.split() == ["wishbone.trainer.trainer"] * 2
 
 
 def test_arguments_of_older_notebooks(tmp_path: Path, caplog):

@@ -14,7 +14,7 @@ import numpy as np
 from wishbone.config.schema import RunConfig
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, known_gpus
 from wishbone.planning.memory import GIB
-from wishbone.planning.run_plan import Target, gpu_machine, plan_run
+from wishbone.planning.run_plan import Target, chosen_rows, gpu_machine
 
 SHORTEST = 64
 """Shortest data.max_length that is offered, in tokens."""
@@ -84,8 +84,8 @@ def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
 
 def _tried(config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int) -> Alternative | None:
     """The run with these changes, if it fits."""
-    plan = plan_run(_changed(config, changes), target, processes=processes)
-    if not plan.fits:
+    memory = chosen_rows(_changed(config, changes), target, processes=processes).memory.total
+    if memory > target.machine.limit:
         return None
     values = config.model_dump()
     settings = tuple(
@@ -93,7 +93,7 @@ def _tried(config: RunConfig, target: Target, changes: Mapping[str, Any], proces
         for name, value in changes.items()
         if values[name.partition(".")[0]][name.partition(".")[2]] != value
     )
-    return Alternative(settings, None, plan.rows.memory.total)
+    return Alternative(settings, None, memory)
 
 
 def _shorter(config: RunConfig, target: Target, base: Mapping[str, Any], processes: int) -> Alternative | None:

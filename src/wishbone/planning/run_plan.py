@@ -92,14 +92,8 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     training, limit = config.training, config.data.max_length
     plan = memory_plan(config, target)
     tokens = lengths.rows(limit)
-    pairs = max(1, len(tokens) - round(len(tokens) * config.data.eval_fraction))
-    steps = schedule(pairs, training, processes=processes)
-    on_device = min(max(1, steps.pairs_a_step // processes), pairs)
-    longest = int(tokens.max())
-    most = int(np.sort(tokens)[-on_device:].sum())
-    rows = choose_rows(shape, plan, machine, training.token_budget, training.activations, longest, most)
-    if target.reference is not None:
-        rows = replace(rows, memory=_with_reference(rows.memory, target.reference, plan))
+    pairs, steps, on_device = _run_length(config, len(tokens), processes)
+    rows = chosen_rows(config, target, processes=processes)
     packed = list(_simulated_rows(tokens, on_device, rows.budget, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
@@ -126,11 +120,34 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         rows_a_step=fmean(map(len, packed)),
         row_tokens=row_tokens,
         step_tokens=step_tokens,
-        longest=longest,
+        longest=int(tokens.max()),
         longest_sequence=min(sequence, shape.positions) if shape.positions else sequence,
         seconds=seconds,
         seconds_at_least=row_tokens < FULL_ROW,
     )
+
+
+def chosen_rows(config: RunConfig, target: Target, *, processes: int = 1) -> Rows:
+    """Return the rows that training would choose and the memory that they take, whether or not it is there.
+
+    Raises:
+        RequestError: the device cannot compute what is asked for.
+    """
+    training, plan = config.training, memory_plan(config, target)
+    tokens = np.sort(target.lengths.rows(config.data.max_length))
+    _, _, on_device = _run_length(config, len(tokens), processes)
+    longest, most = int(tokens[-1]), int(tokens[-on_device:].sum())
+    rows = choose_rows(target.shape, plan, target.machine, training.token_budget, training.activations, longest, most)
+    if target.reference is None:
+        return rows
+    return replace(rows, memory=_with_reference(rows.memory, target.reference, plan))
+
+
+def _run_length(config: RunConfig, pairs: int, processes: int) -> tuple[int, Schedule, int]:
+    """Pairs to learn from, the steps over them, and the pairs of a step on one device."""
+    learned = max(1, pairs - round(pairs * config.data.eval_fraction))
+    steps = schedule(learned, config.training, processes=processes)
+    return learned, steps, min(max(1, steps.pairs_a_step // processes), learned)
 
 
 def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
