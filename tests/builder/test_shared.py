@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.documents
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "builder" / "src"
 LISTED = (ROOT / "builder" / "SHARED.md").read_text(encoding="utf-8")
