@@ -111,7 +111,7 @@ def test_what_reads_documentation_is_marked():
     readers = {path for path, text in tests.items() if reads.search(text)}
     assert len(readers) >= 5
     unmarked = [path.name for path in readers if "mark.documents" not in tests[path]]
-    assert not unmarked, "mark what reads documentation with pytest.mark.documents, so that a change of it runs the test"
+    assert not unmarked, "mark them with pytest.mark.documents, so that a change of documentation runs them"
 
 
 def test_a_record_says_what_is_installed_and_what_was_counted(tmp_path: Path):
