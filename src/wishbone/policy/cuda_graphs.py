@@ -96,10 +96,15 @@ class CudaGraphs:
                 gc.enable()
 
     def release(self) -> None:
-        """Free the memory of all recordings; every row is run from then on. `lengths` stays, as a record."""
+        """Free the memory of all recordings; every row is run from then on. `lengths` stays, as a record.
+
+        cuBLAS keeps a workspace for each stream that multiplied matrices, 64 MiB for the one recorded on (H200). PyTorch
+        frees them only together; those of other streams are allocated again at their next product.
+        """
         self._recordings.clear()
         self._kept.clear()
         self._hidden = self._hidden_gradient = self.gradients = None
+        torch._C._cuda_clearCublasWorkspaces()
 
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
