@@ -98,8 +98,8 @@ class CudaGraphs:
     def release(self) -> None:
         """Free the memory of all recordings; every row is run from then on. `lengths` stays, as a record.
 
-        cuBLAS keeps a workspace for each stream that multiplied matrices, 64 MiB for the one recorded on (H200). PyTorch
-        frees them only together; those of other streams are allocated again at their next product.
+        cuBLAS keeps a workspace for each stream that multiplied matrices; the one of the recording stream takes 64 MiB
+        on an H200. PyTorch frees all workspaces or none. Other streams get theirs again at their next product.
         """
         self._recordings.clear()
         self._kept.clear()
