@@ -11,6 +11,10 @@
   }
  },
  "cli.init": {
+  "COMMANDS": {
+   "wishbone": "wishbone train",
+   "trl": "trl dpo --config"
+  },
   "OF_SCRIPTS": {
    "script.gradient_checkpointing": "gradient checkpointing",
    "script.precompute_reference": "reference"

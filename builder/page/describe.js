@@ -2,8 +2,10 @@
 /* A plan in words: what the page shows of it. Numbers come from the planner; here they get their names. */
 {
   const {
-    AS_ASKED, GIB, RequestError, advise, alternatives, planned, sources, targetOf, valueText, weightsOf, write,
+    AS_ASKED, GIB, RequestError, advise, alternatives, constants, planned, sources, targetOf, valueText, weightsOf, write,
   } = globalThis.wishbone;
+  const { COMMANDS } = constants["cli.init"];
+  const { SPARE } = constants["engine.fitting"];
 
   /** Items of memory in the order of the planner: class of the chart, name, and what each is. */
   const ITEMS = {
@@ -60,7 +62,7 @@
     const size = `${gib(needs)} of ${card.toFixed(1)} GiB`;
     if (plan.fits) return { state: "fits", lead: `It fits: ${size}.`, then: treatment(plan, layers) };
     const instead = others.length ? `What fits: ${others.map(offered).join("; or ")}.` : "No known GPU and no setting makes it fit: take a smaller model, or shorter pairs.";
-    if (needs <= card * GIB) return { state: "tight", lead: `It hardly fits: ${size}.`, then: `Training leaves 4 % of the card alone. ${instead}` };
+    if (needs <= card * GIB) return { state: "tight", lead: `It hardly fits: ${size}.`, then: `Training leaves ${100 * SPARE} % of the card free. ${instead}` };
     return { state: "over", lead: `It does not fit: ${size}.`, then: instead };
   }
 
@@ -116,9 +118,9 @@
   function fileOf(outcome, format) {
     const { target, output } = outcome.facts;
     const name = output ?? FILES[format];
-    const commands = { wishbone: `wishbone train ${name}`, trl: `trl dpo --config ${name}`, unsloth: "" };
+    const command = format === "python" ? "python" : COMMANDS[target];
     try {
-      return { name, text: write(target, format, outcome), command: format === "python" ? `python ${name}` : commands[target] };
+      return { name, text: write(target, format, outcome), command: command ? `${command} ${name}` : "" };
     } catch (refused) {
       if (!(refused instanceof RequestError)) throw refused;
       return { problem: refused.problems.join(" ") };

@@ -2,7 +2,8 @@
 /* Memory as stacked bars on one scale against the limit of the card: this plan in full, other formats of the weights
    below it. The chart is a picture of the table beside it, which says the same in numbers. */
 {
-  const { GIB, html, svg } = globalThis.wishbone;
+  const { GIB, constants, html, svg } = globalThis.wishbone;
+  const { SPARE } = constants["engine.fitting"];
   const ROW = { first: 40, other: 16 };
   const GAP = 26;
   const TOP = 24;
@@ -77,7 +78,7 @@
     const share = (bytes) => `${((100 * bytes) / total).toFixed(1)} %`;
     place.replaceChildren(
       html("table", {},
-        html("caption", {}, room === null ? "Main memory, with all activations kept." : `Of ${room.toFixed(1)} GiB that a plan may take; training leaves 4 % of a card alone.`),
+        html("caption", {}, room === null ? "Main memory, with all activations kept." : `Of ${room.toFixed(1)} GiB that a plan may take; training leaves ${100 * SPARE} % of a card free.`),
         html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "Item"), html("th", { scope: "col" }, "GiB"), html("th", { scope: "col" }, "Share"))),
         html("tbody", {}, ...items.map(({ key, name, meaning, bytes }) =>
           html("tr", {},

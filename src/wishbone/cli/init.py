@@ -31,6 +31,8 @@ from wishbone.planning.situation import NO_GPU, SYMPTOMS, Situation, read_situat
 FORMATS: tuple[Format, ...] = get_args(Format)
 NUMBERS = ("parameters_billion", "gpu_memory_gib", "gpus", "pairs", "prompt_tokens", "completion_tokens",
            "longest_tokens", "learning_rate")  # fmt: skip
+COMMANDS = {"wishbone": "wishbone train", "trl": "trl dpo --config"}
+"""What trains with a file that is no script, by target; Unsloth has scripts only."""
 OF_SCRIPTS = {"script.gradient_checkpointing": "gradient checkpointing", "script.precompute_reference": "reference"}
 
 
@@ -150,8 +152,7 @@ def _write_new(path: Path, text: str) -> None:
 def _next(situation: Situation, form: Format) -> str:
     """The file, and the command that trains with it."""
     file = str(situation.output)
-    commands = {"wishbone": "wishbone train", "trl": "trl dpo --config"}
-    command = "python" if form == "python" else commands.get(situation.target)
+    command = "python" if form == "python" else COMMANDS.get(situation.target)
     return f"{file}; to train: {command} {shlex.quote(file)}" if command else file
 
 
