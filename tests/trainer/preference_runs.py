@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ WORDS = [
 ]
 
 
+@cache
 def chat_pairs(count: int, seed: int = 0) -> Dataset:
     """Ragged chat pairs of made-up sentences."""
     rng = random.Random(seed)
