@@ -50,6 +50,10 @@ os.environ["WISHBONE_REFERENCE_STORE"] = f"{_HF_HOME}/references.sqlite"  # neve
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 
 
+WHOLE_RUNS = {"trainer", "unsloth", "benchmarks", "builder", "judge", "soak"}
+"""Folders whose tests train, or run programs of their own: all of them are slow."""
+
+
 @pytest.fixture(autouse=True)
 def own_reference_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what another one stored."""
@@ -83,6 +87,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
     for item in items:
-        if "smollm2" in getattr(item, "fixturenames", ()):
+        folder = item.path.relative_to(here).parts[0]
+        if folder in WHOLE_RUNS or "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)

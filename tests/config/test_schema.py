@@ -198,6 +198,7 @@ values = st.recursive(
 keys = st.sampled_from(sorted({key for section in SECTIONS.values() for key in section.model_fields}))
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(sorted(SECTIONS)), st.dictionaries(keys, values) | values))
 @settings(max_examples=300, deadline=None)
 def test_any_value_in_any_field_is_accepted_or_explained(values: dict[str, Any]):

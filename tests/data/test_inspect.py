@@ -71,6 +71,7 @@ def test_keep_end_loses_the_prompt_first() -> None:
 ids = st.lists(st.integers(1, 2), max_size=4)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=12),

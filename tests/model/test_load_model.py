@@ -363,6 +363,7 @@ def _hub(models: dict[str, Path]) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_hub_model_loads_and_loads_again_without_the_hub(saved: Path, tmp_path: Path) -> None:
     pickled = tmp_path / "pickled"
     shutil.copytree(saved, pickled)

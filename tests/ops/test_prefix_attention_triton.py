@@ -106,6 +106,7 @@ def test_what_the_kernels_cannot_do_is_refused():
         prefix_attention(q, q, q, PrefixLayout((Document(0, 128),)), scale=1.0, backend="triton")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None or "TRITON_INTERPRET" in os.environ, reason="needs Triton's compiler")
 @pytest.mark.parametrize(
     ("capability", "shared_bytes", "heads"),

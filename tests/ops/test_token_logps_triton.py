@@ -16,6 +16,7 @@ from wishbone.ops.token_logps import token_logps
 CHECKS = Path(__file__).with_name("token_logps_kernels.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_kernels() -> None:
     """In a process of its own, since Triton decides when it is imported whether it interprets."""
