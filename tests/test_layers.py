@@ -193,5 +193,10 @@ def test_the_rules_see_what_they_forbid(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(MODULES, "wishbone.config.wrong", wrong)
     with pytest.raises(AssertionError, match=r"line 2: wishbone\.config\.wrong imports wishbone\.engine\.step"):
         test_imports_go_only_downward("wishbone.config.wrong")
+    monkeypatch.setitem(MODULES, "wishbone.unsloth.wrong", wrong)
+    wrong.write_text("from wishbone.trainer.trainer import DPOTrainer\n")
+    with pytest.raises(AssertionError, match=r"unsloth\.wrong imports wishbone\.trainer"):  # nor into its own layer
+        test_imports_go_only_downward("wishbone.unsloth.wrong")
+    wrong.write_text("def f():\n    from wishbone.engine import step\nif True:\n    import torch\n")
     with pytest.raises(AssertionError, match="torch"):
         test_what_is_decided_before_a_run_loads_no_torch("wishbone.config.wrong")

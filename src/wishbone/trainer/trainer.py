@@ -169,32 +169,38 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
         self._pending.append(inputs["pairs"])
-        # A stream may end before a step is complete; what it ended with then counts towards the next step, as in TRL.
+        # A stream may end before a step is complete; its last batches then count towards the next step, as in TRL.
         if not self.accelerator.sync_gradients and len(self._pending) < self.current_gradient_accumulation_steps:
             return torch.zeros((), device=self.args.device)
         if not self._rehearsed:
             self._rehearsed = True
             self._rehearse(self.preference_step)
         groups, self._pending = self._pending, []
+        loss = self._backward(self.preference_step, groups)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
+        return self._losses.logged(loss.to(self.args.device), self.state.global_step)
+
+    def _backward(self, step: PreferenceStep, groups: list[list[TokenizedPair]]) -> Tensor:
+        """Compute the gradients of one optimizer step, averaged over processes, and return its loss."""
         pairs = [pair for group in groups for pair in group]
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
         self.trained_pairs += sum_over_processes(len(pairs), self.accelerator)
         self._total_train_tokens += sum_over_processes(tokens, self.accelerator)
-        share = len(groups) / self.current_gradient_accumulation_steps  # 1, but where a callback ended a step early
+        # Where a callback ended the step early, its loss is that share of a whole step's, as in TRL.
+        share: float = len(groups) / self.current_gradient_accumulation_steps
         with self.maybe_activation_offload_context:
             loss, self.execution = backward_that_fits(
-                self.preference_step,
+                step,
                 groups,
                 self._pair_metrics["train"],
                 self.execution,
                 lambda loss: self.accelerator.backward(share * loss),
                 [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
             )
-        average_gradients(self.preference_step.policy.model, self.accelerator)
-        every = self.args.torch_empty_cache_steps
-        if every is not None and self.state.global_step % every == 0:
-            clear_device_cache()
-        return self._losses.logged((share * loss).to(self.args.device), self.state.global_step)
+        average_gradients(step.policy.model, self.accelerator)
+        return share * loss
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays."""
@@ -222,10 +228,10 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the mean loss of one batch; where the model trains and gradients are on, one to differentiate.
+        """Return the mean loss of one batch, differentiable where the model is in training mode and gradients are on.
 
-        Evaluation calls it; training goes through `training_step`. With `return_outputs` (`predict()`), also what the
-        model gives for the padded batch, logits among it.
+        Evaluation calls it; training goes through `training_step`. With `return_outputs` (`predict()`), also return the
+        model's output for the padded batch, with its logits.
         """
         if self.preference_step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -240,11 +246,11 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
             return loss, model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return TRL's reference log-probabilities of a padded batch, for values that are computed beforehand."""
+        """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
         return super().compute_ref_log_probs(model, {name: inputs[name] for name in inputs if name != "pairs"})  # type: ignore[no-any-return]
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Predict as transformers does; the metrics of what is predicted are in no log, and in no later one either."""
+        """Predict as transformers does; the metrics of predicted pairs go into no log."""
         output = super().predict(*args, **kwargs)
         if self.preference_step is not None:
             self._pair_metrics["eval"].read()
@@ -263,7 +269,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Read the metrics of the interval, reduced over processes, and pass everything on under TRL's names."""
+        """Add the metrics since the last log, reduced over processes, under TRL's names, and log as TRL does."""
         if self.preference_step is not None:
             mode = "train" if self.model.training else "eval"
             metrics = self._pair_metrics[mode].read(lambda sums: self.accelerator.reduce(sums, "sum"))

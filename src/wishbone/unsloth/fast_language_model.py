@@ -1,8 +1,8 @@
-"""`FastLanguageModel`: code that was written for Unsloth, on Wishbone's models.
+"""`FastLanguageModel`: Unsloth's interface to load models and to add adapters.
 
-Parameter names, their order and their defaults are those of Unsloth 2026.10. What a parameter asks for happens as
-documented there, or one warning says that it does nothing here, or it is refused. The model that comes back is
-transformers' own class (PEFT's, with an adapter), with methods to merge, save and publish itself.
+Parameters have the names, the order and the defaults of Unsloth 2026.10. Each does what Unsloth documents, or one
+warning says that it does nothing here, or it is refused. The returned model is of transformers' own class (PEFT's, with
+an adapter), with methods to merge, save and publish itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class FastLanguageModel:
-    """Loads models and puts adapters on them, with Unsloth's arguments."""
+    """Loads models and adds adapters to them, with Unsloth's arguments."""
 
     @staticmethod
     @foreign_signature(ignored=LOADING_IGNORED)
@@ -91,12 +91,12 @@ class FastLanguageModel:
             dtype: of the weights that are not quantized; None is bfloat16 on GPUs that have it, float16 on older ones,
                 float32 on the CPU.
             load_in_4bit: NF4 through bitsandbytes; where that cannot be, 16 bits, and one warning.
-            load_in_8bit, load_in_16bit, full_finetuning: asked for alone, each takes the place of the 4 bits.
-            load_in_fp8: so does this. 16-bit weights get a scale a row, for "block" too; a checkpoint in FP8 keeps its
-                own.
+            load_in_8bit, load_in_16bit, full_finetuning: each of these, given alone, replaces the 4 bits.
+            load_in_fp8: replaces them too. 16-bit weights get one scale a row, also for "block"; a checkpoint in FP8
+                keeps its own scales.
             use_gradient_checkpointing: "unsloth": recompute, inputs of layers wait in host memory; True: recompute;
                 False: keep.
-            resize_model_vocab: new number of rows of the embeddings.
+            resize_model_vocab: resize the embeddings to this many rows.
             offload_embedding: True keeps the input embedding in host memory; "auto" and False leave it with the model.
             float32_mixed_precision: with full_finetuning, load float32 weights.
 
@@ -190,21 +190,21 @@ class FastLanguageModel:
         given: frozenset[str],
         **further: Any,
     ) -> PreTrainedModel | PeftModel:
-        """Freeze the model and put a float32 LoRA adapter on it.
+        """Freeze the model and add a float32 LoRA adapter to it.
 
         Args:
-            model: as `from_pretrained` returned it. One that is trained in full comes back as it is, and so does one
-                that has just this adapter.
+            model: as `from_pretrained` returned it. A model that is trained in full is returned unchanged, and so is
+                one that already has this adapter.
             r, lora_alpha, lora_dropout, bias, layers_to_transform, layers_pattern, use_rslora, modules_to_save,
                 init_lora_weights, target_parameters, ensure_weight_tying: as PEFT's `LoraConfig` takes them.
             target_modules: endings of module names, "all-linear" or a regular expression; `embed_tokens` and `lm_head`
                 are trained whole, as `modules_to_save`.
-            finetune_last_n_layers: put the adapter on that many layers, counted from the last.
+            finetune_last_n_layers: add the adapter to the last so many layers.
             random_state: seed of the adapter's first values; the global random state stays as it was.
             further: other fields of `LoraConfig`.
 
         Raises:
-            RequestError: values that cannot be, all at once, or the model has another adapter.
+            RequestError: impossible values, all at once, or the model has another adapter.
         """
         treatment = treatment_of(use_gradient_checkpointing)
         if getattr(model, "full_finetuning", False):
@@ -250,7 +250,7 @@ class FastLanguageModel:
 
     @staticmethod
     def for_inference(model: Any) -> Any:
-        """Make the model ready to generate: evaluation mode, a cache, no recomputation; return it."""
+        """Prepare the model to generate (evaluation mode, key-value cache, no recomputation) and return it."""
         base = _base(model)
         for module in base.modules():
             if "gradient_checkpointing" in vars(module):
@@ -261,7 +261,7 @@ class FastLanguageModel:
 
     @staticmethod
     def for_training(model: Any, use_gradient_checkpointing: bool | str | None = None) -> Any:
-        """Make the model ready to train again, its activations treated as chosen before unless said anew; return it."""
+        """Prepare the model to train again, with activations treated as before unless given, and return it."""
         base = _base(model)
         if use_gradient_checkpointing is not None:
             choose_activations(model, treatment_of(use_gradient_checkpointing))
@@ -273,14 +273,14 @@ class FastLanguageModel:
 
 
 def is_bfloat16_supported() -> bool:
-    """Return whether there is a GPU that computes in bfloat16 itself; False on a machine without one."""
+    """Return whether there is a GPU with arithmetic in bfloat16; False without a GPU."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability(choose_device(None)) >= (8, 0)
 
 
 def _equip(
     model: Any, tokenizer: PreTrainedTokenizerBase | None, max_seq_length: int | None, treatment: Treatment
 ) -> None:
-    """Note on the model what Unsloth notes there, and give it its methods."""
+    """Give the model the attributes and methods that Unsloth's models have."""
     model.max_seq_length = max_seq_length
     choose_activations(model, treatment)
     attach_saving(model, tokenizer)
