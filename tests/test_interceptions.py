@@ -45,10 +45,10 @@ PAGE = (REPOSITORY / "docs" / "interceptions.md").read_text(encoding="utf-8")
 OURS = {
     "cli/compare.py:print_answer": "a table that was made there",
     "config/document.py:read_document": "its own document",
+    "data/chat_template.py:_interruption": "a timer that was made there",
     "data/formats.py:_openai": "its own recognition of a layout",
     "fused/linear.py:FusedLinears.running": "its own layers",
     "model/fp8.py:fp8_options": "a configuration that was made there",
-    "model/fp8_linear.py:FP8Linear.from_linear": "its own layer",
     "model/fp8_linear.py:FP8Linear.dequantized": "a layer that was made there",
     "model/fp8_linear.py:FP8Linear.settle": "its own layer",
     "model/fp8_linear.py:inputs_not_rounded": "its own layers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,10 +30,17 @@ def test_rows_are_chosen_in_the_order_of_the_texts():
 
 def child_of(code: str, folder: Path) -> Child:
     """A child whose interpreter runs `code` in place of the worker."""
-    python = folder / "python"
-    python.write_text(f"#!{sys.executable}\nimport sys\nprogress = open(sys.argv[4], 'a', buffering=1)\n{code}\n")
-    python.chmod(0o755)
+    python = interpreter_that_runs(f"import sys\nprogress = open(sys.argv[4], 'a', buffering=1)\n{code}\n", folder)
     return Child({"kind": "throughput"}, "child", folder, str(python))
+
+
+def interpreter_that_runs(code: str, folder: Path) -> Path:
+    """An executable that runs `code` and nothing else. A shell starts it, because `#!` takes no path with a space."""
+    script, python = folder / "instead.py", folder / "python"
+    script.write_text(code)
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 @pytest.mark.parametrize(
@@ -56,20 +64,18 @@ def test_a_child_that_fails_is_a_row_with_the_reason(code: str, reason: str, tmp
 
 def test_a_search_whose_process_ends_goes_on_in_a_new_one(tmp_path: Path):
     # the stand-in for a worker dies of memory once, and finds what it was to go on with the second time
-    code = f"""#!{sys.executable}
+    code = """
 import json, os, sys
 request = json.load(open(sys.argv[3]))
 sys.stdin.readline()
 with open(sys.argv[4], "a") as progress:
     if "lower" in request:
-        progress.write(json.dumps({{"result": {{"tokens": request["lower"], "too_long": request["upper"]}}}}))
+        progress.write(json.dumps({"result": {"tokens": request["lower"], "too_long": request["upper"]}}))
         sys.exit()
-    progress.write(json.dumps({{"partial": {{"again": {{"lower": 5, "upper": 7}}}}}}))
+    progress.write(json.dumps({"partial": {"again": {"lower": 5, "upper": 7}}}))
 os.kill(os.getpid(), 9)
 """
-    python = tmp_path / "python"
-    python.write_text(code)
-    python.chmod(0o755)
+    python = interpreter_that_runs(code, tmp_path)
     parser = argparse.ArgumentParser()
     jobs.add_options(parser)
     out = tmp_path / "out.json"

@@ -124,7 +124,8 @@ def runs(process: int) -> bool:
 
 def test_a_call_that_is_ended_ends_its_processes(tmp_path: Path):
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    # it says which process it is after the line that lets it begin, so its parent has seen it start
+    python.write_text(f"#!/bin/sh\nread begin\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
     python.chmod(0o755)
     arguments = ["throughput", "--size", "tiny", "--systems", "trl-f32", "--python", f"trl={python}"]
     call = subprocess.Popen([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL)

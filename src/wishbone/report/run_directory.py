@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from wishbone.config.document import read_document, show
+from wishbone.config.document import read_document, show_path
 from wishbone.errors import RequestError
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
@@ -76,14 +76,14 @@ def read_run(path: Path) -> RunRecord:
 
 
 def _not_a_run(path: Path) -> str:
-    name = show(str(path))
+    name = show_path(path)
     if not path.exists():
         return f"{name} does not exist; name the run directory that `wishbone train` wrote"
     if not path.is_dir():
         return f"{name} is a file; name the run directory it is in"
     missing = [name for name in (CONFIG, ENVIRONMENT, METRICS) if not (path / name).is_file()]
     runs = sorted(str(config.parent) for config in path.glob(f"*/{CONFIG}"))
-    near = f"; runs in it: {', '.join(map(show, runs[-3:]))}" if runs else ""
+    near = f"; runs in it: {', '.join(map(show_path, runs[-3:]))}" if runs else ""
     lacks = " and no ".join(missing)
     return f"{name} is not a run directory, it has no {lacks}; name one that `wishbone train` wrote{near}"
 
