@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SCREEN = 6000
+"""Characters that the problems of one request take; of more, the first ones are told and the others counted."""
+
 
 class RequestError(ValueError):
     """What was asked for cannot be done as asked. The command line prints it and ends with status 2.
@@ -13,12 +16,25 @@ class RequestError(ValueError):
     """
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
-        if len(self.problems) == 1:
+        found = [problems] if isinstance(problems, str) else list(problems)
+        self.problems: list[str] = _told(found)
+        if len(found) == 1:
             super().__init__(self.problems[0])
         else:
             numbered = "\n".join(f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1))
-            super().__init__(f"{len(self.problems)} problems:\n{numbered}")
+            super().__init__(f"{len(found)} problems:\n{numbered}")
+
+
+def _told(problems: Sequence[str]) -> list[str]:
+    """The first problems, a screen of them, and how many more there are."""
+    told: list[str] = []
+    room = SCREEN
+    for problem in problems:
+        if told and len(problem) > room:
+            return [*told, f"... and {len(problems) - len(told)} more problems"]
+        told.append(problem if len(problem) <= SCREEN else f"{problem[:SCREEN]} ...")
+        room -= len(problem)
+    return told
 
 
 LONGEST_REASON = 400

@@ -108,6 +108,52 @@ def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: Write
     assert "no adapter/" in result.stderr
 
 
+CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+Path({marker!r}).touch()
+class StrangeConfig(LlamaConfig):
+    model_type = "strange"
+class StrangeModel(LlamaForCausalLM):
+    config_class = StrangeConfig
+"""
+
+
+@pytest.fixture
+def strange(comparable: Path, learned: Learned, tmp_path: Path) -> Path:
+    """A run that a stranger sent, whose model comes with code; the code makes the file "it ran" beside the run."""
+    base = tmp_path / "base"
+    shutil.copytree(learned.base.name, base)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config |= {
+        "model_type": "strange",
+        "architectures": ["StrangeModel"],
+        "auto_map": {"AutoConfig": "strange.StrangeConfig", "AutoModelForCausalLM": "strange.StrangeModel"},
+    }
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "strange.py").write_text(CODE.format(marker=str(tmp_path / "it ran")), encoding="utf-8")
+    (comparable / "config.yaml").write_text(
+        f"model: {{name: {base}, dtype: float32, trust_remote_code: true}}\ndata: {{train: gone.jsonl}}\n",
+        encoding="utf-8",
+    )
+    return comparable
+
+
+def test_compare_runs_code_of_a_run_only_when_this_call_says_so(
+    strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    asked = ("compare", str(strange), "--prompt", "Hi", "--max-new-tokens", "3")
+    refused = wishbone(*asked)
+    assert refused.exit_code == 2
+    assert "the run says trust_remote_code" in refused.stderr
+    assert "--trust-remote-code" in refused.stderr
+    assert not (tmp_path / "it ran").exists()
+    trusted = wishbone(*asked, "--trust-remote-code")
+    assert (tmp_path / "it ran").exists()
+    assert trusted.exit_code == 0, trusted.stderr
+
+
 @pytest.mark.parametrize("width", [100, 60, 40])
 def test_answers_fit_the_terminal_whatever_they_hold(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from fake_run import WriteRun
 
 from wishbone.errors import RequestError
+from wishbone.report import run_directory
 from wishbone.report.run_directory import read_run
 
 
@@ -119,3 +121,36 @@ def test_the_directory_of_runs_is_refused_with_what_is_missing_and_the_runs_in_i
         read_run(tmp_path)
     for part in ("no config.yaml", "no environment.json", "no metrics.jsonl", str(run)):
         assert part in str(refusal.value)
+
+
+def test_a_device_or_a_pipe_in_place_of_a_file_is_named_and_not_read(write_run: WriteRun) -> None:
+    run = write_run()
+    for name in ("metrics.jsonl", "error.log"):
+        (run / name).unlink(missing_ok=True)
+    (run / "metrics.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(run / "error.log")
+    record = read_run(run)
+    assert record.metrics == {}
+    assert {"metrics.jsonl is not a file", "error.log is not a file"} <= set(record.problems)
+
+
+def test_a_file_longer_than_any_run_writes_is_read_up_to_a_limit(
+    write_run: WriteRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run()
+    monkeypatch.setattr(run_directory, "MOST_BYTES", 2**20)
+    (run / "error.log").write_text("x" * 2**21)
+    record = read_run(run)
+    assert any("error.log is longer than 1 MiB" in problem for problem in record.problems)
+    assert record.error_log == "x" * 20_000
+
+
+def test_a_history_that_goes_back_at_every_line_is_read_in_time(write_run: WriteRun) -> None:
+    """Each step back drops what was logged beyond it; done naively, that is a look at every step for every line."""
+    run = write_run()
+    steps = [*range(20_000), *(20_000 - 0.001 * n for n in range(1, 20_001))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "loss": 1}) + "\n" for step in steps))
+    began = time.monotonic()
+    points = read_run(run).metrics["loss"]
+    assert time.monotonic() - began < 20
+    assert [step for step, _ in points] == [*range(19_980), steps[-1]]

@@ -51,7 +51,8 @@ def main() -> None:
             "longest_case_seconds": longest,
             "seconds": round(time.monotonic() - began, 1),
         }
-        print(f"{name}: {results[name]['cases']} cases, {dict(kinds)}, {results[name]['seconds']} s", flush=True)
+        took = f"longest {longest:g} s, in all {results[name]['seconds']} s"
+        print(f"{name}: {results[name]['cases']} cases, {dict(kinds)}, {took}", flush=True)
     if asked.out:
         asked.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

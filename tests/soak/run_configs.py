@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from pathlib import Path
 from random import Random
@@ -94,7 +95,7 @@ def read_config(path: Path) -> None:
     from wishbone.config.run_directory import choose_run_directory
 
     beside = path.parent / "overrides"
-    overrides = json.loads(beside.read_text()) if "\0" not in str(path) and beside.is_file() else []
+    overrides = json.loads(beside.read_text()) if os.path.isfile(beside) else []
     config = load_config(path, overrides)
     cautions(config)
     choose_run_directory(config, name=path.stem)

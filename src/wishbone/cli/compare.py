@@ -12,7 +12,7 @@ from rich.text import Text
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
-from wishbone.config.load import parse_config
+from wishbone.config.load import parse_config, read_text
 from wishbone.config.schema import RunConfig
 from wishbone.report.html import write_report
 from wishbone.report.run_directory import CONFIG, read_run
@@ -35,6 +35,9 @@ def compare(
     ] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer, in tokens.")] = 80,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
+    ] = False,
 ) -> None:
     """Compare the model's answers before and after the run, side by side."""
     settle_libraries()
@@ -43,18 +46,31 @@ def compare(
         from wishbone.report.answers import answer_before_and_after, learned_weights, to_json, write_answers
 
         learned_weights(record.path)
-        config = parse_config((run / CONFIG).read_text(encoding="utf-8", errors="replace"))
+        config = _trusting(parse_config(read_text(record.path / CONFIG)), trust_remote_code)
         with screen(error=True).status("answering before and after"):
             questions = _questions(config, prompt or [], count)
-            answers = answer_before_and_after(run, config.model, questions, max_new_tokens=max_new_tokens)
-        write_answers(run, answers)
-        report = write_report(run)
+            answers = answer_before_and_after(record.path, config.model, questions, max_new_tokens=max_new_tokens)
+        write_answers(record.path, answers)
+        report = write_report(record.path)
     if as_json:
         typer.echo(to_json(answers), nl=False)
         return
     for number, answer in enumerate(answers, 1):
         print_answer(number, answer)
     say(str(report), marker="report: ", style="bold green")
+
+
+def _trusting(config: RunConfig, trust_remote_code: bool) -> RunConfig:
+    """The configuration with this call's word on code that comes with a model: a run may come from a stranger."""
+    if config.model.trust_remote_code and not trust_remote_code:
+        say(
+            "the run says trust_remote_code; code that comes with its model runs only with --trust-remote-code here",
+            marker="note: ",
+            style="bold yellow",
+            error=True,
+        )
+    model = config.model.model_copy(update={"trust_remote_code": trust_remote_code})
+    return config.model_copy(update={"model": model})
 
 
 def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Question]:

@@ -96,7 +96,7 @@ def read_document(text: str) -> Document:
     for event in _events(text):
         line = event.start_mark.line + 1 if event.start_mark else 1
         if isinstance(event, yaml.AliasEvent):
-            raise RequestError(f"line {line}: an alias (*{event.anchor}) is not accepted; write the value out")
+            raise RequestError(f"line {line}: an alias (*{event.anchor:.40}) is not accepted; write the value out")
         if isinstance(event, yaml.DocumentStartEvent) and root:
             raise RequestError(f"line {line}: a second document begins here; keep one document in the file")
         if isinstance(event, yaml.CollectionEndEvent):

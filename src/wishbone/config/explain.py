@@ -17,6 +17,10 @@ from wishbone.config.schema import RunConfig
 
 Where = Callable[[tuple[str, ...]], str]
 
+_EXPLAINED = 100
+"""Problems that get a sentence: more than fit a screen, and few enough that thousands of them take no time."""
+_LONGEST_NAME = 80
+
 # Settings of this package by the names that other trainers use.
 _ELSEWHERE = {
     "accumulation_steps": "training.gradient_accumulation",
@@ -122,7 +126,8 @@ def explain(
     sentences: dict[str, None] = {}
     for item, path in items:
         if item["type"] != "conflict":
-            sentences[_sentence(item, path, where)] = None
+            told = len(sentences) < _EXPLAINED
+            sentences[_sentence(item, path, where) if told else f"{_name(path)}{where(path)}"] = None
             continue
         for conflict in item["ctx"]["conflicts"]:
             paths = [(*path, *name.split(".")) for name in conflict.fields]
@@ -133,9 +138,13 @@ def explain(
     return list(sentences), fields
 
 
+def _name(path: tuple[str, ...]) -> str:
+    plain = (part.isidentifier() and part.isascii() and len(part) <= _LONGEST_NAME for part in path)
+    return ".".join(part if is_plain else show(part) for part, is_plain in zip(path, plain, strict=True))
+
+
 def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
-    name = ".".join(part if part.isidentifier() and part.isascii() else show(part) for part in path)
-    at, value = where(path), item["input"]
+    name, at, value = _name(path), where(path), item["input"]
     if item["type"] == "extra_forbidden":
         return f"{name}{at}: {_unknown(path, value)}"
     if len(path) < 2:

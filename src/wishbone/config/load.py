@@ -25,6 +25,7 @@ from wishbone.config.explain import Where, explain, nearest, sections
 from wishbone.config.locate import locate_paths
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 _SMALLEST = f"model: {{name: {EMBEDDED_MODEL}}} and data: {{train: pairs.jsonl}}"
 _REQUIRED = {("model", "name"), ("data", "train")}
@@ -60,8 +61,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         RequestError: with every problem of the file and the overrides.
     """
-    config, problems, where = _parse(_read(Path(path)), overrides)
-    config, lost = locate_paths(config, Path(path).parent, where)
+    path = user_path(path)
+    config, problems, where = _parse(read_text(path), overrides)
+    config, lost = locate_paths(config, path.parent, where)
     if problems or lost:
         raise RequestError([*problems, *lost])
     for caution in cautions(config):
@@ -157,8 +159,12 @@ def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[
     return assigned, problems
 
 
-def _read(path: Path) -> str:
-    """The text of a configuration file."""
+def read_text(path: Path) -> str:
+    """Return the text of a configuration file.
+
+    Raises:
+        RequestError: there is no such file, it cannot be read, or it is not UTF-8 text of a configuration's size.
+    """
     name = show_path(path)
     if path.is_dir():
         raise RequestError(f"{name} is a directory; name the YAML file in it")
@@ -182,7 +188,11 @@ def _files_beside(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"its folder {show_path(folder)} does not exist either"
-    files = {entry.stem: entry for entry in sorted(folder.iterdir()) if entry.suffix in {".yaml", ".yml"}}
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return "check the name"
+    files = {entry.stem: entry for entry in entries if entry.suffix in {".yaml", ".yml"}}
     if close := nearest(path.stem, files):
         return f"did you mean {show_path(files[close])}?"
     names = ", ".join(show(entry.name) for entry in list(files.values())[:5])

@@ -12,6 +12,8 @@ from pathlib import Path
 from wishbone.config.document import show_path
 from wishbone.config.explain import Where, nearest
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
+from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 _MODEL_SUFFIXES = (".gguf",)
 _DATA_SUFFIXES = (
@@ -43,9 +45,17 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
     """
     problems: list[str] = []
 
+    def is_sound(section: str, key: str, name: str) -> bool:
+        try:
+            user_path(name)
+        except RequestError as error:
+            problems.append(f"{section}.{key}{where((section, key))}: {error}")
+            return False
+        return True
+
     def existing(section: str, key: str, suffixes: tuple[str, ...]) -> str | None:
         name: str | None = getattr(getattr(config, section), key)
-        if name is None or name == EMBEDDED_MODEL or "://" in name:
+        if name is None or name == EMBEDDED_MODEL or "://" in name or not is_sound(section, key, name):
             return name
         found = _find(name, beside)
         if found is None and _must_be_path(name, suffixes):
@@ -54,23 +64,25 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
             )
         return name if found is None else str(found)
 
+    def place(section: str, key: str, name: str) -> str:
+        """Where the run writes: what is there already, or the path below the current directory."""
+        return str(_find(name, beside) or user_path(name).absolute()) if is_sound(section, key, name) else name
+
     models = {key: existing("model", key, _MODEL_SUFFIXES) for key in ("name", "reference")}
     pairs = {key: existing("data", key, _DATA_SUFFIXES) for key in ("train", "eval")}
-    output = config.output
+    output, training = config.output, config.training
     if output.dir is not None:
-        directory = _find(output.dir, beside) or Path(output.dir).expanduser().absolute()
-        output = output.model_copy(update={"dir": str(directory)})
-    training = config.training
+        output = output.model_copy(update={"dir": place("output", "dir", output.dir)})
     if training.reference_store not in ("auto", "off"):
-        store = _find(training.reference_store, beside) or Path(training.reference_store).expanduser().absolute()
-        training = training.model_copy(update={"reference_store": str(store)})
+        store = place("training", "reference_store", training.reference_store)
+        training = training.model_copy(update={"reference_store": store})
     model = config.model.model_copy(update=models)
     changed = {"model": model, "data": config.data.model_copy(update=pairs), "training": training, "output": output}
     return config.model_copy(update=changed), problems
 
 
 def _find(name: str, beside: Path) -> Path | None:
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     here = (Path.cwd() / path, (beside / path).absolute())
     return next((Path(os.path.normpath(candidate)) for candidate in here if os.path.exists(candidate)), None)
 
@@ -84,6 +96,10 @@ def _hint(name: str, beside: Path) -> str:
         os.path.normpath((start / os.path.expanduser(name)).absolute().parent) for start in (Path.cwd(), beside)
     )
     for folder in folders:
-        if os.path.isdir(folder) and (close := nearest(Path(name).name, sorted(os.listdir(folder)))):
+        if (
+            os.access(folder, os.R_OK)
+            and os.path.isdir(folder)
+            and (close := nearest(Path(name).name, os.listdir(folder)))
+        ):
             return f"did you mean {show_path(os.path.join(folder, close))}?"
     return f"looked in {' and in '.join(map(show_path, folders))}"

@@ -9,9 +9,11 @@ from pathlib import Path
 from wishbone.config.document import show, show_path
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+_LONGEST_NAME = 80
 _STAMP = "[0-9]" * 8 + "-" + "[0-9]" * 6
 
 
@@ -27,7 +29,7 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
         RequestError: without `resume`, the directory already holds a run; with `resume`, there is no run to continue.
     """
     if config.output.dir is not None:
-        directory = Path(config.output.dir).expanduser().absolute()
+        directory = user_path(config.output.dir).absolute()
         holds_run = (directory / CONFIG_FILE).exists() or (directory / CHECKPOINTS).exists()
         if holds_run and not resume:
             raise RequestError(
@@ -41,7 +43,7 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
             )
         return directory
     runs = Path.cwd() / "runs"
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name or Path(config.model.name).name).strip(".-") or "run"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name or Path(config.model.name).name)[:_LONGEST_NAME].strip(".-") or "run"
     if resume:
         earlier = sorted(path for path in runs.glob(f"{stem}-{_STAMP}*") if path.is_dir())
         if not earlier:

@@ -30,6 +30,7 @@ from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
 from wishbone.model.hub import find_on_hub
 from wishbone.model.quantization import quantization_config, quantization_obstacle, settle_quantized_layers
+from wishbone.paths import user_path
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -152,7 +153,7 @@ def resolve_model(name: str) -> str:
         return str(embedded_directory())
     if not name.strip():
         raise RequestError(f"the model's name is empty; {INSTEAD}")
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return str(path)
     if path.is_file():

@@ -35,6 +35,7 @@ from wishbone.model.load import load_model
 from wishbone.model.merged_weights import active_adapters, base_of, merged_weights
 from wishbone.model.quantization import dequantized, is_quantized
 from wishbone.model.saved_adapter import not_finite
+from wishbone.paths import user_path
 
 PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva")
 """Ways to begin an adapter that leave the base model's weights alone."""
@@ -82,7 +83,7 @@ def merge_adapter(
         RequestError: the adapter has NaN or infinite values, the directory holds something that a model must not stand
             beside, the 16-bit weights cannot be had, or the merged model does not say what the adapter model says.
     """
-    target = Path(directory).expanduser().absolute()
+    target = user_path(directory).absolute()
     problems = [*_unusable(target, model), *not_finite(model)]
     if problems:
         raise RequestError(problems)

@@ -28,6 +28,7 @@ from wishbone.errors import RequestError, one_line
 from wishbone.model.atomic_directory import beside
 from wishbone.model.hub import find_on_hub
 from wishbone.model.merged_weights import active_adapters
+from wishbone.paths import user_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 SHOWN = 3
@@ -39,7 +40,7 @@ def adapter_directory(name: str, revision: str | None = None, token: str | None 
     Raises:
         RequestError: it holds an adapter and a model, or an adapter without safetensors.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.exists():
         files = [entry.name for entry in path.iterdir()] if path.is_dir() else []
     elif "/" in name and not name.startswith((".", "/", "~")):
@@ -125,7 +126,7 @@ def save_adapter(model: nn.Module, directory: str | Path, tokenizer: PreTrainedT
     Raises:
         RequestError: there is no adapter, it has NaN or infinite values, or the directory holds a model.
     """
-    target = Path(directory).expanduser().absolute()
+    target = user_path(directory).absolute()
     problems = not_finite(model)
     if not isinstance(model, PeftModel):
         problems.append("the model is no PEFT model; save the adapter from the PEFT model around it (trainer.model)")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -16,11 +19,14 @@ from typing import Any
 
 from wishbone.config.document import read_document, show_path
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
 ANSWERS, ERROR_LOG = "answers.json", "error.log"
 HELDOUT_PREFIX = "eval_"
 LARGEST = 1e100
+MOST_BYTES = 2**28
+"""Bytes of a file that are read: half a million lines of metrics."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def read_run(path: Path) -> RunRecord:
     Raises:
         RequestError: `path` is not a run directory; the message says what is missing.
     """
+    path = user_path(path)
     if not (path / CONFIG).is_file():
         raise RequestError(_not_a_run(path))
     problems: list[str] = []
@@ -99,11 +106,21 @@ def _status(path: Path, summary: dict[str, Any], *, failed: bool) -> str:
 
 
 def _read_text(path: Path, problems: list[str]) -> str:
+    """The text of a file, at most `MOST_BYTES` of it; not of a device or a pipe, which may have no end."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if not os.path.lexists(path):
+            return ""
+        if not stat.S_ISREG(path.stat().st_mode):
+            problems.append(f"{path.name} is not a file")
+            return ""
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         problems.append(f"{path.name} cannot be read ({error.strerror or type(error).__name__})")
         return ""
+    if len(content) > MOST_BYTES:
+        problems.append(f"{path.name} is longer than {MOST_BYTES >> 20} MiB; the rest of it is left out")
+    return content[:MOST_BYTES].decode("utf-8", errors="replace")
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
@@ -136,6 +153,7 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
 def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float, float]]]:
     """Values by metric and step; a training line whose step goes back begins the history anew from there."""
     by_step: dict[float, dict[str, float]] = {}
+    steps: list[float] = []
     newest, unreadable, cut_off = -math.inf, 0, False
     for text in StringIO(_read_text(path, problems)):
         line = _line(text)
@@ -147,15 +165,20 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
         values = {str(name): number for name, value in line.items() if (number := _number(value)) is not None}
         if "loss" in values:
             if step < newest:
-                by_step = {earlier: kept for earlier, kept in by_step.items() if earlier < step}
+                first = bisect_left(steps, step)
+                for repeated in steps[first:]:
+                    del by_step[repeated]
+                del steps[first:]
             newest = step
+        if step not in by_step:
+            insort(steps, step)
         by_step.setdefault(step, {}).update(values)
     if unreadable:
         problems.append(f"{path.name}: left out lines without a step or that are not JSON ({unreadable})")
     if cut_off:
         problems.append(f"the last line of {path.name} is cut off: it was being written, or the run was killed then")
     metrics: dict[str, list[tuple[float, float]]] = {}
-    for step in sorted(by_step):
+    for step in steps:
         for name, value in by_step[step].items():
             metrics.setdefault(name, []).append((step, value))
     return metrics

@@ -26,6 +26,7 @@ from wishbone.errors import RequestError, one_line
 from wishbone.model.gguf_export import check_gguf_tools, export_gguf, gguf_kinds
 from wishbone.model.merge import Merge, merge_adapter
 from wishbone.model.saved_adapter import save_adapter
+from wishbone.paths import user_path
 from wishbone.unsloth.call_arguments import foreign_signature
 
 METHODS = {"merged_16bit": "merged_16bit", "16bit": "merged_16bit", "lora": "lora"}
@@ -154,7 +155,7 @@ def save_pretrained_gguf(
     if not is_main_process:
         return []
     check_gguf_tools(kinds)
-    target = Path(save_directory).expanduser().absolute()
+    target = user_path(save_directory).absolute()
     with _space(target.name) as directory:
         merge_adapter(self, directory, tokenizer or _tokenizer(self))
         files = export_gguf(directory, target, kinds)
