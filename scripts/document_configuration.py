@@ -3,8 +3,8 @@
     python scripts/document_configuration.py [--check]
 
 A page is written by hand, except for the text between `<!-- generated: NAME -->` and `<!-- end -->`. That text comes
-from the schema of `RunConfig`, from the docstrings of the losses, and from asking both how they answer. With `--check`
-nothing is written, and the exit status is 1 if a page is not what it would be.
+from the schema of `RunConfig`, from the docstrings of the losses, and from running both. With `--check` nothing is
+written, and the exit status is 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def fields() -> Iterator[str]:
 
 
 def problems() -> Iterator[str]:
-    """A configuration that is wrong in many ways, and the answer to it."""
+    """A configuration with many errors, and the message that it gets."""
     yield f"```yaml\n{WRONG_CONFIGURATION}```\n"
     try:
         parse_config(WRONG_CONFIGURATION)
@@ -120,11 +120,11 @@ PARTS: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
 
 
 def render(page: str, text: str) -> str:
-    """Return the text of a page with its generated parts made anew.
+    """Return the text of a page with its generated parts written again.
 
     Raises:
-        KeyError: a part that is not made here.
-        ValueError: a part that is made here is not in the text.
+        KeyError: the text has a part that this script does not generate.
+        ValueError: the text lacks a part that this script generates.
     """
     parts = PARTS[page]
     if missing := parts.keys() - {match[2] for match in PART.finditer(text)}:
@@ -133,7 +133,7 @@ def render(page: str, text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or only look at them, and return the exit status."""
+    """Write the pages, or only check them, and return the exit status."""
     stale = []
     for page in PARTS:
         text = (DOCS / page).read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def _equations(module: ModuleType) -> Iterator[str]:
 
 
 def _teaching(thing: Any) -> str:
-    """A docstring without its lists of arguments and values; references to papers become links."""
+    """A docstring without its lists of arguments, values and errors; references to papers become links."""
     prose = re.split(r"\n\n(?:Args|Returns|Raises):\n", inspect.getdoc(thing) or "")[0]
     return re.sub(r"(?:arXiv )?\b(\d{4}\.\d{5})\b", r"[arXiv \1](https://arxiv.org/abs/\1)", prose)
 
@@ -174,7 +174,7 @@ def _parameters_read(name: str) -> list[str]:
 
 
 def _yaml(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """A default as it is written in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):

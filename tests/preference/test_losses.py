@@ -440,7 +440,7 @@ def test_all_problems_of_a_request_come_at_once() -> None:
     assert len(problems) == 5
     for problem, words in zip(
         problems,
-        ["did you mean 'hinge'", "1 loss weights for 3", "no meaning for aot:", "WPO weighting with aot:", "0.001"],
+        ["did you mean 'hinge'", "1 loss weights for 3", "is not defined for aot:", "WPO weighting with aot:", "0.001"],
         strict=True,
     ):
         assert words in problem
@@ -453,7 +453,7 @@ def test_all_problems_of_a_request_come_at_once() -> None:
         (["robust"], replace(HP, label_smoothing=0.5), "below 0.5"),
         (["exo_pair"], replace(HP, label_smoothing=1.0), "exo_pair"),
         (["sigmoid"], replace(HP, f_divergence="kl"), "'kl' is not known"),
-        (["simpo"], replace(HP, f_divergence="forward_kl"), "no meaning for simpo"),
+        (["simpo"], replace(HP, f_divergence="forward_kl"), "is not defined for simpo"),
     ],
 )
 def test_meaningless_requests_are_refused(names: list[str], hp: LossParameters, words: str) -> None:

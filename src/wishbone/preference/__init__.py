@@ -1,6 +1,6 @@
-"""What is to be learned from preference pairs: losses, the reference they compare with, and what to watch.
+"""Losses and metrics of preference pairs: pure functions of log-probabilities.
 
-Tensors of log-probabilities in, tensors out; nothing here knows how a model is run or a batch is laid out.
+Tensors of log-probabilities in, tensors out; nothing here knows how a model is run or how a batch is laid out.
 """
 
 from __future__ import annotations

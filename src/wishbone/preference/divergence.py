@@ -1,11 +1,11 @@
-"""f-divergences: which penalty keeps the policy near the reference (f-DPO, arXiv 2309.16240).
+"""f-divergences: the penalty that keeps the policy near the reference (f-DPO, arXiv 2309.16240).
 
-Maximizing E[r] - beta D_f(pi || pi_ref) makes the reward of a completion, up to a constant of the prompt,
+The policy that maximizes E[r] - beta D_f(pi || pi_ref) satisfies, up to a constant of the prompt,
 
     r(x, y) = beta f'( pi(y|x) / pi_ref(y|x) )
 
 so a divergence enters a loss only as the score f'(t) of a completion, t = pi / pi_ref. Plain DPO is the reverse KL,
-f'(t) = log t. The constant cancels only in a difference of two scores, which is why some losses allow no other.
+f'(t) = log t. The constant cancels only in a difference of two scores, so other losses allow only the reverse KL.
 
     reverse_kl          f'(t) = log t                               unbounded, mode seeking
     forward_kl          f'(t) = 1 - 1/t                             bounded above: little reward for leaving pi_ref
@@ -24,7 +24,7 @@ from torch import Tensor
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 
 _EXPONENT_LIMIT = {torch.float32: 80.0, torch.float64: 700.0}
-"""Largest exponent taken: differences and small multiples of its exponential are still finite in the dtype."""
+"""Largest exponent used: differences and small multiples of its exponential are still finite in the dtype."""
 
 
 def divergence_score(logratios: Tensor, divergence: str, alpha: float) -> Tensor:

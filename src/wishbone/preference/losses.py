@@ -1,9 +1,9 @@
-"""All losses by name, what an engine must know of each, and their weighted sum.
+"""All losses by name, what the step must know about each, and their weighted sum.
 
     L_i = w_i sum_k lambda_k loss_k(pair i)        w: WPO weight of the pair, lambda: weight of the loss
 
-The training loss is the mean of L_i over the pairs of a batch. Names and values are those of TRL's `loss_type` where
-TRL has the loss; `dpop`, `rdpo`, `simpo`, `cpo` and `orpo` are further ones.
+The training loss is the mean of L_i over the pairs of a batch. Names and values are those of TRL's `loss_type` if TRL
+has the loss; TRL does not have `dpop`, `rdpo`, `simpo`, `cpo` and `orpo`.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ LOSSES: dict[str, Loss] = {
 }
 
 COUPLED = frozenset({"aot", "aot_unpaired"})
-"""Losses whose value for one pair depends on the other pairs: they need all pairs of the batch in one call."""
+"""Losses of a pair that depend on the other pairs: they need all pairs of the batch in one call."""
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
-"""Methods without a reference policy. `sft` reads none either, but is a term beside losses that have one."""
+"""Methods without a reference. `sft` does not read it either, but is a term added to losses that do."""
 
 F_DIVERGENCE_LOSSES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
-"""Losses that allow a divergence other than the reverse KL: they see the two scores only through their difference."""
+"""Losses that allow a divergence other than the reverse KL: they depend only on the difference of the two scores."""
 
 
 def are_reference_free(names: Sequence[str]) -> bool:
-    """Return whether none of these losses, added up, reads the reference policy."""
+    """Return whether a run with these losses needs no reference."""
     return set(names) <= REFERENCE_FREE | {"sft"} and not set(names) <= {"sft"}
 
 
 def check_losses(
     names: Sequence[str], weights: Sequence[float] | None, hp: LossParameters, *, use_weighting: bool = False
 ) -> None:
-    """Refuse a combination of losses and hyperparameters that has no meaning.
+    """Refuse a combination of losses and hyperparameters that is not defined.
 
     Args:
         names: losses to add up.
@@ -88,17 +88,17 @@ def check_losses(
         problems.append(f"f_divergence {hp.f_divergence!r} is not known: choose one of {', '.join(DIVERGENCES)}")
     elif hp.f_divergence != "reverse_kl" and (unfit := sorted((chosen & LOSSES.keys()) - F_DIVERGENCE_LOSSES)):
         problems.append(
-            f"f_divergence {hp.f_divergence!r} has no meaning for {', '.join(unfit)}: use 'reverse_kl', "
-            f"or only losses of {', '.join(sorted(F_DIVERGENCE_LOSSES))}"
+            f"f_divergence {hp.f_divergence!r} is not defined for {', '.join(unfit)}: use 'reverse_kl', "
+            f"or only the losses {', '.join(sorted(F_DIVERGENCE_LOSSES))}"
         )
     if use_weighting and (sorting := sorted(chosen & COUPLED)):
         problems.append(
-            f"WPO weighting with {', '.join(sorting)}: these losses sort the batch, so a weight would meet the value "
-            "of another pair; turn the weighting off or choose another loss"
+            f"WPO weighting with {', '.join(sorting)}: these losses sort the batch, so a pair's weight would apply to "
+            "another pair; turn the weighting off or choose another loss"
         )
     if "exo_pair" in chosen and not 0 < hp.label_smoothing < 1:
         problems.append(
-            f"label_smoothing {hp.label_smoothing} with exo_pair: it must lie between 0 and 1, both excluded; "
+            f"label_smoothing {hp.label_smoothing} with exo_pair: it must be above 0 and below 1; "
             "the paper uses 0.001"
         )
     if "robust" in chosen and not 0 <= hp.label_smoothing < 0.5:
@@ -113,7 +113,7 @@ def check_losses(
 def preference_loss(
     scores: PairScores, hp: LossParameters, names: Sequence[str], weights: Sequence[float] | None = None
 ) -> Tensor:
-    """Weighted sum of losses for each pair; its mean over pairs is what to minimize.
+    """Weighted sum of the losses of each pair; training minimizes its mean over pairs.
 
     Args:
         scores: the pairs. For a loss in `COUPLED`, all pairs of the batch.
@@ -130,8 +130,8 @@ def preference_loss(
     check_losses(names, weights, hp, use_weighting=scores.weights is not None)
     if not scores.has_reference and (needing := sorted(set(names) - REFERENCE_FREE - {"sft"})):
         raise RequestError(
-            f"{', '.join(needing)} compares with a reference and there is none: compute the reference's "
-            f"log-probabilities, or choose a loss without one: {', '.join(sorted(REFERENCE_FREE))}"
+            f"{', '.join(needing)} compares with a reference, but there is none: compute the reference's "
+            f"log-probabilities, or choose a loss without a reference: {', '.join(sorted(REFERENCE_FREE))}"
         )
     terms = [
         weight * LOSSES[name](scores, hp) for name, weight in zip(names, weights or [1.0] * len(names), strict=True)

@@ -1,7 +1,7 @@
-"""What is watched during training, under TRL's names.
+"""The metrics of training, under TRL's names.
 
-Sums are kept on the device and read once a logging interval, after one reduction over all processes, so that watching
-costs no synchronization within a step. Rewards are r(x, y) = beta (log pi(y|x) - log pi_ref(y|x)).
+Sums stay on the device and are read once per logging interval, after one reduction over all processes, so metrics cost
+no synchronization within a step. Rewards are r(x, y) = beta (log pi(y|x) - log pi_ref(y|x)).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PairMetrics:
         return cls(other._beta)
 
     def absorb(self, other: PairMetrics) -> None:
-        """Add everything that `other` was given."""
+        """Add everything that was added to `other`."""
         if other._sums is not None:
             self._sums = other._sums if self._sums is None else self._sums + other._sums
 
@@ -76,7 +76,7 @@ class PairMetrics:
         """Return the metrics of everything added since the last reading, and start over.
 
         Args:
-            reduce: sums a float64 vector over all processes. Every process must call at the same time.
+            reduce: sums a float64 vector over all processes. All processes must then call `read` together.
         """
         if self._sums is None:
             return {}

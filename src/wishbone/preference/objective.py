@@ -1,4 +1,4 @@
-"""What a run minimizes: losses, their weights and hyperparameters, as one value that a step can call."""
+"""What a run minimizes: losses, their weights and hyperparameters, as one object that the step calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Objective:
         use_weighting: whether pairs are weighted as in WPO (arXiv 2406.11827).
 
     Raises:
-        RequestError: if the combination has no meaning.
+        RequestError: the combination is not defined.
     """
 
     losses: tuple[str, ...] = ("sigmoid",)

@@ -7,7 +7,7 @@ Every function maps `PairScores` to a loss per pair, [pairs], and states its equ
     Delta       s_w - s_l
     sigma, eps  logistic function; label smoothing
 
-All are written with logsigmoid and sigmoid so that |h| in the hundreds keeps values and gradients finite.
+All use logsigmoid and sigmoid, so values and gradients stay finite for |h| in the hundreds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sigmoid(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def sigmoid_norm(scores: PairScores, hp: LossParameters) -> Tensor:
-    """DPO on scores per token, so that length earns nothing; wants a large beta (Tulu 3 uses 5).
+    """DPO on scores per token, so that length earns nothing; needs a large beta (Tulu 3 uses 5).
 
         -log sigma(beta (s_w / |y_w| - s_l / |y_l|))
 
@@ -74,11 +74,11 @@ def hinge(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def ipo(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Regresses the margin to a finite target, where DPO would grow it for ever on clean preferences.
+    """Regresses the margin to a finite target; on noise-free preferences DPO would increase it forever.
 
         (s_w / |y_w| - s_l / |y_l| - 1 / (2 beta))^2
 
-    IPO, arXiv 2310.12036, eq. 17 (beta is its tau), on scores per token as its authors confirmed to TRL.
+    IPO, arXiv 2310.12036, eq. 17 (beta is its tau), on scores per token, as its authors confirmed to TRL.
     """
     return (_mean_margin(scores, hp) - 1 / (2 * hp.beta)) ** 2
 
@@ -98,7 +98,7 @@ def exo_pair(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def nca_pair(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Raises the chosen one's likelihood in absolute terms, where DPO may let it fall.
+    """Raises the likelihood of the chosen completion in absolute terms; DPO may let it fall.
 
         -log sigma(beta h_w) - 1/2 log sigma(-beta h_w) - 1/2 log sigma(-beta h_l)
 
@@ -121,7 +121,7 @@ def robust(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def bco_pair(scores: PairScores, hp: LossParameters) -> Tensor:
-    """A binary classifier whose logit is the reward: each completion is judged by itself.
+    """A binary classifier whose logit is the reward; it judges each completion separately.
 
         -log sigma(beta h_w) - log sigma(-beta h_l)
 
@@ -131,7 +131,7 @@ def bco_pair(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def sppo_hard(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Regresses both rewards to the result of the game, win or lose, for preferences that are not transitive.
+    """Regresses both rewards to the result of a game, win or lose; for preferences that are not transitive.
 
         (h_w - 1 / (2 beta))^2 + (h_l + 1 / (2 beta))^2
 
@@ -142,12 +142,12 @@ def sppo_hard(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def aot(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Prefers in distribution: the sorted policy margins must dominate the sorted reference margins.
+    """Compares distributions: the sorted margins of the policy must exceed the sorted margins of the reference.
 
         -(1 - eps) log sigma(beta d_i) - eps log sigma(-beta d_i)
         d_i = i-th smallest log pi(y_w)/pi(y_l) - i-th smallest log pi_ref(y_w)/pi_ref(y_l)
 
-    AOT, arXiv 2406.05882, paired. Entry i belongs to a rank in the batch, not to pair i.
+    AOT, arXiv 2406.05882, paired. Element i belongs to rank i in the batch, not to pair i.
     """
     if scores.ref_chosen_logps is None or scores.ref_rejected_logps is None:
         raise ValueError("these scores have no reference log-probabilities")
@@ -157,12 +157,12 @@ def aot(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def aot_unpaired(scores: PairScores, hp: LossParameters) -> Tensor:
-    """The sorted chosen rewards must dominate the sorted rejected rewards, whatever pair they come from.
+    """Compares distributions: the sorted chosen rewards must exceed the sorted rejected rewards, across all pairs.
 
         -(1 - eps) log sigma(beta d_i) - eps log sigma(-beta d_i)
         d_i = i-th smallest h_w - i-th smallest h_l
 
-    AOT, arXiv 2406.05882, unpaired. Entry i belongs to a rank in the batch, not to pair i.
+    AOT, arXiv 2406.05882, unpaired. Element i belongs to rank i in the batch, not to pair i.
     """
     chosen = torch.sort(scores.chosen_logratios).values
     rejected = torch.sort(scores.rejected_logratios).values
@@ -170,7 +170,7 @@ def aot_unpaired(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def apo_zero(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Chosen up, rejected down: for chosen completions better than what the model writes.
+    """Raises chosen completions, lowers rejected ones; for chosen completions better than the model's own.
 
         1 - sigma(beta h_w) + sigma(beta h_l)
 
@@ -180,7 +180,7 @@ def apo_zero(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def apo_down(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Both down, rejected further: for chosen completions worse than what the model writes.
+    """Lowers both completions, the rejected one further; for chosen completions worse than the model's own.
 
         sigma(beta h_w) + 1 - sigma(beta (h_w - h_l))
 
@@ -191,7 +191,7 @@ def apo_down(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def discopop(scores: PairScores, hp: LossParameters) -> Tensor:
-    """A loss that a language model found by search: logistic for wrong pairs, exponential for right ones.
+    """A loss that a language model found: logistic for wrongly ranked pairs, exponential for others.
 
         (1 - m) (-log sigma(z)) + m exp(-z),    z = beta Delta,  m = sigma(z / tau)
 
@@ -203,7 +203,7 @@ def discopop(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def dpop(scores: PairScores, hp: LossParameters) -> Tensor:
-    """DPO that pays for a chosen completion falling below the reference; for pairs that differ in few tokens.
+    """DPO with a penalty if the chosen completion falls below the reference; for pairs that differ in few tokens.
 
         -log sigma(beta (h_w - h_l - lambda max(0, -h_w)))
 
@@ -214,12 +214,12 @@ def dpop(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def rdpo(scores: PairScores, hp: LossParameters) -> Tensor:
-    """DPO that does not learn to be long: a preference for the longer completion counts as partly explained by length.
+    """DPO that learns less to write long: a preference for the longer completion is partly attributed to its length.
 
         -log sigma(beta (h_w - h_l) + alpha (|y_w| - |y_l|))
 
     R-DPO, arXiv 2403.19159. The sign follows from its objective E[r - alpha |y|] - beta KL, whose optimum has
-    r = beta h + alpha |y| + const: alpha > 0 weakens the gradient of pairs with the longer completion chosen.
+    r = beta h + alpha |y| + const: alpha > 0 weakens the gradient of pairs whose chosen completion is longer.
     """
     length_margin = hp.rdpo_alpha * (scores.chosen_lengths - scores.rejected_lengths)
     return -F.logsigmoid(hp.beta * (scores.chosen_logratios - scores.rejected_logratios) + length_margin)

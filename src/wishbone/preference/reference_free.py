@@ -1,8 +1,8 @@
-"""Losses of the policy alone: no reference is read, so none needs to be computed.
+"""Losses of the policy alone, which need no reference.
 
 Every function maps `PairScores` to a loss per pair, [pairs]. In the equations l_w, l_l are log pi(y|x), plain sums over
-scored tokens, and |y| is the number of scored tokens. These losses choose their own treatment of length, so the token
-weights of LD-DPO do not enter.
+scored tokens, and |y| is the number of scored tokens. These losses treat length in their own way, so the token weights
+of LD-DPO do not enter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _log_odds(logps: Tensor) -> Tensor:
 
 
 def sft(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Negative log-likelihood of the chosen completion, to keep it likely beside a loss that only compares.
+    """Negative log-likelihood of the chosen completion; added to a loss that only compares, it keeps it likely.
 
         -l_w / n,    n = mean |y_w| over the whole batch
 
@@ -41,7 +41,7 @@ def sft(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def simpo(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Average log-probability is the reward, as in decoding, and the margin has a target; beta is 2 to 10.
+    """The mean log-probability per token is the reward, as in decoding, and the margin has a target; beta is 2 to 10.
 
         -log sigma(beta l_w / |y_w| - beta l_l / |y_l| - gamma)
 
@@ -52,19 +52,19 @@ def simpo(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def cpo(scores: PairScores, hp: LossParameters) -> Tensor:
-    """DPO against a uniform reference, held near the data by the chosen one's likelihood.
+    """DPO against a uniform reference, kept near the data by the likelihood of the chosen completion.
 
         -log sigma(beta (l_w - l_l)) + alpha (-l_w / n),    n = mean |y_w| over the whole batch
 
     CPO, arXiv 2401.08417, eq. 3 to 5. The paper writes the likelihood per sequence; its code and TRL's average over the
-    tokens of the batch, which is what alpha = 1 was tuned with, so that is the term here (the same as `sft`).
+    tokens of the batch. alpha = 1 was tuned with that average, so it is used here (as in `sft`).
     """
     preference = -F.logsigmoid(hp.beta * (scores.chosen_plain_logps - scores.rejected_plain_logps))
     return preference + hp.cpo_alpha * sft(scores, hp)
 
 
 def orpo(scores: PairScores, hp: LossParameters) -> Tensor:
-    """Supervised fine-tuning and preference in one stage, from a base model.
+    """Supervised fine-tuning and preference optimization in one stage, from a base model.
 
         -m_w - lambda log sigma( log odds(m_w) - log odds(m_l) )
         m = l / |y|,    log odds(m) = m - log(1 - exp m)

@@ -1,9 +1,9 @@
-"""What a loss reads of a preference pair, and what it may be told.
+"""The inputs of a loss: scores of preference pairs, and hyperparameters.
 
 A loss never sees tokens or a model. For the completions y_w (chosen) and y_l (rejected) of a prompt x it sees
 log pi(y|x) = sum_t log pi(y_t | x, y_<t) of the policy, the same of the reference, and how many tokens were summed.
-Two methods change how tokens enter those sums instead of how the sums enter the loss, so they live here:
-LD-DPO weights the tokens of the longer completion's tail, WPO weights whole pairs.
+Two methods change the sums instead of the loss, so they are here: LD-DPO weights the tokens of the longer completion's
+tail, WPO weights whole pairs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class PairScores:
         rejected_lengths: completion tokens of y_l, the first one included.
         chosen_scored: scored tokens of y_w.
         rejected_scored: scored tokens of y_l.
-        mean_chosen_scored: mean of `chosen_scored` over the whole batch that the pair is a part of. Token means over
-            a batch (`sft`, `cpo`) become means over pairs with it, so a batch can be computed in parts.
+        mean_chosen_scored: mean of `chosen_scored` over the whole batch of the pair. With it, token means over a batch
+            (`sft`, `cpo`) become means over pairs, so a batch can be computed in parts.
         weights: WPO weight of each pair (`wpo_weight`), detached; None for no weighting.
 
     Raises:
@@ -70,7 +70,7 @@ class PairScores:
 
     @property
     def has_reference(self) -> bool:
-        """Whether the reference's log-probabilities are there."""
+        """Whether there are log-probabilities of the reference."""
         return self.ref_chosen_logps is not None
 
     @property
@@ -132,8 +132,8 @@ def ld_weights(positions: Tensor, other_scored: Tensor, alpha: float, *, dtype: 
 
         log pi_LD(y) = sum_{t < l} log pi(y_t) + alpha sum_{t >= l} log pi(y_t),    l = min(|y_w|, |y_l|)
 
-    so that a completion earns less reward by being longer. alpha = 1 is plain DPO; alpha = 0 ignores the tail. The own
-    length is not needed: a token that exists lies below l exactly if it lies below the sibling's length.
+    so that a completion earns less reward by being longer. alpha = 1 is plain DPO; alpha = 0 ignores the tail. Only the
+    sibling's length is needed: a token's index is below its own length anyway.
 
     Args:
         positions: index of each token among the scored tokens of its own completion, from 0; any shape, integer.
@@ -154,7 +154,7 @@ def wpo_weight(mean_aligned_logp_chosen: Tensor, mean_aligned_logp_rejected: Ten
 
         w(y) = exp( 1/|y| sum_t [ log pi(y_t) - log sum_v pi(v)^2 ] ),    weight = w(y_w) w(y_l)
 
-    The bracket compares a token with what a token drawn from the policy would get, so on-policy text weighs about 1.
+    The bracket compares a token with a token drawn from the policy, so text of the policy has a weight of about 1.
 
     Args:
         mean_aligned_logp_chosen: mean over scored tokens of the bracket for y_w, [pairs].

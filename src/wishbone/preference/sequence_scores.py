@@ -19,12 +19,12 @@ from wishbone.preference.scores import ld_weights
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """One value a sequence, shape [2 * pairs], chosen and rejected in turn; float32 (float64 for float64 models).
+    """One value per sequence, shape [2 * pairs], chosen and rejected in turn; float32 (float64 for float64 models).
 
     Only `logps` and `plain_logps` carry gradients.
 
     Attributes:
-        logps: log pi(y|x), tokens weighted by LD-DPO where it is on.
+        logps: log pi(y|x), with the token weights of LD-DPO if it is on.
         plain_logps: log pi(y|x), every scored token counted once.
         entropy, mean_logit, top1: sums over the scored tokens of the sequence.
         aligned_logps: sum of log p - log sum_v p_v^2 over the scored tokens (WPO).
