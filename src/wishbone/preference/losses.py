@@ -98,8 +98,7 @@ def check_losses(
         )
     if "exo_pair" in chosen and not 0 < hp.label_smoothing < 1:
         problems.append(
-            f"label_smoothing {hp.label_smoothing} with exo_pair: it must be above 0 and below 1; "
-            "the paper uses 0.001"
+            f"label_smoothing {hp.label_smoothing} with exo_pair: it must be above 0 and below 1; the paper uses 0.001"
         )
     if "robust" in chosen and not 0 <= hp.label_smoothing < 0.5:
         problems.append(
