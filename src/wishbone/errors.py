@@ -38,9 +38,15 @@ def _told(problems: Sequence[str]) -> list[str]:
 
 
 LONGEST_REASON = 400
+SHOWN_NAMES = 3
 
 
 def one_line(error: BaseException) -> str:
     """Return what another library's error says as one line of at most `LONGEST_REASON` characters, or its name."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} ..."
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return the first names of a list, and an ellipsis if there are more than `SHOWN_NAMES`."""
+    return ", ".join([*names[:SHOWN_NAMES], *["..."] * (len(names) > SHOWN_NAMES)])

@@ -58,5 +58,5 @@ def test_an_embedding_of_another_kind_is_refused():
         pass
 
     model.set_input_embeddings(Scaled(4, 4))
-    with pytest.raises(RequestError, match=r"knows nn\.Embedding, not Scaled"):
+    with pytest.raises(RequestError, match=r"takes an nn\.Embedding, and this model has Scaled"):
         keep_embedding_on_host(copy.deepcopy(model))

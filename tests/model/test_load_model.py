@@ -377,7 +377,7 @@ def test_a_hub_model_loads_and_loads_again_without_the_hub(saved: Path, tmp_path
     assert loaded[1:] == ["loaded", pytest.approx(expected, rel=1e-12), 320, "some/tiny"]
     assert "has no revision 'v9'" in str(revised[1])
     assert "pickle" in str(pickle[1])
-    assert "neither a path here nor a repository" in str(absent[1])
+    assert "neither a path nor a repository" in str(absent[1])
     assert "near: smollm2-135m-instruct" in str(absent[1])
     assert "gated" in str(gated[1])
     # the server is gone: what was downloaded loads at once, what was not is refused at once

@@ -363,7 +363,7 @@ def test_directories_that_a_model_must_not_be_written_to(tmp_path: Path):
     with pytest.raises(RequestError, match="is a file; name a directory"):
         merge_adapter(model, tmp_path / "file", TOKENIZER)
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(RequestError, match="holds an adapter, which a model must not stand beside"):
+    with pytest.raises(RequestError, match="holds an adapter; name a directory of its own for the model"):
         merge_adapter(model, tmp_path / "adapter", TOKENIZER)
 
 
@@ -375,5 +375,5 @@ def test_what_changed_the_base_cannot_be_moved_to_other_weights(tmp_path: Path):
         merge_adapter(model, tmp_path / "merged", TOKENIZER)
     model.get_base_model().config.name_or_path = ""
     model.get_base_model().name_or_path = ""
-    with pytest.raises(RequestError, match="does not say where its 16-bit weights are"):
+    with pytest.raises(RequestError, match="not known where the model's 16-bit weights are"):
         merge_adapter(model, tmp_path / "merged", TOKENIZER)

@@ -183,7 +183,7 @@ def test_float64_keeps_its_products_in_float64() -> None:
 
 
 def test_unknown_backends_are_refused() -> None:
-    with pytest.raises(ValueError, match="'cuda' is none of auto, reference, triton"):
+    with pytest.raises(ValueError, match="'cuda' is not one of auto, reference, triton"):
         quantize_rows(normal(1, 16), backend="cuda")  # type: ignore[arg-type]
 
 

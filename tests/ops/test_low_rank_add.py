@@ -85,7 +85,7 @@ def test_other_dtypes_are_rounded_to_the_nearest() -> None:
 
 def test_a_backend_that_is_asked_for_is_used_or_refused() -> None:
     y, low, factor = inputs(9, 11, 4)
-    with pytest.raises(ValueError, match="'fast' is none of auto, reference, triton"):
+    with pytest.raises(ValueError, match="'fast' is not one of auto, reference, triton"):
         add_low_rank_(y, low, factor, backend="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"rounds to 16 bits; y is torch.float32"):
         add_low_rank_(y.float(), low, factor, backend="triton")

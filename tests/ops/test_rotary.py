@@ -88,5 +88,5 @@ def test_the_kernel_is_the_reference(
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="none of auto"):
+    with pytest.raises(ValueError, match="not one of auto"):
         rotary(*inputs(), backend="liger")  # type: ignore[arg-type]

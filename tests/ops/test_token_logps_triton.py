@@ -34,7 +34,7 @@ def test_the_cpu_is_chunked_and_triton_by_name_is_refused_there() -> None:
     if os.environ.get("TRITON_INTERPRET") != "1":  # with it, kernels do run here
         with pytest.raises(ValueError, match=r"Triton runs on GPUs|needs the package triton"):
             token_logps(hidden, weight, targets, backend="triton")
-    with pytest.raises(ValueError, match="'cublas' is none of auto, triton, chunked, reference"):
+    with pytest.raises(ValueError, match="'cublas' is not one of auto, triton, chunked, reference"):
         token_logps(hidden, weight, targets, backend="cublas")  # type: ignore[arg-type]
 
 

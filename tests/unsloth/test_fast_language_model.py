@@ -264,7 +264,7 @@ def test_target_modules_that_the_model_does_not_have(saved: str, caplog: pytest.
     model = adapter(load(saved)[0], target_modules=["q_proj", "qkv_proj"])
     assert "qkv_proj are not in this model and get no adapter" in caplog.text
     assert {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name} == {"q_proj"}
-    with pytest.raises(RequestError, match="target module 'qkv_proj' is no linear layer of this model"):
+    with pytest.raises(RequestError, match="target module 'qkv_proj' is not a linear layer of this model"):
         adapter(load(saved)[0], target_modules=["qkv_proj"])
     model = adapter(load(saved)[0], target_modules=r".*\.mlp\.(up|down)_proj")
     assert {n.split(".")[-4] for n, _ in model.named_parameters() if "lora_A" in n} == {"up_proj", "down_proj"}
@@ -337,7 +337,7 @@ def broken_adapters(directory: Path, base: Path) -> dict[str, str]:
     """Ways to spoil the adapter in `directory`, and what is said of each."""
     return {
         "shape": r"have another shape \(.*q_proj.lora_A.weight: \(4, 65\) instead of \(4, 64\)",
-        "missing": r"1 tensors that the model would need are not there \(.*q_proj.lora_A.weight\)",
+        "missing": r"1 tensors that the model needs are missing \(.*q_proj.lora_A.weight\)",
         "extra": r"1 tensors of the adapter have no place in the model \(base_model.model.model.layers.9",
         "base": r"is not on this machine|does not exist|does not fit",
         "damaged": "is damaged",

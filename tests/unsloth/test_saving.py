@@ -122,7 +122,7 @@ def test_an_adapter_alone(model: Any, tmp_path: Path):
     names = {path.name for path in (tmp_path / "lora").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
-    with pytest.raises(RequestError, match="holds a model, which an adapter must not stand beside"):
+    with pytest.raises(RequestError, match="holds a model; name a directory of its own for the adapter"):
         model.save_pretrained_merged(tmp_path / "base", save_method="lora")
     model.get_base_model().model.layers[0].mlp.up_proj.lora_A["default"].weight.data[0] = float("inf")
     with pytest.raises(RequestError, match="1 of 28 adapter tensors hold NaN or infinite values"):

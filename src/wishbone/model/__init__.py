@@ -1,1 +1,1 @@
-"""Models: where they come from (load), what is trained on them (adapter), and how they are run."""
+"""Models: loading them, the precision of their weights, and adapters: making, saving and merging them."""

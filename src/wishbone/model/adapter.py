@@ -1,7 +1,7 @@
 """LoRA: y = W x + (alpha / rank) B A x with W frozen; A is random and B zero, so a fresh adapter changes nothing.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), equation 3. PEFT builds the
-layers; A and B are float32 whatever the dtype of W, because updates smaller than half a bfloat16 step would be lost.
+layers. A and B are float32 whatever the dtype of W, because updates smaller than half a step of bfloat16 would be lost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wishbone.model.quantization import is_quantized
 
 ALL_LINEAR = "all-linear"
 FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
-"""Model types whose fused kernels read the weight of `out_proj` and pass by an adapter on it."""
+"""Model types whose fused kernels read the weight of `out_proj` directly, so that an adapter on it has no effect."""
 
 
 def lora_config(
@@ -40,13 +40,13 @@ def lora_config(
         rank: columns of B and rows of A.
         alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
         dropout: probability in [0, 1) that an input of A is dropped in training.
-        target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear", all but the head
-            (and but `out_proj` of state-space layers, whose fused kernels would pass by the adapter). Experts that are
-            kept as one stacked weight are no linear layers and stay frozen.
+        target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear" for all but the
+            head and `out_proj` of state-space layers (`FUSED_OUTPUT`). Experts that are stored as one stacked weight
+            are not linear layers and stay frozen.
         further: other fields of PEFT's `LoraConfig`, such as `use_rslora` or `modules_to_save`.
 
     Raises:
-        RequestError: a number out of range, a name that is no linear layer, or a model that has an adapter.
+        RequestError: a value is out of range, a name is not that of a linear layer, or the model has an adapter.
     """
     if isinstance(model, PeftModel):
         raise RequestError("the model already has an adapter; give its base model, or train that adapter as it is")
@@ -74,11 +74,11 @@ def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Pe
 
     Args:
         model: a causal language model without adapter.
-        seed: of the random A; the global random state stays as it was.
+        seed: of the random A; the global random state does not change.
         settings: as `lora_config` takes them.
 
     Raises:
-        RequestError: as `lora_config`, or PEFT refuses.
+        RequestError: as `lora_config`, or PEFT refuses the configuration.
     """
     config = lora_config(model, **settings)
     refuse_readers_of_codes(model, {"default": config})
@@ -91,14 +91,14 @@ def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Pe
 
 
 def parameter_values(model: Any) -> dict[nn.Parameter, Tensor]:
-    """Return the tensors that the parameters of a model hold now; nothing for what is no model yet."""
+    """Return the tensors that the parameters of a model hold now; nothing if `model` is not a model yet."""
     return {parameter: parameter.data for parameter in model.parameters()} if isinstance(model, nn.Module) else {}
 
 
 def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
-    """Give an adapter that came with a model on quantized weights the numbers that it came with.
+    """Give the values back to an adapter on quantized weights that the model was given with.
 
-    TRL's trainer rounds adapters on quantized weights to bfloat16 as it is constructed.
+    TRL's trainer rounds adapters on quantized weights to bfloat16 when it is constructed.
 
     Args:
         model: the trainer's model.
@@ -110,16 +110,16 @@ def undo_rounding(model: nn.Module, before: dict[nn.Parameter, Tensor]) -> None:
 
 
 def train_in_float32(model: nn.Module) -> None:
-    """Let an adapter on quantized weights have float32 numbers from now on.
+    """Make the adapter on quantized weights float32.
 
-    In bfloat16 most updates of a number near 0.01 are lost at a learning rate of 5e-6: its next number is 6e-5 away.
+    In bfloat16 most updates of an element near 0.01 are lost at a learning rate of 5e-6: the next value is 6e-5 away.
     """
     for parameter in _rounded(model):
         parameter.data = parameter.data.float()
 
 
 def _rounded(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters in bfloat16 that are trained on quantized weights."""
+    """Return the trained parameters in bfloat16 of a model with quantized weights; of other models none."""
     if not is_quantized(model):
         return []
     return [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
@@ -142,7 +142,7 @@ def scale_adapter(model: PeftModel, adapter: str, factor: float) -> None:
 
 
 def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
-    """Parameters of one adapter, by their names with the adapter's own left out."""
+    """Return the parameters of one adapter by their names, with "*" for the name of the adapter."""
     found = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
@@ -155,7 +155,7 @@ def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Paramete
 def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
     problems = []
     if rank < 1:
-        problems.append(f"adapter rank {rank} is not a whole number from 1 on; 8 to 64 are usual")
+        problems.append(f"adapter rank {rank} is below 1; 8 to 64 are usual")
     if not alpha > 0:
         problems.append(f"adapter alpha {alpha} is not above 0; the rank itself is a good value")
     if not 0 <= dropout < 1:
@@ -168,12 +168,12 @@ def _unknown_targets(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name for name in linear if model.get_submodule(name) is not head]
     offered = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in inside))
-    problems = [] if names else [f"no target module is named; use all-linear or some of: {offered}"]
+    problems = [] if names else [f"no target modules are named; use all-linear or some of: {offered}"]
     for target in names:
         if any(name == target or name.endswith(f".{target}") for name in inside):
             continue
         if any(name == target or name.endswith(f".{target}") for name in linear):
             problems.append(f"target module {target!r} is the output head, which stays frozen; use some of: {offered}")
         else:
-            problems.append(f"target module {target!r} is no linear layer of this model; its linear layers: {offered}")
+            problems.append(f"target module {target!r} is not a linear layer of this model; these are: {offered}")
     return problems

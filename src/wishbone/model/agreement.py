@@ -1,4 +1,4 @@
-"""Whether two models say the same: log-probabilities of real text."""
+"""How closely two models agree: log-probabilities of real text."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MOST_TOKENS = 96
 
 
 def real_sequences(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return token ids of a few texts: prose, code, chat, another language."""
+    """Return the token ids of a few texts: prose, code, chat and another language, at most 96 tokens of each."""
     ids = [tokenizer(text)["input_ids"][:MOST_TOKENS] for text in TEXTS]
     return [sequence for sequence in ids if len(sequence) > 1]
 
 
 @torch.no_grad()
 def sequence_logps(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Return log p(token | tokens before it) of all tokens but the first of each sequence, [tokens], float32."""
+    """Return log p(token | tokens before it) of every token but the first of each sequence, [tokens], float32."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -41,5 +41,5 @@ def sequence_logps(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tens
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """Return the mean of |one - other|, in nats a token; NaN where either has one."""
+    """Return the mean of |one - other|, in nats a token; NaN if either holds one."""
     return float((one - other).abs().mean())

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all: they are written beside their place and moved there at the end."""
+"""Directories that appear whole or not at all: they are written next to their place and moved there at the end."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def beside(target: Path) -> Iterator[Path]:
-    """Give an empty directory next to `target` whose files move there when the block ends without an error.
+    """Yield an empty directory next to `target` whose files move there when the block ends without an error.
 
-    In a directory that exists, files of the same name are replaced, weights of an earlier model are removed, and
-    everything else stays.
+    If `target` exists, files of the same name are replaced, weights of an earlier model are removed, and all other
+    files stay.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}")

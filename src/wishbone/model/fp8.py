@@ -1,10 +1,10 @@
-"""Frozen weights in FP8: half of 16 bits in memory, and matrix products at up to twice the speed.
+"""Frozen weights in FP8: half the memory of 16 bits, and matrix products at up to twice the speed.
 
-A 16-bit checkpoint is read tensor by tensor; each weight of a linear layer is rounded to e4m3 with a scale a row as
-soon as it is on the device, so that the device never holds more than the FP8 model and one layer. A checkpoint that is
-in FP8 already keeps its codes and scales as they are. `fp8_layers.py` says which layers that concerns.
+A 16-bit checkpoint is read tensor by tensor; each weight of a linear layer is rounded to e4m3, with a scale for each
+row, as soon as it is on the device, so that the device never holds more than the FP8 model and one layer. A checkpoint
+that is in FP8 already keeps its codes and scales as they are. `fp8_layers.py` says which layers are in FP8.
 
-transformers does the reading, through the place it has for further quantization methods.
+transformers reads the files; this module registers a quantization method with it.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from wishbone.errors import RequestError
 from wishbone.model.fp8_layers import StoredScales, layers_for_fp8, stored_layers
 from wishbone.model.fp8_linear import ROWS, FP8Linear
+from wishbone.model.quantization import refusals, stored_method
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
 
 METHOD = "wishbone_fp8"
 STORED_METHODS = ("fp8", "compressed-tensors", "fbgemm_fp8")
 """Quantization methods of checkpoints whose linear weights may be e4m3 codes with scales beside them."""
 CAPABILITY = (8, 9)
+"""Least compute capability of GPUs with FP8 arithmetic."""
 READ_DIRECTLY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h", "bamba", "jamba", "zamba2"})
 """Model types whose layers read weights of linear layers without calling them."""
 
 
 def fp8_obstacle(device: torch.device) -> str | None:
-    """Return why there is no FP8 arithmetic on `device`, in one phrase that ends with the remedy, or None."""
+    """Return why there is no FP8 arithmetic on `device`, in one phrase that ends with the remedy; otherwise None."""
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.hip is not None:
@@ -53,12 +55,11 @@ def fp8_obstacle(device: torch.device) -> str | None:
 
 
 def is_stored_in_fp8(config: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint with this config.json keeps weights as e4m3 codes."""
-    quantization = config.get("quantization_config") or {}
-    method = quantization.get("quant_method")
+    """Return whether a checkpoint with this config.json stores weights as e4m3 codes."""
+    method = stored_method(config)
     if method != "compressed-tensors":
         return method in STORED_METHODS
-    groups = quantization.get("config_groups") or {}
+    groups = config["quantization_config"].get("config_groups") or {}
     weights = [(group or {}).get("weights") or {} for group in groups.values()]
     return bool(weights) and all((w.get("type"), w.get("num_bits")) == ("float", 8) for w in weights)
 
@@ -77,24 +78,15 @@ def fp8_options(
     Raises:
         RequestError: the model's layers cannot be in FP8, or not on this device.
     """
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method and not is_stored_in_fp8(config):
-        raise RequestError(
-            f"{name!r} is quantized already, with {method}, and cannot be loaded in FP8; name the model that it was "
-            "made from"
-        )
-    problems = []
-    if obstacle := fp8_obstacle(device):
-        kept = "its weights are in FP8" if method else "it cannot be loaded in FP8"
-        problems.append(f"{name!r}: {kept}, and {obstacle}")
+    problems = refusals(name, config, "FP8", fits=is_stored_in_fp8(config), obstacle=fp8_obstacle(device))
     if config.get("model_type") in READ_DIRECTLY:
         problems.append(
-            f"{name!r}: layers of {config['model_type']!r} read weights by themselves, so they cannot be in FP8; load "
-            "it in 16 bits"
+            f"{name!r}: layers of {config['model_type']!r} read weights of other layers, so these cannot be in FP8; "
+            "load it in 16 bits"
         )
     if problems:
         raise RequestError(problems)
-    if not method:
+    if not stored_method(config):
         return {"quantization_config": FP8Config()}
     plain = AutoConfig.from_pretrained(path, **options)
     for part in (plain, plain.get_text_config()):
@@ -105,10 +97,10 @@ def fp8_options(
 
 @register_quantization_config(METHOD)
 class FP8Config(QuantizationConfigMixin):  # type: ignore[misc]
-    """How transformers is to load FP8 layers.
+    """How transformers loads FP8 layers.
 
     Args:
-        stored: the checkpoint holds codes and scales; otherwise its weights are rounded while they are read.
+        stored: whether the checkpoint holds codes and scales; otherwise its weights are rounded while they are read.
     """
 
     def __init__(self, stored: bool = False, **further: Any) -> None:
@@ -118,7 +110,7 @@ class FP8Config(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
-    """Prepares the empty model, rounds weights that are read, and settles the scales."""
+    """Puts FP8 layers into the empty model, rounds weights as they are read, and settles the scales."""
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
@@ -146,7 +138,7 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
         return RowsToFP8()
 
     def param_element_size(self, model: PreTrainedModel, param_name: str, param: Tensor) -> float:
-        """Return bytes a number, by which transformers takes memory for the whole model beforehand."""
+        """Return bytes of an element, from which transformers reserves memory for the whole model."""
         if self.param_needs_quantization(model, param_name):
             return 1
         return float(super().param_element_size(model, param_name, param))
@@ -167,7 +159,7 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
 
 
 class RowsToFP8(ConversionOps):  # type: ignore[misc]
-    """Turns weights of FP8 layers into codes and scales; other tensors that come along stay."""
+    """Turns weights of FP8 layers into codes and scales; other tensors stay as they are."""
 
     def convert(
         self, input_dict: dict[str, Any], model: PreTrainedModel | None = None, **kwargs: Any
@@ -187,7 +179,7 @@ class RowsToFP8(ConversionOps):  # type: ignore[misc]
 
 
 def _empty_layer(linear: nn.Linear, scales: StoredScales | None) -> FP8Linear:
-    """An FP8 layer to load into. A weight that is rounded on the way is announced in the dtype it is read in."""
+    """Return an FP8 layer to load into; a weight that is rounded on the way has the dtype in which it is read."""
     return FP8Linear(
         linear.in_features,
         linear.out_features,

@@ -1,11 +1,11 @@
 """Which layers of a model are in FP8.
 
-Of a 16-bit checkpoint: the linear layers of its backbone. Embeddings, output head, norms and the routers of experts
-stay in 16 bits, and so do layers whose sizes are no multiples of 16, which FP8 hardware cannot multiply, and experts
-that are kept as one stacked weight.
+Of a 16-bit checkpoint, the linear layers of its backbone. Embeddings, output head, norms and the routers of experts
+stay in 16 bits, and so do layers whose sizes are not multiples of 16, which FP8 hardware cannot multiply, and experts
+that are stored as one stacked weight.
 
-Of a checkpoint in FP8: the layers whose weights are float8_e4m3fn in its files. Their headers say that, and whether a
-scale belongs to a row, to a block of 128 x 128 or to the whole weight; what the configuration claims is not asked.
+Of a checkpoint in FP8, the layers whose weights are float8_e4m3fn in its files. The headers of the files say so, and
+whether a scale belongs to a row, to a block of 128 x 128 or to the whole weight; config.json is not trusted with it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, some_of
 from wishbone.model.fp8_linear import BLOCKS, ROWS
 from wishbone.ops.frozen_linear.fp8 import BLOCK
 from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 SCALE_DTYPES = frozenset({"F32", "BF16", "F16", "F8_E8M0"})
-SHOWN = 3
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,11 @@ class StoredScales:
 
 
 def layers_for_fp8(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers to put into FP8."""
+    """Return the names of the linear layers to put into FP8.
+
+    Raises:
+        RequestError: there are none.
+    """
     head = model.get_output_embeddings()
     whole = tuple(model._keep_in_fp32_modules or ()) + tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     names: list[str] = []
@@ -54,26 +57,26 @@ def layers_for_fp8(model: PreTrainedModel) -> list[str]:
         (names if fits else odd).append(name)
     if not names:
         raise RequestError(
-            f"this {model.config.model_type} model has no linear layer for FP8 (their sizes must be multiples of "
-            f"{MULTIPLE}); load it in 16 bits"
+            f"this {model.config.model_type} model has no linear layer that can be in FP8 (their sizes must be "
+            f"multiples of {MULTIPLE}); load it in 16 bits"
         )
     if odd:
         logger.warning(
-            "%d linear layers stay in 16 bits, as their sizes are no multiples of %d: %s.",
+            "%d linear layers stay in 16 bits, because their sizes are not multiples of %d: %s.",
             len(odd),
             MULTIPLE,
-            _some(odd),
+            some_of(odd),
         )
     if any(parameter.dim() == 3 for parameter in model.parameters()):
-        logger.warning("Experts that are kept as one stacked weight stay in 16 bits.")
+        logger.warning("Experts that are stored as one stacked weight stay in 16 bits.")
     return names
 
 
 def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, StoredScales]:
-    """Linear layers whose weights the checkpoint has as codes, and their scales.
+    """Return the linear layers whose weights the checkpoint stores as codes, and the scales of each.
 
     Raises:
-        RequestError: codes without a layer that reads them, or without scales that are understood.
+        RequestError: there are codes that belong to no linear layer, or whose scales are of no known form.
     """
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
@@ -100,17 +103,17 @@ def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, Sto
         else:
             layers[name] = scales
     problems = [
-        f"{len(keys)} FP8 weights of the checkpoint {what} ({_some(keys)}); name the 16-bit model that it was made from"
+        f"{len(keys)} FP8 weights of the checkpoint {what} ({some_of(keys)}); name the 16-bit model it was made from"
         for keys, what in (
             (homeless, "belong to no linear layer, such as experts in one stacked weight"),
             (unscaled, f"have no scales of rows or of blocks of {BLOCK} x {BLOCK}"),
-            (odd, f"have sizes that are no multiples of {MULTIPLE}"),
+            (odd, f"have sizes that are not multiples of {MULTIPLE}"),
         )
         if keys
     ]
     if not layers and not problems:
         problems = [
-            "its config.json says that it is in FP8, and no weight is float8_e4m3fn; remove quantization_config"
+            "its config.json says that it is in FP8, but no weight is float8_e4m3fn; remove quantization_config from it"
         ]
     if problems:
         raise RequestError(problems)
@@ -129,11 +132,7 @@ def _scales_of(
 
 
 def _names(stem: str, prefix: str) -> Iterator[str]:
-    """Names that a module may have in the model: with or without the prefix of the backbone."""
+    """Yield the names that a module may have in the model: with or without the prefix of the backbone."""
     yield stem
     yield f"{prefix}.{stem}"
     yield stem.removeprefix(f"{prefix}.")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,8 +1,8 @@
 """A linear layer whose frozen weight is kept in FP8, with scales of rows or of blocks.
 
-What it computes is said in `ops/frozen_linear/fp8.py`. To PEFT it is an `nn.Linear` with a `compute_dtype`, so it takes
-LoRA as any linear layer does. Its weight holds codes, and what takes them for numbers computes nonsense. PyTorch will
-not add to them, which stops merging in place; DoRA and some initializations of LoRA are refused here.
+`ops/frozen_linear/fp8.py` says what it computes. To PEFT it is an `nn.Linear` with a `compute_dtype`, so it takes LoRA
+as any linear layer does. Its weight holds codes, and code that reads them as values computes nonsense. PyTorch refuses
+to add to them, which stops merging in place; DoRA and some initializations of LoRA are refused here.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from wishbone.ops.fp8_quantize import E4M3
 from wishbone.ops.frozen_linear import FP8BlockWeight, FP8Weight, frozen_linear
 
 ROWS, BLOCKS = "weight_scale", "weight_scale_inv"
-"""What checkpoints call scales of rows and of blocks; both are factors of the codes, in spite of the second name."""
-BLIND_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Ways to begin a LoRA adapter that do not look at the base's weights."""
+"""Names of the scales of rows and of blocks in checkpoints; both multiply the codes, in spite of the second name."""
+STARTS_WITHOUT_WEIGHTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Initializations of a LoRA adapter that do not read the weights of its base."""
 
 
 class FP8Linear(nn.Linear):
@@ -68,7 +68,7 @@ class FP8Linear(nn.Linear):
 
     @property
     def frozen_weight(self) -> FP8Weight | FP8BlockWeight:
-        """The weight in the form that `ops/frozen_linear` multiplies with."""
+        """The weight as `ops/frozen_linear` takes it."""
         if hasattr(self, BLOCKS):
             return FP8BlockWeight(self.weight, getattr(self, BLOCKS))
         return FP8Weight(self.weight, getattr(self, ROWS))
@@ -89,9 +89,9 @@ class FP8Linear(nn.Linear):
         return layer.train(self.training)
 
     def settle(self) -> None:
-        """Bring scales, as a checkpoint had them, into one of the two forms; nothing of it is trained.
+        """Bring the scales of a checkpoint into one of the two forms, in float32, and freeze the layer.
 
-        One scale for all rows becomes one for each; scales are float32 whatever they were stored in.
+        One scale for all rows becomes one for each row.
         """
         name = BLOCKS if hasattr(self, BLOCKS) else ROWS
         scale = getattr(self, name).detach().float()
@@ -123,9 +123,10 @@ class FP8Linear(nn.Linear):
 
 @contextmanager
 def inputs_not_rounded(model: nn.Module) -> Iterator[None]:
-    """Let FP8 layers multiply with what their weights stand for, so that outputs depend on inputs continuously.
+    """Context in which FP8 layers do not round their inputs, so that their outputs depend on inputs continuously.
 
-    Rounding to e4m3 makes a large difference of a small one. Two ways to compute one thing are told apart by this.
+    Rounding to e4m3 turns a tiny difference between two ways to compute the same into a large one, so a comparison of
+    two ways needs this.
     """
     layers = [module for module in model.modules() if isinstance(module, FP8Linear)]
     for layer in layers:
@@ -138,27 +139,27 @@ def inputs_not_rounded(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_readers_of_codes(model: object, adapters: Mapping[str, Any]) -> None:
-    """Refuse adapters that compute with the numbers in an FP8 weight.
+    """Refuse adapters that read the elements of a base's weight, where these are FP8 codes.
 
     Args:
         model: anything; without FP8 layers nothing is refused.
-        adapters: PEFT configurations of its adapters, by name, or None.
+        adapters: PEFT configurations of its adapters by name; one may be None.
 
     Raises:
-        RequestError: adapters with DoRA, or that begin with a decomposition of the weights.
+        RequestError: an adapter uses DoRA, or is initialized from a decomposition of the weights.
     """
     on_fp8 = isinstance(model, nn.Module) and any(isinstance(module, FP8Linear) for module in model.modules())
     problems = []
     for name, config in adapters.items() if on_fp8 else ():
         if getattr(config, "use_dora", False):
             problems.append(
-                f"adapter {name!r} uses DoRA, which reads the base's weights, and they are in FP8; leave use_dora out, "
-                "or load the model in 4 or 16 bits"
+                f"adapter {name!r} uses DoRA, which cannot read the base's weights in FP8; leave use_dora out, or load "
+                "the model in 4 or 16 bits"
             )
-        if (start := getattr(config, "init_lora_weights", True)) not in BLIND_STARTS:
+        if (start := getattr(config, "init_lora_weights", True)) not in STARTS_WITHOUT_WEIGHTS:
             problems.append(
-                f"adapter {name!r} starts with init_lora_weights={start!r}, which reads the base's weights, and they "
-                "are in FP8; leave init_lora_weights out, or load the model in 16 bits"
+                f"adapter {name!r} has init_lora_weights={start!r}, which cannot read the base's weights in FP8; leave "
+                "init_lora_weights out, or load the model in 16 bits"
             )
     if problems:
         raise RequestError(problems)

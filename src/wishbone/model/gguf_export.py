@@ -1,7 +1,7 @@
-"""GGUF files for llama.cpp, written by llama.cpp's own tools: the format follows their code, not a specification.
+"""GGUF files for llama.cpp, written by llama.cpp's own tools, because the format follows their code.
 
-`convert_hf_to_gguf.py` turns a model directory into a GGUF file of 16 or 32 bits or of Q8_0; every other kind is made
-from the 16-bit file by `llama-quantize`. Both are looked for in $LLAMA_CPP (a checkout of llama.cpp) and in PATH.
+`convert_hf_to_gguf.py` turns a model directory into a GGUF file of 16 or 32 bits or of Q8_0; `llama-quantize` makes
+every other kind from the 16-bit file. Both are looked for in $LLAMA_CPP (a checkout of llama.cpp) and in PATH.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ QUANTIZED = (
     "q5_k_m", "q6_k",
 )  # fmt: skip
 ALIASES = {"not_quantized": "bf16", "fast_quantized": "q8_0", "quantized": "q4_k_m"}
-"""Unsloth's names for a choice by effect."""
+"""Unsloth's names for kinds."""
 
 
 def gguf_kinds(asked: str | Sequence[str]) -> list[str]:
-    """Return llama.cpp's names of the kinds asked for, one or several.
+    """Return llama.cpp's names of the kinds that are asked for, by its names or Unsloth's.
 
     Raises:
-        RequestError: a name that is not known.
+        RequestError: a name is not known.
     """
     names = [asked] if isinstance(asked, str) else list(asked)
     kinds, problems = [], []
@@ -48,7 +48,7 @@ def gguf_kinds(asked: str | Sequence[str]) -> list[str]:
 
 
 def check_gguf_tools(kinds: Sequence[str]) -> None:
-    """Raise RequestError if a tool of llama.cpp that these kinds need is not found."""
+    """Raise a RequestError if a tool of llama.cpp that these kinds need is not found."""
     _tools(kinds)
 
 
@@ -61,7 +61,7 @@ def export_gguf(model: Path, directory: Path, kinds: Sequence[str]) -> list[Path
         kinds: as `gguf_kinds` returns them.
 
     Raises:
-        RequestError: a tool is missing or fails; nothing is written then.
+        RequestError: a tool is missing or fails; then no file is written.
     """
     converter, quantizer = _tools(kinds)
     stem = directory.absolute().name

@@ -1,7 +1,7 @@
-"""The input embedding in host memory: a table of which a row of tokens reads a few thousand lines.
+"""The input embedding in host memory: a row of tokens reads only a few thousand lines of this table.
 
-Llama-3's table of 128,256 x 4,096 numbers takes 1 GiB in 16 bits, on the GPU for nothing but being read. Kept on the
-host, the lines that the tokens name are picked there and sent: 32 MiB for 4,096 tokens. The numbers are the same.
+Llama-3's table of 128,256 x 4,096 elements takes 1 GiB of GPU memory in 16 bits and is only ever read. In host memory,
+the lines of the tokens are picked there and sent to the GPU: 32 MiB for 4,096 tokens. Results are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HostEmbedding(nn.Embedding):
         return lines.pin_memory().to(input.device, non_blocking=True) if input.is_cuda else lines
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HostEmbedding:
-        """Stay where it is: `.to(device)` of the model is not meant for this table, and its dtype is the file's."""
+        """Keep the table where it is and as it is when the rest of the model is moved or cast."""
         return self
 
 
@@ -44,7 +44,7 @@ def keep_embedding_on_host(model: PreTrainedModel) -> None:
     """Move the input embedding of a model to host memory, for good.
 
     Raises:
-        RequestError: the output head is the same table, which every row multiplies with.
+        RequestError: the output head is the same table, which every token is multiplied with.
     """
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
@@ -54,7 +54,9 @@ def keep_embedding_on_host(model: PreTrainedModel) -> None:
             "leave it out"
         )
     if type(embedding) is not nn.Embedding:
-        raise RequestError(f"offload_embedding knows nn.Embedding, not {type(embedding).__name__}; leave it out")
+        raise RequestError(
+            f"offload_embedding takes an nn.Embedding, and this model has {type(embedding).__name__}; leave it out"
+        )
     model.set_input_embeddings(HostEmbedding(embedding.weight, embedding.padding_idx))
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""Whether a hub repository can be had: from the hub, or, without it, from what was downloaded before.
+"""A repository on the hub, or the copy of it that was downloaded before.
 
-The hub client retries an unreachable hub for most of a minute for each file, so it is asked once, with a time limit,
-before anything else; without an answer a copy that was downloaded before is used as the directory it is.
+The hub client retries an unreachable hub for most of a minute for each file. So the hub is asked once, with a time
+limit, before anything else; if it does not answer, the local copy is used as a directory.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 
 TIMEOUT_SECONDS = 5.0
 
 
 def find_on_hub(name: str, revision: str | None, *, instead: str, token: str | None = None) -> Path | list[str]:
-    """Ask the hub once for the repository `name`; return its file names or, without a hub, the local copy's directory.
+    """Ask the hub once for the repository `name`; return its file names or, without answer, the local copy's directory.
 
     Args:
         name: "owner/model".
         revision: branch, tag or commit, or None for the default branch.
-        instead: what the user can do when the model is not to be had; ends the error message.
+        instead: what the user can do if the model is not found; ends the error message.
         token: to ask with; None is the token of `hf auth login`, if there is one.
 
     Raises:
@@ -42,7 +42,7 @@ def find_on_hub(name: str, revision: str | None, *, instead: str, token: str | N
         if info.gated:
             hf_hub_download(name, "config.json", revision=revision, etag_timeout=TIMEOUT_SECONDS, token=token)
     except HFValidationError as error:
-        raise RequestError(f"{name!r} is no model: not a path that exists and not a hub id; {instead}") from error
+        raise RequestError(f"{name!r} is neither a path that exists nor a hub id; {instead}") from error
     except GatedRepoError as error:
         raise RequestError(
             f"{name!r} is gated: ask for access on its hub page and log in with `hf auth login`, or {instead}"
@@ -51,7 +51,7 @@ def find_on_hub(name: str, revision: str | None, *, instead: str, token: str | N
         raise RequestError(f"{name!r} has no revision {revision!r} on the hub; name one that it has") from error
     except RepositoryNotFoundError as error:
         raise RequestError(
-            f"{name!r} is neither a path here nor a repository on the hub that you can see (a private one needs "
+            f"{name!r} is neither a path nor a repository on the hub that you have access to (a private one needs "
             f"`hf auth login`); {instead}"
         ) from error
     except (HTTPError, OfflineModeIsEnabled) as error:
@@ -67,4 +67,4 @@ def _why(error: Exception) -> str:
         return "HF_HUB_OFFLINE forbids asking the hub"
     if isinstance(error, HfHubHTTPError):
         return f"the hub answered with an error (HTTP {error.response.status_code})"
-    return f"the hub cannot be reached ({' '.join(str(error).split()) or type(error).__name__})"
+    return f"the hub cannot be reached ({one_line(error)})"

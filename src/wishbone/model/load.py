@@ -1,7 +1,8 @@
 """One way to load a model, wherever it is: the embedded model, a hub id, a directory, or a GGUF file.
 
-Whatever can be known to be wrong is known before weights are read. Weights are safetensors; a checkpoint that leaves
-some of the model's weights to chance is refused, because training would go on without a word.
+Problems that can be found without the weights are reported before the weights are read. Weights are safetensors. A
+checkpoint that lacks some of the model's weights is refused, because transformers would fill them in at random and
+training would go on without a word.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError, one_line, some_of
 from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
 from wishbone.model.hub import find_on_hub
-from wishbone.model.quantization import quantization_config, quantization_obstacle, settle_quantized_layers
+from wishbone.model.quantization import quantization_options, settle_quantized_layers
 from wishbone.paths import user_path
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
@@ -39,7 +40,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Where transformers reads a model from, how it is asked to, and the model's config.json where weights are read."""
+    """Where transformers reads a model from and with which options, and its config.json if weights are to be read."""
 
     path: str
     options: dict[str, Any]
@@ -67,14 +68,15 @@ def load_model(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model.
         device: where the weights go; None is this process's GPU if there is one, else the CPU.
-        load_in_4bit: quantize the linear layers to NF4, which then compute in `dtype`. A checkpoint that is quantized
-            already is loaded as it is, whatever is asked here.
+        load_in_4bit: quantize the linear layers to NF4, which then compute in `dtype`. A checkpoint that bitsandbytes
+            has quantized already is loaded as it is.
         load_in_8bit: quantize them to LLM.int8, whose rounding depends on what else is in a batch.
-        load_in_fp8: quantize them to FP8 with a scale a row, and multiply in FP8.
+        load_in_fp8: quantize them to FP8 with a scale for each row, and multiply in FP8. A checkpoint in FP8 is loaded
+            in FP8 without this, too.
         token: for hub repositories that need one; None is the token of `hf auth login`.
 
     Raises:
-        RequestError: the model cannot be had, is damaged, cannot be quantized here, or is not a causal language model.
+        RequestError: the model is not found, is damaged, cannot be quantized here, or is not a causal language model.
     """
     place = choose_device(device)
     number_format = choose_dtype(dtype, place)
@@ -85,9 +87,8 @@ def load_model(
     if load_in_fp8 or (is_stored_in_fp8(source.config) and not (load_in_4bit or load_in_8bit)):
         quantization = fp8_options(name, source.path, source.config, source.options, place)
     else:
-        quantization = _quantization(
-            name, source.config, place, number_format, bits=4 if load_in_4bit else 8 * load_in_8bit
-        )
+        bits = 4 if load_in_4bit else 8 * load_in_8bit
+        quantization = quantization_options(name, source.config, place, number_format, bits=bits)
     placement = {} if place.type == "cpu" and quantization is None else {"device_map": {"": place}}
     tokenizer = _tokenizer(name, source)
     try:
@@ -110,32 +111,8 @@ def load_model(
     _refuse_random_weights(name, model, report)
     settle_quantized_layers(model, number_format)
     if source.hub_id is not None:
-        model.name_or_path = source.hub_id  # it may have come from a local copy
+        model.name_or_path = source.hub_id  # which a local copy does not know
     return model, tokenizer
-
-
-def _quantization(
-    name: str, config: dict[str, Any], place: torch.device, dtype: torch.dtype, *, bits: int
-) -> dict[str, Any] | None:
-    """Return the options that give layers of 4 or 8 bits, or None if they stay whole.
-
-    Args:
-        config: of the checkpoint, which may be quantized already.
-        bits: asked for; 0 for none.
-    """
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if bits and method not in (None, "bitsandbytes"):
-        raise RequestError(
-            f"{name!r} is quantized already, with {method}, and cannot be loaded in {bits} bits; name the model "
-            "that it was made from"
-        )
-    if not bits and method != "bitsandbytes":
-        return None
-    obstacle = quantization_obstacle(place)
-    if obstacle:
-        kept = "its weights are quantized" if method else f"it cannot be loaded in {bits} bits"
-        raise RequestError(f"{name!r}: {kept}, and {obstacle}")
-    return {} if method else {"quantization_config": quantization_config(bits, dtype)}
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -144,7 +121,7 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
 
 
 def resolve_model(name: str) -> str:
-    """Return the directory of a local, embedded or GGUF model (converted now if need be), or `name`, a hub id.
+    """Return the directory of a local, embedded or GGUF model, which is converted first, or `name` for a hub id.
 
     Raises:
         RequestError: neither a path that exists nor a possible hub id.
@@ -179,7 +156,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for; "auto" asks whether the device computes in bfloat16 itself, not by emulation."""
+    """Return the dtype asked for; "auto" is as for `load_model`: a GPU that only emulates bfloat16 gets float16."""
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype == "auto":
@@ -194,7 +171,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 def _find(
     name: str, revision: str | None, trust_remote_code: bool, *, weights: bool, token: str | None = None
 ) -> Source:
-    """Resolve `name` and refuse what cannot be loaded, before loading it."""
+    """Resolve `name`, and refuse a model that cannot be loaded before it is loaded."""
     path = resolve_model(name)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if token is not None:
@@ -207,7 +184,7 @@ def _find(
     if local is None:
         found = find_on_hub(name, revision, instead=INSTEAD + _nearest(Path(name)), token=token)
         if isinstance(found, Path):
-            local, path, where = found, str(found), " from its local copy, and the hub cannot be asked"
+            local, path, where = found, str(found), " from its local copy, and the hub does not answer"
         else:
             files = found
             if revision is not None:
@@ -244,7 +221,7 @@ def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options)
     except Exception as error:
         foreseen = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-        if type(error) is not Exception and not isinstance(error, foreseen):  # `tokenizers` raises bare Exceptions
+        if type(error) is not Exception and not isinstance(error, foreseen):  # `tokenizers` raises plain Exceptions
             raise
         raise RequestError(f"the tokenizer of {name!r} cannot be loaded ({one_line(error)}); {INSTEAD}") from error
     if tokenizer.pad_token is None:
@@ -257,8 +234,8 @@ def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, 
     lacking = sorted(key for key in report["missing_keys"] if key in parameters)
     misfit = sorted(key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
     problems = [
-        f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({', '.join(keys[:3])}"
-        f"{', ...' if len(keys) > 3 else ''}), which would be left random; give a checkpoint made for its config.json"
+        f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({some_of(keys)}), which would be left "
+        "random; give a checkpoint made for its config.json"
         for what, keys in (("lacks", lacking), ("has other shapes for", misfit))
         if keys
     ]
@@ -271,7 +248,7 @@ def _unloadable(name: str, error: BaseException) -> RequestError:
 
 
 def _nearest(path: Path) -> str:
-    """Name what there is with a similar name: entries of the deepest directory that exists, and the embedded model."""
+    """Return a phrase with similar names that exist, in the directory of `path` or that of the embedded model."""
     parent = path.parent
     near = []
     if parent.is_dir():

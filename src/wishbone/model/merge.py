@@ -1,18 +1,18 @@
 """Merging: W' = W + (alpha / rank) B A once and for all, so that a model runs without an adapter.
 
-W are the original 16-bit weights. A model that was trained on 4-bit weights is loaded anew in 16 bits first, so that
-the merged model does not inherit their rounding. PEFT merges layer by layer (and knows DoRA, rank stabilization and
+W are the original 16-bit weights. A model that was trained on 4-bit weights is loaded in 16 bits first, so that the
+merged model does not inherit their rounding. PEFT merges layer by layer (and knows DoRA, rank stabilization and
 adapters on embeddings), in float32, and the sum is rounded to 16 bits once.
 
 The sum is rounded at random (`ops/low_rank_add`), so that E[W'] is the sum. DPO adds mostly less than half a step of
-bfloat16 to a weight: rounded to the nearest, W' would mostly be W, and most of the adapter would be gone.
+bfloat16 to a weight: rounded to the nearest, W' would mostly be W, and most of the adapter would be lost.
 
-A merge is believed when the files that were written, loaded again, give the log-probabilities of the adapter model on
-real text. Rounding moves them a little. How much is measured, not assumed: the sum is rounded once more, with other
-random numbers. The errors of the two are independent and zero on average, so each differs from the sum by about 0.7 of
-what they differ by from each other. The merge may differ from the adapter by three times as much as from the other
-rounding (a mixture of experts, where a token may go another way, was seen to need 1.9). What is wrong with the sum is
-the same in both, so that it adds to the first difference and not to the second.
+A merge is accepted if the files that were written, loaded again, give the log-probabilities of the adapter model on
+real text. Rounding changes them a little, and how much is measured: the sum is rounded a second time, with other random
+numbers. The errors of the two roundings are independent and zero on average, so each differs from the sum by about 0.7
+of what they differ by from each other. The merge may differ from the adapter by three times as much as from the second
+rounding (a mixture of experts, where rounding can send a token to another expert, needed 1.9). An error in the sum
+itself is the same in both, so it adds to the first difference and not to the second.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from wishbone.model.saved_adapter import not_finite
 from wishbone.paths import user_path
 
 PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva")
-"""Ways to begin an adapter that leave the base model's weights alone."""
+"""Initializations of an adapter that do not change the base model's weights."""
 FLOAT_NOISE = 1e-4
-"""Nats a token by which two orders of the same float32 arithmetic differ at most."""
+"""Nats a token by which the same float32 arithmetic in another order differs at most."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Merge:
-    """What a merge was found to be.
+    """A merge, and how closely it agrees with the adapter model.
 
     Attributes:
         directory: where the merged model is.
         dtype: of its weights.
         difference: mean |log p merged - log p adapter| over tokens of real text, in nats.
-        allowed: what rounding to `dtype` explains, three times what two roundings differ by.
-        quantization: the same difference to the quantized model that was trained, or None if it is not quantized.
+        allowed: the difference that rounding to `dtype` explains, three times that of two roundings.
+        quantization: the same difference to the quantized model that was trained; None if it was not quantized.
     """
 
     directory: Path
@@ -71,7 +71,7 @@ def merge_adapter(
     *,
     max_shard_size: int | str = "5GB",
 ) -> Merge:
-    """Write the model with its active adapter merged into 16-bit weights; the model itself is left as it is.
+    """Write the model with its active adapter merged into 16-bit weights; the model itself does not change.
 
     Args:
         model: a PEFT model, or one that PEFT has put adapters into; without an adapter its weights are written alone.
@@ -80,8 +80,8 @@ def merge_adapter(
         max_shard_size: of a file of weights.
 
     Raises:
-        RequestError: the adapter has NaN or infinite values, the directory holds something that a model must not stand
-            beside, the 16-bit weights cannot be had, or the merged model does not say what the adapter model says.
+        RequestError: the adapter has NaN or infinite values, the directory holds an adapter or the base model, the
+            16-bit weights are not found, or the merged model differs from the adapter model by more than rounding.
     """
     target = user_path(directory).absolute()
     problems = [*_unusable(target, model), *not_finite(model)]
@@ -131,12 +131,12 @@ def _unusable(target: Path, model: nn.Module) -> list[str]:
     if target.exists() and source.exists() and target.samefile(source):
         return [f"{str(target)!r} is the base model's own directory; name another one"]
     if (target / "adapter_config.json").exists():
-        return [f"{str(target)!r} holds an adapter, which a model must not stand beside; name another one"]
+        return [f"{str(target)!r} holds an adapter; name a directory of its own for the model"]
     return []
 
 
 def _sixteen_bits(model: nn.Module) -> torch.dtype:
-    """Return the 16-bit dtype of the checkpoint, or of the model in memory; bfloat16 where neither has one."""
+    """Return the 16-bit dtype of the model in memory, else of its checkpoint, else bfloat16."""
     base = base_of(model)
     found: Any = base.dtype
     if found not in (torch.bfloat16, torch.float16) and base.name_or_path:
@@ -153,10 +153,10 @@ def _revision(base: PreTrainedModel) -> str | None:
 
 
 def _in_sixteen_bits(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the adapter on the weights that its quantized base was made from, on the same device if they fit."""
+    """Return the adapter on the 16-bit weights that its quantized base was made from, on its device if they fit."""
     quantized = base_of(model)
     if not quantized.name_or_path:
-        raise RequestError("the model does not say where its 16-bit weights are; set model.config.name_or_path")
+        raise RequestError("it is not known where the model's 16-bit weights are; set model.config.name_or_path")
     device = quantized.device
     if device.type == "cuda" and 2 * quantized.num_parameters() > 0.8 * torch.cuda.mem_get_info(device)[0]:
         device = torch.device("cpu")
@@ -170,7 +170,8 @@ def _in_sixteen_bits(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     )
     if is_quantized(base):
         logger.warning(
-            "%s has quantized weights only; the adapter is merged into what they stand for.", quantized.name_or_path
+            "%s has quantized weights only; the adapter is merged into the values of these.",
+            quantized.name_or_path,
         )
         base = dequantized(base)
     rows = quantized.get_input_embeddings().weight.shape[0]
@@ -190,10 +191,10 @@ def _in_sixteen_bits(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         )
     configs: Any = model.peft_config
     config = copy.deepcopy(configs[adapters[0]])
-    if config.init_lora_weights not in PLAIN_INITIALIZATIONS:
+    if (start := config.init_lora_weights) not in PLAIN_INITIALIZATIONS:
         raise RequestError(
-            f"the adapter began with init_lora_weights={config.init_lora_weights!r}, which changes the base's weights, "
-            "and they are quantized now; save the adapter itself, or train it on 16-bit weights"
+            f"the adapter was made with init_lora_weights={start!r}, which changes the base's weights, and they are "
+            "quantized now; save the adapter itself, or train it on 16-bit weights"
         )
     config.init_lora_weights = True
     whole: nn.Module = get_peft_model(base, config)
@@ -218,7 +219,7 @@ def _write(model: nn.Module, directory: Path, dtype: torch.dtype, max_shard_size
 
 
 def _embedding_names(base: PreTrainedModel) -> tuple[str, str]:
-    """Names that the input embedding and the output head have without adapters."""
+    """Return the names of the input embedding and of the output head."""
     both = (base.get_input_embeddings(), base.get_output_embeddings())
     names = [next((name for name, module in base.named_modules() if module is wanted), "") for wanted in both]
     return names[0], names[1]

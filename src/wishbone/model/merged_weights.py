@@ -1,7 +1,7 @@
-"""The weights of a model as they would be without its adapters: merged where an adapter is, plain everywhere else.
+"""The weights that a model with adapters has once they are merged: W' where an adapter is, W everywhere else.
 
 W' is round(W + s B A), from a sum in float32, rounded up or down at random so that E[W'] is the sum. The random numbers
-are a hash of the sum (`ops/low_rank_add`), so that the same model gives the same files.
+are a hash of W and of what is added (`ops/low_rank_add`), so the same model gives the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wishbone.errors import RequestError
 from wishbone.ops.low_rank_add.reference import rounded_at_random
 
 ROWS_AT_ONCE = 1024
-"""Of a merged weight, while they are rounded."""
+"""Rows of a merged weight that are rounded at a time."""
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -33,22 +33,22 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """Names of the adapters that the model runs with."""
+    """Return the names of the adapters that the model runs with."""
     layers = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
     return list(dict.fromkeys(name for layer in layers for name in layer.active_adapters))
 
 
 @torch.no_grad()
 def merged_weights(base: PreTrainedModel, dtype: torch.dtype, *, again: bool = False) -> dict[str, Tensor]:
-    """Return the state of the model as it would be without adapters, in `dtype`, tied weights as one tensor.
+    """Return the state of the model once its adapters are merged, in `dtype`, tied weights as one tensor.
 
-    Layers are merged, rounded at random and put back one at a time, so that no more than one is there in float32.
-    Weights without an adapter go to the nearest.
+    Layers are merged, rounded at random and restored one at a time, so that only one at a time takes float32 memory.
+    Weights without an adapter are rounded to the nearest.
 
     Args:
-        base: the model that adapters are in; every bit of it is as before afterwards.
+        base: the model that adapters are in; afterwards it is bit by bit what it was.
         dtype: bfloat16 or float16.
-        again: round in another way: with other random numbers, and without adapters at random, too.
+        again: a second rounding: with other random numbers, and at random for weights without an adapter, too.
     """
     tied: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
@@ -84,7 +84,7 @@ def merged_weights(base: PreTrainedModel, dtype: torch.dtype, *, again: bool = F
 
 @contextmanager
 def _merged_in_float32(layer: Any) -> Iterator[dict[nn.Parameter, Tensor]]:
-    """Merge copies of a layer's weights, in float32, as PEFT rounds to their dtype; yield the weights themselves."""
+    """Merge copies of a layer's weights in float32, as PEFT rounds to their dtype; yield the weights themselves."""
     before = {parameter: parameter.data for parameter in layer.parameters() if parameter.is_floating_point()}
     try:
         for parameter, data in before.items():
@@ -101,7 +101,7 @@ def _merged_in_float32(layer: Any) -> Iterator[dict[nn.Parameter, Tensor]]:
 
 
 def _rounded(exact: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
-    """Return a weight in `dtype` on the CPU, rounded at random; a few rows at a time, to need little scratch memory."""
+    """Return a weight in `dtype` on the CPU, rounded at random, a few rows at a time to save memory."""
     parts = []
     for part in torch.atleast_1d(exact).split(ROWS_AT_ONCE):
         nearest = part.to(dtype)
@@ -110,7 +110,7 @@ def _rounded(exact: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
 
 
 def _plain_name(key: str, base: PreTrainedModel, tuners: dict[str, Any]) -> str | None:
-    """Return the name that a tensor has in a model without adapters, or None for what belongs to an adapter."""
+    """Return the name that a tensor has in a model without adapters, or None for a tensor of an adapter."""
     parts = key.split(".")
     for length in range(1, len(parts)):
         name, rest = ".".join(parts[:length]), parts[length:]

@@ -1,22 +1,23 @@
 """Frozen weights in 4 bits: NF4 with double quantization (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3).
 
 A weight is one of 16 quantiles of a normal distribution times the scale of its block of 64, and the scales are 8-bit
-numbers themselves:
+codes themselves:
 
     w = s_block q[code],    s_block = s2 c[code2] + mean
 
-bitsandbytes keeps the codes and multiplies by the numbers they stand for, in the forward pass and in the backward pass
-alike. So a 4-bit model is an ordinary model with other weights, and training an adapter on it is exact with respect to
-them. Embeddings, output head and norms are not quantized.
+bitsandbytes keeps the codes and multiplies by the values they stand for, in the forward pass and in the backward pass.
+So a 4-bit model is an ordinary model with other weights, and training an adapter on it is exact with respect to those.
+Embeddings, output head and norms are not quantized.
 
-On CPUs with AVX512-BF16 bitsandbytes would break that: a layer that runs in evaluation mode is packed anew for good,
-with scales and products rounded to bfloat16. `settle_quantized_layers` takes that choice from it.
+On CPUs with AVX512-BF16 bitsandbytes would break that: a layer that runs in evaluation mode is repacked for good, with
+scales and products rounded to bfloat16. `settle_quantized_layers` prevents it.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,11 +26,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
+from wishbone.errors import RequestError
+
 INSTALL = "install it with `pip install -U bitsandbytes`"
 
 
 def quantization_obstacle(device: torch.device) -> str | None:
-    """Return why weights cannot be quantized for `device`, in one phrase that ends with the remedy, or None."""
+    """Return why weights cannot be quantized for `device`, in one phrase that ends with the remedy; otherwise None."""
     if find_spec("bitsandbytes") is None:
         return f"bitsandbytes is not installed; {INSTALL}"
     if not is_bitsandbytes_available():
@@ -40,7 +43,7 @@ def quantization_obstacle(device: torch.device) -> str | None:
 
 
 def quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """Return how transformers quantizes while it loads: NF4 (4 bits) or LLM.int8 (8 bits), computing in `dtype`."""
+    """Return how transformers quantizes while it loads: to NF4 (4 bits) or LLM.int8 (8 bits), computing in `dtype`."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -51,15 +54,65 @@ def quantization_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def stored_method(config: Mapping[str, Any]) -> str | None:
+    """Return the quantization method of a checkpoint with this config.json, None if its weights are not quantized."""
+    method: str | None = (config.get("quantization_config") or {}).get("quant_method")
+    return method
+
+
+def refusals(name: str, config: Mapping[str, Any], form: str, *, fits: bool, obstacle: str | None) -> list[str]:
+    """Return why a checkpoint cannot be loaded with quantized weights.
+
+    Args:
+        name: of the model.
+        config: its config.json.
+        form: of the weights that is asked for, such as "4 bits".
+        fits: whether the checkpoint is of that form already, if it is quantized.
+        obstacle: why the form cannot be had on the device, or None.
+    """
+    method = stored_method(config)
+    if method and not fits:
+        return [
+            f"{name!r} is quantized already, with {method}, and cannot be loaded in {form}; name the model that it was "
+            "made from"
+        ]
+    kept = "its weights are quantized" if method else f"it cannot be loaded in {form}"
+    return [f"{name!r}: {kept}, and {obstacle}"] if obstacle else []
+
+
+def quantization_options(
+    name: str, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype, *, bits: int
+) -> dict[str, Any] | None:
+    """Return the options that make transformers load linear layers in 4 or 8 bits, None if they stay whole.
+
+    Args:
+        name: of the model, for errors.
+        config: its config.json; its weights may be quantized already.
+        device: where the weights go.
+        dtype: of the arithmetic.
+        bits: asked for; 0 for none.
+
+    Raises:
+        RequestError: the checkpoint is of another form, or its form cannot be had on this device.
+    """
+    method = stored_method(config)
+    if not bits and method != "bitsandbytes":
+        return None
+    fits, obstacle = method == "bitsandbytes", quantization_obstacle(device)
+    if problems := refusals(name, config, f"{bits} bits", fits=fits, obstacle=obstacle):
+        raise RequestError(problems)
+    return {} if method else {"quantization_config": quantization_config(bits, dtype)}
+
+
 def settle_quantized_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Make every 4-bit layer compute in `dtype` and keep its weights as they are in evaluation mode too."""
+    """Make every 4-bit layer compute in `dtype`, and keep its weights as they are in evaluation mode."""
     for layer in _four_bit_layers(model):
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
     forbid_repacking(model)
 
 
 def forbid_repacking(model: nn.Module) -> None:
-    """Keep the weights of every 4-bit layer as they are in evaluation mode too, whoever loaded the model."""
+    """Keep the weights of every 4-bit layer as they are in evaluation mode, whoever loaded the model."""
     for layer in _four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
 
@@ -71,9 +124,9 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """Return an ordinary model with the numbers that a quantized model's codes stand for; the given one is used up.
+    """Return an ordinary model with the values that a quantized model's codes stand for; the given model is used up.
 
-    It is a new model around the same tensors, as transformers cannot save one that it once loaded from codes.
+    It is a new model around the same tensors, because transformers cannot save a model that it loaded from codes.
     """
     whole: Any = model.dequantize()
     with torch.device("meta"):

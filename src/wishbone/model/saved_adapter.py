@@ -1,8 +1,8 @@
 """Adapters on disk: a directory with adapter_config.json and adapter_model.safetensors, as PEFT writes it.
 
-An adapter holds nothing of its base model but the base's name. PEFT loads what fits and says little about the rest, so
-an adapter of another model would be half random. Here names and shapes are compared first, and all that differs is
-refused.
+All that an adapter says of its base model is the name. PEFT loads the tensors that fit and says little about the rest,
+so with another base half of the adapter would be random. Here names and shapes are compared first, and an adapter that
+does not fit is refused.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError, one_line, some_of
 from wishbone.model.atomic_directory import beside
 from wishbone.model.hub import find_on_hub
 from wishbone.model.merged_weights import active_adapters
 from wishbone.paths import user_path
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-SHOWN = 3
 
 
 def adapter_directory(name: str, revision: str | None = None, token: str | None = None) -> Path | None:
-    """Return the directory of the adapter `name`, a directory or a hub id that is downloaded, or None for a model.
+    """Return the directory of the adapter `name`, downloaded if it is a hub id; None if `name` is a model.
 
     Raises:
         RequestError: it holds an adapter and a model, or an adapter without safetensors.
@@ -78,7 +77,7 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     """Put a saved adapter on its base model, which is changed in place.
 
     Raises:
-        RequestError: the adapter was made for another model: names or shapes of its tensors differ, or it is damaged.
+        RequestError: the adapter is damaged, or was made for another model: names or shapes of its tensors differ.
     """
     config = adapter_config(directory)
     config.inference_mode = not trainable
@@ -96,10 +95,10 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     expected = {key: tuple(v.shape) for key, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     extra = {key for key in found.keys() - expected.keys() if known.get(_base_key(key)) != found[key]}
     problems = [
-        f"{len(keys)} tensors {what} ({', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''})"
+        f"{len(keys)} tensors {what} ({some_of(keys)})"
         for what, keys in (
             ("of the adapter have no place in the model", sorted(extra)),
-            ("that the model would need are not there", sorted(expected.keys() - found.keys())),
+            ("that the model needs are missing", sorted(expected.keys() - found.keys())),
             (
                 "have another shape",
                 [
@@ -129,9 +128,9 @@ def save_adapter(model: nn.Module, directory: str | Path, tokenizer: PreTrainedT
     target = user_path(directory).absolute()
     problems = not_finite(model)
     if not isinstance(model, PeftModel):
-        problems.append("the model is no PEFT model; save the adapter from the PEFT model around it (trainer.model)")
+        problems.append("the model is not a PEFT model; save the adapter from the PEFT model around it (trainer.model)")
     if (target / "config.json").exists():
-        problems.append(f"{str(target)!r} holds a model, which an adapter must not stand beside; name another one")
+        problems.append(f"{str(target)!r} holds a model; name a directory of its own for the adapter")
     if problems:
         raise RequestError(problems)
     assert isinstance(model, PeftModel)
@@ -141,7 +140,7 @@ def save_adapter(model: nn.Module, directory: str | Path, tokenizer: PreTrainedT
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Return one problem if tensors of the active adapter hold NaN or infinity, with their names, else nothing."""
+    """Return one problem with the names of the tensors of the active adapter that hold NaN or infinity, if any do."""
     active = set(active_adapters(model))
     adapter = {
         name: tensor
@@ -151,15 +150,14 @@ def not_finite(model: nn.Module) -> list[str]:
     broken = [name for name, tensor in adapter.items() if not torch.isfinite(tensor).all()]
     if not broken:
         return []
-    shown = ", ".join(broken[:SHOWN]) + (", ..." if len(broken) > SHOWN else "")
     return [
-        f"{len(broken)} of {len(adapter)} adapter tensors hold NaN or infinite values ({shown}), which would spoil any "
-        "model; go back to an earlier checkpoint, and train with a lower learning rate"
+        f"{len(broken)} of {len(adapter)} adapter tensors hold NaN or infinite values ({some_of(broken)}), which would "
+        "spoil any model; go back to an earlier checkpoint, and train with a lower learning rate"
     ]
 
 
 def _base_key(key: str) -> str:
-    """The name in the base model of a weight that PEFT saved with an adapter (embeddings that changed)."""
+    """Return the name in the base model of a weight that PEFT saved with an adapter (embeddings that changed)."""
     return key.removeprefix("base_model.model.").replace(".base_layer", "")
 
 

@@ -1,7 +1,7 @@
 """Sizes of kernel launches, in plain integers.
 
-Triton has functions of the same meaning for code inside and outside of kernels. Called outside, they take the host 2 us
-each, as long as the rest of a short launch's bookkeeping.
+Triton's own `cdiv` and `next_power_of_2` take the host 2 us a call outside of kernels, as long as the rest of a short
+launch's bookkeeping.
 """
 
 from __future__ import annotations

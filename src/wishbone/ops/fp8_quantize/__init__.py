@@ -1,4 +1,4 @@
-"""Rows to FP8 on the way: alone, with RMSNorm before it, or with SwiGLU before it, each reading its input once."""
+"""Rows to FP8: alone, after RMSNorm, or after SwiGLU, each in one pass over its input; and RMSNorm by itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Bac
 
     Returns:
         scale = max |row| / 448 and values = round(x * (448 / max |row|)), to the nearest, ties to even. A row with NaN
-        or infinity has a scale that is not finite, so that nothing finite comes of it.
+        or infinity has a scale that is not finite, so no product with it is finite.
+
+    Raises:
+        ValueError: the backend is unknown.
     """
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
@@ -58,7 +61,7 @@ def rms_norm_quantize(
         x: [rows, columns].
         weight: [columns].
         eps: added to the mean square.
-        offset: added to the weight; a family that has one (Gemma, 1) multiplies before it rounds.
+        offset: added to the weight (Gemma: 1). If it is not 0, the product with the weight is not rounded on the way.
         backend: as for `quantize_rows`.
 
     Returns:
@@ -101,7 +104,7 @@ def swiglu_quantize(
 
     Args:
         gate, up: [rows, columns], of one dtype.
-        keep: whether the product itself is wanted, too.
+        keep: whether to return the product itself, too.
         backend: as for `quantize_rows`.
 
     Returns:
@@ -116,5 +119,5 @@ def swiglu_quantize(
 
 def _by_triton(x: Tensor, backend: Backend) -> bool:
     if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
+        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
     return backend == "triton" or (backend == "auto" and x.is_cuda)

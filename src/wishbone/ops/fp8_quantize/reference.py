@@ -4,12 +4,13 @@ With c the column scale, or 1, and m_t = max_k |x_tk c_k|, kept above 2^-100,
 
     scale_t = m_t / 448        values_tk = e4m3( x_tk c_k (448 / m_t) )        x_tk c_k ~ scale_t values_tk
 
-computed in float32. e4m3 has 3 bits of mantissa; its numbers go from 2^-9 over 2^-6, where they begin to thin out, to
-448. So numbers of a row down to 1 / 28672 of its largest keep a relative error of 1/16, smaller ones an absolute one.
-Rounding is to the nearest, ties to even (Micikevicius et al. 2022, "FP8 Formats for Deep Learning", arXiv:2209.05433,
-table 1).
+computed in float32. e4m3 has 3 bits of mantissa, its largest value is 448, its smallest normal value 2^-6 and its
+smallest value 2^-9. So elements of a row down to 1 / 28672 of the largest have a relative error of at most 1/16,
+smaller ones an absolute error. Rounding is to the nearest, ties to even (Micikevicius et al. 2022, "FP8 Formats for
+Deep Learning", arXiv:2209.05433, table 1).
 
-What a norm or an activation returns is rounded to the dtype of its input first: one step and two give the same rows.
+The result of a norm or an activation is rounded to the dtype of its input first, so that one step and two give the same
+rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows in FP8: what the forms of this op share."""
+"""Rows in FP8: the type that all forms of this op return, and its limits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 E4M3 = torch.float8_e4m3fn
 E4M3_MAX = 448.0
 SMALLEST_AMAX = 2.0**-100
-"""Rows whose largest value is below this are scaled as if it were this, so that no scale is 0 and none overflows."""
+"""Rows whose largest element is below this are scaled as if it were this, so that no scale is 0 and none overflows."""
 
 
 class QuantizedRows(NamedTuple):
-    """A matrix as e4m3 numbers, with one scale a row: x ~ scale * values.
+    """A matrix in e4m3, with one scale for each row: x ~ scale * values.
 
     Attributes:
         values: [rows, columns], float8_e4m3fn, contiguous.
@@ -27,6 +27,6 @@ class QuantizedRows(NamedTuple):
     dtype: torch.dtype
 
     def dequantized(self) -> Tensor:
-        """Return scale * values, [rows, columns], in float32, or float64 where that was quantized."""
+        """Return scale * values, [rows, columns], in float32, or in float64 if the matrix was float64."""
         precise = torch.promote_types(self.dtype, torch.float32)
         return self.values.to(precise) * self.scale.to(precise)

@@ -57,7 +57,7 @@ def gated_backward_(product_gradient: Tensor, gate: Tensor, up: Tensor, activati
 def gated_backward_quantized_(
     product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor
 ) -> QuantizedRows:
-    """As `gated_backward_` with gate and up side by side in `both` [T, 2 I]; and `quantize_rows` of that."""
+    """As `gated_backward_` with gate and up side by side in `both` [T, 2 I]; return `quantize_rows` of the result."""
     gate, up = both.chunk(2, dim=1)
     gated_backward_(product_gradient, gate, up, activation)
     return quantize_rows_reference(both, column_scale)

@@ -5,12 +5,11 @@ With G, U the outputs of gate and up, P = act(G) U and g the gradient of y = dow
     dP = (gradient of down's input),    dG = dP U act'(G),    dU = dP act(G),    dx = dG W_gate + dU W_up + ...
 
 Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; the factors as they were cast. The
-backward pass makes P again together with dG and dU in one elementwise pass that writes over dP, G and U, and quantizes
-dG and dU for FP8 weights. So the graph of such a call can be used once; a second backward pass is refused.
+backward pass computes P again together with dG and dU in one elementwise pass that overwrites dP, G and U, and
+quantizes dG and dU for FP8 weights. So the graph of such a call can be used once; a second backward pass is refused.
 
-Rows of at least one and a half times `tile_tokens` are computed tile by tile and keep x alone: G and U, which are
-several times as wide as x, then never exist for the whole row, for the price of computing them again in the backward
-pass.
+Rows of at least one and a half times `tile_tokens` are computed tile by tile and keep only x: G and U, which are
+several times as wide as x, never exist for the whole row, but are computed again in the backward pass.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ def gated_mlp(
         biases: of each weight, frozen, or None.
         adapters: of each weight, or None, as in `lora_linears`.
         activation: act.
-        tile_tokens: tokens computed at once, about; None computes every row at once.
-        prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x;
-            tiles make their own.
+        tile_tokens: about how many tokens are computed at a time; None computes a whole row at once.
+        prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x; tiles make
+            their own.
 
     Returns:
         [..., K].
@@ -75,7 +74,7 @@ def gated_mlp(
 
 
 class _Block:
-    """The arithmetic of one MLP for one pass, on plain tensors."""
+    """The arithmetic of one MLP for one pass, on plain tensors without autograd."""
 
     def __init__(
         self,
@@ -119,9 +118,9 @@ class _Block:
     def backward(
         self, grad: Tensor, x: Tensor | None, outputs: tuple[Tensor, ...], lows: _Lows, wants_input: bool
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Return dx and the gradients of A_1 .. A_m, B_1 .. B_m, float32 or better; `outputs` are written over.
+        """Return dx and the gradients of A_1 .. A_m, B_1 .. B_m, float32 or better; `outputs` are overwritten.
 
-        Without x [T, K] there are no gradients of the A of gate and up; without low-rank products none of the B.
+        Without x [T, K] there are no gradients of the A of gate and up, without low-rank products none of the B.
         """
         low, down_low = lows
         down_h = self.down.down([grad])
@@ -173,7 +172,7 @@ class _GatedMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.used and ctx.tile is None:
-            raise RuntimeError("gated_mlp writes its gradients over what it kept: its graph can be used only once")
+            raise RuntimeError("gated_mlp overwrites what it kept with its gradients: its graph can be used only once")
         ctx.used = True
         m = len(ctx.scales)
         tensors = ctx.saved_tensors
@@ -206,7 +205,7 @@ def _forward_tiled(block: _Block, x: Tensor, tile: int) -> tuple[Tensor, Tensor 
 def _backward_tiled(
     block: _Block, grad: Tensor, x: Tensor, down_low: Tensor | None, tile: int, wants_input: bool
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients as `_Block.backward` returns them, tile by tile from x and the low-rank product of down."""
+    """Return gradients as `_Block.backward` does, tile by tile from x and the low-rank product of down."""
     dx = torch.empty_like(x) if wants_input else None
     total: list[Tensor | None] = []
     for rows in _tiles(x.shape[0], tile):
@@ -225,14 +224,14 @@ def _backward_tiled(
 
 
 def _tiles(tokens: int, tile: int) -> Iterator[slice]:
-    """Slices of about `tile` tokens, as equal as can be."""
+    """Yield slices of about `tile` tokens, as equal as possible."""
     count = _tile_count(tokens, tile)
     for i in range(count):
         yield slice(i * tokens // count, (i + 1) * tokens // count)
 
 
 def _tile_count(tokens: int, tile: int) -> int:
-    """Tiles of a row: tokens / tile to the nearest."""
+    """Return tokens / tile, rounded to the nearest: the tiles of a row."""
     return (2 * tokens + tile) // (2 * tile)
 
 
@@ -242,7 +241,7 @@ def _gate_and_up(outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _elementwise(tensor: Tensor) -> Any:
-    """The module of the elementwise part: Triton on CUDA, except for float64."""
+    """Return the module with the elementwise part: Triton's on CUDA, except for float64."""
     if tensor.is_cuda and tensor.dtype != torch.float64:
         from wishbone.ops.gated_mlp import triton
 

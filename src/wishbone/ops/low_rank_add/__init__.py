@@ -1,4 +1,4 @@
-"""y += l F for a low-rank product l F, when y was rounded already: rounded again without losing what is small."""
+"""y += l F for a low-rank product l F that is small beside the rounding of y: rounded so that it is not lost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def add_low_rank_(y: Tensor, low: Tensor, factor: Tensor, *, backend: Backend = 
     """Add low @ factor to y in place, and return y.
 
     Args:
-        y: [T, N]. In bfloat16 and float16 the sum is rounded at random (`reference`), but the same way each time; in
-            other dtypes to the nearest.
+        y: [T, N]. In bfloat16 and float16 the sum is rounded at random (`reference`), but repeatably; in other dtypes
+            to the nearest.
         low: [T, r], in the dtype of y.
         factor: [r, N], in the dtype of y, any strides.
         backend: "triton" or "reference" by name, or "auto": triton for 16 bits on CUDA, reference elsewhere.
 
     Raises:
-        ValueError: the backend is unknown, or is "triton" and y has not 16 bits.
+        ValueError: the backend is unknown, or it is "triton" and y is not of 16 bits.
     """
     if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
+        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
     rounds = y.dtype in ROUNDED_AT_RANDOM
     if backend == "triton" and not rounds:
         raise ValueError(f"the Triton kernel rounds to 16 bits; y is {y.dtype}, which backend 'reference' takes")

@@ -9,7 +9,15 @@ import triton
 import triton.language as tl
 
 from wishbone.ops.kernel_parts import LOG2E
-from wishbone.ops.prefix_attention.kernels import ANY_VALUE, capped, head_tile, masked, tile_offsets, walk_of
+from wishbone.ops.prefix_attention.kernels import (
+    ANY_VALUE,
+    capped,
+    head_tile,
+    masked,
+    queries_of_program,
+    tile_offsets,
+    walk_of,
+)
 
 
 @triton.jit(do_not_specialize=ANY_VALUE)
@@ -56,9 +64,7 @@ def query_gradient(
 
     Grid (T / ROWS, H). The block lists are by block of queries.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1)
-    m = block * ROWS + tl.arange(0, ROWS)
+    block, head, m = queries_of_program(ROWS)
     columns = tl.arange(0, COLUMNS)
     q = tl.load(head_tile(q_ptr, head, stride_q_head, m, stride_q_token, SIZE))
     do = tl.load(head_tile(do_ptr, head, stride_do_head, m, stride_do_token, SIZE))

@@ -61,6 +61,17 @@ def tile_offsets(token, stride_token, SIZE: tl.constexpr):
 
 
 @triton.jit
+def queries_of_program(ROWS: tl.constexpr):
+    """Return the block of queries of a program, the head, and the queries [ROWS]; the last blocks come first.
+
+    Their walks are the longest, so no long walk is left over at the end.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    return block, head, block * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
 def walk_of(full_ptr, count_ptr, index_ptr, index_width, block):
     """Return how many blocks are full and how many there are in the walk of a block, and the list of them."""
     return tl.load(full_ptr + block), tl.load(count_ptr + block), index_ptr + block * index_width
@@ -121,11 +132,9 @@ def attend(
 ):
     """Write the outputs o of ROWS queries of one head and their log-sum-exps.
 
-    Grid (T / ROWS, H). The block lists are by block of queries. The last queries, whose walks are longest, come first.
+    Grid (T / ROWS, H). The block lists are by block of queries.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1)
-    m = block * ROWS + tl.arange(0, ROWS)
+    block, head, m = queries_of_program(ROWS)
     columns = tl.arange(0, COLUMNS)
     q = tl.load(head_tile(q_ptr, head, stride_q_head, m, stride_q_token, SIZE))
     k_ptr += (head // group).to(tl.int64) * stride_k_head

@@ -34,7 +34,7 @@ def rotary(
         ValueError: the backend is unknown.
     """
     if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is none of auto, reference, triton")
+        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
     if backend == "triton" or (backend == "auto" and query.is_cuda):
         from wishbone.ops.rotary.triton import rotary_triton
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of completion tokens straight from hidden states: one op, its reference and two fast backends."""
+"""Log-probabilities of completion tokens from hidden states: one op, its definition and two fast backends."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def token_logps(
         bias: [vocabulary] or None.
         logit_scale: factor on the logits (Cohere, Granite, Falcon-H1).
         softcap: bound of the tanh soft-capping of the logits (Gemma), or None.
-        chunk_bytes: memory for the logits of the tokens that are scored at a time, as far as a chunk of the least size
-            allows; None takes the backend's own. "reference" takes all tokens at once.
-        statistics: whether anyone reads more than `logps`; the others are NaN (`is_top1` False) where nobody does.
+        chunk_bytes: memory for the logits of the tokens that are scored at a time, but at least what the smallest chunk
+            needs; None is the default of the backend. "reference" takes all tokens at once.
+        statistics: whether to compute more than `logps`; otherwise the other fields are NaN (`is_top1` False).
         backend: "triton", "chunked", or "reference" for the definition, by name; or "auto": "triton" on CUDA where it
             is installed and takes the dtype, "chunked" elsewhere.
 
@@ -67,7 +67,7 @@ def token_logps(
         return token_logps_chunked(hidden, weight, targets, chunk_bytes=chunk_bytes, **options)
     if backend == "reference":
         return token_logps_reference(hidden, weight, targets, **options)
-    raise ValueError(f"backend {backend!r} is none of auto, triton, chunked, reference")
+    raise ValueError(f"backend {backend!r} is not one of auto, triton, chunked, reference")
 
 
 @cache

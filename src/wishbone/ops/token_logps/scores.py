@@ -1,4 +1,4 @@
-"""What is read of each predicted token."""
+"""What is computed for each predicted token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TokenScores:
-    """One value a scored token, shape [tokens]; float32 (float64 for float64 models). Only `logps` carries a gradient.
+    """One value for each scored token, [tokens], float32 (float64 for float64 models). Only `logps` has a gradient.
 
     Attributes:
         logps: log p(target).
@@ -28,6 +28,6 @@ class TokenScores:
 
     @classmethod
     def logps_alone(cls, logps: Tensor) -> TokenScores:
-        """Return scores of which only `logps` was asked for: NaN for every other number, False for `is_top1`."""
+        """Return scores with `logps` only: NaN in the other fields, False in `is_top1`."""
         unknown = torch.full_like(logps, float("nan"), requires_grad=False)
         return cls(logps, unknown, unknown, torch.zeros_like(logps, dtype=torch.bool), unknown)
