@@ -6,7 +6,8 @@ SmolLM2-135M-Instruct in float32, LoRA of rank 16 on all linear layers, max_leng
 in the same order. Each run is a process of its own, and the systems take turns: one run each, then the next round. The
 first step warms up; the others are timed from the end of one step to the end of the next, with all that lies between.
 Memory is the process's peak resident memory. `others` is the share of the cores that other processes used meanwhile:
-above some percent the speeds do not count.
+above some percent the speeds do not count. Processor seconds depend less on others, as long as threads do not wait for
+each other by spinning: with OMP_NUM_THREADS=1 they compare systems on a busy machine, too.
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
         "round": request["round"],
         "pairs_per_s": round(PAIRS_A_STEP * len(clock.seconds_between) / sum(clock.seconds_between), 4),
         "step_seconds": [round(value, 2) for value in clock.seconds_between],
+        "processor_seconds_per_pair": round(
+            sum(clock.processor_seconds) / (PAIRS_A_STEP * len(clock.processor_seconds)), 3
+        ),
         "first_step_seconds": round(clock.seconds[0], 2),
         "peak_gib": peak_gib()["host_peak_gib"],
         "losses": [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],

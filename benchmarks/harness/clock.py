@@ -47,6 +47,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     Attributes:
         seconds: seconds of each step.
         seconds_between: seconds between the ends of consecutive steps, one fewer than steps.
+        processor_seconds: the same in seconds of processor time of this process, all its threads together.
         first_step_done: when the first step ended (`time.perf_counter`).
         start_peak: peak bytes on the GPU until then.
         compiled_at_start: compilations until then.
@@ -55,12 +56,13 @@ class Clock(TrainerCallback):  # type: ignore[misc]
     def __init__(self, steps: int, progress: Progress) -> None:
         self.seconds: list[float] = []
         self.seconds_between: list[float] = []
+        self.processor_seconds: list[float] = []
         self.first_step_done = 0.0
         self.start_peak = 0
         self.compiled_at_start: dict[str, int] = {}
         self.compilations = Compilations()
         self._steps, self._progress = steps, progress
-        self._begun = self._ended = 0.0
+        self._begun = self._ended = self._processor = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Start the watch."""
@@ -74,13 +76,14 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.seconds.append(moment - self._begun)
         if len(self.seconds) > 1:
             self.seconds_between.append(moment - self._ended)
+            self.processor_seconds.append(time.process_time() - self._processor)
         else:
             self.first_step_done = moment
             self.compiled_at_start = self.compilations.count()
             if torch.cuda.is_available():
                 self.start_peak = torch.cuda.max_memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
-        self._ended = moment
+        self._ended, self._processor = moment, time.process_time()
 
     def compiled_later(self) -> dict[str, int]:
         """Return what was compiled after the first step."""

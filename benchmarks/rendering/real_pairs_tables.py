@@ -55,7 +55,7 @@ def _figure(row: Row, first: Row, name: str) -> str:
 def cpu_table(results: Results) -> Table:
     """Return one row for each system: medians over its runs, beside the first system."""
     columns = (
-        "system", "TRL", "pairs/s (median)", "of each run", "x first", "peak GiB", "of first",
+        "system", "TRL", "pairs/s (median)", "of each run", "x first", "processor s a pair", "peak GiB", "of first",
         "largest loss difference", "others' share of the cores",
     )  # fmt: skip
     measured = results.of("cpu")
@@ -70,6 +70,7 @@ def cpu_table(results: Results) -> Table:
 
 def _cpu_row(system: str, runs: list[Row], first: list[Row]) -> tuple[str, ...]:
     speed, peak = _median(runs, "pairs_per_s"), _median(runs, "peak_gib")
+    work = f"{_median(runs, 'processor_seconds_per_pair'):.2f}"
     cells = (
         system,
         runs[0]["versions"]["trl"],
@@ -79,10 +80,10 @@ def _cpu_row(system: str, runs: list[Row], first: list[Row]) -> tuple[str, ...]:
     others = [row["others"] for row in runs if row["others"] is not None]
     load = f"{max(others):.1%}" if others else ""
     if runs is first:
-        return (*cells, "", f"{peak:.2f}", "", "", load)
+        return (*cells, "", work, f"{peak:.2f}", "", "", load)
     gap = max(abs(a - b) for row in runs for a, b in zip(row["losses"], first[0]["losses"], strict=True))
     ratio, share = speed / _median(first, "pairs_per_s"), peak / _median(first, "peak_gib")
-    return (*cells, f"{ratio:.2f}", f"{peak:.2f}", f"{share:.2f}", f"{gap:.1e}", load)
+    return (*cells, f"{ratio:.2f}", work, f"{peak:.2f}", f"{share:.2f}", f"{gap:.1e}", load)
 
 
 def _median(runs: list[Row], name: str) -> float:
