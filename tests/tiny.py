@@ -72,6 +72,68 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 8,
     },
 }
+_WINDOWED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+MORE_FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma": _HEAD_DIM,
+    "gemma4_text": {
+        **_HEAD_DIM,
+        **_WINDOWED,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "num_kv_shared_layers": 0,
+    },
+    "cohere2": {"logit_scale": 0.25, **_WINDOWED},
+    "olmo": {},
+    "olmo3": _WINDOWED,
+    "glm": _HEAD_DIM,
+    "glm4": _HEAD_DIM,
+    "glm4_moe": {**_HEAD_DIM, **_ROUTED},
+    "deepseek_v3": {**_LATENT, **_ROUTED, "n_group": 2},
+    "youtu": _LATENT,
+    "minicpm3": _LATENT,
+    "ernie4_5": _HEAD_DIM,
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1},
+    "ministral": {**_HEAD_DIM, **_WINDOWED},
+    "ministral3": _HEAD_DIM,
+    "seed_oss": {**_HEAD_DIM, "attention_dropout": 0.0},
+    "hunyuan_v1_dense": _HEAD_DIM,
+    "exaone4": _WINDOWED,
+    "arcee": {},
+    "helium": {"head_dim": 8},
+    "starcoder2": {},
+    "apertus": {},
+    "phi": {},
+    "persimmon": {"num_key_value_heads": None},
+    "cwm": {},
+    "hyperclovax": {},
+    "vaultgemma": _HEAD_DIM,
+    "bitnet": {},
+    "olmoe": _EXPERTS,
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 32},
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "minimax_m2": {**_HEAD_DIM, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {**_HEAD_DIM, **_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "stablelm": {},
+    "nemotron": {},
+}
+"""Families beside FAMILIES, for the tests of what runs fused; transformers may be too old for some."""
 ATTENTION_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "qwen3_moe", "mamba", "lfm2", "qwen3_next"}]
 """Dense models whose tokens mix through attention alone."""
 MOE_FAMILIES = ["mixtral", "qwen3_moe"]
@@ -81,17 +143,25 @@ RECURRENT_FAMILIES = ["mamba", "lfm2", "qwen3_next"]
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """Return a random model of `family` (one of FAMILIES) on the CPU, in evaluation mode.
+    """Return a random model of `family` (of FAMILIES or MORE_FAMILIES) on the CPU, in evaluation mode.
 
     Matrices have a standard deviation of 1.5 / sqrt(inputs), about 0.2; norm weights are spread around their neutral
     value and biases around 0. The same seed gives the same model. `overrides` are fields of the configuration.
     """
-    fields = {key: value for key, value in {**_COMMON, **FAMILIES[family], **overrides}.items() if value is not None}
+    fields = {
+        key: value
+        for key, value in {**_COMMON, **(FAMILIES | MORE_FAMILIES)[family], **overrides}.items()
+        if value is not None
+    }
     if family == "phi3":
         fields.setdefault("sliding_window", None)
     config = CONFIG_MAPPING[family](**fields)
     generator = torch.Generator().manual_seed(seed)
-    experts = {"experts_implementation": "eager"} if hasattr(config, "num_experts_per_tok") else {}  # float64 too
+    experts = (
+        {"experts_implementation": "eager"}
+        if hasattr(config, "num_experts_per_tok") or hasattr(config, "moe_k")
+        else {}
+    )  # float64 too
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **experts)
