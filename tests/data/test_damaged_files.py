@@ -127,7 +127,7 @@ def test_a_small_compressed_file_cannot_fill_the_memory(tmp_path: Path, monkeypa
         (tmp_path / name).write_bytes(gzip.compress(b"x" * 2**21))
         assert "line 1 is longer than 1 MiB" in refusal(tmp_path / name)
     (tmp_path / "one.json.gz").write_bytes(gzip.compress(b"[" + b" " * 2**22))
-    assert "holds more than 1 MiB of JSON" in refusal(tmp_path / "one.json.gz")
+    assert "has more than 1 MiB of JSON" in refusal(tmp_path / "one.json.gz")
     (tmp_path / "field.csv").write_bytes(b'prompt,chosen,rejected\n"' + (b"x" * 2**16 + b"\n") * 17)
     assert "field larger than field limit" in refusal(tmp_path / "field.csv")
 
@@ -189,7 +189,7 @@ def test_a_saved_data_set_whose_offsets_are_lies_is_refused(tmp_path: Path) -> N
     offsets = pa.array([row["prompt"] for row in rows]).buffers()[1].to_pybytes()
     place = content.index(offsets[:64])
     arrow.write_bytes(content[: place + 40] + b"\xff\xff\xff\x7f" + content[place + 44 :])
-    assert "is no data set that save_to_disk has written whole" in refusal(tmp_path / "saved")
+    assert "is not a complete data set of save_to_disk" in refusal(tmp_path / "saved")
 
 
 def test_a_saved_data_set_that_was_replaced_under_its_name_is_read_again(tmp_path: Path) -> None:

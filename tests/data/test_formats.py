@@ -178,7 +178,7 @@ def test_a_system_prompt_is_put_where_there_is_none() -> None:
     assert normalize(CHAT, "messages", system_prompt="Be brief.")["prompt"] == [SYSTEM, QUESTION]
     row = {**CHAT, "prompt": [{"role": "system", "content": "Own."}, QUESTION]}
     assert normalize(row, "messages", system_prompt="Be brief.")["prompt"][0]["content"] == "Own."
-    with pytest.raises(RequestError, match=r"data\.system_prompt has no place"):
+    with pytest.raises(RequestError, match=r"data\.system_prompt cannot be added"):
         normalize({"prompt": "a", "chosen": "b", "rejected": "c"}, "text", system_prompt="Be brief.")
 
 
@@ -214,9 +214,9 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], problem: str) -> Non
     [
         ("text", {"prompt": "a", "chosen": "b"}, "rejected is missing"),
         ("text", {"prompt": True, "chosen": "b", "rejected": "c"}, "prompt is a truth value; it must be text"),
-        ("implicit_text", {"chosen": "a", "rejected": ""}, "rejected is empty, so it holds no prompt"),
-        ("implicit_messages", {"chosen": [GOOD], "rejected": [BAD]}, "share no first message"),
-        ("transcript", {"chosen": "Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: 5"}, "chosen is no transcript"),
+        ("implicit_text", {"chosen": "a", "rejected": ""}, "rejected is empty, so it contains no prompt"),
+        ("implicit_messages", {"chosen": [GOOD], "rejected": [BAD]}, "begin with different messages"),
+        ("transcript", {"chosen": "Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: 5"}, "chosen is not a transcript"),
         ("sharegpt", {"conversations": [{"from": "human"}], "chosen": "4", "rejected": "5"}, "(human) has no value"),
         (
             "sharegpt",

@@ -128,15 +128,15 @@ def test_repeated_and_contradicting_pairs_are_warned_of() -> None:
     assert found.conflicts == ((1, 4),)
     warnings = " ".join(found.warnings)
     assert "3 pairs occurred before (rows 3, 5, 7)" in warnings
-    assert "1 pairs contradict another, which prefers the other completion (rows 1 and 4)" in warnings
+    assert "1 pairs contradict another pair, which prefers the other completion (rows 1 and 4)" in warnings
 
 
 def test_truncation_length_bias_and_cut_prompts_are_warned_of() -> None:
     rows = tokens(*[([1], [2, 3, 4, 5], [i]) for i in range(6, 10)], prompt_cut=[0, 2, 0, 1])
     found = inspect_pairs(rows, max_length=4, truncation="keep_start")
     truncated, longer, cut = found.warnings
-    assert "4 of 4 rows are longer than max_length: truncation cuts 4 tokens (14.3%)" in truncated
-    assert "longer one in 100% of the pairs" in longer
+    assert "4 of 4 rows are longer than max_length; truncation cuts 4 tokens (14.3%)" in truncated
+    assert "in 100% of the pairs the chosen completion is the longer one" in longer
     assert "in 2 rows the end of the prompt" in cut
     assert inspect_pairs(tokens(GOOD, ([1], [2], [3, 4])), max_length=9, truncation="keep_start").warnings == ()
 
@@ -183,7 +183,7 @@ def test_dropping_leaves_the_others_in_order(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "wishbone"):
         kept = refuse_or_drop(rows, found, "drop")
     assert list(kept["source_row"]) == [5, 7]
-    assert "1 of 3 rows are left out: chosen and rejected are the same (rows 6)" in caplog.text
+    assert "1 of 3 rows are dropped: chosen and rejected are the same (rows 6)" in caplog.text
     only_good = tokens(GOOD)
     found = inspect_pairs(only_good, max_length=9, truncation="keep_start")
     assert refuse_or_drop(only_good, found, "refuse") is only_good

@@ -81,7 +81,7 @@ def test_rows_that_do_not_fit_are_dropped_on_request(tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING, "wishbone"):
         loaded = load_pairs(path, invalid_rows="drop")
     assert list(loaded["source_row"]) == [1, 4]
-    assert "2 of 4 rows do not fit and are left out" in caplog.text
+    assert "2 of 4 rows do not fit and are dropped" in caplog.text
     assert "line 2 rejected is a number" in caplog.text
     assert "2 of 4" in refusal(path)
     assert "2 of 2 rows" in refusal([7, None], invalid_rows="drop")
@@ -114,9 +114,9 @@ def test_json_that_is_json_lines(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         ('[{"a": 1},\n {"a": }]', "is not JSON: Expecting value at line 2, column 8"),
-        ('{"prompt": "a"}', "holds no list of rows"),
-        ('{"prompt": ["a"], "chosen": ["a", "b"], "rejected": ["c"]}', "columns differ in length"),
-        ("7", "holds no list of rows"),
+        ('{"prompt": "a"}', "has no list of rows"),
+        ('{"prompt": ["a"], "chosen": ["a", "b"], "rejected": ["c"]}', "columns have different lengths"),
+        ("7", "has no list of rows"),
         ("[7]", "row 1 is not an object"),
         ("[]", "has no rows"),
         ("", "has no rows"),
@@ -167,7 +167,7 @@ def test_parquet(tmp_path: Path) -> None:
     dataset(*(row | {"score": 1.5} for row in CHATS)).to_parquet(path)
     assert pairs_of(load_pairs(path)) == CHATS
     path.write_bytes(path.read_bytes()[:-4])
-    assert "is not a Parquet file that can be read" in refusal(path)
+    assert "cannot be read as a Parquet file" in refusal(path)
 
 
 def test_messages_with_more_than_text_survive_unchanged(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_directory_whose_file_names_tell_splits_apart(tmp_path: Path) -> None:
     (tmp_path / "data" / "test.jsonl").write_text(lines(TEXTS[2:]))
     assert pairs_of(load_pairs(tmp_path)) == TEXTS[:2]
     assert pairs_of(load_pairs(tmp_path, split="test")) == TEXTS[2:]
-    assert "no file is of the split 'validation'" in refusal(tmp_path, split="validation")
+    assert "no file belongs to the split 'validation'" in refusal(tmp_path, split="validation")
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     assert "nor is there a directory" in refusal(str(tmp_path / "nowhere" / "x.jsonl"))
     assert "has no rows" in refusal(tmp_path / "pairs_train.jsonl")
     (tmp_path / "pairs.txt").write_text("x")
-    assert "'.txt' is not read; use .jsonl" in refusal(tmp_path / "pairs.txt")
+    assert "'.txt' cannot be read; use .jsonl" in refusal(tmp_path / "pairs.txt")
     (tmp_path / "empty").mkdir()
     assert "the directory has no file to read" in refusal(tmp_path / "empty")
 
@@ -334,7 +334,7 @@ def test_a_data_set_of_token_ids_only_gets_row_numbers() -> None:
 
 
 def test_what_is_no_source_is_refused() -> None:
-    assert "a int is no source of pairs" in refusal(7)
+    assert "a int is not a source of pairs" in refusal(7)
 
 
 def test_what_datasets_writes_beside_kept_pairs_is_not_read_with_them(

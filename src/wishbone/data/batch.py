@@ -1,17 +1,17 @@
-"""Pairs as tensors: the one place that does index arithmetic.
+"""Pairs as tensors; all index arithmetic is in this module.
 
 A sequence is prompt and completion. The chosen and the rejected sequence of a pair agree in their first `shared` tokens
-(the prompt, and whatever the completions begin with in common), so the pair is laid out as `[shared | chosen's rest |
-rejected's rest]` and token t of a sequence lies at
+(the prompt, and the beginning that the completions have in common), so the pair is laid out as `[shared | rest of
+chosen | rest of rejected]`, and token t of a sequence has the index
 
     shared_start + t              for t < shared
     branch_start + t - shared     from there on.
 
 Its log-probability is read from the hidden state of token t - 1 of the same sequence, by the same rule; the last shared
-token is therefore read twice. A token with no predecessor cannot be scored and is not.
+token is therefore read twice. A token without a predecessor is not scored.
 
-`SharedPrefixBatch` is that row. `PlainBatch` holds the same pairs as two right-padded rows a pair, for architectures
-whose layers cannot take the mask. Both answer the same questions, so the step does not know which one it has.
+`SharedPrefixBatch` is such a row. `PlainBatch` holds each pair as two right-padded sequences, for architectures whose
+layers cannot take the mask. Both have the same interface, so the step does not know which one it has.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class TokenizedPair:
 
     Attributes:
         chosen, rejected: token ids of the whole sequences, prompt first.
-        chosen_start, rejected_start: tokens before the completion begins; only tokens from there on are scored.
-        ref_chosen_logps, ref_rejected_logps: reference log-probabilities where they were computed beforehand.
+        chosen_start, rejected_start: index of the first completion token; only tokens from there on are scored.
+        ref_chosen_logps, ref_rejected_logps: reference log-probabilities if they were computed before training.
     """
 
     chosen: list[int]
@@ -93,16 +93,17 @@ def truncated_pair(
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """Pairs ready for a model. Sequence 2i is the chosen and 2i + 1 the rejected one of pair i.
+    """Pairs as inputs of a model. Sequence 2i is the chosen and 2i + 1 the rejected one of pair i.
 
     Attributes:
         pairs: the pairs, in order.
         input_ids: [rows, tokens], int64.
         position_ids: [rows, tokens], int64: position of each token in its own sequence.
-        predictor_index: [scored], int64: flat index into rows * tokens of the token whose hidden state predicts.
-        targets: [scored], int64: the predicted token ids.
-        sequence_index: [scored], int64: the sequence that each scored token belongs to.
-        scored_index: [scored], int64: its place among the scored tokens of that sequence, from 0.
+        predictor_index: [scored], int64: flat index into rows * tokens of the token whose hidden state predicts the
+            scored one.
+        targets: [scored], int64: ids of the scored tokens.
+        sequence_index: [scored], int64: the sequence of each scored token.
+        scored_index: [scored], int64: index among the scored tokens of that sequence, from 0.
         completion_lengths: [sequences], float32: completion tokens, scored or not.
         scored_lengths: [sequences], float32: scored completion tokens.
     """
@@ -136,7 +137,7 @@ class SharedPrefixBatch(PreferenceBatch):
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Ids, positions and the layout; the attention hook reads the layout and no mask is needed."""
+        """Ids, positions and the layout, which the attention hook reads; there is no mask."""
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
 
     @classmethod
@@ -150,9 +151,9 @@ class SharedPrefixBatch(PreferenceBatch):
         """Lay pairs out in one row. Padding is a document of its own at the row's end.
 
         Args:
-            pairs: what the row holds.
-            device: where its tensors go.
-            padded_length: tells how long a row of so many tokens is to be.
+            pairs: the pairs of the row.
+            device: device of its tensors.
+            padded_length: maps the tokens of the row to its length with padding.
         """
         ids: list[Ids] = []
         positions: list[Ids] = []
@@ -189,13 +190,13 @@ class SharedPrefixBatch(PreferenceBatch):
 
 @dataclass(frozen=True)
 class PlainBatch(PreferenceBatch):
-    """Two right-padded rows a pair, with the ordinary attention mask [rows, tokens]."""
+    """Two right-padded rows per pair, with the ordinary attention mask [rows, tokens]."""
 
     attention_mask: Tensor
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Ids and mask, as any causal model takes them; one unpadded row needs no mask."""
+        """Ids and mask, as every causal model takes them."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
     @classmethod
@@ -234,7 +235,7 @@ class _Scored:
         self.scored_lengths: list[int] = []
 
     def add(self, ids: Ids, first_scored: int, *, stem: tuple[int, int], branch: int) -> None:
-        """Add one sequence whose tokens below `stem[1]` lie from `stem[0]` on, the others from `branch` on."""
+        """Add one sequence: its first `stem[1]` tokens are at `stem[0]` and after, the others at `branch` and after."""
         stem_start, shared = stem
         first = max(first_scored, 1)
         predicting = np.arange(first - 1, len(ids) - 1)
@@ -246,7 +247,7 @@ class _Scored:
         self.scored_lengths.append(len(predicting))
 
     def tensors(self, device: torch.device | str) -> dict[str, Tensor]:
-        """Return the fields of `PreferenceBatch` that speak of scored tokens."""
+        """Return the fields of `PreferenceBatch` about scored tokens."""
         return {
             "predictor_index": _to(self.predictors, device),
             "targets": _to(self.targets, device),

@@ -1,10 +1,10 @@
-"""Chat templates are programs of whoever made the model, or the data set: they run with bounds on time and memory.
+"""Chat templates are programs of the model's or data set's author, so they run with limits on time and memory.
 
-transformers runs them in Jinja's sandbox, which keeps them from files and from Python's internals. It does not keep
-them from ending: two loops over `range(99999)`, a macro that calls itself, `9 ** 9 ** 9`, a text doubled sixty times.
-A timer ends what takes too long. In the main thread it is a signal, which also ends long arithmetic; in another one it
-is an exception that Python raises there. Memory is bounded by the address space of the process, where the system has
-such a limit.
+transformers runs them in Jinja's sandbox, which gives no access to files and to Python's internals. The sandbox does
+not limit their time: two loops over `range(99999)`, a macro that calls itself, `9 ** 9 ** 9`, a text doubled sixty
+times. Here a timer ends a template that takes too long. In the main thread it is a signal, which also ends long
+arithmetic; in another thread it is an exception that Python raises there. Memory is limited through the address space
+of the process, if the system supports that.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from jinja2 import TemplateError
 from wishbone.errors import RequestError
 
 SECONDS, SECONDS_A_CONVERSATION = 15.0, 0.02
-"""A template of a real model takes some 0.0001 s for a conversation."""
+"""A template of a real model takes about 0.0001 s per conversation."""
 MEMORY, MEMORY_A_CHARACTER = 2**30, 64
-"""Bytes beyond what the process has, and beyond that for each character of the conversations."""
+"""Bytes that a template may allocate, and additional bytes per character of the conversations."""
 REMEDY = "correct tokenizer.chat_template, or use a model whose template works"
 
 REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError)
-"""What a template raises for a conversation that it does not take, and for mistakes of its own."""
+"""Errors that a template raises for a conversation that it does not accept, and for its own mistakes."""
 
 Answer = TypeVar("Answer")
 
@@ -45,30 +45,30 @@ def rendered(render: Callable[[], Answer], *, conversations: int, characters: in
 
     Args:
         render: runs the template.
-        conversations: that it renders; each adds to the time it may take.
-        characters: in all of them; each adds to the memory it may take.
+        conversations: how many it renders; each adds to the allowed time.
+        characters: how many they have in all; each adds to the allowed memory.
 
     Raises:
-        RequestError: the template does not come to an end, takes too much memory, or cannot be compiled.
-        REFUSALS: it refuses a conversation.
+        RequestError: the template does not end, takes too much memory, or cannot be compiled.
+        REFUSALS: the template refuses a conversation.
     """
     seconds = SECONDS + SECONDS_A_CONVERSATION * conversations
     try:
         with _time(seconds), _memory(MEMORY + MEMORY_A_CHARACTER * characters):
             return render()
     except _Endless:
-        raise RequestError(f"the chat template did not come to an end in {seconds:.0f} s; {REMEDY}") from None
+        raise RequestError(f"the chat template did not end within {seconds:.0f} s; {REMEDY}") from None
     except MemoryError:
-        raise RequestError(f"the chat template writes more than fits the memory; {REMEDY}") from None
+        raise RequestError(f"the chat template needs too much memory; {REMEDY}") from None
     except RecursionError:
-        raise RequestError(f"the chat template calls itself without an end, or nests too deeply; {REMEDY}") from None
+        raise RequestError(f"the chat template calls itself endlessly, or nests too deeply; {REMEDY}") from None
     except SyntaxError as error:
         raise RequestError(f"the chat template cannot be compiled ({error.msg}); {REMEDY}") from None
 
 
 @contextmanager
 def _time(seconds: float) -> Iterator[None]:
-    """Raise `_Endless` inside the block when it takes longer."""
+    """Raise `_Endless` inside the block after `seconds`."""
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         with _alarm(seconds):
             yield
@@ -109,7 +109,7 @@ def _interruption(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _memory(size: int) -> Iterator[None]:
-    """Let the block take so many bytes of address space; where the system keeps no such account, whatever it takes."""
+    """Limit the block to `size` more bytes of address space; no limit on systems that do not support it."""
     if not sys.platform.startswith("linux"):
         yield
         return

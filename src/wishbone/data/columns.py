@@ -1,4 +1,4 @@
-"""Columns of a data set as NumPy sees them: without making a Python object of every token or message."""
+"""Columns of a data set as NumPy arrays, without a Python object for every token or message."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class IdColumn:
 
 
 def blank_completions(dataset: Dataset, name: str) -> Flags:
-    """Rows of a column of texts or of lists of messages that say nothing; none if there is no such column.
+    """Rows of a column of texts or lists of messages that are blank; none if there is no such column.
 
-    A message says nothing if its content is white space and it has no other keys (such as tool_calls).
+    A message is blank if its content is white space and it has no other keys (such as tool_calls).
     """
     if name not in dataset.column_names:
         return np.zeros(len(dataset), dtype=bool)
@@ -67,7 +67,7 @@ _PLAIN_MESSAGES = (pa.struct([_ROLE, _CONTENT]), pa.struct([_CONTENT, _ROLE]))
 
 
 def _chunks(dataset: Dataset, name: str) -> list[Any]:
-    """The column as Arrow arrays of many rows each. A shuffled data set has an array a row; those are joined."""
+    """The column as Arrow arrays of many rows each. A shuffled data set has one array per row; those are joined."""
     chunks = [chunk for chunk in dataset.select_columns([name]).with_format("arrow")[:][name].chunks if len(chunk)]
     if len(chunks) * 10 < len(dataset):
         return chunks

@@ -1,11 +1,11 @@
-"""Texts and conversations as token ids, many at once, with the ids the tokenizer gives them one by one.
+"""Texts and conversations as token ids, many at once; the ids are those that the tokenizer gives one by one.
 
-A special token such as `<|im_start|>` is looked for before anything else and is always a token of its own, so
+A tokenizer looks for special tokens such as `<|im_start|>` first, and they are always tokens of their own, so
 
     ids(text) = ids(piece 1) ++ ids(piece 2) ++ ...        pieces: the text, cut before each such token
 
-Rendered conversations repeat themselves: the prompt alone, with the chosen and with the rejected reply; one system
-message in a thousand rows. Each distinct piece is tokenized once, all pieces of a batch in one call on all cores.
+Rendered conversations repeat pieces: the prompt alone, with the chosen and with the rejected reply; one system message
+in a thousand rows. Each distinct piece is tokenized once, and all pieces of a batch in one call on all cores.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TOKENIZER_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
-    """The ids of each text, as `tokenizer(text, add_special_tokens=...)` gives them. No truncation, no padding."""
+    """The ids of each text, as `tokenizer(text, add_special_tokens=...)` returns them. No truncation, no padding."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
@@ -60,7 +60,7 @@ def encode_conversations(
     They are those of `tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)`.
 
     Raises:
-        RequestError: the tokenizer has no chat template, or one that does not come to an end.
+        RequestError: the tokenizer has no chat template, or one that does not end.
         chat_template.REFUSALS: the template refuses a conversation.
     """
     given = dict(template_kwargs or {})
@@ -87,7 +87,7 @@ def encode_conversations(
         )
     if tokenizer.chat_template is None and "chat_template" not in given:
         raise RequestError(
-            "the rows are chat messages, but the tokenizer has no chat template. Choose a model that has one (often "
+            "the rows are chat messages, but the tokenizer has no chat template. Choose a model with one (often "
             "named -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen and rejected as texts"
         )
     write = partial(tokenizer.apply_chat_template, tools=tools, tokenize=False, **given)
@@ -101,7 +101,7 @@ def encode_conversations(
 
 
 def _characters(conversations: Sequence[Conversation]) -> int:
-    """About how many characters conversations have: those of contents that are plain text."""
+    """About how many characters conversations have; counts contents that are plain text."""
     contents = (message.get("content") for conversation in conversations for message in conversation)
     return sum(len(content) for content in contents if isinstance(content, str))
 
@@ -119,11 +119,11 @@ def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) 
 
 
 def _opener(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """The special token before which texts like this one may be cut, and which occurs most often; None: there is none.
+    """The most frequent special token before which texts like this one may be cut; None if there is none.
 
-    A cut is exact where the token is found whatever surrounds it: it is matched in the text as it is (not normalized),
-    takes no white space on its left, needs no word boundary, and no match of another added token can begin before it
-    and reach into it.
+    A cut is exact if the token is found in any context: it is matched in the original text (not normalized), includes
+    no white space on its left, needs no word boundary, and no match of another added token can begin before it and
+    overlap it.
     """
     if not _is_plain_fast(tokenizer) or tokenizer.split_special_tokens:
         return None
@@ -141,12 +141,12 @@ def _opener(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
 
 
 def _reaches_into(other: str, token: str) -> bool:
-    """Whether a text can hold `other` so that it begins before `token` and covers its first character."""
+    """Whether `other` can occur in a text so that it begins before `token` and overlaps its first character."""
     return any(other[i:].startswith(token[: len(other) - i]) for i in range(1, len(other)))
 
 
 def _is_plain_fast(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether calling the tokenizer is calling its backend: a fast one, whose class does not step in between."""
+    """Whether calling the tokenizer only calls its backend: a fast tokenizer whose class does not override the call."""
     kind = type(tokenizer)
     return (
         isinstance(tokenizer, PreTrainedTokenizerFast)

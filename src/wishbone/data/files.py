@@ -1,7 +1,7 @@
-"""Rows out of files: JSON lines, JSON, CSV, Parquet.
+"""Rows from files: JSON lines, JSON, CSV, Parquet.
 
-A row comes with its place ("line 17") and its number, counted from 1: the line of a JSON lines file, else the row. What
-cannot be read as a row comes as the `RequestError` that says why, so that one pass finds everything that is wrong.
+A row comes with its place ("line 17") and its number, counted from 1: the line of a JSON lines file, otherwise the row.
+In the place of a row that cannot be read there is a `RequestError` with the reason, so one pass finds all errors.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _SPLIT_NAMES = "train|test|valid|validation|val|eval|dev"
 
 
 def data_files(path: Path, split: str) -> list[Path]:
-    """The files a path stands for: itself, or those of the directory (of the split, where names tell splits apart).
+    """The files of a path: the file itself, or those of the directory (of the split, if file names tell splits apart).
 
     Raises:
-        RequestError: there is no such path, the format is unknown, or the directory has no file of that split.
+        RequestError: the path does not exist, the format is unknown, or the directory has no file of that split.
     """
     if path.is_file():
         if _suffix(path) not in _READERS:
-            raise RequestError(f"{path}: '{_suffix(path) or path.name}' is not read; use {', '.join(_READERS)}")
+            raise RequestError(f"{path}: '{_suffix(path) or path.name}' cannot be read; use {', '.join(_READERS)}")
         return [path]
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
@@ -40,14 +40,14 @@ def data_files(path: Path, split: str) -> list[Path]:
         raise RequestError(f"{path}: the directory has no file to read; it may hold {', '.join(_READERS)}")
     if any(re.match(rf"({_SPLIT_NAMES})(\W|_|$)", _name_in(path, f)) for f in found):
         names = ", ".join(str(f.relative_to(path)) for f in found[:10])
-        raise RequestError(f"{path}: no file is of the split '{split}'; the files are {names}")
+        raise RequestError(f"{path}: no file belongs to the split '{split}'; the files are {names}")
     return found
 
 
 def read_rows(files: Sequence[Path]) -> Iterator[NumberedRow]:
-    """Number, place and row (or the `RequestError` in its stead) for each row of the files, one after another.
+    """Number, place and row (or a `RequestError`) of each row of the files, one file after another.
 
-    Of several files the rows are counted through, and the place names the file.
+    With several files, numbers continue from one file to the next, and the place names the file.
 
     Raises:
         RequestError: a file as a whole cannot be read.
@@ -63,7 +63,7 @@ def read_rows(files: Sequence[Path]) -> Iterator[NumberedRow]:
 
 
 def similar_names(path: Path) -> str:
-    """The names beside a missing path that are most like it, as the end of a sentence; empty if there are none."""
+    """The names in the folder of a missing path that are most similar, as the end of a sentence; empty without any."""
     if not path.parent.is_dir():
         return f" (nor is there a directory {path.parent})"
     try:
@@ -75,7 +75,7 @@ def similar_names(path: Path) -> str:
 
 
 def _name_in(directory: Path, path: Path) -> str:
-    """The path below the directory, without a leading `data/`: its first part tells the split."""
+    """The path below the directory, without a leading `data/`; it begins with the name of the split."""
     return str(path.relative_to(directory)).removeprefix("data/")
 
 

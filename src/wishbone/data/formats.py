@@ -1,14 +1,14 @@
-r"""What a preference pair may look like on disk, and the one shape it gets: prompt, chosen, rejected.
+r"""The layouts of a preference pair in data sets, and the one that all become: prompt, chosen, rejected.
 
-Data sets of pairs come in nine layouts. `recognize` names the layout of a row from its columns and the types of its
-values, `normalize` rewrites the row. The result is either three texts or three lists of chat messages:
+There are nine layouts. `recognize` finds the layout of a row from its columns and the types of its values, `normalize`
+rewrites the row. The result is either three texts or three lists of chat messages:
 
     {"prompt": "The sky is", "chosen": " blue.", "rejected": " green."}
     {"prompt": [{"role": "user", "content": ...}], "chosen": [{"role": "assistant", "content": ...}], "rejected": ...}
 
-Texts stay texts (they are trained as they are, with an end-of-sequence token); everything that has turns becomes
-messages (the chat template of the model writes the turns). When the prompt is not given, it is what `chosen` and
-`rejected` begin with in common.
+Texts stay texts (they are trained unchanged, with an end-of-sequence token); conversations become messages (the chat
+template of the model writes the turns). Without a prompt column, the prompt is the common beginning of `chosen` and
+`rejected`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _COLUMNS = (
 
 
 def columns_to_read(names: Iterable[str]) -> list[str]:
-    """Those columns of a table that a layout can make use of; all, if the table cannot be of any layout."""
+    """The columns of a table that some layout uses; all columns if the table fits no layout."""
     found = list(names)
     if {"chosen", "rejected"} <= set(found) or {"preferred_output", "non_preferred_output"} <= set(found):
         return [name for name in found if name in _COLUMNS]
@@ -51,13 +51,13 @@ def columns_to_read(names: Iterable[str]) -> list[str]:
 
 
 def recognize(row: Row) -> str:
-    """Names the layout of a row: a key of `FORMATS`.
+    """Return the layout of a row, a key of `FORMATS`.
 
     Columns that belong to no layout are ignored.
 
     Raises:
-        RequestError: no layout has these columns, or the values are of types that leave the layout open; the message
-            lists the columns found and every layout accepted.
+        RequestError: no layout has these columns, or the types of the values fit none; the message lists the columns
+            and every layout.
     """
     if {"input", "preferred_output", "non_preferred_output"} <= row.keys():
         return "openai"
@@ -83,26 +83,26 @@ def recognize(row: Row) -> str:
     found = ", ".join(f"{name!s:.40} ({chat.kind(value)})" for name, value in list(row.items())[:20]) or "none"
     accepted = "".join(f"\n  - {description}" for description in FORMATS.values())
     raise RequestError(
-        f"these columns are not those of a preference pair: {found}. Rename or rewrite them as one of the layouts "
-        f"accepted (further columns are ignored):{accepted}"
+        f"these columns are not those of a preference pair: {found}. Rename or rewrite them as one of these layouts "
+        f"(other columns are ignored):{accepted}"
     )
 
 
 def normalize(row: Row, format: str, *, system_prompt: str | None = None) -> dict[str, Any]:
-    """Rewrites a row of a known layout as prompt, chosen, rejected.
+    """Rewrite a row of a known layout as prompt, chosen, rejected.
 
     Args:
         row: the row; columns that do not belong to the layout are ignored.
         format: a key of `FORMATS`.
-        system_prompt: put before a conversation that has no system message of its own; texts have no place for it.
+        system_prompt: added before a conversation that has no system message; refused for texts.
 
     Returns:
         prompt, chosen, rejected: three texts or three lists of messages, whose roles are system, user, assistant,
         tool and which have no key that is None. `tools` (JSON text or list) and `chat_template_kwargs` (dict) are
-        added where the row has them.
+        added if the row has them.
 
     Raises:
-        RequestError: what is wrong with the row, one problem a field, without its row number.
+        RequestError: the row does not fit; one problem per field, without the number of the row.
     """
     fields = _Fields(row)
     pair = _READERS[format](fields)
@@ -118,7 +118,7 @@ def normalize(row: Row, format: str, *, system_prompt: str | None = None) -> dic
         raise RequestError(str(misfit)) from None
     if system_prompt is not None:
         if isinstance(prompt, str):
-            raise RequestError("is text, not a conversation, so data.system_prompt has no place in it; leave that out")
+            raise RequestError("is text, not a conversation, so data.system_prompt cannot be added; leave it out")
         if prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system_prompt}, *prompt]
     return {
@@ -132,14 +132,14 @@ def normalize(row: Row, format: str, *, system_prompt: str | None = None) -> dic
 def common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """The prompt that two texts (or two conversations) share, and what is left of each.
 
-    The cut is where they first differ. Of texts, a space before the cut goes to the completions. When one begins with
-    the whole other, the last character (message) of the shorter one counts as its completion. This is the rule of
-    `trl.extract_prompt`, except for texts that differ from the first character on: there TRL's look at the character
-    before the cut wraps around to the end of the text, here the prompt is empty.
+    The cut is where they first differ. In texts, a space before the cut goes to the completions. If the shorter one is
+    the beginning of the other, its last character (message) counts as its completion. This is the rule of
+    `trl.extract_prompt`, except for texts that differ from the first character on: here the prompt is then empty, while
+    TRL looks at the last character of the text, as if it were before the cut.
 
     Args:
         chosen: a text or list that is not empty.
-        rejected: the same type, not empty.
+        rejected: of the same type, not empty.
     """
     shorter = min(len(chosen), len(rejected))
     cut, differs = 0, shorter
@@ -155,14 +155,14 @@ def common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 
 class _Fields:
-    """Reads the fields of one row and keeps every problem met."""
+    """Reads the fields of one row and collects all problems."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self.problems: list[str] = []
 
     def read(self, name: str, reader: Callable[[Any], Any]) -> Any:
-        """The field as its reader gives it; None if the row does not have it."""
+        """The field as its reader returns it; None if the row does not have it."""
         return None if self.row.get(name) is None else self.require(name, reader)
 
     def require(self, name: str, reader: Callable[[Any], Any]) -> Any:
@@ -178,7 +178,7 @@ class _Fields:
         return self.require("chosen", reader), self.require("rejected", reader)
 
 
-# A reader returns (prompt, chosen, rejected); where prompt is None, chosen and rejected hold it.
+# A reader returns (prompt, chosen, rejected); if prompt is None, chosen and rejected contain it.
 _Pair = tuple[Any, Any, Any]
 
 
@@ -230,20 +230,20 @@ _READERS: dict[str, Callable[[_Fields], _Pair]] = {
 
 
 def _divide(pair: _Pair) -> _Pair:
-    """Takes the prompt out of completions that hold it; checks that both sides of a conversation are there."""
+    """Remove the prompt from completions that contain it; check that prompt and completions are complete."""
     prompt, chosen, rejected = pair
     if prompt is None:
         if not (chosen and rejected):
-            raise Misfit(f"{'rejected' if chosen else 'chosen'} is empty, so it holds no prompt")
+            raise Misfit(f"{'rejected' if chosen else 'chosen'} is empty, so it contains no prompt")
         prompt, chosen, rejected = common_prompt(chosen, rejected)
         if isinstance(prompt, list) and not prompt:
-            raise Misfit("chosen and rejected share no first message, so there is no prompt")
+            raise Misfit("chosen and rejected begin with different messages, so there is no prompt")
     elif isinstance(prompt, list):
         if chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
         for side, completion in (("chosen", chosen), ("rejected", rejected)):
             if completion and completion[0]["role"] in ("system", "user"):
-                raise Misfit(f"{side} begins with a {completion[0]['role']} message; it must hold only the reply")
+                raise Misfit(f"{side} begins with a {completion[0]['role']} message; it must contain only the reply")
     if isinstance(prompt, list):
         for side, completion in (("chosen", chosen), ("rejected", rejected)):
             if not completion or completion[-1]["role"] != "assistant":

@@ -1,9 +1,9 @@
-"""What is wrong with a data set of pairs once it is tokens, and how long its rows are.
+"""Tokenized pairs that teach nothing, and the lengths of all pairs.
 
 A pair teaches by the difference between its completions. After truncation to M tokens, with P prompt tokens, a
-completion of n tokens keeps min(n, M - P) of them from its start (keep_start), or min(n, M) from its end (keep_end). No
-gradient is left in a pair whose completion is empty (or is one token with nothing before it), or whose two completions
-are the same, before truncation or after. Such rows are named by where they stand in the source.
+completion of n tokens keeps min(n, M - P) of them from its start (keep_start), or min(n, M) from its end (keep_end). A
+pair has no gradient if a completion is empty (or is one token with nothing before it), or if its completions are the
+same, before truncation or after. Such pairs are reported by their rows in the source.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens a row: mean and percentiles."""
+    """Tokens per row: mean and percentiles."""
 
     mean: float
     p5: int
@@ -53,7 +53,7 @@ class Lengths:
 
     @classmethod
     def of(cls, tokens: Counts) -> Lengths:
-        """Measured over rows; a percentile is the length of a row that exists."""
+        """Of the lengths of all rows; each percentile is the length of some row."""
         quantiles = np.percentile(tokens, [5, 50, 95, 99, 100], method="inverted_cdf")
         return cls(float(tokens.mean()), *(int(q) for q in quantiles))
 
@@ -63,18 +63,18 @@ class Inspection:
     """What `inspect_pairs` found.
 
     Attributes:
-        rows: rows looked at.
-        problems: rows that cannot teach: reason -> their `source_row`s. A row is named under one reason only.
-        invalid: where those rows stand in the tokenized data set, from 0, ascending.
+        rows: rows inspected.
+        problems: rows that teach nothing: reason -> their `source_row`s. Each row has one reason.
+        invalid: indices of those rows in the tokenized data set, from 0, ascending.
         lengths: tokens of "prompt", "chosen", "rejected", and of the "pair": prompt + chosen + rejected.
-        truncated_rows: rows of which a sequence (prompt + one completion) is longer than max_length.
+        truncated_rows: rows with a sequence (prompt + one completion) longer than max_length.
         truncated_tokens: tokens cut off, summed over the chosen and the rejected sequences.
-        separate_tokens: tokens left in all pairs, as two sequences each.
-        shared_tokens: tokens left in all pairs when the prompt of both sequences is counted once.
-        chosen_longer: share of the pairs whose chosen completion is the longer one.
+        separate_tokens: tokens of all pairs after truncation, as two sequences per pair.
+        shared_tokens: the same, with the prompt of a pair counted once.
+        chosen_longer: share of the pairs whose chosen completion is longer than the rejected one.
         duplicates: `source_row`s of pairs that occurred before.
         conflicts: `source_row`s of two pairs with the same prompt, and chosen and rejected swapped.
-        warnings: what a person should know before training, a sentence each.
+        warnings: what the user should know before training, one sentence each.
     """
 
     rows: int
@@ -92,18 +92,18 @@ class Inspection:
 
 
 def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Truncation) -> Inspection:
-    """Looks for rows that cannot teach and for pairs that repeat or contradict others, and measures lengths.
+    """Find rows that teach nothing and pairs that repeat or contradict others, and measure lengths.
 
     Args:
-        tokenized: what `wishbone.data.tokenize.tokenize_pairs` made of a `Dataset`.
-        max_length: tokens a sequence (prompt + one completion) is truncated to; None: it is not.
+        tokenized: the result of `wishbone.data.tokenize.tokenize_pairs` for a `Dataset`.
+        max_length: tokens to which a sequence (prompt + one completion) is truncated; None: no truncation.
         truncation: which end is kept.
 
     Raises:
         RequestError: it is a stream, or has no rows.
     """
     if not isinstance(tokenized, Dataset) or len(tokenized) == 0:
-        raise RequestError("only a data set with rows that can all be looked at is inspected, not a stream or nothing")
+        raise RequestError("a stream or a data set without rows cannot be inspected; give a data set with rows")
     prompts, chosens, rejecteds = (IdColumn(tokenized, name) for name in ID_COLUMNS)
     prompt, chosen, rejected = prompts.lengths, chosens.lengths, rejecteds.lengths
     longest = int((prompt + np.maximum(chosen, rejected)).max())
@@ -113,7 +113,7 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     kept_chosen, kept_rejected = np.minimum(chosen, room), np.minimum(rejected, room)
     alike_when_cut = (kept_chosen == kept_rejected) & (kept_chosen < np.maximum(chosen, rejected))
 
-    unscored = (prompt == 0).astype(np.int64)  # the first token of all has nothing to be predicted from
+    unscored = (prompt == 0).astype(np.int64)  # without a prompt, nothing predicts the first token
     numbers = _source_rows(tokenized)
     problems, invalid = _first_reasons(
         {
@@ -157,32 +157,32 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
 
 
 def unteachable(inspection: Inspection) -> list[str]:
-    """Return one problem for each reason for which rows cannot teach, with the first ten rows and the remedy."""
+    """Return one problem for each reason why rows teach nothing, with the first ten rows and the remedy."""
     return [
         f"{len(rows)} of {inspection.rows} rows: {reason} (rows {_few(rows)}). To train without them, set "
-        f"data.invalid_rows: drop; else {_REMEDIES[reason]}"
+        f"data.invalid_rows: drop; otherwise {_REMEDIES[reason]}"
         for reason, rows in inspection.problems.items()
     ]
 
 
 def refuse_or_drop(tokenized: Dataset, inspection: Inspection, policy: InvalidRows) -> Dataset:
-    """Answers the rows that cannot teach: "refuse" raises, "drop" leaves them out.
+    """Refuse or drop rows that teach nothing.
 
     Args:
         tokenized: the data set that was inspected.
-        inspection: what was found.
-        policy: `data.invalid_rows` of the configuration.
+        inspection: the result of `inspect_pairs`.
+        policy: `data.invalid_rows` of the configuration: "refuse" raises, "drop" returns the other rows.
 
     Raises:
-        RequestError: there are such rows and the policy is "refuse" (one problem a reason, with the first ten rows), or
-            there are no others.
+        RequestError: there are such rows and the policy is "refuse" (one problem per reason, with the first ten rows),
+            or there are no other rows.
     """
     if not inspection.invalid:
         return tokenized
     if policy == "refuse" or len(inspection.invalid) == inspection.rows:
         raise RequestError(unteachable(inspection))
     for reason, rows in inspection.problems.items():
-        logger.warning("%d of %d rows are left out: %s (rows %s).", len(rows), inspection.rows, reason, _few(rows))
+        logger.warning("%d of %d rows are dropped: %s (rows %s).", len(rows), inspection.rows, reason, _few(rows))
     return tokenized.select(np.setdiff1d(np.arange(inspection.rows), inspection.invalid))
 
 
@@ -193,7 +193,7 @@ def _source_rows(tokenized: Dataset) -> Counts:
 
 
 def _first_reasons(reasons: Mapping[str, Flags], numbers: Counts) -> tuple[dict[str, tuple[int, ...]], Flags]:
-    """The source rows under the first reason that holds for them, and the rows for which any does."""
+    """Source rows by the first reason that holds for them, and flags of the rows for which one holds."""
     problems = {}
     invalid = np.zeros(len(numbers), dtype=bool)
     for reason, flags in reasons.items():
@@ -204,7 +204,7 @@ def _first_reasons(reasons: Mapping[str, Flags], numbers: Counts) -> tuple[dict[
 
 
 def _same_tokens(chosen: IdColumn, rejected: IdColumn, compared: Counts, *, from_end: bool = False) -> Flags:
-    """Rows whose completions agree in as many tokens as are `compared` at one end; no row where that is 0."""
+    """Rows whose completions have the same first (or last) `compared` tokens; none where `compared` is 0."""
     same = np.zeros(len(compared), dtype=bool)
     for row in np.flatnonzero(compared).tolist():
         part = slice(-compared[row], None) if from_end else slice(compared[row])
@@ -213,7 +213,7 @@ def _same_tokens(chosen: IdColumn, rejected: IdColumn, compared: Counts, *, from
 
 
 def _repeated(columns: Sequence[IdColumn], numbers: Counts) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Source rows of pairs that occurred before, and of pairs that occurred before the other way round."""
+    """Source rows of pairs that occurred before, and of pairs that occurred before with chosen and rejected swapped."""
     seen: dict[tuple[bytes, bytes, bytes], int] = {}
     duplicates, conflicts = [], []
     for number, prompt, chosen, rejected in zip(numbers.tolist(), *(c.digests() for c in columns), strict=True):
@@ -230,23 +230,23 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
     if found.truncated_rows:
         share = found.truncated_tokens / (found.separate_tokens + found.truncated_tokens)
         yield (
-            f"{found.truncated_rows} of {found.rows} rows are longer than max_length: truncation cuts "
+            f"{found.truncated_rows} of {found.rows} rows are longer than max_length; truncation cuts "
             f"{found.truncated_tokens} tokens ({share:.1%})"
         )
     if found.duplicates:
         yield f"{len(found.duplicates)} pairs occurred before (rows {_few(found.duplicates)}); they count twice"
     if found.conflicts:
         rows = ", ".join(f"{a} and {b}" for a, b in found.conflicts[:_SHOWN])
-        yield f"{len(found.conflicts)} pairs contradict another, which prefers the other completion (rows {rows})"
+        yield f"{len(found.conflicts)} pairs contradict another pair, which prefers the other completion (rows {rows})"
     if found.chosen_longer >= _MOSTLY_LONGER:
         yield (
-            f"the chosen completion is the longer one in {found.chosen_longer:.0%} of the pairs: the model may learn "
-            "to write at length; a loss normalized by length (simpo, rdpo) or preference.ld_alpha counters that"
+            f"in {found.chosen_longer:.0%} of the pairs the chosen completion is the longer one, so the model may "
+            "learn to write longer; a length-normalized loss (simpo, rdpo) or preference.ld_alpha reduces that"
         )
     if CUT_COLUMN in tokenized.column_names:
         cut = np.count_nonzero(tokenized.with_format("numpy")[CUT_COLUMN][:])
         if cut:
-            yield f"in {cut} rows the end of the prompt is tokenized differently before a completion and is left out"
+            yield f"in {cut} rows the end of the prompt is tokenized differently before a completion and is not trained"
 
 
 def _few(rows: Sequence[int]) -> str:

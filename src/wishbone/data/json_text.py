@@ -1,7 +1,7 @@
-"""JSON that anybody may have written: read, or refused in a few words, and checked before it is stored.
+"""JSON from outside: parsed, or refused with a short reason, and checked before it is stored.
 
-Python's parser raises four kinds of errors, and accepts what cannot be stored or printed again: half of a surrogate
-pair, infinity, integers of any size, lists nested a thousand deep.
+Python's parser raises four kinds of errors, and accepts values that cannot be stored or printed again: half of a
+surrogate pair, infinity, integers of any size, lists nested a thousand levels deep.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from datetime import date
 from typing import Any
 
 MOST_DEPTH = 64
-"""Levels that a value of a row may nest. Tool descriptions in JSON Schema have about ten."""
+"""Most levels to which a value of a row may nest. Tool descriptions in JSON Schema have about ten."""
 
 
 class NotJsonError(ValueError):
-    """The text is not JSON that can be read; the message begins with "is"."""
+    """The text cannot be read as JSON; the message begins with "is"."""
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a JSON text says.
+    """Return the value of a JSON text.
 
     Args:
         text: text, or bytes in UTF-8, UTF-16 or UTF-32.
 
     Raises:
-        NotJsonError: it is no JSON, no text, nested too deeply, or has an integer of thousands of digits.
+        NotJsonError: it is not JSON, not text, nested too deeply, or has an integer of thousands of digits.
     """
     try:
         return json.loads(text)
@@ -43,32 +43,32 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def unstorable(value: Any, depth: int = 0) -> str | None:
-    """Return why a value cannot be stored as JSON and read back, to follow its name; None if it can.
+    """Return why a value cannot be stored as JSON and read back (a text that continues its name); None if it can.
 
-    Integers need to fit 64 bits, other numbers to be finite, texts to be encodable, keys to be text.
+    Integers must fit into 64 bits, other numbers must be finite, texts must be encodable, keys must be texts.
     """
     if depth > MOST_DEPTH:
-        return f"nests more than {MOST_DEPTH} deep"
+        return f"nests more than {MOST_DEPTH} levels deep"
     match value:
         case None | bool():
             return None
         case str():
-            return None if value.isascii() or _is_encodable(value) else "holds half of a surrogate pair"
+            return None if value.isascii() or _is_encodable(value) else "contains half of a surrogate pair"
         case int():
-            return None if -(2**63) <= value < 2**63 else "holds an integer beyond 64 bits"
+            return None if -(2**63) <= value < 2**63 else "contains an integer beyond 64 bits"
         case float():
-            return None if math.isfinite(value) else f"holds {value}, which is no number in JSON"
+            return None if math.isfinite(value) else f"contains {value}, which is not a number in JSON"
         case Mapping():
             return next((why for k, v in value.items() if (why := _key(k) or unstorable(v, depth + 1))), None)
         case list():
             return next((why for item in value if (why := unstorable(item, depth + 1))), None)
         case date():
             return None  # stored as the milliseconds since 1970
-    return f"holds a value of type {type(value).__name__}"
+    return f"contains a value of type {type(value).__name__}"
 
 
 def _key(key: Any) -> str | None:
-    return unstorable(key) if isinstance(key, str) else f"has a key that is no text ({key!r:.40})"
+    return unstorable(key) if isinstance(key, str) else f"has a key that is not text ({key!r:.40})"
 
 
 def _is_encodable(text: str) -> bool:

@@ -1,8 +1,8 @@
-"""Data sets that are worked out once and kept in the cache of `datasets`, checked at every use.
+"""Data sets that are computed once, kept in the cache of `datasets`, and checked at every use.
 
-A file there may be cut short by a full disk or a crash, and Arrow reads what is left of it without a word when the cut
-falls between two batches. So each data set is a directory with a manifest (`wishbone.cache`): what differs from it is
-worked out again.
+A full disk or a crash may cut off a file there, and Arrow reads the rest without an error if the cut is between two
+batches. So each data set is a directory with a manifest (`wishbone.cache`), and one that differs from its manifest is
+computed again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from wishbone.cache import Cache, files_of, kept_directory
 
 
 def kept_dataset(name: str, write: Callable[[Path], None]) -> Dataset:
-    """Return the data set of this name, after `write(empty_directory)` where there is no sound one.
+    """Return the data set of this name; `write(empty_directory)` computes it if it is missing or damaged.
 
     Args:
-        name: tells everything that the content depends on, through a hash.
-        write: makes one or several .arrow files; their names tell the order.
+        name: contains a hash of everything that the content depends on.
+        write: writes one or several .arrow files; their order is that of their names.
 
     Raises:
         RequestError: the cache cannot be written, or `write` refuses.

@@ -1,7 +1,7 @@
-"""One chat message, however a data set spells it, as `{"role": ..., "content": ...}`.
+"""Chat messages in the spellings of public data sets, rewritten as `{"role": ..., "content": ...}`.
 
-Spellings met in the wild: `{role, content}`, sharegpt's `{from, value}`, a bare text where the role is clear, an
-`\n\nHuman: ...\n\nAssistant: ...` transcript, tool calls as JSON text. Roles come out as system, user, assistant, tool.
+Spellings: `{role, content}`, sharegpt's `{from, value}`, a plain text if the role is clear, a
+`\n\nHuman: ...\n\nAssistant: ...` transcript, tool calls as JSON text. Roles become system, user, assistant or tool.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SPEAKER_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class Misfit(Exception):
-    """A value that does not fit; the text continues the name of its field ("chosen" + " is empty")."""
+    """A value is not accepted; the message continues the name of its field ("chosen" + " is empty")."""
 
 
 def text(value: Any) -> str:
@@ -49,7 +49,7 @@ def text(value: Any) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise Misfit(f"holds half of a surrogate pair at character {error.start}, which is not text") from None
+            raise Misfit(f"contains half of a surrogate pair at character {error.start}, which is not text") from None
     return value
 
 
@@ -61,12 +61,12 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def user_turn(value: Any) -> list[Message]:
-    """A text as the one user message of a prompt; raises Misfit."""
+    """A text as the only user message of a prompt; raises Misfit."""
     return [{"role": "user", "content": text(value)}]
 
 
 def system_turn(value: Any) -> list[Message]:
-    """A text as system message, nothing if it is blank; raises Misfit."""
+    """A text as a system message, no message if it is blank; raises Misfit."""
     return [{"role": "system", "content": value}] if text(value).strip() else []
 
 
@@ -90,7 +90,7 @@ def transcript(value: Any) -> list[Message]:
     """An HH-RLHF dialogue as messages, each without the white space around it; raises Misfit."""
     before, *turns = _SPEAKER.split(text(value))
     if before.strip() or not turns:
-        raise Misfit("is no transcript: it must begin with 'Human:' or 'Assistant:'")
+        raise Misfit("is not a transcript: it must begin with 'Human:' or 'Assistant:'")
     return [
         {"role": _SPEAKER_ROLES[speaker], "content": said.strip()}
         for speaker, said in zip(turns[::2], turns[1::2], strict=True)
@@ -98,14 +98,14 @@ def transcript(value: Any) -> list[Message]:
 
 
 def completion(value: Any) -> list[Message]:
-    """A text, one message or a list of messages as the list of messages it stands for; raises Misfit."""
+    """A completion (a text, one message or a list of messages) as a list of messages; raises Misfit."""
     if isinstance(value, str):
         return [{"role": "assistant", "content": text(value)}]
     return messages([value] if isinstance(value, Mapping) else value)
 
 
 def messages(value: Any) -> list[Message]:
-    """A list of messages in either spelling, each as `message` gives it; raises Misfit naming the message."""
+    """A list of messages in either spelling, each rewritten by `message`; raises Misfit naming the message."""
     if not isinstance(value, list):
         raise Misfit(f"is {kind(value)}; it must be a list of messages")
     if not value:
@@ -122,11 +122,11 @@ def messages(value: Any) -> list[Message]:
 def message(value: Any) -> Message:
     """One message with a role of system, user, assistant or tool, and no key that is None.
 
-    Further keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, as chat templates
+    Other keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, because chat templates
     may print them. Content is text or a list of text blocks.
 
     Raises:
-        Misfit: no object, an unknown role, no content, an image.
+        Misfit: not an object, an unknown role, no content, an image.
     """
     role_key, content_key = ("from", "value") if "from" in mapping(value) and "role" not in value else _KEYS
     if role_key not in value:
@@ -152,7 +152,7 @@ _KEYS = ("role", "content")
 
 
 def with_parsed_arguments(calling: list[Message]) -> list[Message]:
-    """The messages with the arguments of tool calls as objects: OpenAI writes them as JSON text, templates print JSON.
+    """The messages with the arguments of tool calls as objects; OpenAI writes JSON text, chat templates need objects.
 
     Raises:
         Misfit: a tool call without a function.
@@ -164,7 +164,7 @@ def with_parsed_arguments(calling: list[Message]) -> list[Message]:
 
 
 def parse_json(value: str) -> Any:
-    """What a JSON text says, None if it is none."""
+    """The value of a JSON text; None if the text is not JSON."""
     try:
         return json_text.parse_json(value)
     except json_text.NotJsonError:
@@ -179,7 +179,7 @@ def storable(value: Any) -> Any:
 
 
 def kind(value: Any) -> str:
-    """The type of a value in JSON's words."""
+    """The type of a value, in the terms of JSON."""
     names = {type(None): "empty (null)", str: "text", dict: "an object", list: "a list", bool: "a truth value"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 

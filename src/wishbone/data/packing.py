@@ -1,7 +1,7 @@
 """Which pairs share a row: packing by token budget.
 
-A micro-batch is one row of at most `budget` tokens. How the pairs of an optimizer step are cut into rows is a question
-of memory alone; the loss is a mean over pairs and does not depend on it.
+A row has at most `budget` tokens. How the pairs of an optimizer step are packed into rows only changes memory and
+speed; the loss is a mean over pairs and does not depend on it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 def pack_rows(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Return rows of indices into `lengths` such that each row's lengths sum to at most `budget` tokens.
 
-    How many rows: first-fit decreasing, within 11/9 of the fewest plus a constant (Johnson 1973). Which pairs in which:
-    longest first into the emptiest of that many (Graham 1969), where that makes the longest row shorter, because two
-    half-full rows run better and take less memory than a full one and a rest. A pair longer than the budget gets a row
-    of its own. Rows keep the order of their first pair and so do the pairs within a row, so that a step visits its data
-    in the order it came in wherever that costs nothing.
+    First-fit decreasing gives the number of rows, at most 11/9 of the fewest plus a constant (Johnson 1973). Then the
+    longest pair goes first into the emptiest of that many rows (Graham 1969), if that makes the longest row shorter:
+    two half-full rows are faster and take less memory than a full one and a short rest. A pair longer than the budget
+    gets a row of its own. Rows are in the order of their first pair, and pairs within a row keep their order, so a step
+    visits its data nearly in the given order.
     """
     fewest = _first_fit(lengths, budget)
     packings = fewest, _evened(lengths, len(fewest))

@@ -1,7 +1,8 @@
-"""Rows out of Parquet files.
+"""Rows from Parquet files.
 
-Columns are read as Arrow stores them. What else a file says of its columns ("this one holds images") is not followed,
-since that would open whatever paths it names; JSON columns, as Wishbone and `datasets` write them, are the exception.
+Columns are read as Arrow stores them. Other statements of a file about its columns ("this one holds images") are not
+followed, because that would open any path that it names. The exception are JSON columns, which Wishbone and `datasets`
+write.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from wishbone.errors import RequestError, one_line
 
 _BATCH = 1000
 _DAMAGE = (pa.ArrowException, OSError, MemoryError)
-"""What reading pages raises when they are damaged: lengths that are lies ask for memory that is not there."""
+"""Errors of damaged pages; wrong lengths can ask for more memory than there is."""
 _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
-"""What a stored value raises that has no Python value: bytes that are no text, a date beyond year 9999."""
+"""Errors of stored values without a Python value: bytes that are not text, a date after year 9999."""
 
 
 def read_parquet(path: Path) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file, those columns that a pair may have.
+    """The rows of a Parquet file, with the columns that some layout uses.
 
     Raises:
         RequestError: the file cannot be read or is damaged.
@@ -44,13 +45,11 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
                     number += 1
                     yield number, f"row {number}", row
     except _DAMAGE as error:
-        raise RequestError(
-            f"{path}: is not a Parquet file that can be read ({one_line(error)}); write it again"
-        ) from None
+        raise RequestError(f"{path}: cannot be read as a Parquet file ({one_line(error)}); write it again") from None
 
 
 def rows_of_batch(batch: Any) -> Iterator[Any]:
-    """The rows of an Arrow record batch, each a dict or the `RequestError` that says which value cannot be read."""
+    """The rows of an Arrow record batch, each a dict, or a `RequestError` that names the values that cannot be read."""
     columns = {name: list(_values(column)) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     for number in range(batch.num_rows):
         row = {name: values[number] for name, values in columns.items()}
@@ -75,7 +74,7 @@ def _has_json(kind: Any) -> bool:
 
 
 def _decoded(value: Any, kind: Any) -> Any:
-    """A value whose JSON texts, which its type tells, are read."""
+    """A value with the JSON texts in it parsed; its type tells where they are."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):

@@ -1,8 +1,8 @@
-"""Numbered rows of any layout, looked at, rewritten as prompt, chosen, rejected, and written as Arrow.
+"""Numbered rows of any layout, rewritten as prompt, chosen, rejected, and stored as Arrow.
 
-Rows pass through one batch after another, never all at once. All rows that do not fit are reported together, each by
-its place. Messages that are nothing but role and text get plain columns; messages with more to them (tool calls,
-content blocks) are stored as JSON, since in an Arrow table the keys of one row would appear, empty, in all others.
+Rows are processed in batches, never all at once. All rows that do not fit are reported together, each with its place.
+Messages with only role and text get plain columns. Messages with more (tool calls, content blocks) are stored as JSON,
+because in an Arrow table the keys of one row would appear, empty, in all others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-NumberedRow = tuple[int, str, Any]  # number, place, and the row or the RequestError that says why there is none
+NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
 InvalidRows = Literal["refuse", "drop"]
 
 _BATCH = 1000
@@ -44,9 +44,9 @@ class RowRules:
     """How rows are rewritten.
 
     Attributes:
-        invalid_rows: what happens when rows do not fit: "refuse" raises, "drop" leaves them out.
-        system_prompt: put before every conversation that has no system message.
-        layout: a key of `formats.FORMATS`; None: that of the first row that has one.
+        invalid_rows: what happens to rows that do not fit: "refuse" raises, "drop" drops them.
+        system_prompt: added before every conversation that has no system message.
+        layout: a key of `formats.FORMATS`; None: the layout of the first row that has one.
     """
 
     invalid_rows: InvalidRows = "refuse"
@@ -55,14 +55,14 @@ class RowRules:
 
 
 def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
-    """The first lines, one below the other, and how many more there are."""
+    """The first lines, one below the other, and the number of the others."""
     total = len(lines) if total is None else total
     more = [f"... and {total - shown} more"] if total > shown else []
     return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
 
 
 class RowReader:
-    """Rewrites the rows of one source and keeps account of those that do not fit."""
+    """Rewrites the rows of one source and collects those that do not fit."""
 
     def __init__(self, name: str, rules: RowRules) -> None:
         self.name = name
@@ -73,11 +73,11 @@ class RowReader:
         self._total = 0
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
-        """The rows that fit, as `normalize` gives them, with `source_row`.
+        """The rows that fit, as `normalize` returns them, with `source_row`.
 
         Raises:
-            RequestError: after the last row: there were none, none with a known layout, some that do not fit (unless
-                they are to be dropped), or only such.
+            RequestError: after the last row, if there were no rows, none with a known layout, rows that do not fit
+                (unless they are dropped), or only such rows.
         """
         for number, place, row in rows:
             self._total += 1
@@ -111,7 +111,7 @@ class RowReader:
         if misfits and (self.rules.invalid_rows == "refuse" or misfits == self._total):
             layout = f", read as '{formats.FORMATS[self.layout]}'" if self.layout else ""
             remedy = (
-                "Correct them, or set data.invalid_rows: drop to leave them out"
+                "Correct them, or set data.invalid_rows: drop to train without them"
                 if misfits < self._total
                 else "Correct them"
             )
@@ -121,7 +121,7 @@ class RowReader:
             )
         if misfits:
             logger.warning(
-                "%s: %d of %d rows do not fit and are left out:%s",
+                "%s: %d of %d rows do not fit and are dropped:%s",
                 self.name,
                 misfits,
                 self._total,
@@ -130,14 +130,14 @@ class RowReader:
 
 
 def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, *, state: str | None) -> Dataset:
-    """Reads, rewrites and writes all rows.
+    """Read, rewrite and store all rows.
 
     Args:
-        read: starts reading from the first row; called again if later rows need other columns than the first ones.
+        read: starts reading at the first row; called again if later rows need more columns than the first ones.
         name: of the source, for messages.
         rules: how rows are rewritten.
-        state: what the rows depend on. With it the result is kept in the cache directory of `datasets` and found there
-            the next time; None keeps it in memory.
+        state: text that changes when the rows change. With it the result is kept in the cache of `datasets` and used
+            again; None keeps it in memory.
 
     Raises:
         RequestError: as `RowReader`.
@@ -154,7 +154,7 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
 
 
 def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> IterableDataset:
-    """The same for a stream: rows are rewritten when they are read; those of a batch that do not fit raise together."""
+    """The same for a stream: rows are rewritten when they are read, and rows that do not fit are reported per batch."""
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if not columns:
         raise RequestError(f"{name} has no rows; give at least one preference pair")
@@ -170,7 +170,7 @@ def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> Iter
 
 
 def _write(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, open_sink: Callable[[], Any]) -> Any:
-    """Writes all rows to a sink; starts over with more columns when a row needs them."""
+    """Write all rows to a sink; start again with more columns if a row needs them."""
     needed: frozenset[str] = frozenset()
     while True:
         pairs = RowReader(name, rules).read(read())
@@ -192,7 +192,7 @@ def _write(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules
 
 
 def _needs(pair: Mapping[str, Any]) -> frozenset[str]:
-    """What a row needs of the table: columns beyond the usual ones, and columns of another type than text."""
+    """What a row needs in the table: additional columns, and columns of another type than text."""
     needs = pair.keys() & {"tools", "chat_template_kwargs"}
     if isinstance(pair["prompt"], list):
         said = chain(pair["prompt"], pair["chosen"], pair["rejected"])

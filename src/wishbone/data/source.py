@@ -1,4 +1,4 @@
-"""A data set of pairs from wherever it lies, in the one shape the rest of Wishbone works with.
+"""Load a data set of pairs from any source, as prompt, chosen, rejected.
 
 file | directory | hub name | Dataset | stream | list of rows   ->   numbered rows   ->   prompt, chosen, rejected
 """
@@ -31,7 +31,7 @@ Source: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | Itera
 _ID_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 _BATCH = 1000
 _NOT_AS_SAVED = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, pa.ArrowException)
-"""What `datasets` raises when the files of a saved data set are not as it wrote them."""
+"""Errors that `datasets` raises if the files of a saved data set were changed."""
 
 
 def load_pairs(
@@ -41,25 +41,25 @@ def load_pairs(
     invalid_rows: InvalidRows = "refuse",
     system_prompt: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Loads pairs and brings every row into the shape that `wishbone.data.formats.normalize` describes.
+    """Load pairs and rewrite every row as `wishbone.data.formats.normalize` describes.
 
     Args:
         source: a file (.jsonl, .json, .csv, .parquet; .gz), a directory of such files or one written by
             `Dataset.save_to_disk`, the name of a data set on the hub (`name` or `name:configuration`), a `datasets`
             object, or a list of rows.
-        split: of a directory, hub data set or `DatasetDict`; the other sources have only one.
-        invalid_rows: "refuse" raises when rows do not fit, "drop" leaves them out and says how many.
-        system_prompt: put before every conversation that has no system message.
+        split: of a directory, hub data set or `DatasetDict`; other sources have only one split.
+        invalid_rows: "refuse" raises if rows do not fit, "drop" drops them and logs how many.
+        system_prompt: added before every conversation that has no system message.
 
     Returns:
         A `Dataset` with columns prompt, chosen, rejected (texts or lists of messages), `source_row` (int64: the line of
-        a JSON lines file, else the row, from 1) and, where rows have them, tools (JSON text) and chat_template_kwargs.
-        Of a stream (`IterableDataset`) a stream, whose rows are looked at when they are read. A data set that has
-        token ids already is returned with `source_row` added.
+        a JSON lines file, otherwise the row, from 1) and, if rows have them, tools (JSON text) and
+        chat_template_kwargs. For a stream (`IterableDataset`) a stream, whose rows are checked when they are read. A
+        data set that already has token ids is returned with `source_row` added.
 
     Raises:
-        RequestError: nothing to read there, nothing that is a preference pair, or rows that do not fit: the first ten
-            by line or row, and how many there are.
+        RequestError: the source cannot be read, has no preference pairs, or has rows that do not fit (the first ten by
+            line or row, and how many there are).
     """
     rules = RowRules(invalid_rows, system_prompt)
     found = _find(source, split)
@@ -85,7 +85,7 @@ class _Files:
 
 
 def _state(paths: list[Path]) -> str:
-    """Names, sizes and times of files: what was read from them holds as long as these do."""
+    """Names, sizes and times of files; the content counts as unchanged as long as these are."""
     return json.dumps([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
 
 
@@ -98,7 +98,7 @@ def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Ro
         return source
     if not isinstance(source, str | Path):
         raise RequestError(
-            f"a {type(source).__name__} is no source of pairs; give a path, a hub name, a Dataset or rows"
+            f"a {type(source).__name__} is not a source of pairs; give a path, a hub name, a Dataset or rows"
         )
     path = user_path(source)
     if any((path / written).exists() for written in ("dataset_dict.json", "dataset_info.json")):
@@ -120,24 +120,24 @@ def _load_saved(path: Path) -> Dataset | DatasetDict:
             part.data.validate(full=True)  # offsets that point outside of a damaged file would end the process
     except _NOT_AS_SAVED as error:
         raise RequestError(
-            f"{path}: is no data set that save_to_disk has written whole ({one_line(error)}); save it again"
+            f"{path}: is not a complete data set of save_to_disk ({one_line(error)}); save it again"
         ) from None
     return found
 
 
 def _load_from_hub(name: str, split: str) -> Dataset:
     repository, _, configuration = name.partition(":")
-    here = f"'{name}' is no file or directory here{files.similar_names(Path(name))}"
+    here = f"'{name}' is not a file or directory here{files.similar_names(Path(name))}"
     try:
         return datasets.load_dataset(repository, configuration or None, split=split)
     except ConnectionError as error:
         raise RequestError(
-            f"{here}, and the hub cannot be reached to look for a data set of that name ({error}). Correct the path, "
-            "or download the data set where there is a network and give its directory"
+            f"{here}, and the hub cannot be reached, where it may be a data set ({error}). Correct the path, "
+            "or download the data set on a machine with a network and give its directory"
         ) from None
     except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RequestError(f"{here}, and from the hub it cannot be loaded (split '{split}'): {reason}") from None
+        raise RequestError(f"{here}, and it cannot be loaded from the hub (split '{split}'): {reason}") from None
 
 
 def _rows_of_dataset(dataset: Dataset) -> Iterator[NumberedRow]:

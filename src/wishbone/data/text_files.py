@@ -1,7 +1,7 @@
-"""Rows out of text files: JSON lines, JSON, CSV, each also compressed with gzip.
+"""Rows from text files: JSON lines, JSON, CSV, each also compressed with gzip.
 
-No file is trusted. One row may be damaged, and then comes as the `RequestError` that says why; a file that is damaged
-as a whole is refused. Lines are bounded, so that a small compressed file cannot fill the memory.
+No file is trusted. A damaged row becomes a `RequestError` with the reason; a file that is damaged as a whole is
+refused. The length of lines is limited, so a small compressed file cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from wishbone.data.rows import NumberedRow
 from wishbone.errors import RequestError
 
 LONGEST_LINE = 2**26
-"""Bytes of one line, and characters of one CSV field: 64 MiB."""
+"""Most bytes of a line, and most characters of a CSV field: 64 MiB."""
 MEMORY_A_BYTE = 8
-"""Bytes of memory that a byte of a JSON document takes when it is parsed as a whole: rows of texts take 2 to 4."""
+"""Bytes of memory per byte of a JSON document that is parsed as a whole; rows of texts take 2 to 4."""
 MOST_EXPANSION, ALWAYS_READ = 200, 2**26
-"""A compressed document may expand to 64 MiB, or this many times. JSON of real pairs expands 3 to 10 times."""
+"""A compressed document may expand to 64 MiB or by this factor. JSON of real pairs expands 3 to 10 times."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, decompressing a .gz, and turn what goes wrong while it is read into words.
+    """Open a file, decompressing a .gz, and turn errors while it is read into messages.
 
     Raises:
         RequestError: the file cannot be read, or its compression is damaged.
@@ -49,13 +49,13 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 def unreadable(path: Path, error: OSError) -> RequestError:
-    """Return the refusal of a file that the operating system does not let us read."""
+    """Return the error for a file that the operating system does not let us read."""
     reason = error.strerror or type(error).__name__
     return RequestError(f"{path}: cannot be read ({reason}); check the file and its permissions")
 
 
 def read_lines(path: Path) -> Iterator[NumberedRow]:
-    """The rows of JSON lines; blank lines are passed over.
+    """The rows of JSON lines; blank lines are skipped.
 
     Raises:
         RequestError: the file cannot be read, is damaged, or has a line of more than `LONGEST_LINE` bytes.
@@ -74,7 +74,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
             return
         if len(line) > LONGEST_LINE:
             raise RequestError(
-                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; write one row a line, or split the row"
+                f"{path}: line {number} is longer than {LONGEST_LINE >> 20} MiB; write one row per line, or split it"
             )
         yield line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
 
@@ -91,8 +91,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
     """The rows of a JSON document: a list, an object with one list in it, or an object of columns.
 
     Raises:
-        RequestError: the file cannot be read, is damaged, is no JSON, holds no rows, or is too large to be parsed as a
-            whole.
+        RequestError: the file cannot be read, is damaged, is not JSON, has no rows, or is too large to parse.
     """
     raw = _whole(path)
     if not raw.strip():
@@ -102,7 +101,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
     except NotJsonError as error:
         if "Extra data" in str(error) and raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             del raw
-            yield from read_lines(path)  # one object a line, under the name of the other format
+            yield from read_lines(path)  # one object per line in a .json file
             return
         raise RequestError(f"{path}: {error}; correct the file there, or write it again as UTF-8") from None
     del raw
@@ -112,7 +111,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
 
 
 def _whole(path: Path) -> bytes:
-    """The decompressed content of a file that fits the memory when it is parsed."""
+    """The decompressed content of a file that can be parsed in the free memory."""
     with opened(path) as file:
         size, free = path.stat().st_size, psutil.virtual_memory().available // MEMORY_A_BYTE
         compressed = path.name.lower().endswith(".gz")
@@ -120,7 +119,7 @@ def _whole(path: Path) -> bytes:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise RequestError(
-            f"{path}: holds more than {limit >> 20} MiB of JSON, too much to be read as one document here; write it as "
+            f"{path}: has more than {limit >> 20} MiB of JSON, too much to read as one document here; write it as "
             "JSON lines (.jsonl), which are read row by row"
         )
     return raw
@@ -140,16 +139,16 @@ def _rows_in(content: Any, path: Path) -> list[Any]:
         lengths = {name: len(value) for name, value in lists.items()}
         if len(set(lengths.values())) > 1:
             told = ", ".join(f"{name!r:.40} has {length}" for name, length in list(lengths.items())[:10])
-            raise RequestError(f"{path}: the columns differ in length ({told}); every row needs every column")
+            raise RequestError(f"{path}: the columns have different lengths ({told}); every row needs every column")
         return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
-    raise RequestError(f"{path}: holds no list of rows; give a list of objects, or an object with one such list in it")
+    raise RequestError(f"{path}: has no list of rows; give a list of objects, or an object with one such list in it")
 
 
 def read_csv(path: Path) -> Iterator[NumberedRow]:
     """The rows of comma-separated values; the first line names the columns.
 
     Raises:
-        RequestError: the file cannot be read, is damaged, has no sound header or ends inside quotation marks.
+        RequestError: the file cannot be read, is damaged, has a wrong header or ends inside quotation marks.
     """
     earlier = csv.field_size_limit(LONGEST_LINE)
     try:
@@ -163,7 +162,7 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[NumberedRow]:
     ended = False
 
     def decoded() -> Iterator[str]:
-        """Lines, in which bytes that are no UTF-8 become halves of surrogate pairs, so that one row is damaged."""
+        """Lines; bytes that are not UTF-8 become halves of surrogate pairs, so they damage only their row."""
         nonlocal ended
         for line in _lines(file, path):
             yield line.decode("utf-8", "surrogateescape")
@@ -219,7 +218,7 @@ def _is_text(cells: list[str]) -> bool:
 
 
 def _cell(value: str) -> Any:
-    """A cell that is the JSON of messages is those messages; every other cell is text."""
+    """The messages if a cell is JSON of messages; otherwise its text."""
     if not re.match(r'\s*(\[\s*)?\{\s*"', value):
         return value
     try:

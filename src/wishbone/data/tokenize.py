@@ -1,8 +1,8 @@
-"""Pairs as token ids: prompt, chosen, rejected, exactly as TRL's `DPOTrainer` makes them, a batch at a time.
+"""Pairs as token ids: prompt, chosen, rejected, exactly as TRL's `DPOTrainer` computes them, in batches.
 
-Tokenizing does not commute with joining texts, so a pair is tokenized three times: the prompt alone (with the header
-that opens the reply), the prompt with the chosen reply, the prompt with the rejected one. The completions begin where
-the three part:
+The ids of joined texts are not always the joined ids, so a pair is tokenized three times: the prompt alone (with the
+header that opens the reply), the prompt with the chosen reply, the prompt with the rejected one. The completions begin
+where the three differ:
 
     n        = length of the longest common prefix of ids(prompt), ids(prompt + chosen), ids(prompt + rejected)
     prompt   = ids(prompt)[:n]      chosen = ids(prompt + chosen)[n:]      rejected = ids(prompt + rejected)[n:]
@@ -48,30 +48,30 @@ _SHOWN = 10
 def tokenize_pairs(
     dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, *, num_proc: int | None = None
 ) -> AnyDataset:
-    """Adds `prompt_ids`, `chosen_ids`, `rejected_ids` to a data set of pairs, as TRL's `DPOTrainer` tokenizes them.
+    """Add `prompt_ids`, `chosen_ids`, `rejected_ids` to a data set of pairs, as TRL's `DPOTrainer` tokenizes them.
 
-    Messages go through the chat template (with `tools` and `chat_template_kwargs` of the row), texts get the
-    end-of-sequence token if they do not end with it. Where there is no prompt column, the prompt is what both
-    completions begin with. Unlike TRL, a text that spells out the beginning-of-sequence token gets no second one.
+    Messages go through the chat template (with `tools` and `chat_template_kwargs` of the row); texts get the
+    end-of-sequence token if they do not end with it. Without a prompt column, the prompt is the common beginning of
+    both completions. Unlike in TRL, a text that begins with the beginning-of-sequence token gets no second one.
 
-    A data set that lies on disk is tokenized once: the result is kept in the cache, under the fingerprint of data,
-    tokenizer and template. A stream is tokenized as it is read. A data set that has the columns is returned as it is.
+    A data set on disk is tokenized once: the result is kept in the cache, under the fingerprint of data, tokenizer and
+    template. A stream is tokenized when it is read. A data set that already has the columns is returned unchanged.
 
     Args:
         dataset: columns chosen, rejected and usually prompt (texts or messages); optional tools, chat_template_kwargs.
         tokenizer: of the model to train.
-        num_proc: processes for a `Dataset`; None works in this one, on all its cores if the tokenizer is a fast one.
+        num_proc: processes for a `Dataset`; None: this process, with all cores if the tokenizer is a fast one.
 
     Returns:
         The data set with int32 lists `prompt_ids`, `chosen_ids`, `rejected_ids` and int32 `prompt_cut`: how many tokens
-        the prompt alone has beyond the prompt it shares with the completions (rarely more than 0; warned of).
+        the prompt alone has beyond the prompt that it shares with the completions (rarely above 0; gives a warning).
 
     Raises:
-        RequestError: no rows, messages but no chat template, texts but no end-of-sequence token, rows that are neither
-            texts nor messages or that the template refuses.
+        RequestError: there are no rows, messages but no chat template, texts but no end-of-sequence token, or rows that
+            are neither texts nor messages or that the template refuses.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise RequestError(f"{type(tokenizer).__name__} is not a tokenizer; of a processor, pass its tokenizer")
+        raise RequestError(f"{type(tokenizer).__name__} is not a tokenizer; pass a tokenizer, or that of a processor")
     columns = dataset.column_names or list(next(iter(dataset), {}))
     if set(ID_COLUMNS) <= set(columns):
         return dataset
@@ -101,9 +101,9 @@ def tokenize_pairs(
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
-    """Everything the ids depend on. The date is part of it for templates that print it."""
+    """Everything that the ids depend on, with the date for templates that print it."""
     if isinstance(tokenizer, PreTrainedTokenizerFast):
-        # Truncation and padding come first in the JSON; they are no part of it, and change from call to call.
+        # Truncation and padding come first in the JSON; the ids do not depend on them, and calls change them.
         state = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')[2]
     else:
         state = Hasher.hash(tokenizer)
@@ -138,10 +138,10 @@ def _tokenize_stream(
 def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
     if rows := int(np.count_nonzero(cut)):
         logger.warning(
-            "In %d of %d rows the tokenized prompt is not what the tokenized prompt + completion begins with: the chat "
-            "template writes it differently alone, or tokens merge across its end. The completion begins where they "
-            "part, so up to %d tokens of the prompt's end are left out of training. To avoid it, use a template that "
-            "writes the prompt the same way in both cases, or end the prompt where a token ends.",
+            "In %d of %d rows the tokenized prompt + completion does not begin with the tokenized prompt: the chat "
+            "template writes the prompt differently without a completion, or a token spans both. The completion begins "
+            "where they differ, which moves up to %d tokens of the prompt's end into it. To avoid this, use a template "
+            "that writes the prompt the same way in both cases, or end the prompt where a token ends.",
             rows,
             len(cut),
             cut.max(),
@@ -185,7 +185,7 @@ def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
         pairs = [common_prompt(*side) if all(side) else (None, *side) for side in sides]
     _refuse_rows(
         f"row {number}: prompt, chosen, rejected must be three texts or three lists of messages, but are "
-        f"{', '.join(type(field).__name__ for field in pair)}; load_pairs brings other layouts into this shape"
+        f"{', '.join(type(field).__name__ for field in pair)}; load_pairs rewrites other layouts this way"
         for number, pair in zip(numbers, pairs, strict=True)
         if set(map(type, pair)) not in ({str}, {list})
     )
@@ -195,7 +195,7 @@ def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
 def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[IdTriple]:
     end, begin = tokenizer.eos_token, tokenizer.bos_token_id
     if end is None:
-        raise RequestError("the tokenizer has no end-of-sequence token to end the completions; set tokenizer.eos_token")
+        raise RequestError("the tokenizer has no end-of-sequence token for the completions; set tokenizer.eos_token")
     ended = [(p, p + c.removesuffix(end) + end, p + r.removesuffix(end) + end) for p, c, r in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
     if begin is not None:
