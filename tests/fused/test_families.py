@@ -1,7 +1,7 @@
 """What must run fused in each model family, derived by hand from its architecture, and that results are its own.
 
-A row of the table counts the layers of a tiny model that have each part: (fused, all). Models have two layers unless the
-row says otherwise, and one norm more than their layers have.
+A row of the table counts the layers of a tiny model that have each part: (fused, all). Models have two layers unless
+the row says otherwise, and one norm more than their layers have.
 """
 
 from __future__ import annotations
