@@ -173,6 +173,28 @@ def test_doctor_finds_missing_and_old_packages(tmp_path: Path, monkeypatch: pyte
     assert outcome.exit_code == 1
 
 
+def test_doctor_counts_the_parts_of_a_model_that_would_run_fused(tmp_path: Path):
+    """Its weights are not read: there are none."""
+    config = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
+    config |= {"model_type": "apertus", "num_hidden_layers": 3, "vocab_size": 131072}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outcome = wishbone("doctor", "--json", "--model", str(tmp_path))
+    rows = {row["name"]: row for row in json.loads(outcome.stdout)["rows"] if "fused on a CUDA GPU" in row["group"]}
+    assert outcome.returncode == 0
+    assert (rows["rotary embedding"]["found"], rows["rotary embedding"]["verdict"]) == ("3 of 3", "ok")
+    assert rows["norm"]["found"] == "13 of 13"
+    assert (rows["MLP"]["found"], rows["MLP"]["verdict"]) == ("0 of 3", "slower")
+    assert rows["MLP"]["note"] == "ApertusMLP has no gate (3)"
+    assert rows["MLP"]["data"]["why_not"] == [{"reason": "ApertusMLP has no gate", "layers": 3}]
+
+
+def test_doctor_says_what_is_wrong_with_a_model(tmp_path: Path):
+    outcome = wishbone("doctor", "--json", "--model", str(tmp_path / "nothing"))
+    row = next(row for row in json.loads(outcome.stdout)["rows"] if row["name"] == "model")
+    assert (outcome.returncode, row["verdict"]) == (1, "missing")
+    assert "does not exist" in row["note"]
+
+
 def test_doctor_asks_for_what_the_package_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == f">={PYTHON}"

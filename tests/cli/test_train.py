@@ -124,6 +124,8 @@ def test_every_reference_and_form_of_weights_begins_at_ln_2(workplace: Path, set
     assert first_metrics(workplace / "mine")["loss"] == pytest.approx(0.6931472, abs=1e-5)
     summary = json.loads((workplace / "mine" / "summary.json").read_text())
     assert summary["form"] == "shared_prefix"
+    parts = {one["part"]: (one["fused"], one["layers"]) for one in summary["fused_parts"]}
+    assert parts["attention"] == (2, 2) and parts["norm"] == (0, 5), "norms stay as they are without a GPU"
     offloaded = "training.activations=offload" in settings
     execution = {name: summary["execution"][name] for name in ("token_budget", "offload", "graph_lengths")}
     assert execution == {"token_budget": 1024, "offload": "always" if offloaded else "as needed", "graph_lengths": []}

@@ -423,7 +423,7 @@ def test_an_mlp_is_found_by_trying(own: str) -> None:
         ("exact gelu", "neither SiLU nor GELU"),
         ("dropout", "more than an activation"),
         ("scaled", "computes more than its layers"),
-        ("trained", "computes more than its layers"),
+        ("trained", "their weights are trained"),
     ],
 )
 def test_an_mlp_that_computes_something_else_is_left_alone(own: str, reason: str) -> None:

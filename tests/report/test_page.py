@@ -113,6 +113,24 @@ def test_the_result_table_holds_the_numbers_of_the_summary(write_run: WriteRun) 
     assert shown["Accuracy"][1] == f"{100 * after['rewards/accuracies']:.1f} %"
 
 
+def test_the_table_of_fused_parts_holds_what_the_summary_says(write_run: WriteRun) -> None:
+    run = write_run()
+    assert "Fused parts" not in [title.text for title in parsed(write_report(run)).all("h2")]
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary["fused_parts"] = [
+        {"part": "norm", "layers": 65, "fused": 65, "why_not": []},
+        {"part": "MLP", "layers": 32, "fused": 30, "why_not": [{"reason": "no <gate>", "layers": 2}, EVIL]},
+        EVIL,
+        {"part": EVIL, "why_not": EVIL},
+    ]
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    sections = parsed(write_report(run)).all("section")
+    (table,) = next(one for one in sections if one.all("h2") and one.all("h2")[0].text == "Fused parts").all("table")
+    rows = [[cell.text for cell in row.all("th") + row.all("td")] for row in table.all("tbody")[0].all("tr")]
+    assert rows[:2] == [["norm", "65 of 65", "\u2013"], ["MLP", "30 of 32", "no <gate> (2)"]]
+    assert len(rows) == 3 and "<script>" in rows[2][0] and rows[2][1:] == ["\u2013 of \u2013", "\u2013"]
+
+
 def test_points_are_drawn_where_the_axes_say(write_run: WriteRun) -> None:
     """Two ticks of each axis give the scale; line and held-out dots must lie on it."""
     run = write_run()

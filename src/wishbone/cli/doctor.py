@@ -17,7 +17,9 @@ import typer
 from rich.table import Table
 
 from wishbone.cli.console import binary_size, plain, screen
+from wishbone.cli.libraries import settle_libraries
 from wishbone.config.schema import EMBEDDED_MODEL
+from wishbone.errors import RequestError
 from wishbone.planning import hardware
 from wishbone.version import __version__
 
@@ -47,8 +49,8 @@ OPTIONAL = {
     "triton": ("", "the GPU kernels; comes with torch for CUDA"),
     "bitsandbytes": ("0.48", "4-bit base models and 8-bit optimizers; install wishbone-dpo[gpu]"),
 }
-OK, MISSING, TOO_OLD, ABSENT = "ok", "missing", "too old", "absent"
-_STYLES = {OK: "green", MISSING: "bold red", TOO_OLD: "bold red", ABSENT: "yellow"}
+OK, MISSING, TOO_OLD, ABSENT, SLOWER = "ok", "missing", "too old", "absent", "slower"
+_STYLES = {OK: "green", MISSING: "bold red", TOO_OLD: "bold red", ABSENT: "yellow", SLOWER: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,14 @@ class Row:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Also ask whether the model hub answers.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Also count the parts of this model that run fused on a GPU, by its config.json."),
+    ] = None,
 ) -> None:
     """Show what this machine can do, and what is missing. Exit status 1: something required is missing or too old."""
     rows = [*_machine(), *_packages(), *_accelerators(), *_models(online)]
+    rows += [] if model is None else _fused_parts(model)
     fit = not any(row.verdict in (MISSING, TOO_OLD) for row in rows)
     if as_json:
         typer.echo(json.dumps({"wishbone": __version__, "fit": fit, "rows": [asdict(row) for row in rows]}, indent=2))
@@ -176,6 +183,32 @@ def _models(online: bool) -> Iterator[Row]:
     yield Row("Models", "embedded", EMBEDDED_MODEL, verdict, note)
     if online:
         yield _hub()
+
+
+def _fused_parts(name: str) -> Iterator[Row]:
+    """The parts of a model, on how many layers they run fused on a CUDA GPU, and why not on the others."""
+    settle_libraries()
+    import torch
+
+    from wishbone.fused.coverage import NO_GPU
+    from wishbone.model.load import load_config
+    from wishbone.policy.fused_parts import coverage_of_architecture
+
+    group = f"Parts of {name} that run fused on a CUDA GPU, with LoRA"
+    found = False
+    try:
+        config = load_config(name)
+        found = True
+        coverage = coverage_of_architecture(config)
+    except RequestError as error:
+        yield Row(group, "model", "", ABSENT if found else MISSING, "; ".join(error.problems))
+        return
+    if not torch.cuda.is_available():
+        yield Row(group, "here", "no CUDA GPU", "", NO_GPU)
+    for part, data in zip(coverage.parts, coverage.as_json(), strict=True):
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in part.why_not)
+        verdict = OK if part.warning() is None else SLOWER
+        yield Row(group, part.part, f"{part.fused} of {part.layers}", verdict, reasons, data)
 
 
 def _hub() -> Row:

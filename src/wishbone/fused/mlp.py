@@ -26,6 +26,7 @@ from wishbone.fused.lora_layer import (
     has_hooks,
     input_features,
     output_features,
+    why_not,
 )
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
@@ -135,7 +136,10 @@ def fused_mlp_of(
         return f"the activation of {kind} ({what}) is neither SiLU nor GELU"
     for layers in orders:
         mlp = FusedMlp(name, module, layers, others[0] if others else None, activation, quantized or QuantizedInput())
-        if _agrees(mlp):
+        agrees = _agrees(mlp)
+        if agrees is None:
+            return why_not(layers)
+        if agrees:
             return mlp
     return f"{kind} computes more than its layers and its activation"
 
@@ -216,11 +220,11 @@ def _made_up(layer: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _agrees(mlp: FusedMlp) -> bool:
-    """Whether our output for a made-up input is the module's own, but for rounding."""
+def _agrees(mlp: FusedMlp) -> bool | None:
+    """Whether our output for a made-up input is the module's own but for rounding; None if layers cannot be read."""
     mlp.read_own()
     x = _made_up(mlp.layers[0])
     with torch.autocast(x.device.type, enabled=False):
         ours = mlp.compute(x)
         own = mlp.module(x)
-    return ours is not None and isinstance(own, Tensor) and differs_by_rounding(ours, own, TOLERANCE)
+    return None if ours is None else isinstance(own, Tensor) and differs_by_rounding(ours, own, TOLERANCE)

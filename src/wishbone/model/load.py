@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
@@ -118,6 +119,23 @@ def load_model(
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load only the tokenizer of a model; `name` and errors as for `load_model`."""
     return _tokenizer(name, _find(name, revision, trust_remote_code, weights=False))
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """Load a model's configuration, without its weights; of a hub id only config.json is fetched.
+
+    Args:
+        name, revision, trust_remote_code: as for `load_model`.
+
+    Raises:
+        RequestError: there is no such model, or transformers does not know its kind.
+    """
+    path = resolve_model(name)
+    options = {"local_files_only": True} if Path(path).is_dir() else {"revision": revision}
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError) as error:
+        raise _unloadable(name, error) from error
 
 
 def resolve_model(name: str) -> str:

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
+from transformers import PretrainedConfig
 
 from wishbone.fused.coverage import NO_GPU, Coverage, Site
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.parts import part_of, text_layers
-from wishbone.policy.capability import trial_pairs
+from wishbone.model.adapter import add_adapter
+from wishbone.model.small_model import IMPOSSIBLE, not_small, small_model
+from wishbone.policy.capability import choose_form, trial_pairs
 from wishbone.policy.policy import Policy
 
 NO_FORM = "there is no fused form of them yet"
@@ -34,6 +37,26 @@ def coverage_of(policy: Policy, form_reason: str | None = None, *, training: boo
     if policy.fused is not None:
         _run_once(policy, training)
     return Coverage.of(_sites(policy, form_reason))
+
+
+def coverage_of_architecture(config: PretrainedConfig) -> Coverage:
+    """Return which parts of a model would run fused on a CUDA GPU, with LoRA on all of its linear layers.
+
+    A small model of the same architecture runs once in float32, which takes seconds and reads no weights.
+
+    Args:
+        config: the model's configuration.
+
+    Raises:
+        RequestError: the architecture does not run with small layers.
+    """
+    model = add_adapter(small_model(config), rank=4)
+    try:
+        capability = choose_form(model)
+        policy = Policy(model, form=capability.form, fused=FusedLayers(model, norms_everywhere=True))
+        return coverage_of(policy, capability.reason, training=False)
+    except IMPOSSIBLE as error:
+        raise not_small(config, error) from error
 
 
 def _run_once(policy: Policy, training: bool) -> None:

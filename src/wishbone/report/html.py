@@ -12,6 +12,7 @@ from pathlib import Path
 from wishbone.config.document import show
 from wishbone.errors import RequestError
 from wishbone.report import sections
+from wishbone.report.fused_table import fused_table
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.run_directory import RunRecord, read_run
 from wishbone.version import __version__
@@ -62,6 +63,7 @@ def page(record: RunRecord) -> str:
         sections.result(record),
         sections.charts(record),
         sections.answers(record),
+        fused_table(record),
         sections.settings(record),
         sections.environment(record),
         element("footer", f"Written by Wishbone {__version__}."),
