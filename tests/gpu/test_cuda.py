@@ -66,21 +66,21 @@ def test_new_rows_compile_nothing_new() -> None:
         prefix_attention(*inputs, layout, scale=0.125).sum().backward()
         kernels = [kernel.device_caches[0][0] for kernel in (attend, query_gradient, key_gradient)]
         compiled.append([len(cache) for cache in kernels])
-    assert compiled[0] and all(count > 0 for count in compiled[0])
+    assert all(count > 0 for count in compiled[0])
     assert compiled[1:] == compiled[:1] * 5
 
 
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2)])
-def test_heads_above_256_take_memory_that_grows_with_the_row_and_not_with_its_square(heads: tuple[int, int]) -> None:
-    """All scores of this row would be 256 MiB in bfloat16; the inputs and the output are 20 MiB at the most."""
-    layout = PrefixLayout((Document(0, 1024, (2048, 4096)),))
+def test_heads_above_256_do_not_keep_all_scores(heads: tuple[int, int]) -> None:
+    """The scores that are computed here would take 2.5 GiB in bfloat16; all tensors of heads and masks take 0.7 GiB."""
+    layout = PrefixLayout((Document(0, 4096, (10_240, 16_384)),))
     inputs = [t.to("cuda", torch.bfloat16).requires_grad_() for t in attention_inputs(layout, heads, 320)]
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     out = prefix_attention(*inputs, layout, scale=320**-0.5)
-    assert torch.cuda.memory_allocated() - before < 128 * 2**20
+    assert torch.cuda.max_memory_allocated() - before < 1.25 * 2**30
     out.sum().backward()
-    assert torch.cuda.max_memory_allocated() - before < 256 * 2**20
+    assert torch.cuda.max_memory_allocated() - before < 2.4 * 2**30
 
 
 @pytest.mark.parametrize("fast", ["chunked", "triton"])
