@@ -69,15 +69,14 @@ def with_dense_weights(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     return plain
 
 
-def round_like_fp8(model: nn.Module, scales: dict[str, Tensor]) -> None:
-    """Let linear layers of a plain model round inputs and gradients as the reference of FP8 layers does."""
-    for name, scale in scales.items():
-        layer = model.get_submodule(name)
+def compute_like_the_reference(model: nn.Module, layers: dict[str, FP8Linear]) -> None:
+    """Let linear layers of a plain model compute what the reference of these FP8 layers does."""
+    for name, layer in layers.items():
 
-        def forward(x: Tensor, layer: Any = layer, scale: Tensor = scale) -> Tensor:
-            return frozen_linear_reference(x, layer.weight, layer.bias, scale)
+        def forward(x: Tensor, layer: FP8Linear = layer) -> Tensor:
+            return frozen_linear_reference(x, layer.frozen_weight, layer.bias)
 
-        layer.forward = forward
+        model.get_submodule(name).forward = forward
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -349,7 +348,7 @@ def test_training_is_that_of_the_reference(tmp_path: Path, saved: Path):
     """
     model = loaded(saved, load_in_fp8=True).double()
     expected = with_dense_weights(model, saved)
-    round_like_fp8(expected, {name: layer.weight_scale[:, 0] for name, layer in fp8_layers(model).items()})
+    compute_like_the_reference(expected, fp8_layers(model))
     got, weights = trained(model, tmp_path)
     wanted, wanted_weights = trained(expected, tmp_path)
     assert got[0] == pytest.approx(math.log(2), abs=1e-7)

@@ -84,9 +84,8 @@ def test_products_are_those_of_the_reference(form: str, with_bias: bool) -> None
     weight = weight_in(form)
     x, grad = normal(TOKENS, K, seed=1), normal(TOKENS, N, seed=2)
     bias = normal(N, seed=3) if with_bias else None
-    row_scale = weight.scale if isinstance(weight, FP8Weight) else None
     exact = x.double().requires_grad_()
-    y = frozen_linear_reference(exact, weight.dense(), bias, row_scale)
+    y = frozen_linear_reference(exact, weight, bias)
     (dx,) = torch.autograd.grad((y * grad).sum(), exact)
     allowed = 4e-3 if CUDA else 1e-6
     got = weight.forward(weight.prepare(x), bias)
@@ -101,8 +100,7 @@ def test_16_bits_in_and_out(form: str, dtype: torch.dtype) -> None:
     weight = weight_in(form, dtype)
     x, grad, bias = (normal(*s, seed=i, dtype=dtype) for i, s in enumerate([(TOKENS, K), (TOKENS, N), (N,)]))
     exact = x.double().requires_grad_()
-    row_scale = weight.scale if isinstance(weight, FP8Weight) else None
-    y = frozen_linear_reference(exact, weight.dense(), bias, row_scale)
+    y = frozen_linear_reference(exact, weight, bias)
     (dx,) = torch.autograd.grad((y * grad).sum(), exact)
     for value, expected in ((weight.forward(weight.prepare(x), bias), y), (weight.backward(grad), dx)):
         assert value.dtype == dtype and relative_error(value, expected) < 5e-3

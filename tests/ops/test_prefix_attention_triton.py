@@ -30,13 +30,7 @@ def gradients(layout: PrefixLayout, heads: tuple[int, int], size: int, dtype: to
     shapes = [(1, n, layout.length, size) for n in (heads[0], heads[1], heads[1])]
     inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     weights = torch.randn(shapes[0], generator=generator).to(dtype)
-    tiles = options.pop("tiles", None)
-    if tiles is None:
-        out = prefix_attention(*inputs, layout, scale=0.3, backend="triton", **options)
-    else:
-        from wishbone.ops.prefix_attention.triton import prefix_attention_triton
-
-        out = prefix_attention_triton(*inputs, layout, scale=0.3, tiles=tiles, **options)
+    out = prefix_attention(*inputs, layout, scale=0.3, backend="triton", **options)
     got = out, *torch.autograd.grad((out * weights).sum(), inputs)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     reference = prefix_attention(*exact, layout, scale=0.3, backend="reference", **options)
@@ -56,11 +50,12 @@ def test_values_and_gradients(layout: str, window: int | None, softcap: float | 
 
 @interpreted
 @pytest.mark.parametrize("heads", [(2, 2), (3, 1)])
-def test_groups_of_heads_and_other_tiles(heads: tuple[int, int]):
-    from wishbone.ops.prefix_attention.triton import Tiles
+def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
+    from wishbone.ops.prefix_attention import triton as backend
 
-    tiles = Tiles((32, 16, 4, 1), (32, 16, 4, 1), (16, 32, 4, 1))
-    for got, exact in zip(*gradients(LAYOUTS["pairs and padding"], heads, 32, torch.float32, tiles=tiles), strict=True):
+    tiles = backend.Tiles((32, 16, 4, 1), (32, 16, 4, 1), (16, 32, 4, 1))
+    monkeypatch.setattr(backend, "tiles_for", lambda *_: tiles)
+    for got, exact in zip(*gradients(LAYOUTS["pairs and padding"], heads, 32, torch.float32), strict=True):
         assert (got - exact).norm() <= 1e-6 * exact.norm()
 
 

@@ -17,21 +17,14 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize.reference import quantize_rows_reference
+from wishbone.ops.frozen_linear.fp8 import FP8Weight
+from wishbone.ops.frozen_linear.weight import FrozenWeight
 
 
-def frozen_linear_reference(
-    x: Tensor, dense: Tensor, bias: Tensor | None = None, row_scale: Tensor | None = None
-) -> Tensor:
-    """Return e(x) W^T + bias, differentiable in x and bias.
-
-    Args:
-        x: [..., K].
-        dense: W, [N, K].
-        bias: [N] or None.
-        row_scale: [N], the scales of W's rows where input and gradient are rounded to e4m3; None rounds nothing.
-    """
+def frozen_linear_reference(x: Tensor, weight: FrozenWeight, bias: Tensor | None = None) -> Tensor:
+    """Return e(x) W^T + bias, [..., N], differentiable in x [..., K] and bias [N]; arguments as `frozen_linear`."""
     precise = torch.promote_types(x.dtype, torch.float32)
-    y: Tensor = _RoundedProduct.apply(x.to(precise), dense.to(precise), row_scale)
+    y: Tensor = _Product.apply(x.to(precise), weight)
     return (y if bias is None else y + bias).to(x.dtype)
 
 
@@ -53,18 +46,20 @@ def nf4_reference(codes: Tensor, state: Any) -> Tensor:
     return exact.to(state.dtype).view(state.shape)
 
 
-class _RoundedProduct(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dense: Tensor, row_scale: Tensor | None) -> Tensor:
-        ctx.save_for_backward(dense, row_scale)
-        return (x if row_scale is None else _rounded(x)) @ dense.t()
+    def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
+        ctx.weight = weight
+        if isinstance(weight, FP8Weight):
+            return _rounded(x) @ (weight.qweight.to(x.dtype) * weight.scale.to(x.dtype)[:, None]).t()
+        return x @ weight.dense().to(x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dense, row_scale = ctx.saved_tensors
-        if row_scale is None:
-            return grads[0] @ dense, None, None
-        return _rounded(grads[0], row_scale) @ (dense / row_scale.to(dense.dtype)[:, None]), None, None
+        (g,), weight = grads, ctx.weight
+        if isinstance(weight, FP8Weight):
+            return _rounded(g, weight.scale) @ weight.qweight.to(g.dtype), None
+        return g @ weight.dense().to(g.dtype), None
 
 
 def _rounded(rows: Tensor, column_scale: Tensor | None = None) -> Tensor:

@@ -78,12 +78,8 @@ def prefix_attention_triton(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    tiles: Tiles | None = None,
 ) -> Tensor:
     """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`.
-
-    Args:
-        tiles: tile sizes; None is `tiles_for` this device.
 
     Raises:
         ValueError: if the row is not a multiple of 128 tokens, or the head dimension is above 256.
@@ -97,8 +93,7 @@ def prefix_attention_triton(
     if size is None:
         raise ValueError(f"a head dimension of {needed} is larger than {HEAD_DIMS[-1]}: use the backend 'sdpa'")
     query, key, value = (_with_zeros(tensor, size) for tensor in (query, key, value))
-    if tiles is None:
-        tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
+    tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
     out: Tensor = _PrefixAttention.apply(query, key, value, layout, scale, window, softcap, tiles)
     return out if size == values else out[..., :values]
 
