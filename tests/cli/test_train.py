@@ -173,8 +173,17 @@ def test_the_traceback_is_shown_on_request(workplace: Path, monkeypatch: pytest.
 def test_a_directory_that_cannot_be_made(workplace: Path):
     (workplace / "file").touch()
     outcome = train("output.dir=file/run")
+    assert outcome.exit_code == 2
+    assert "file is not a directory" in outcome.stderr
+    assert "name another directory" in outcome.stderr
+
+
+def test_a_traceback_that_cannot_be_written(workplace: Path):
+    for name in ("metrics.jsonl", "error.log"):
+        (workplace / "mine" / name).mkdir(parents=True)
+    outcome = train("output.dir=mine")
     assert outcome.exit_code == 1
-    assert f"The traceback could not be written (Not a directory); {TRACEBACK_VARIABLE}=1 shows it" in outcome.stderr
+    assert f"The traceback could not be written (Is a directory); {TRACEBACK_VARIABLE}=1 shows it" in outcome.stderr
 
 
 @pytest.mark.slow

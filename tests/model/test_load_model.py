@@ -407,3 +407,27 @@ def test_a_name_that_cannot_be_a_hub_id_is_refused() -> None:
     for name in ("two words", "a/b/c", "", "-x/y"):
         with pytest.raises(RequestError):
             resolve_model(name)
+
+
+@pytest.mark.parametrize(
+    ("claims", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "claims 1000000000 layers"),
+        ({"num_hidden_layers": 5000, "intermediate_size": 2**40}, "describes"),
+        ({"vocab_size": 2**50}, "describes"),
+    ],
+)
+def test_a_config_that_describes_more_than_the_files_hold_is_refused_at_once(
+    claims: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    tiny_model("llama", vocab_size=320).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    load_model(str(tmp_path), device="cpu")
+    for nested in (False, True):
+        changed = config | ({"text_config": config | claims} if nested else claims)
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        began = time.monotonic()
+        with pytest.raises(RequestError, match=said):
+            load_model(str(tmp_path), device="cpu")
+        assert time.monotonic() - began < 10

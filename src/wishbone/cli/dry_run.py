@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
 from wishbone.config.schema import AdapterConfig, PreferenceConfig, RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs
-from wishbone.model.load import load_tokenizer
+from wishbone.model.load import load_tokenizer, read_model_config
 from wishbone.planning.schedule import schedule
 from wishbone.run.prepare_data import prepare_data
+from wishbone.run.sequence_lengths import check_lengths, this_cpu
 
 
 def print_plan(config: RunConfig) -> None:
@@ -21,8 +23,10 @@ def print_plan(config: RunConfig) -> None:
         RequestError: the tokenizer or the pairs cannot be loaded or used.
     """
     model, data = config.model, config.data
+    described = read_model_config(model.name, model.revision, model.trust_remote_code, weights=False)
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     pairs, heldout, dropped = prepare_data(config, tokenizer)
+    check_lengths(config, described, pairs, None if torch.cuda.is_available() else this_cpu())
     inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)

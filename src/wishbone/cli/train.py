@@ -21,6 +21,7 @@ from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
+from wishbone.run.preflight import check_access
 
 ERROR_LOG = "error.log"
 INTERRUPTED = 130
@@ -42,6 +43,7 @@ def train(
     overrides = overrides or []
     with requested():
         config = _configured(config_path, overrides, resume=resume)
+        check_access(config, writes=not dry_run)
     directory = Path(str(config.output.dir))
     with _outcome(None if dry_run else directory, _resume_command(config_path, overrides, directory)), requested():
         settle_libraries()

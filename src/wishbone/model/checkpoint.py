@@ -26,6 +26,15 @@ TOKENIZER_FILES = frozenset(
         "tekken.json",
     }
 )
+SIZES = (
+    ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    ("hidden_size", "n_embd", "d_model"),
+    ("intermediate_size", "n_inner", "ffn_dim"),
+    ("vocab_size",),
+)
+"""Names of layers, elements of a token between and within them, and rows of the embedding."""
+MOST_LAYERS = 10_000
+MOST_WEIGHTS_A_BYTE = 8
 INDEX = "model.safetensors.index.json"
 
 
@@ -78,6 +87,30 @@ def damaged_weights(directory: Path) -> list[str]:
         except SafetensorError as error:
             wrong.append(f"{name} is damaged or cut short ({error}); copy or download it again")
     return wrong
+
+
+def oversized(config: dict[str, Any], directory: Path | None) -> str | None:
+    """Return why the model that a config.json describes is not built, or None: layers that take forever, sizes that the
+    weights are too few for.
+
+    Args:
+        config: content of config.json.
+        directory: of the weights; None if they are not on this machine yet.
+    """
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) else config
+    layers, hidden, inner, vocabulary = (
+        max((size for name in names if isinstance(size := config.get(name), int)), default=0) for names in SIZES
+    )
+    if layers > MOST_LAYERS:
+        return f"its config.json claims {layers} layers; copy it again"
+    if directory is None:
+        return None
+    stored = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+    described = max(layers * hidden * inner, vocabulary * hidden)
+    if described > MOST_WEIGHTS_A_BYTE * stored:
+        return f"its config.json describes {described} weights, and its files have {stored} bytes; copy it again"
+    return None
 
 
 def not_causal(config: dict[str, Any], *, trust_remote_code: bool) -> str | None:

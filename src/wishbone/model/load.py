@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from wishbone.errors import RequestError, one_line, some_of
-from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal
+from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal, oversized
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
@@ -114,6 +114,26 @@ def load_model(
     if source.hub_id is not None:
         model.name_or_path = source.hub_id  # which a local copy does not know
     return model, tokenizer
+
+
+def read_model_config(
+    name: str, revision: str | None = None, trust_remote_code: bool = False, *, weights: bool = True
+) -> dict[str, Any]:
+    """Return the config.json of a model, after the checks that `load_model` makes before it reads weights.
+
+    Args:
+        name: as for `load_model`.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: whether a model that needs its own code passes.
+        weights: whether weights have to be there; without them an empty config.json is as good as none.
+
+    Raises:
+        RequestError: as `load_model`.
+    """
+    source = _find(name, revision, trust_remote_code, weights=weights)
+    if source.config or not (Path(source.path) / "config.json").is_file():
+        return source.config
+    return _config(name, source.path, source.options)
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -218,7 +238,7 @@ def _find(
     config: dict[str, Any] = {}
     if weights and not problems:
         config = _config(name, path, options)
-        reason = not_causal(config, trust_remote_code=trust_remote_code)
+        reason = oversized(config, local) or not_causal(config, trust_remote_code=trust_remote_code)
         problems = [reason] if reason else []
     if problems:
         raise RequestError([f"{name!r} cannot be loaded{where}: {problem}" for problem in problems])
@@ -229,7 +249,7 @@ def _config(name: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
     asked = {key: value for key, value in options.items() if key != "trust_remote_code"}
     try:
         config, _ = PretrainedConfig.get_config_dict(path, **asked)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unloadable(name, error) from error
     return dict(config)
 

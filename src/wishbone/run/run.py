@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -26,11 +28,13 @@ from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
 from wishbone.errors import RequestError
 from wishbone.model.adapter import lora_config
-from wishbone.model.load import load_model
+from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.report.html import write_report
+from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.progress import ProgressBar
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
+from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.trainer import DPOTrainer
 
@@ -49,8 +53,9 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     console = console or Console(stderr=True)
     run_dir = choose_run_directory(config, resume=resume)
     checkpoint = _newest_checkpoint(run_dir) if resume else None
+    check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
+    train_pairs, heldout, dropped = _pairs(config)
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
-    train_pairs, heldout, dropped = prepare_data(config, tokenizer)
     lora = config.adapter.method == "lora"
     trainer = DPOTrainer(
         model=model,
@@ -144,6 +149,16 @@ def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
     """Return the metrics of the held-out pairs, without the prefix `eval_`."""
     metrics = trainer.evaluate()
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+
+
+def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:
+    """As `prepare_data`, with what is known of the model before its weights are loaded."""
+    model = config.model
+    described = read_model_config(model.name, model.revision, model.trust_remote_code)
+    tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
+    train, heldout, dropped = prepare_data(config, tokenizer)
+    check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
+    return train, heldout, dropped
 
 
 def _newest_checkpoint(run_dir: Path) -> str:
