@@ -51,7 +51,8 @@ def check_lengths(config: RunConfig, model: Mapping[str, Any], pairs: Dataset, m
         RequestError: pairs are longer than the model's positions and `data.max_length` is null, or longer than the
             table of positions; or the longest one takes more memory than is free.
     """
-    lengths = PairLengths(*(IdColumn(pairs, name).lengths for name in ID_COLUMNS), source="by the model's tokenizer")
+    prompt, chosen, rejected = (IdColumn(pairs, name).lengths for name in ID_COLUMNS)
+    lengths = PairLengths(prompt, chosen, rejected, "by the model's tokenizer")
     problems = [*_beyond_positions(config, model, lengths)]
     if not problems and machine is not None:
         problems = [*_beyond_memory(config, model, lengths, machine)]
@@ -60,7 +61,8 @@ def check_lengths(config: RunConfig, model: Mapping[str, Any], pairs: Dataset, m
 
 
 def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: PairLengths) -> Iterator[str]:
-    text = model.get("text_config") if isinstance(model.get("text_config"), Mapping) else model
+    nested = model.get("text_config")
+    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else model
     positions = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), 0)
     limit = config.data.max_length
     sequences = lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)
