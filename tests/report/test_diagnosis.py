@@ -65,7 +65,7 @@ def test_a_flat_margin_is_little_learning_and_a_zero_gradient_is_its_reason() ->
 @pytest.mark.parametrize(("right_from", "found"), [(10, True), (60, False)])
 def test_pairs_told_apart_early(right_from: int, found: bool) -> None:
     ranked = record(rewards__accuracies=[(s, 1.0 if s >= right_from else 0.5) for s in STEPS])
-    assert (titles(ranked) == ["The pairs are told apart very early"]) is found
+    assert (titles(ranked) == ["The model tells the pairs apart very early"]) is found
 
 
 def test_a_held_out_loss_that_turns_upwards() -> None:
@@ -87,7 +87,7 @@ def test_the_outcome_is_what_the_summary_measured(write_run: WriteRun) -> None:
 def test_the_outcome_of_an_unfinished_run_is_that_of_its_evaluations(write_run: WriteRun) -> None:
     measured = outcome(read_run(write_run(finished=False)))
     assert measured.times == ("Step 0", "Step 120")
-    assert "at its end" in measured.caption
+    assert "the run has not ended" in measured.caption
 
 
 def test_the_outcome_without_held_out_pairs_is_that_of_the_training_pairs() -> None:

@@ -43,7 +43,7 @@ def test_lines_that_are_no_metrics_are_counted(write_run: WriteRun) -> None:
     run = with_metrics(write_run(), {"step": 1, "loss": 0.7}, "", "nonsense", "[1]", {"loss": 3}, {"step": "4"}, deep)
     record = read_run(run)
     assert record.metrics["loss"] == [(1, 0.7)]
-    assert record.problems == ["metrics.jsonl: left out lines without a step or that are not JSON (5)"]
+    assert record.problems == ["metrics.jsonl: lines that are not JSON, or have no step, were skipped (5)"]
 
 
 def test_what_is_no_number_is_skipped_and_what_is_not_finite_is_kept_as_such(write_run: WriteRun) -> None:

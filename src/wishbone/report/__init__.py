@@ -1,1 +1,1 @@
-"""What a run directory says: numbers, curves, what they mean, answers before and after. Reads files, trains nothing."""
+"""The report of a run: metrics, curves, a diagnosis, answers before and after. It reads files and trains nothing."""

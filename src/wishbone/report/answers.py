@@ -1,7 +1,8 @@
-"""Answers to the same prompts before and after a run: at every token the one the model finds most likely.
+"""Answers to the same prompts before and after a run, decoded greedily.
 
-Before is the base model, which is the run's model with its adapter off; after is the adapter on, or for a run that
-trained every weight, the weights it wrote. Greedy answers need no seed and differ only by what was learned.
+"Before" is the base model: the model of the run with its adapter off. "After" is the model with the adapter on, or with
+the weights that the run wrote if it trained every weight. Greedy answers need no seed, so only the training makes them
+differ.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ ADAPTER, WHOLE_MODEL = "adapter", "model"
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, as text or chat messages, its token ids up to where the answer begins, and a good answer or None."""
+    """A prompt (text or chat messages), its token ids up to where the answer begins, the chosen answer or None."""
 
     prompt: str | list[Message]
     ids: list[int]
@@ -41,7 +42,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to a prompt before and after a run, special tokens left out; " …" ends what was cut off."""
+    """Answers of a model before and after a run, without special tokens; " …" ends an answer that was cut off."""
 
     prompt: str | list[Message]
     before: str
@@ -50,10 +51,10 @@ class Answer:
 
 
 def question_from_text(text: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> Question:
-    """Return a text as what a user says, or where the tokenizer has no chat template, as what is to be continued.
+    """Return a text as a user message, or without a chat template as a text to continue.
 
     Raises:
-        RequestError: the chat template refuses the text, or does not come to an end.
+        RequestError: the chat template refuses the text, or does not end.
     """
     if tokenizer.chat_template is None:
         return Question(text, list(tokenizer(text)["input_ids"]))
@@ -70,7 +71,7 @@ def question_from_text(text: str, tokenizer: PreTrainedTokenizerBase, system_pro
 
 
 def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Question]:
-    """Return the first `count` distinct prompts of tokenized pairs; pairs that are ids only are written out as text."""
+    """Return the first `count` distinct prompts of tokenized pairs; pairs that have only ids are decoded."""
     questions: dict[tuple[int, ...], Question] = {}
     for row in pairs:
         ids = list(row["prompt_ids"])
@@ -85,16 +86,16 @@ def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, cou
 def answer_before_and_after(
     run_dir: Path, base: ModelConfig, questions: Sequence[Question], *, max_new_tokens: int
 ) -> list[Answer]:
-    """Load the model of a run and let it answer without and with what it learned.
+    """Load the model of a run and generate its answers before and after training.
 
     Args:
-        run_dir: holds `adapter/` (PEFT format) or, of a run that trained every weight, `model/`.
-        base: the model that the run began with.
-        questions: what to answer.
+        run_dir: contains `adapter/` (PEFT format) or, if the run trained every weight, `model/`.
+        base: the model with which the run began.
+        questions: prompts to answer.
         max_new_tokens: longest answer, in tokens.
 
     Raises:
-        RequestError: nothing was learned yet, a model cannot be loaded, or a question is too long for it.
+        RequestError: the run has saved no result yet, a model cannot be loaded, or a question is too long for it.
     """
     learned = learned_weights(run_dir)
     model, tokenizer = load_model(
@@ -125,7 +126,7 @@ def answer_before_and_after(
 
 
 def learned_weights(run_dir: Path) -> Path:
-    """Return the directory of what a run learned, `adapter/` or `model/`.
+    """Return the directory with the trained weights of a run, `adapter/` or `model/`.
 
     Raises:
         RequestError: the run has neither.
@@ -134,13 +135,13 @@ def learned_weights(run_dir: Path) -> Path:
         if (run_dir / name / marker).is_file():
             return run_dir / name
     raise RequestError(
-        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/: they are written when a run ends; continue it "
+        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; continue it "
         "with `wishbone train --resume`, or name a run that is done"
     )
 
 
 def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
-    """Make `model.generate` take the likeliest token, whatever sampling the model's makers recommend.
+    """Make `model.generate` always take the most likely token, instead of the sampling that the model recommends.
 
     Answers end after `max_new_tokens`, or with an end token of the model or the tokenizer.
     """
@@ -159,7 +160,7 @@ def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def _answers(
     model: PreTrainedModel | PeftModel, *, questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
-    """One answer a question, computed alone, so that no padding changes it."""
+    """One answer per question, each computed alone so that padding cannot change it."""
     answers = []
     for question in questions:
         ids = torch.tensor([question.ids], device=model.device)
@@ -171,7 +172,7 @@ def _answers(
 
 
 def write_answers(run_dir: Path, answers: Sequence[Answer]) -> Path:
-    """Write `answers.json` into a run directory, all or nothing, and return its path."""
+    """Write `answers.json` into a run directory, as a whole or not at all, and return its path."""
     path, partial_path = run_dir / ANSWERS, run_dir / f".{ANSWERS}.{os.getpid()}"
     try:
         partial_path.write_text(to_json(answers), encoding="utf-8")
@@ -182,7 +183,7 @@ def write_answers(run_dir: Path, answers: Sequence[Answer]) -> Path:
 
 
 def to_json(answers: Sequence[Answer]) -> str:
-    """Return answers as JSON in ASCII, in which no control character of a model's output is left as it is."""
+    """Return answers as JSON in ASCII, which escapes control characters in a model's output."""
     return json.dumps([asdict(answer) for answer in answers], indent=2) + "\n"
 
 
@@ -198,8 +199,8 @@ def _refuse_too_long(questions: Sequence[Question], model: PreTrainedModel, max_
     if longest is None:
         return
     problems = [
-        f"prompt {number} has {len(question.ids):,} tokens, which with an answer of {max_new_tokens} is more than the "
-        f"{longest:,} that the model takes; shorten it, or lower --max-new-tokens"
+        f"prompt {number} has {len(question.ids):,} tokens, which with an answer of {max_new_tokens} exceeds the "
+        f"model's limit of {longest:,}; shorten the prompt, or lower --max-new-tokens"
         for number, question in enumerate(questions, 1)
         if len(question.ids) + max_new_tokens > longest
     ]
@@ -208,7 +209,7 @@ def _refuse_too_long(questions: Sequence[Question], model: PreTrainedModel, max_
 
 
 def _text(completion: str | list[Message]) -> str:
-    """A completion as text: what the messages of it say."""
+    """A completion as text: the contents of its messages."""
     if isinstance(completion, str):
         return completion
     return "\n".join(str(message.get("content") or "") for message in completion)

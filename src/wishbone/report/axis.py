@@ -1,4 +1,4 @@
-"""Axes: which range a chart shows, where its ticks are and how they are written."""
+"""Axes: the range that a chart shows, and the positions and labels of its ticks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLEST_SPAN = 1e-250
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values, laid from pixel `start` to pixel `end` (which may be the smaller one), with its ticks."""
+    """A range of values from pixel `start` to pixel `end` (which may be smaller than `start`), with its ticks."""
 
     low: float
     high: float
@@ -29,14 +29,14 @@ class Axis:
 
 
 def linear_axis(values: Sequence[float], start: float, end: float, *, whole: bool = False, ticks: int = 5) -> Axis:
-    """Return an axis that shows all `values`, which are finite, at about `ticks` round numbers.
+    """Return an axis that shows all `values` (finite) and has about `ticks` ticks at round numbers.
 
     Args:
-        values: what must be visible; at least one.
+        values: values that must be visible; at least one.
         start: pixel of the lowest value.
         end: pixel of the highest value.
-        whole: ticks at whole numbers only, and no room left at the ends (optimizer steps).
-        ticks: how many there should be.
+        whole: ticks only at whole numbers, and no margin at the ends (for optimizer steps).
+        ticks: how many ticks there should be.
     """
     low, high = min(values), max(values)
     if high - low <= max(SMALLEST_SPAN, 1e-9 * max(abs(low), abs(high))):
@@ -55,7 +55,7 @@ def linear_axis(values: Sequence[float], start: float, end: float, *, whole: boo
 
 
 def log_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Return a logarithmic axis that shows all `values`, which are positive, with ticks at powers of ten."""
+    """Return a logarithmic axis that shows all `values` (positive), with ticks at powers of ten."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high = max(high, low + 1)
     every = max(1, math.ceil((high - low) / 6))
@@ -64,7 +64,7 @@ def log_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def tick_label(value: float, step: float) -> str:
-    """Return a tick as text, with the digits that tell it from its neighbours `step` away."""
+    """Return the label of a tick, with enough digits to distinguish ticks that are `step` apart."""
     if abs(value) < step / 1000:
         return "0"
     sign, value = ("\N{MINUS SIGN}" if value < 0 else ""), abs(value)

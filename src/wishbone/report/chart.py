@@ -1,7 +1,7 @@
 """Line charts as inline SVG: training as a line, held-out values as dots, axes with round ticks, a legend.
 
-Where values scatter, a running mean is drawn over them and they step back. Values that are not finite leave a gap and
-a mark on the step axis. Colours come from the page's style sheet, so that a chart follows its light and dark scheme.
+If values scatter, a running mean is drawn over them and they are drawn lighter. Values that are not finite leave a gap
+and a mark on the step axis. Colours come from the page's style sheet, so a chart follows its light and dark scheme.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_POINTS, MOST_MARKS = 400, 100
 
 @dataclass(frozen=True)
 class Line:
-    """A metric over steps: of training, and where it was measured of held-out pairs, each with its label."""
+    """A metric over steps: of training and, if measured, of held-out pairs, each with its label."""
 
     training: Series
     heldout: Series = ()
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows.
+    """A chart and its texts.
 
     Attributes:
         name: unique on the page, letters and hyphens.
@@ -55,7 +55,7 @@ class Chart:
 
 
 def draw(chart: Chart) -> Markup:
-    """Return a chart as a figure with its legend; where no value is finite, the figure says so."""
+    """Return a chart as a figure with its legend; if no value is finite, the figure says so."""
     points = [point for line in chart.lines for point in (*line.training, *line.heldout)]
     values = [value for _, value in finite(points)]
     caption = element(
@@ -139,14 +139,14 @@ def _drawn(line: Line, x: Axis, y: Axis) -> Markup:
 
 
 def _mark(tone: str, x: float, y: float, *children: str) -> Markup:
-    """A dot, or for the second line of a chart a square: shapes tell lines apart where colours do not."""
+    """A dot, or for the second line of a chart a square, so that shapes distinguish lines without colour."""
     if tone == "one":
         return element("circle", *children, cx=x, cy=y, r=4)
     return element("rect", *children, x=x - 3.5, y=y - 3.5, width=7, height=7)
 
 
 def _path(points: Series, x: Axis, y: Axis) -> str:
-    """Path data; a single point between two gaps becomes a line of no length, which round ends show as a dot."""
+    """Path data; a single point between two gaps becomes a line of length zero, whose round ends show as a dot."""
     commands, pen_down = [], False
     for step, value in points:
         if math.isfinite(value):
@@ -186,7 +186,7 @@ def _entry(tone: str, sample: Markup, label: str) -> Markup:
 
 
 def _described(line: Line) -> str:
-    """A line in words, for those who do not see it."""
+    """A line described in words, for screen readers."""
     sentences = []
     for name, series in zip(line.labels, (line.training, line.heldout), strict=True):
         points = finite(series)

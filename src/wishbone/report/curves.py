@@ -15,12 +15,12 @@ SPIKE = 30
 
 
 def curves(record: RunRecord) -> list[Chart]:
-    """Return the charts of a run; one that has no values is left out."""
+    """Return the charts of a run that have values."""
     every = [
         Chart(
             "loss",
             "Loss",
-            "Should fall on both; a held-out loss that turns upwards is memorizing.",
+            "Should fall for both; if the held-out loss rises again, the model memorizes.",
             (_line(record, "loss"),),
             guide=_chance_loss(record),
         ),
@@ -35,38 +35,38 @@ def curves(record: RunRecord) -> list[Chart]:
         Chart(
             "margin",
             "Reward margin",
-            "Chosen reward minus rejected reward: how far the model tells the answers apart.",
+            "Chosen reward minus rejected reward: how clearly the model tells the answers apart.",
             (_line(record, "rewards/margins"),),
         ),
         Chart(
             "rewards",
             "Rewards of both answers",
-            "Best: chosen rises or stays, rejected falls. Both falling together is collapse.",
+            "Good: chosen rises or stays, rejected falls. If both fall together, the model collapses.",
             _both(record, "rewards"),
         ),
         Chart(
             "logps",
             "Log-probabilities of both answers",
-            "Of whole answers, in nats. Longer answers have lower values, so compare each with itself.",
+            "Of whole answers, in nats. Longer answers have lower values, so compare a curve only with itself.",
             _both(record, "logps"),
         ),
         Chart(
             "entropy",
             "Entropy",
-            "Nats a token. A steep fall means that the model repeats itself.",
+            "Nats per token. After a steep fall a model often repeats itself.",
             (_line(record, "entropy"),),
         ),
         Chart(
             "gradient",
             "Gradient norm",
-            "Before clipping. Spikes are steps that would have gone too far.",
+            "Before clipping. Spikes are steps that would have been too large.",
             (_line(record, "grad_norm"),),
             log=_has_spikes(record.metrics.get("grad_norm", [])),
         ),
         Chart(
             "learning-rate",
             "Learning rate",
-            "As the scheduler set it.",
+            "As set by the scheduler.",
             (Line(record.metrics.get("learning_rate", []), scatters=False),),
         ),
     ]
@@ -86,7 +86,7 @@ def _both(record: RunRecord, kind: str) -> tuple[Line, Line]:
 
 
 def _chance_loss(record: RunRecord) -> tuple[float, str] | None:
-    """The loss of a model that prefers neither answer, where the loss is plain DPO."""
+    """The loss of a model that prefers neither answer, if the loss is plain DPO."""
     preference = record.config.get("preference", {})
     plain = preference.get("loss") in (["sigmoid"], "sigmoid") and preference.get("loss_weights") is None
     return (math.log(2), "ln 2: no preference") if plain else None

@@ -1,10 +1,10 @@
-"""What the curves of a run say: known ways in which preference optimization goes wrong.
+"""The diagnosis of a run from its curves: known failures of preference optimization.
 
-Every finding names its evidence in numbers and a remedy. The numbers are those of the held-out pairs where the run
-measured them at least twice, else means over the first and last tenth of training.
+Every finding names its evidence in figures, and a remedy. The figures are those of the held-out pairs if the run
+measured them at least twice, otherwise means over the first and last tenth of training.
 
-The best known failure is the collapse of both rewards: the loss sees only the margin r_chosen - r_rejected, so it falls
-as well when both answers become less likely, the rejected one faster (Pal et al. 2024, "Smaug", arXiv:2402.13228;
+The best-known failure is the collapse of both rewards: the loss depends only on the margin r_chosen - r_rejected, so it
+also falls when both answers become less likely, the rejected one faster (Pal et al. 2024, "Smaug", arXiv:2402.13228;
 Razin et al. 2024, arXiv:2410.08847).
 """
 
@@ -30,7 +30,7 @@ OVERFIT = 1.05
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the curves say, with its evidence and a remedy."""
+    """One finding, with its evidence and a remedy."""
 
     severity: Literal["problem", "warning"]
     title: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 def diagnose(record: RunRecord) -> list[Finding]:
-    """Return what the curves of a run say, problems first; empty when nothing is unusual."""
+    """Return the findings for a run, problems first; empty if nothing is unusual."""
     checks: list[Callable[[RunRecord], Finding | None]] = [
         _not_finite,
         _both_rewards_fall,
@@ -59,8 +59,8 @@ def _not_finite(record: RunRecord) -> Finding | None:
     return Finding(
         "problem",
         "The loss is not a finite number",
-        f"At {len(steps):,} of {len(loss):,} logged steps, first at step {steps[0]:,.0f}. What was learned after it "
-        "cannot be relied on.",
+        f"At {len(steps):,} of {len(loss):,} logged steps, first at step {steps[0]:,.0f}. The result of training after "
+        "that step cannot be trusted.",
         "Lower training.learning_rate, keep training.max_grad_norm at 1, and use bfloat16 or float32 for model.dtype.",
     )
 
@@ -77,9 +77,9 @@ def _both_rewards_fall(record: RunRecord) -> Finding | None:
         "Chosen answers became less likely",
         f"The margin grew by {in_words(grew)} while the chosen reward went from {in_words(chosen[0])} to "
         f"{in_words(chosen[1])} and the rejected reward from {in_words(rejected[0])} to {in_words(rejected[1])}: the "
-        "model moves away from both answers, from the rejected one faster.",
-        "Lower training.learning_rate or training.epochs, raise preference.beta, or hold the chosen answers up with "
-        "preference.loss [sigmoid, sft] or dpop. The answers of wishbone compare show whether it matters.",
+        "model moves away from both answers, faster from the rejected one.",
+        "Lower training.learning_rate or training.epochs, raise preference.beta, or keep the chosen answers likely "
+        "with preference.loss [sigmoid, sft] or dpop. The answers of wishbone compare show whether it matters.",
     )
 
 
@@ -93,8 +93,8 @@ def _nothing_learned(record: RunRecord) -> Finding | None:
         reason = "The gradient is zero at every logged step: nothing is being trained."
         remedy = "Check adapter.target_modules, and that chosen and rejected answers differ."
     else:
-        reason = f"The reward margin was {in_words(margin[0])} at first and {in_words(margin[1])} in the end."
-        remedy = "Train longer, or raise training.learning_rate two to five times; look at a few pairs of the data."
+        reason = f"The reward margin was {in_words(margin[0])} at the beginning and {in_words(margin[1])} at the end."
+        remedy = "Train longer, or raise training.learning_rate two to five times, and look at some pairs of the data."
     return Finding("warning", "Little was learned", reason, remedy)
 
 
@@ -111,10 +111,10 @@ def _told_apart_at_once(record: RunRecord) -> Finding | None:
         return None
     return Finding(
         "warning",
-        "The pairs are told apart very early",
-        f"Nearly every training pair is ranked correctly from step {step:,.0f} of {last:,.0f} on. Often something "
-        "simple gives the chosen answers away: their length, a phrase, a format.",
-        "Compare chosen and rejected answers by hand, and judge the run by its answers in wishbone compare.",
+        "The model tells the pairs apart very early",
+        f"From step {step:,.0f} of {last:,.0f} on, it ranks nearly every training pair correctly. Often something "
+        "simple distinguishes the chosen answers: their length, a phrase, a format.",
+        "Compare some chosen and rejected answers yourself, and judge the run by its answers in wishbone compare.",
     )
 
 
@@ -131,13 +131,13 @@ def _overfit(record: RunRecord) -> Finding | None:
         "warning",
         "The held-out loss rises again",
         f"It was lowest at step {step:,.0f} ({in_words(lowest)}) and is {in_words(last)} at step {last_step:,.0f}, "
-        "while the training loss keeps falling: the training pairs are being memorized.",
+        "while the training loss keeps falling: the model memorizes the training pairs.",
         f"Stop near step {step:,.0f} (training.max_steps), lower training.learning_rate, or train on more pairs.",
     )
 
 
 def _change(record: RunRecord, name: str) -> tuple[float, float] | None:
-    """First and last value of a metric on the held-out pairs, else the ends of training."""
+    """First and last value of a metric on the held-out pairs, otherwise at both ends of training."""
     heldout: Series = finite(record.metrics.get(HELDOUT_PREFIX + name, []))
     if len(heldout) > 1:
         return heldout[0][1], heldout[-1][1]

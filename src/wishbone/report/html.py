@@ -1,7 +1,7 @@
-"""`report.html`: a run on one page that needs nothing else, no network, no script, no other file.
+"""`report.html`: a run on one page that needs no network, no script and no other file.
 
-The page is for a browser, for a printer and for a screen reader, in a light and a dark scheme. A content security
-policy forbids it to load or run anything, so that even a mistake in escaping could not reach out.
+The page works in a browser, on paper and with a screen reader, in a light and a dark scheme. A content security policy
+forbids it to load or run anything, so even an error in escaping could do no harm.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write the report of a run into its directory, all or nothing, and return its path.
+    """Write the report of a run into its directory, as a whole or not at all, and return its path.
 
     Args:
         run_dir: a run directory: finished, still running, or stopped.

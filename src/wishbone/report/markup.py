@@ -1,9 +1,9 @@
-"""HTML that is escaped by construction: text is data until `element` or `document` makes markup of it.
+"""HTML that is escaped by construction: `element` and `join` escape every text and return `Markup`.
 
     element("td", "<b>")                 ->  <td>&lt;b&gt;</td>
     element("td", element("b", "bold"))  ->  <td><b>bold</b></td>
 
-There is no other way to put text into a page, so no place can forget to escape it.
+There is no other way to add text to a page, so escaping cannot be forgotten.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Attribute = str | int | float | None
 
 
 class Markup(str):
-    """Text that is HTML already. Only this module and constants of the program make it."""
+    """Text that already is HTML. Only this module and constants of the program create it."""
 
     __slots__ = ()
 
@@ -25,9 +25,9 @@ def element(name: str, *children: str | None, **attributes: Attribute) -> Markup
     """Return an element.
 
     Args:
-        name: of the element, part of the program.
-        children: text, which is escaped, or `Markup`, which is not; None is left out.
-        attributes: `_` in a name stands for `-`, one at its end is dropped (`class_`); None is left out.
+        name: of the element, a constant of the program.
+        children: text, which is escaped, or `Markup`, which is not; None is skipped.
+        attributes: `_` in a name stands for `-`, and is dropped at its end (`class_`); None is skipped.
     """
     shown = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(clean(_written(value)))}"'
@@ -47,7 +47,7 @@ def join(*children: str | None) -> Markup:
 
 
 def clean(text: str) -> str:
-    """Replace what a page cannot hold: control characters but tab and line break, and halves of surrogate pairs."""
+    """Replace characters that a page cannot contain: control characters (except tab and line break), surrogates."""
     if text.isprintable():
         return text
     return "".join("\N{REPLACEMENT CHARACTER}" if _forbidden(letter) else letter for letter in text)

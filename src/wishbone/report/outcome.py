@@ -1,7 +1,7 @@
 """What a run changed: the metrics of the same pairs before and after.
 
-The held-out pairs are measured before the first and after the last step. A run that holds none out, or has not come to
-its end, is judged by the first and last values that it logged.
+The held-out pairs are measured before the first and after the last step. If a run has no held-out pairs, or has not
+ended, the first and last values that it logged are compared.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from wishbone.report.series import ends, finite
 
 ACCURACY = "rewards/accuracies"
 MEASURES = {
-    "loss": ("Loss", "what training lowers"),
+    "loss": ("Loss", "training minimizes it"),
     ACCURACY: ("Accuracy", "share of pairs whose chosen answer has the higher reward"),
     "rewards/margins": ("Reward margin", "reward of the chosen minus that of the rejected answer"),
-    "rewards/chosen": ("Chosen reward", "beta times the log-probability gained over the reference"),
+    "rewards/chosen": ("Chosen reward", "beta times (log-probability minus that of the reference)"),
     "rewards/rejected": ("Rejected reward", "the same for rejected answers"),
     "logps/chosen": ("Chosen log-probability", "of whole answers, in nats"),
     "logps/rejected": ("Rejected log-probability", "of whole answers, in nats"),
-    "entropy": ("Entropy", "nats a token; falls when the model grows certain"),
+    "entropy": ("Entropy", "nats per token; falls when the model becomes more certain"),
 }
 
 
 @dataclass(frozen=True)
 class Change:
-    """One metric of the same pairs at two times; None where rewards were equal and there was nothing to rank."""
+    """One metric of the same pairs at two times; `before` is None if all rewards were equal, so no pair was ranked."""
 
     metric: str
     before: float | None
@@ -37,7 +37,7 @@ class Change:
 
     @property
     def label(self) -> str:
-        """The metric in words."""
+        """The name of the metric."""
         return MEASURES[self.metric][0]
 
     def shown(self) -> tuple[str, str, str]:
@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Changes, and what they were measured on: a caption and the names of the two times."""
+    """Changes, with a caption that says on which pairs they were measured, and the names of the two times."""
 
     caption: str
     times: tuple[str, str]
@@ -64,25 +64,25 @@ class Outcome:
 
 
 def outcome(record: RunRecord) -> Outcome:
-    """Return what the run changed, on the best evidence that there is."""
+    """Return what the run changed: on held-out pairs if there are some, otherwise on training pairs."""
     before, after = record.summary.get("heldout_before"), record.summary.get("heldout_after")
     heldout = heldout_pairs(record)
     pairs = f"the {heldout:,} held-out pairs" if heldout else "the held-out pairs"
     if isinstance(before, dict) and isinstance(after, dict):
-        return Outcome(f"Measured on {pairs}, which are not trained on.", ("Before", "After"), _changes(before, after))
+        return Outcome(f"Measured on {pairs}, which were not trained on.", ("Before", "After"), _changes(before, after))
     logged = {name: finite(record.metrics.get(HELDOUT_PREFIX + name, [])) for name in MEASURES}
     logged = {name: points for name, points in logged.items() if len(points) > 1}
     if logged:
         first = min(points[0][0] for points in logged.values())
         last = max(points[-1][0] for points in logged.values())
         return Outcome(
-            f"Measured on {pairs}; the run has not measured them at its end.",
+            f"Measured on {pairs}; the run has not ended, so these are its first and latest evaluation.",
             (f"Step {first:,.0f}", f"Step {last:,.0f}"),
             _changes(*({name: points[at][1] for name, points in logged.items()} for at in (0, -1))),
         )
     trained = {name: both for name in MEASURES if (both := ends(record.metrics.get(name, [])))}
     return Outcome(
-        "Measured on the training pairs, because none are held out: the mean of the first and of the last tenth.",
+        "Measured on the training pairs, because none are held out: means over the first and the last tenth.",
         ("First tenth", "Last tenth"),
         _changes(*({name: both[at] for name, both in trained.items()} for at in (0, 1))),
     )
@@ -91,15 +91,15 @@ def outcome(record: RunRecord) -> Outcome:
 def accuracy(record: RunRecord, prefix: str = "") -> list[tuple[float, float]]:
     """Return the accuracy over steps, without those at which all rewards were equal.
 
-    Before its first update a policy is its own reference: every reward is 0, every pair a tie, and the share of pairs
-    with the higher chosen reward is 0, which is not the 50 % of a coin.
+    Before its first update, the policy equals its reference: every reward is 0, every pair a tie, and the share of
+    pairs with the higher chosen reward is 0, not the 50 % of chance.
     """
     ties = {step for step, margin in record.metrics.get(f"{prefix}rewards/margins", []) if margin == 0}
     return [point for point in record.metrics.get(prefix + ACCURACY, []) if point[0] not in ties or point[1] > 0]
 
 
 def heldout_pairs(record: RunRecord) -> int | None:
-    """Return how many pairs are held out, or None where the summary does not say."""
+    """Return how many pairs are held out, or None if the summary does not say."""
     pairs = record.summary.get("pairs")
     count = pairs.get("heldout") if isinstance(pairs, dict) else None
     return count if isinstance(count, int) else None

@@ -1,8 +1,8 @@
-"""Reads a run directory as it is: complete, still running, stopped halfway, or damaged.
+"""Reads a run directory in any state: complete, still running, stopped, or damaged.
 
-Whatever can be read is returned, and what cannot is named. Nothing in the files is trusted: values have any type, any
-key may be missing, the last line of `metrics.jsonl` may be cut off. A run that was resumed repeats steps it had already
-logged; the later attempt counts and what the earlier one logged beyond its checkpoint is dropped.
+Everything that can be read is returned, and the rest is reported. Nothing in the files is trusted: values may have any
+type, any key may be missing, the last line of `metrics.jsonl` may be cut off. A resumed run repeats steps that it had
+already logged; the later attempt counts, and lines of the earlier one after its checkpoint are dropped.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class RunRecord:
         path: the directory.
         config: settings by section, unchecked.
         environment, summary: as written, or empty.
-        metrics: points (step, value) by metric, in the order of steps; held-out metrics have the prefix `eval_`. A
-            value that was null or beyond 1e100 is NaN or infinite here.
+        metrics: points (step, value) by metric, in the order of steps; held-out metrics have the prefix `eval_`. Null
+            becomes NaN, and values beyond 1e100 become infinite.
         answers: entries of `answers.json` that are mappings.
         error_log: its last 20,000 characters, or empty.
-        status: "done", "failed" or "not finished", or another word the summary has.
-        problems: what could not be read, a sentence each.
+        status: "done", "failed" or "not finished", or another word from the summary.
+        problems: what could not be read, one sentence each.
     """
 
     path: Path
@@ -87,7 +87,7 @@ def _not_a_run(path: Path) -> str:
     if not path.exists():
         return f"{name} does not exist; name the run directory that `wishbone train` wrote"
     if not path.is_dir():
-        return f"{name} is a file; name the run directory it is in"
+        return f"{name} is a file; name the run directory that contains it"
     missing = [name for name in (CONFIG, ENVIRONMENT, METRICS) if not (path / name).is_file()]
     runs = sorted(str(config.parent) for config in path.glob(f"*/{CONFIG}"))
     near = f"; runs in it: {', '.join(map(show_path, runs[-3:]))}" if runs else ""
@@ -96,7 +96,7 @@ def _not_a_run(path: Path) -> str:
 
 
 def _status(path: Path, summary: dict[str, Any], *, failed: bool) -> str:
-    """The word for how the run stands; an error older than the summary belongs to an earlier attempt."""
+    """The status of the run; an error log older than the summary belongs to an earlier attempt."""
     written = summary.get("status")
     if isinstance(written, str) and written not in {"running", ""}:
         return written
@@ -124,7 +124,7 @@ def _read_text(path: Path, problems: list[str]) -> str:
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """The content of a JSON file, or an empty value of its kind."""
+    """The content of a JSON file, or an empty value of type `kind`."""
     text = _read_text(path, problems)
     if not text:
         return kind()
@@ -134,7 +134,7 @@ def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
         problems.append(f"{path.name} is not JSON ({error})")
         return kind()
     if not isinstance(value, kind):
-        problems.append(f"{path.name} holds a {type(value).__name__} where a {kind.__name__} belongs")
+        problems.append(f"{path.name} has a {type(value).__name__} instead of a {kind.__name__}")
         return kind()
     return value
 
@@ -151,7 +151,7 @@ def _read_config(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """Values by metric and step; a training line whose step goes back begins the history anew from there."""
+    """Values by metric and step; a training line with a lower step than the one before replaces the later history."""
     by_step: dict[float, dict[str, float]] = {}
     steps: list[float] = []
     newest, unreadable, cut_off = -math.inf, 0, False
@@ -174,9 +174,9 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
             insort(steps, step)
         by_step.setdefault(step, {}).update(values)
     if unreadable:
-        problems.append(f"{path.name}: left out lines without a step or that are not JSON ({unreadable})")
+        problems.append(f"{path.name}: lines that are not JSON, or have no step, were skipped ({unreadable})")
     if cut_off:
-        problems.append(f"the last line of {path.name} is cut off: it was being written, or the run was killed then")
+        problems.append(f"the last line of {path.name} is cut off: the run is writing it, or was killed while writing")
     metrics: dict[str, list[tuple[float, float]]] = {}
     for step in steps:
         for name, value in by_step[step].items():
@@ -193,7 +193,7 @@ def _line(text: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float, NaN for null, infinite beyond `LARGEST`; None for what is no number."""
+    """The value as a float: NaN for null, infinite beyond `LARGEST`, None if it is not a number."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The parts of the page, from what stands out to what has to be looked up."""
+"""The sections of the page, the most important first."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STATUS = {
 }
 FORMS = {
     "shared_prefix": "each prompt once, shared by both answers",
-    "plain": "plain sequences, one an answer",
-    "own_logits": "plain sequences, with the model's own logits",
+    "plain": "ordinary sequences, each prompt twice",
+    "own_logits": "ordinary sequences, with the model's own logits",
     "trl": "TRL's own path",
 }
 
@@ -44,7 +44,7 @@ def heading(record: RunRecord) -> Markup:
 
 
 def facts(record: RunRecord) -> dict[str, str]:
-    """The run in a few words each, by name; what is not known is left out."""
+    """Short facts about the run, by name; unknown ones are skipped."""
     summary, environment = record.summary, record.environment
     model = _known(summary.get("model"), record.config.get("model", {}).get("name"))
     adapter, preference = record.config.get("adapter", {}), record.config.get("preference", {})
@@ -76,7 +76,7 @@ def facts(record: RunRecord) -> dict[str, str]:
 
 
 def findings(record: RunRecord) -> Markup | None:
-    """What the curves say and what could not be read."""
+    """The diagnosis, and what could not be read."""
     found = [
         element(
             "li",
@@ -91,7 +91,7 @@ def findings(record: RunRecord) -> Markup | None:
     if found:
         return element("section", element("h2", "What stands out"), element("ul", *found, class_="findings"))
     if record.metrics:
-        return element("section", element("p", "The curves show none of the known problems.", class_="fine"))
+        return element("section", element("p", "The curves show no known problem.", class_="fine"))
     return None
 
 
@@ -124,13 +124,13 @@ def answers(record: RunRecord) -> Markup:
     """Answers to the same prompts before and after."""
     if not record.answers:
         hint = element("code", f"wishbone compare {record.path}")
-        return _section("Answers", element("p", "None yet. To write some: ", hint, class_="empty"))
-    note = element("p", "Greedy answers of the same model, without and with what was learned.")
+        return _section("Answers", element("p", "None yet. To generate some: ", hint, class_="empty"))
+    note = element("p", "Greedy answers of the model before and after training.")
     return _section("Answers", note, *map(_answer, record.answers[:MOST_ANSWERS]))
 
 
 def settings(record: RunRecord) -> Markup | None:
-    """Every setting, beside the default where it differs."""
+    """Every setting, with the default if it differs."""
     tables = []
     for name, section in record.config.items():
         rows = []
@@ -145,7 +145,7 @@ def settings(record: RunRecord) -> Markup | None:
 
 
 def environment(record: RunRecord) -> Markup | None:
-    """What the result depends on beside its settings."""
+    """Versions, machine and command of the run."""
     flat: dict[str, Any] = {}
     for name, value in record.environment.items():
         if name == "command" and isinstance(value, list):
@@ -209,7 +209,7 @@ def _pair_counts(record: RunRecord) -> str | None:
     trained, heldout = (pairs.get("train") if isinstance(pairs, dict) else None), heldout_pairs(record)
     parts = [
         f"{_counted(count)} {what}"
-        for count, what in ((trained, "to learn from"), (heldout, "held out"), (dropped, "unusable rows dropped"))
+        for count, what in ((trained, "to train on"), (heldout, "held out"), (dropped, "unusable rows dropped"))
         if count
     ]
     return ", ".join(parts) or None
@@ -240,7 +240,7 @@ def _duration(seconds: Any) -> str | None:
 
 
 def _moment(written: Any) -> Any:
-    """A moment without seconds, in the time zone it was written in; what is no moment stays as it is."""
+    """A time without seconds, in its own time zone; a value that is not a time is returned unchanged."""
     try:
         moment = datetime.fromisoformat(written)
     except (TypeError, ValueError):
@@ -256,14 +256,14 @@ _NO_DEFAULT = object()
 
 
 def _default(section: str, key: str) -> Any:
-    """The default of a setting, or `_NO_DEFAULT` where it is required or unknown."""
+    """The default of a setting, or `_NO_DEFAULT` if the setting is required or unknown."""
     field = RunConfig.model_fields.get(section)
     known = getattr(field.annotation, "model_fields", {}) if field else {}
     return _NO_DEFAULT if key not in known or known[key].is_required() else known[key].default
 
 
 def _value(value: Any) -> str:
-    """A value as text, of bounded length; None and an empty list are a dash."""
+    """A value as text of limited length; None and an empty list become a dash."""
     if value is None or value == []:
         return "\N{EN DASH}"
     if isinstance(value, str):

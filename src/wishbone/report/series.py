@@ -1,4 +1,4 @@
-"""Values over optimizer steps: averaged, compared end to end, and thinned so that a page stays small."""
+"""Values over optimizer steps: running means, first and last tenth, and thinning so that a page stays small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ends(series: Series) -> tuple[float, float] | None:
 def running_mean(series: Series, window: int) -> list[tuple[float, float]]:
     """Return the centred mean over `window` finite values, at their steps; windows are cut off at both ends.
 
-    Where a value is not finite, the mean is NaN, so that a gap stays a gap.
+    If a value is not finite, the mean there is NaN, so a gap stays a gap.
 
     Args:
         series: points in the order of their steps.
@@ -48,9 +48,9 @@ def running_mean(series: Series, window: int) -> list[tuple[float, float]]:
 
 
 def thin(series: Series, limit: int) -> list[tuple[float, float]]:
-    """Return at most `limit` points that look like all of them: first, last and both extremes of every stretch.
+    """Return at most `limit` points with the shape of the series: first, last, and both extremes of every interval.
 
-    A value that is not finite is kept once a stretch, so that a gap stays a gap.
+    One value per interval that is not finite is kept, so a gap stays a gap.
     """
     if len(series) <= limit:
         return list(series)
