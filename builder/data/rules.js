@@ -787,7 +787,7 @@
     "training.activations": "offload",
     "training.token_budget": 2048
    },
-   "reason": "Short rows with layer inputs in host memory need the least memory of all: 5.7 GiB for an 8B model in NF4."
+   "reason": "Short rows with layer inputs in host memory need the least memory of all: 5.5 GiB for an 8B model in NF4."
   },
   {
    "id": "memory-checkpointing",

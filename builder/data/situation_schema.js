@@ -26,7 +26,7 @@
     }
    ],
    "default": null,
-   "description": "Size of a model whose shape is not known, in billions of weights.",
+   "description": "Size of a model that is not known by name, in billions of weights.",
    "title": "Parameters Billion",
    "flag": "--parameters-billion",
    "accepted": "a number above 0 and of at most 10000, or null"
@@ -53,7 +53,7 @@
     }
    ],
    "default": null,
-   "description": "Memory of each GPU in GiB; null: as the GPU of that name has.",
+   "description": "Memory of each GPU in GiB; null: that of the named GPU.",
    "title": "Gpu Memory Gib",
    "flag": "--gpu-memory-gib",
    "accepted": "a number above 0 and of at most 4096, or null"
@@ -104,7 +104,7 @@
     }
    ],
    "default": null,
-   "description": "The other model, where reference is given.",
+   "description": "The other model, if reference is given.",
    "title": "Reference Model",
    "flag": "--reference-model",
    "accepted": "one line of text, or null"
@@ -185,7 +185,7 @@
     }
    ],
    "default": null,
-   "description": "Rate you want, or had when the symptoms showed; null: advised.",
+   "description": "Learning rate to use, or that of the run with the symptoms; null: recommended.",
    "title": "Learning Rate",
    "flag": "--learning-rate",
    "accepted": "a number above 0 and of at most 1, or null"
@@ -214,7 +214,7 @@
   },
   "target": {
    "default": "wishbone",
-   "description": "Trainer that the file is written for.",
+   "description": "Trainer for which the file is written.",
    "enum": [
     "wishbone",
     "trl",

@@ -54,8 +54,8 @@
         `${show(other)} is not used with --reference none; say --reference given or leave it out`],
       longest < prompt + completion && [["longest_tokens", "prompt_tokens", "completion_tokens"],
         `${longest} is shorter than a median pair (${prompt} + ${completion}); give the longest prompt plus completion`],
-      none && memory !== null && [["gpu_memory_gib", "gpu"], `${sixDigits(memory)} belongs to a GPU and there is none; name it with --gpu`],
-      none && gpus > 1 && [["gpus", "gpu"], `${gpus} of no GPU; name it with --gpu`],
+      none && memory !== null && [["gpu_memory_gib", "gpu"], `${sixDigits(memory)} needs a GPU, but none is named; name it with --gpu`],
+      none && gpus > 1 && [["gpus", "gpu"], `${gpus} GPUs, but none is named; name it with --gpu`],
       twice.length > 0 && [["symptoms"], `${twice.join(", ")} given twice; once is enough`],
     ].filter(Boolean);
   }
@@ -74,7 +74,7 @@
       situation[name] = bare(value);
       const found = [];
       if (value === undefined) {
-        found.push([name, `${flag(name)}: missing and required. ${schema.description}`]);
+        found.push([name, `${flag(name)}: required, but missing. ${schema.description}`]);
         situation[name] = "placeholder";
       } else if (schema.type === "array" && Array.isArray(value)) {
         found.push(...value.filter((item) => !fits(item, schema.items)).map((item) => [name, refusal(name, item, schema.items)]));
@@ -87,7 +87,7 @@
     }
     for (const name of unknown) {
       const close = nearest(name, Object.keys(FIELDS));
-      problems.push([name, `${flag(name)}: there is no such question${close ? `; did you mean ${flag(close)}?` : ""}`]);
+      problems.push([name, `${flag(name)}: no such option${close ? `; did you mean ${flag(close)}?` : ""}`]);
     }
     for (const [fields, text] of conflicts(situation)) {
       if (!fields.some((name) => broken.has(name))) problems.push([fields[0], `${flag(fields[0])}: ${text}`]);

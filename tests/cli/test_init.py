@@ -127,7 +127,7 @@ def test_trl_has_no_document_with_a_reference_model():
 def test_without_a_terminal_it_does_not_ask():
     outcome = init()
     assert outcome.exit_code == 2
-    assert "--model: missing" in outcome.stderr and "--data: missing" in outcome.stderr
+    assert "--model: required, but missing" in outcome.stderr and "--data: required, but missing" in outcome.stderr
 
 
 @pytest.mark.slow

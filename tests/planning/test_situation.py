@@ -51,8 +51,8 @@ def test_all_problems_come_at_once():
         ({"reference": "given"}, "--reference: given needs the other model"),
         ({"reference_model": "x"}, "--reference-model: 'x' is not used with --reference none"),
         ({"longest_tokens": 383}, "--longest-tokens: 383 is shorter than a median pair (128 + 256)"),
-        ({"gpu_memory_gib": 24.0}, "--gpu-memory-gib: 24 belongs to a GPU and there is none"),
-        ({"gpus": 2}, "--gpus: 2 of no GPU"),
+        ({"gpu_memory_gib": 24.0}, "--gpu-memory-gib: 24 needs a GPU, but none is named"),
+        ({"gpus": 2}, "--gpus: 2 GPUs, but none is named"),
         ({"symptoms": ["nan", "nan"]}, "--symptom: nan given twice"),
     ],
 )

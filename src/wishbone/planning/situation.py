@@ -29,18 +29,18 @@ class Situation(Section):
 
     model: Line = Field(description=f"{EMBEDDED_MODEL} (built in), a model id on the hub or a directory.")
     parameters_billion: float | None = Field(
-        default=None, gt=0, le=10_000, description="Size of a model whose shape is not known, in billions of weights."
+        default=None, gt=0, le=10_000, description="Size of a model that is not known by name, in billions of weights."
     )
     gpu: Line = Field(default=NO_GPU, description="Name of the GPU, such as RTX 4090, or none.")
     gpu_memory_gib: float | None = Field(
-        default=None, gt=0, le=4096, description="Memory of each GPU in GiB; null: as the GPU of that name has."
+        default=None, gt=0, le=4096, description="Memory of each GPU in GiB; null: that of the named GPU."
     )
     gpus: int = Field(default=1, ge=1, le=128, description="How many of these GPUs train at the same time.")
     method: Literal["lora", "full"] = Field(default="lora", description="lora: an adapter; full: every weight.")
     reference: Literal["none", "given"] = Field(
         default="none", description="none: the model as it is before training; given: another model."
     )
-    reference_model: Line | None = Field(default=None, description="The other model, where reference is given.")
+    reference_model: Line | None = Field(default=None, description="The other model, if reference is given.")
     data: Line = Field(description="Preference pairs: a file, a directory or a data set id on the hub.")
     pairs: int | None = Field(default=None, ge=1, le=10**12, description="How many pairs there are; null: unknown.")
     prompt_tokens: Tokens = Field(default=128, description="Median length of a prompt in tokens.")
@@ -48,11 +48,11 @@ class Situation(Section):
     longest_tokens: Tokens = Field(default=1024, description="Longest prompt plus completion in tokens.")
     noisy_labels: bool = Field(default=False, description="Some pairs have the worse completion as the chosen one.")
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="Rate you want, or had when the symptoms showed; null: advised."
+        default=None, gt=0, le=1, description="Learning rate to use, or that of the run with the symptoms; null: recommended."
     )
     symptoms: list[Symptom] = Field(default=[], description="What went wrong in an earlier run.")
     target: Literal["wishbone", "trl", "unsloth"] = Field(
-        default="wishbone", description="Trainer that the file is written for."
+        default="wishbone", description="Trainer for which the file is written."
     )
     output: Line | None = Field(default=None, description="File to write; null: standard output.")
 
@@ -74,10 +74,10 @@ class Situation(Section):
             )
             conflicts.append(Conflict(("longest_tokens", "prompt_tokens", "completion_tokens"), text))
         if self.gpu.lower() == NO_GPU and self.gpu_memory_gib is not None:
-            text = f"{self.gpu_memory_gib:g} belongs to a GPU and there is none; name it with --gpu"
+            text = f"{self.gpu_memory_gib:g} needs a GPU, but none is named; name it with --gpu"
             conflicts.append(Conflict(("gpu_memory_gib", "gpu"), text))
         if self.gpu.lower() == NO_GPU and self.gpus > 1:
-            text = f"{self.gpus} of no GPU; name it with --gpu"
+            text = f"{self.gpus} GPUs, but none is named; name it with --gpu"
             conflicts.append(Conflict(("gpus", "gpu"), text))
         if len(set(self.symptoms)) < len(self.symptoms):
             twice = sorted({symptom for symptom in self.symptoms if self.symptoms.count(symptom) > 1})
@@ -132,10 +132,10 @@ def _sentence(item: Any) -> str:
     name, value = str(item["loc"][0]), item["input"]
     if item["type"] == "extra_forbidden":
         close = nearest(name, Situation.model_fields)
-        return f"{flag(name)}: there is no such question" + (f"; did you mean {flag(close)}?" if close else "")
+        return f"{flag(name)}: no such option" + (f"; did you mean {flag(close)}?" if close else "")
     schema = Situation.model_json_schema()["properties"][name]
     if item["type"] == "missing":
-        return f"{flag(name)}: missing and required. {schema['description']}"
+        return f"{flag(name)}: required, but missing. {schema['description']}"
     choices = SYMPTOMS if name == "symptoms" else [str(choice) for choice in schema.get("enum", ())]
     close = nearest(value, choices) if isinstance(value, str) else None
     kind = schema["items"] if name == "symptoms" and isinstance(value, str) else schema
