@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from tiny import ATTENTION_FAMILIES, tiny_model
 from torch import Tensor, nn
 from transformers.models.llama import modeling_llama
@@ -159,11 +160,139 @@ def test_a_forward_that_others_set_to_the_classs_own_is_put_back(monkeypatch: py
     expected = loss_and_gradients(model)
     first, second = (layer.self_attn for layer in model.model.layers)
     kept = first.forward = MethodType(type(first).forward, first)
-    second._old_forward = second.forward
-    outer = second.forward = functools.partial(lambda self, *args, **kwargs: self._old_forward(*args, **kwargs), second)
+    add_hook_to_module(second, AlignDevicesHook(execution_device="cpu"))
+    outer = second.forward
     fused = FusedRotary(model, everywhere=True)
     with fused.running():
         assert first.forward is not kept and second.forward is outer
         assert_close(loss_and_gradients(model), expected)
     assert first.forward is kept and second.forward is outer and len(fused.layers) == 2
     assert all(rotary.forms and None not in rotary.forms.values() for (rotary,) in fused.layers.values())
+
+
+def turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    return modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+
+
+CALLS: dict[str, Callable[[], Any]] = {
+    "by keyword": lambda: rewritten(
+        "apply_rotary_pos_emb(query_states, key_states, cos, sin)",
+        "apply_rotary_pos_emb(sin=sin, cos=cos, k=key_states, q=query_states)",
+    ),
+    "with the dimension of heads": lambda: rewritten(
+        "apply_rotary_pos_emb(query_states, key_states, cos, sin)",
+        "apply_rotary_pos_emb(query_states, key_states, cos, sin, unsqueeze_dim=1)",
+    ),
+    "with heads behind tokens": lambda: rewritten(
+        "query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)",
+        "query_states, key_states = (x.transpose(1, 2) for x in apply_rotary_pos_emb("
+        "query_states.transpose(1, 2), key_states.transpose(1, 2), cos, sin, 2))",
+    ),
+    "one at a time": lambda: rewritten(
+        "query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)",
+        "query_states, key_states = apply_rotary(query_states, cos, sin), apply_rotary(key_states, cos, sin)",
+        apply_rotary=lambda x, cos, sin: modeling_llama.apply_rotary_pos_emb(x, x, cos, sin)[0],
+    ),
+    "under another name": lambda: rewritten("apply_rotary_pos_emb(", "apply_rope(", apply_rope=turned),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_calls_of_every_kind_run_fused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    monkeypatch.setattr(OWN, "forward", CALLS[kind]())
+    fused = FusedRotary(model, everywhere=True)
+    for _ in range(2):
+        with fused.running():
+            assert_close(loss_and_gradients(model), expected)
+    assert [(site.part, site.why_not) for site in fused.sites()] == [("rotary embedding", None)] * 2
+    assert all(rotary.forms and set(rotary.forms.values()) == {"halves"} for (rotary,) in fused.layers.values())
+
+
+def test_a_helper_of_the_module_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    expected = loss_and_gradients(model)
+    forward = rewritten("apply_rotary_pos_emb(", "positioned(")
+    exec("def positioned(*args):\n    return apply_rotary_pos_emb(*args)", forward.__globals__)
+    monkeypatch.setattr(OWN, "forward", forward)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected)
+    assert [site.why_not for site in fused.sites()] == [None, None]
+
+
+class Wrapped:
+    """A decorator that returns an object instead of a function."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return functools.partial(self.function, instance)
+
+
+def scaled(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    q, k = modeling_llama.apply_rotary_pos_emb(q, k, cos, sin)
+    return q * 1.01, k
+
+
+def of_pair(pair: tuple[Tensor, Tensor], cos: Tensor, sin: Tensor) -> Any:
+    return modeling_llama.apply_rotary_pos_emb(*pair, cos, sin)
+
+
+LEFT: dict[str, tuple[Callable[[], Any], str]] = {
+    "wrapped in an object": (lambda: Wrapped(OWN.forward), "wrapped in an object of the class partial"),
+    "under a name that says nothing": (
+        lambda: rewritten("apply_rotary_pos_emb(", "turned(", turned=turned),
+        "LlamaAttention calls no function with a name like apply_rotary_pos_emb",
+    ),
+    "computing more": (
+        lambda: rewritten(apply_rotary_pos_emb=scaled),
+        "scaled pairs elements in a way that is not known, or computes more than a rotary embedding",
+    ),
+    "called with other arguments": (
+        lambda: rewritten(
+            "(query_states, key_states, cos, sin)",
+            "((query_states, key_states), cos, sin)",
+            apply_rotary_pos_emb=of_pair,
+        ),
+        "of_pair is called with other arguments than queries, keys, cosines and sines",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_what_is_not_fused_is_named_and_computes_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, reason = LEFT[kind]
+    model = tiny_model("llama", dtype=torch.float64)
+    monkeypatch.setattr(OWN, "forward", forward())
+    expected = loss_and_gradients(model)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected, 0.0)
+    sites = list(fused.sites())
+    assert len(sites) == 2 and all(site.why_not is not None and reason in site.why_not for site in sites)
+
+
+def test_a_forward_that_somebody_replaced_is_named() -> None:
+    model = tiny_model("llama", dtype=torch.float64)
+    attention = model.model.layers[0].self_attn
+    own = attention.forward
+    attention.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    expected = loss_and_gradients(model)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running():
+        assert_close(loss_and_gradients(model), expected)
+    assert sorted(str(site.why_not) for site in fused.sites()) == ["None", "something else has replaced their forward"]
+
+
+def test_a_call_at_positions_that_do_not_turn_decides_nothing() -> None:
+    """One token at position 0 is the same in every form; the next call decides."""
+    model = tiny_model("cohere", dtype=torch.float64)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running(), torch.no_grad():
+        model(input_ids=IDS[:, :1], use_cache=False)
+        assert not any(rotary.forms for (rotary,) in fused.layers.values())
+        model(input_ids=IDS, use_cache=False)
+    assert all(set(r.forms.values()) == {"neighbours with their angles"} for (r,) in fused.layers.values())

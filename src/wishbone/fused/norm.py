@@ -127,12 +127,13 @@ def _norm_forward(
 ) -> Callable[..., Any]:
     parameters: dict[str, Any] = vars(module)["_parameters"]
     eps, offset, ones = formula.eps, formula.offset, _Ones()
+    has_weight, is_layer_norm = formula.has_weight, formula.is_layer_norm
 
     def forward(x: Tensor) -> Any:
-        weight = parameters["weight"] if formula.has_weight else ones.like_last(x)
+        weight = parameters["weight"] if has_weight else ones.like_last(x)
         if weight.requires_grad or x.device != weight.device or x.dtype != weight.dtype:
             return own_forward(x)
-        if formula.is_layer_norm:
+        if is_layer_norm:
             return _layer_norm(x, weight, eps)
         normed, rows = _RMSNorm.apply(x, weight, eps, offset, quantized.begin(module))
         quantized.leave(module, normed, rows)

@@ -35,6 +35,8 @@ from wishbone.ops.rotary import Form, rotary, turned_elements
 
 NAME = re.compile(r"apply\w*(rot|rope)|(rot\w*|rope)_(fn|func|function)$")
 """Names that model families give functions which turn queries and keys."""
+MOST_SHAPES = 256
+"""Of how many shapes of calls a layer remembers the form."""
 FORMS: tuple[Form, ...] = get_args(Form)
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Relative difference that rounding explains."""
@@ -151,10 +153,26 @@ class Rotary:
         self.forms: dict[tuple[Any, ...], Form | None] = {}
         self.other_calls = False
         self._arguments = _Arguments(own)
+        self._seen: dict[tuple[Any, ...], Form] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return queries and keys, or one of them, turned.
+
+        It runs at each call of each layer, so shapes that were seen before are looked up and not looked at.
+        """
+        if kwargs or len(args) != 4 or not isinstance(args[3], Tensor):
+            return self._call(args, kwargs)
+        query, key, cos, sin = args
+        shapes = query.shape, key.shape, cos.shape, sin.shape, query.dtype, key.dtype, cos.dtype
+        form = self._seen.get(shapes)
+        if form is not None:
+            return rotary(query, key, cos, sin, form=form)
+        return self._call(args, kwargs, shapes)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: tuple[Any, ...] | None = None) -> Any:
+        """Return what a call in any order of arguments returns; note the form for `shapes`."""
         tensors, heads_dim = args, self._arguments.heads_dim
-        if kwargs or len(args) != 4:
+        if shapes is None:
             tensors, heads_dim = self._arguments.in_order(args, kwargs)
         if not _is_usual(tensors, heads_dim):
             self.other_calls = True
@@ -162,7 +180,13 @@ class Rotary:
         first, cos = tensors[0], tensors[-2]
         kind = (len(tensors), heads_dim, first.dtype, cos.dtype, first.shape[3], cos.shape[2])
         form = self.forms[kind] if kind in self.forms else self._try(kind, args, kwargs, tensors, heads_dim)
-        return self.own(*args, **kwargs) if form is None else _turned(tensors, heads_dim, form)
+        if form is None:
+            return self.own(*args, **kwargs)
+        if shapes is not None and heads_dim == 1:
+            if len(self._seen) == MOST_SHAPES:
+                self._seen.clear()
+            self._seen[shapes] = form
+        return _turned(tensors, heads_dim, form)
 
     @torch.no_grad()
     def _try(
