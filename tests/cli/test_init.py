@@ -133,7 +133,7 @@ def test_without_a_terminal_it_does_not_ask():
 @pytest.mark.slow
 def test_what_is_written_can_be_trained(tmp_path: Path):
     tokenizer = tiny_tokenizer()
-    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=2048).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(20)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

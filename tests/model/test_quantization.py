@@ -207,10 +207,11 @@ def test_what_cannot_be_quantized_is_refused_with_the_remedy(saved: Path, monkey
 
 
 def test_a_model_in_another_quantization_is_not_quantized_again(tmp_path: Path):
-    model = tiny_model("llama")
-    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
-    model.config.save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes((8).to_bytes(8, "little") + b"{}      ")
+    tiny_model("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="is quantized already, with gptq, and cannot be loaded in 4 bits"):
         load_model(str(tmp_path), device="cpu", load_in_4bit=True)

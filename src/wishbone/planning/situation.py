@@ -48,7 +48,10 @@ class Situation(Section):
     longest_tokens: Tokens = Field(default=1024, description="Longest prompt plus completion in tokens.")
     noisy_labels: bool = Field(default=False, description="Some pairs have the worse completion as the chosen one.")
     learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="Learning rate to use, or that of the run with the symptoms; null: recommended."
+        default=None,
+        gt=0,
+        le=1,
+        description="Learning rate to use, or that of the run with the symptoms; null: recommended.",
     )
     symptoms: list[Symptom] = Field(default=[], description="What went wrong in an earlier run.")
     target: Literal["wishbone", "trl", "unsloth"] = Field(
