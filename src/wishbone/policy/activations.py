@@ -28,7 +28,9 @@ def checkpointed_layers(model: nn.Module) -> list[Any]:
 def allow_recompute(model: PreTrainedModel) -> None:
     """Switch on activation checkpointing in a causal language model, so that `activations_of_row` can choose layers."""
     if model.supports_gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.24 renamed the method, and the old name warns.
+        renamed = getattr(model, "activation_checkpointing_enable", None)
+        (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 @contextmanager
