@@ -81,7 +81,7 @@ def reference_identity(policy: Policy, adapters: Sequence[str] = (), *, autocast
     facts = {
         "tensors": {name: [list(t.shape), str(t.dtype), *hashes[id(t)]] for name, t in counted.items()},
         "adapters": _adapter_facts(policy.model, layers),
-        "config": _plain(config.to_dict(), COSMETIC),
+        "config": plain_configuration(config.to_dict(), COSMETIC),
         "modules": sorted({_kind(module) for _, module in reference_modules(model, adapters)}),
         "code": scoring_code(),
         "form": [policy.form, "fused" if policy.fused else "as it is"],
@@ -114,17 +114,17 @@ def _adapter_facts(model: nn.Module, layers: list[AdapterLayer]) -> dict[str, An
     used = {layer.adapter for layer in layers}
     return {
         "scales": {f"{layer.name} {layer.adapter}": layer.scale for layer in layers},
-        "configs": {name: _plain(model.peft_config[name].to_dict(), COSMETIC_OF_ADAPTER) for name in used},
+        "configs": {name: plain_configuration(model.peft_config[name].to_dict(), COSMETIC_OF_ADAPTER) for name in used},
     }
 
 
-def _plain(value: Any, cosmetic: frozenset[str]) -> Any:
-    """A configuration in JSON's values, sets sorted, cosmetic fields left out at every depth."""
+def plain_configuration(value: Any, cosmetic: frozenset[str]) -> Any:
+    """Return a configuration in JSON's values, sets sorted, without its cosmetic fields at every depth."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner, cosmetic) for key, inner in value.items() if key not in cosmetic}
+        return {str(key): plain_configuration(inner, cosmetic) for key, inner in value.items() if key not in cosmetic}
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
-    return [_plain(inner, cosmetic) for inner in value] if isinstance(value, list | tuple) else value
+    return [plain_configuration(inner, cosmetic) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _kind(module: nn.Module) -> str:

@@ -21,18 +21,17 @@ from peft import LoraConfig
 from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from wishbone.config.load import dump_config
-from wishbone.config.run_directory import CHECKPOINTS, choose_run_directory
+from wishbone.config.run_directory import choose_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
-from wishbone.errors import RequestError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.report.html import write_report
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.progress import ProgressBar
+from wishbone.run.resume import deciding_settings, finished_steps, refuse_another_run
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.training_arguments import training_arguments
@@ -44,15 +43,22 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
 
     Args:
         config: the checked configuration.
-        resume: continue from the newest checkpoint in the run directory.
+        resume: continue from the newest sound checkpoint in the run directory; nothing is done where all steps are.
         console: where progress goes; standard error by default.
 
     Raises:
-        RequestError: data, model or settings cannot be used, or there is nothing to resume.
+        RequestError: data, model or settings cannot be used; there is nothing to resume, or it is another run.
     """
     console = console or Console(stderr=True)
     run_dir = choose_run_directory(config, resume=resume)
-    checkpoint = _newest_checkpoint(run_dir) if resume else None
+    if resume:
+        refuse_another_run(config, run_dir)
+        if (steps := finished_steps(config, run_dir)) is not None:
+            console.print(
+                f"this run is finished: {steps} of {steps} steps; to train on, set training.max_steps above {steps}",
+                highlight=False,
+            )
+            return run_dir
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     train_pairs, heldout, dropped = _pairs(config)
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
@@ -68,6 +74,8 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         callbacks=[MetricsFile(run_dir / "metrics.jsonl"), ProgressBar(console)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.deciding = deciding_settings(config)
+    checkpoint = str(trainer.checkpoint_to_resume()) if resume else None
     writes = trainer.is_world_process_zero()
     if writes:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -159,16 +167,6 @@ def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:
     train, heldout, dropped = prepare_data(config, tokenizer)
     check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
     return train, heldout, dropped
-
-
-def _newest_checkpoint(run_dir: Path) -> str:
-    checkpoints = run_dir / CHECKPOINTS
-    newest: str | None = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if newest is None:
-        raise RequestError(
-            f"there is no checkpoint in {checkpoints} to resume from; start anew in another directory or delete it"
-        )
-    return newest
 
 
 def _now() -> str:

@@ -39,6 +39,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         eval_steps=every["eval"],
         save_strategy="steps" if every["save"] else "epoch",
         save_steps=every["save"] or 500,
+        save_minutes=None if every["save"] else 3.0,
         save_total_limit=2,
         report_to=config.output.report_to or "none",
         disable_tqdm=True,

@@ -71,6 +71,14 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "user's cache, where that is right), 'off', or the path of an SQLite file."
         },
     )
+    save_minutes: float | None = field(
+        default=3.0,
+        metadata={
+            "help": "With save_strategy 'steps' or 'epoch', also save when so many minutes passed since the last "
+            "checkpoint, later where saving would take over 2 % of the time; the next checkpoint replaces it. None: "
+            "never."
+        },
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
@@ -106,6 +114,8 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"reference_store {self.reference_store!r} must be 'auto', 'off' or the path of a file")
         if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            problems.append(f"save_minutes {self.save_minutes!r} must be above 0, or None for no saves by the clock")
         if problems:
             raise RequestError(problems)
 

@@ -22,7 +22,6 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
-from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.differentiable import differentiable_loss
@@ -39,6 +38,7 @@ from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step, settle_frozen_copy
+from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
@@ -50,7 +50,7 @@ from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
+class DPOTrainer(CheckpointedTrainer):
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
     Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
@@ -89,6 +89,7 @@ class DPOTrainer(TRLDPOTrainer):  # type: ignore[misc]
         undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
+        self._checkpoint_by_the_clock()
         settle_frozen_copy(self.model, adapter_is_new=request.adapter_added)
 
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:

@@ -1,0 +1,256 @@
+"""TRL's trainer with checkpoints that survive a kill, and runs that continue exactly where one was written.
+
+transformers writes a checkpoint into its place, file by file: a process that is killed meanwhile leaves a part of one,
+which the next run takes for the newest. Here transformers writes it beside (`checkpoint_files.py`), and the trainer
+puts it in place when every process has written its part. Before a run continues, the files are checked, and so is
+whether it is the same run (`fingerprint.py`). It ends after `max_steps` steps, not one later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from torch import nn
+from transformers.trainer_utils import TrainOutput
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
+
+from wishbone.errors import RequestError, one_line
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.checkpoint_files import (
+    STAGING,
+    STATE,
+    checkpoints_in,
+    damage,
+    has_manifest,
+    newest_sound,
+    publish,
+    rotate,
+)
+from wishbone.trainer.fingerprint import (
+    FILE,
+    Facts,
+    adapter_facts,
+    changes,
+    model_facts,
+    other_versions,
+    pairs_facts,
+    read_fingerprint,
+    refuse_changes,
+    settings_of,
+    versions,
+)
+from wishbone.trainer.timed_saves import TimedSaves
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointNotWritten(RuntimeError):
+    """A checkpoint could not be written; the message says why and which one is the last."""
+
+
+class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
+    """TRL's trainer; saves and resumes in its own way.
+
+    Attributes:
+        deciding: the settings that decide the result, by the names that the caller knows them by. A run that continues
+            must have the same. None: the arguments.
+    """
+
+    args: DPOConfig
+    deciding: dict[str, Any] | None = None
+
+    def _checkpoint_by_the_clock(self) -> None:
+        """Prepare what saving and resuming need, once TRL has constructed itself."""
+        self._staging: Path | None = None
+        self._push_later = False
+        self._checked: Path | None = None
+        self._recorded: Facts | None = None
+        self._timed: TimedSaves | None = None
+        if self.args.save_minutes is not None:
+            self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
+            self.add_callback(self._timed)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as transformers does, from a checkpoint that was found to be sound.
+
+        Args:
+            resume_from_checkpoint: True for the newest sound checkpoint in `output_dir`, or the path of one.
+            args: further arguments of transformers' `train`.
+            kwargs: the same by name.
+
+        Raises:
+            RequestError: there is no sound checkpoint, or the one named is damaged.
+            CheckpointNotWritten: the disk is full or fails; the last checkpoint is whole.
+        """
+        if self.args.should_save:
+            self._record()
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(self.checkpoint_to_resume(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _record(self) -> Facts:
+        """Return the fingerprint of this run, taken before the first step is."""
+        if self._recorded is None:
+            self._recorded = {
+                "settings": self.deciding or settings_of(self.args, self.accelerator.num_processes),
+                "data": {"training pairs": pairs_facts(self.train_dataset), "held out": pairs_facts(self.eval_dataset)},
+                "model": model_facts(self.model),
+                "reference": {} if self.ref_model is None else model_facts(self.ref_model),
+                "adapter": adapter_facts(self.model),
+                "versions": versions(),
+            }
+        return self._recorded
+
+    def checkpoint_to_resume(self, asked: str | bool = True) -> Path:
+        """Return the checkpoint that training continues from, checked by the first process for all.
+
+        Args:
+            asked: True for the newest sound checkpoint in `output_dir`, or the path of one.
+
+        Raises:
+            RequestError: there is none, or the one named is damaged.
+        """
+        if self._checked is not None and asked == str(self._checked):
+            return self._checked
+        found: list[Any] = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = self._sound_checkpoint(asked)
+            except RequestError as error:
+                found[1] = error.problems
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        if found[1] is not None:
+            raise RequestError(found[1])
+        path: Path = found[0]
+        self._checked = path
+        return path
+
+    def _sound_checkpoint(self, asked: str | bool) -> Path:
+        """Choose and check; warn of what was skipped and of what cannot be checked."""
+        if isinstance(asked, str):
+            path = Path(asked)
+            if path.is_dir() and (harm := damage(path)):
+                other = newest_sound(path.parent).path
+                remedy = f"{other} is sound" if other else "there is no sound one beside it"
+                raise RequestError(f"resume_from_checkpoint: {path} is damaged ({harm}); {remedy}")
+        else:
+            folder = Path(self.args.output_dir)
+            choice = newest_sound(folder)
+            for line in choice.skipped:
+                logger.warning("%s", line)
+            if choice.path is None:
+                why = "all of them are damaged" if choice.skipped else "there is none"
+                raise RequestError(
+                    f"no checkpoint in {folder} can be continued, because {why}; start anew in another directory"
+                )
+            path = choice.path
+        recorded = read_fingerprint(path)
+        if recorded is not None:
+            refuse_changes(changes(recorded, self._record()), path)
+            if line := other_versions(recorded, self._record()):
+                logger.warning("%s", line)
+        if path.is_dir():
+            _say_what_cannot_be_checked(path, recorded)
+        return path
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
+        """Restore the state as transformers does; how often is logged, evaluated and saved is what is asked for now."""
+        begun = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return begun
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run an epoch, unless all steps are done already: transformers asks only after a step."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints go, which is beside their place while one is written."""
+        return str(super()._get_output_dir(trial)) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload as transformers does, but only what is in its place."""
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+        else:
+            self._push_later = True
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Have transformers write a checkpoint beside its place; put it there when all processes have written."""
+        began = time.monotonic()
+        folder = Path(super()._get_output_dir(trial))
+        staging = folder / STAGING
+        place = folder / f"checkpoint-{self.state.global_step}"
+        rolling = self._timed is not None and self._timed.rolling
+        if self.is_local_process_zero() and staging.exists():
+            shutil.rmtree(staging)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        self._staging, self._push_later = staging, False
+        try:
+            super()._save_checkpoint(model, trial)
+            self._write_extras(staging / place.name, folder)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                publish(staging / place.name, place, rolling=rolling)
+            self.accelerator.wait_for_everyone()
+            if self.is_local_process_zero() and (staging / place.name).exists():  # of a node with a disk of its own
+                publish(staging / place.name, place, rolling=rolling)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _is_of_the_disk(error):
+                raise
+            raise CheckpointNotWritten(_not_written(place, error)) from error
+        finally:
+            self._staging = None
+            if self.is_local_process_zero():
+                shutil.rmtree(staging, ignore_errors=True)
+        if self._push_later and not rolling:
+            super()._push_from_checkpoint(str(place))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(folder, self.args.save_total_limit, [] if best is None else [Path(best)])
+        if self._timed is not None:
+            self._timed.saved(time.monotonic() - began)
+
+    def _write_extras(self, written: Path, folder: Path) -> None:
+        """Add the fingerprint; name the best checkpoint by its place, which is not where it was looked for."""
+        if self.args.should_save:
+            (written / FILE).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best.exists() or best.name == written.name):
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(written / STATE))
+
+
+def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:
+    """One line for a checkpoint of version 0.1.0, of transformers or of TRL."""
+    absent = [] if has_manifest(path) else ["whether its files changed (no manifest.json)"]
+    absent += [] if recorded is not None else [f"whether data, model and settings are the same (no {FILE})"]
+    if absent:
+        logger.warning("%s was not written by this version; what cannot be checked: %s.", path, " and ".join(absent))
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether writing failed; PyTorch raises a RuntimeError for a full disk."""
+    return isinstance(error, OSError | SafetensorError) or "write" in str(error).lower()
+
+
+def _not_written(place: Path, error: Exception) -> str:
+    """A message: what failed, how much room there is, and which checkpoint is the last."""
+    free = shutil.disk_usage(place.parent).free / 2**20
+    others = checkpoints_in(place.parent)
+    last = f"{others[-1].name} is whole" if others else "no checkpoint was written before"
+    return (
+        f"{place} could not be written ({one_line(error)}; {free:,.0f} MiB are free); {last}. "
+        "Make room on the disk and continue with --resume, or with resume_from_checkpoint=True"
+    )
