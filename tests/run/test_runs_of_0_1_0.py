@@ -51,9 +51,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def train(*arguments: str) -> None:
+def train(*arguments: str) -> str:
     outcome = CliRunner().invoke(app, ["train", "tiny.yaml", *arguments])
     assert outcome.exit_code == 0, outcome.output
+    return outcome.stderr
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -61,7 +62,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
-    train("output.dir=run", "--resume")
+    messages = train("output.dir=run", "--resume")
+    (line,) = [line for line in messages.splitlines() if "cannot be checked" in line]
+    assert "no manifest.json" in line and "no fingerprint.json" in line
     for ours, theirs in zip(metrics(run), metrics(OLD), strict=True):
         for line in (ours, theirs):  # wall time, and a count that begins anew with a process, as in TRL
             assert line.pop("seconds") > 0 and line.pop("num_tokens") > 0
@@ -74,10 +77,36 @@ def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
 
 def test_a_run_continues_its_optimizer_and_schedule_and_not_only_its_weights(run: Path) -> None:
     """A run that began anew from the old adapter would take other steps."""
-    (run / "checkpoints" / "checkpoint-2" / "optimizer.pt").unlink()
+    path = run / "checkpoints" / "checkpoint-2" / "optimizer.pt"
+    optimizer = torch.load(path, weights_only=True)
+    for state in optimizer["state"].values():
+        state["exp_avg"].zero_()
+    torch.save(optimizer, path)
     train("output.dir=run", "--resume")
     learned, expected = load_file(run / "adapter" / "adapter_model.safetensors"), load_file(*OLD.glob("adapter_of_*"))
     assert not all(torch.allclose(learned[name], expected[name], **SAME_TO_ROUNDING) for name in learned)
+
+
+def test_its_settings_are_compared_with_its_configuration(run: Path) -> None:
+    outcome = CliRunner().invoke(app, ["train", "tiny.yaml", "output.dir=run", "--resume", "preference.beta=0.2"])
+    assert outcome.exit_code == 2
+    assert "preference.beta was 0.1 and is 0.2" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [("optimizer.pt", None), ("optimizer.pt", 300), ("adapter_model.safetensors", 900), ("trainer_state.json", 200)],
+)
+def test_what_can_be_seen_to_be_damaged_is_not_continued(run: Path, name: str, harm: int | None) -> None:
+    """A file that is absent, or that ends too early: such a checkpoint has no manifest."""
+    path = run / "checkpoints" / "checkpoint-2" / name
+    whole = path.read_bytes()
+    path.unlink()
+    if harm is not None:
+        path.write_bytes(whole[:harm])
+    outcome = CliRunner().invoke(app, ["train", "tiny.yaml", "output.dir=run", "--resume"])
+    assert outcome.exit_code == 2
+    assert f"checkpoint-2 is damaged and was skipped: {name}" in outcome.stderr
 
 
 def test_pickled_arguments_load_and_train(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def _serve(name: str, pipe: Connection) -> None:
     from soak.targets import target_named
 
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch, open(os.devnull, "w") as nothing:
-        _settle(Path(scratch))
+        settle(Path(scratch))
         target = target_named(name)
         run_case(target, 0, Path(scratch) / "warm")  # imports what it needs
         limit = _status("VmSize") + MEMORY_LIMIT
@@ -125,7 +125,7 @@ def _serve(name: str, pipe: Connection) -> None:
                 pipe.send(run_case(target, seed, Path(scratch) / "case"))
 
 
-def _settle(scratch: Path) -> None:
+def settle(scratch: Path) -> None:
     """Caches of this process alone, no hub, quiet libraries."""
     import logging
     import warnings

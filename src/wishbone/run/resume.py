@@ -8,6 +8,7 @@ What settings do not tell, such as other pairs in the file of the same name, is 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
             f"there is no checkpoint in {run_dir / CHECKPOINTS} to resume from; start anew in another directory or "
             "delete it"
         )
-    recorded = _recorded(checkpoints) or _of_the_config(run_dir)
+    recorded = _recorded(checkpoints)
+    if recorded is None and (before := _config(run_dir)):  # a run of version 0.1.0
+        recorded = deciding_settings(before)
     if recorded is not None:
         defaults = RunConfig(model=ModelConfig(name=config.model.name), data=DataConfig(train=config.data.train))
         old = deciding_settings(defaults) | recorded
@@ -68,18 +71,32 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
 
 def finished_steps(config: RunConfig, run_dir: Path) -> int | None:
     """Return the steps of a run that is done, if `config` asks for no more of them; else None."""
-    try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        done, steps = summary["status"] == "done", int(summary["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not done:
+    summary = _summary(run_dir)
+    steps = summary.get("steps")
+    if summary.get("status") != "done" or not isinstance(steps, int):
         return None
     asked = config.training
     if asked.max_steps is not None:
         return steps if asked.max_steps <= steps else None
-    before = load_config(run_dir / CONFIG_FILE).training
-    return steps if before.max_steps is None and asked.epochs <= before.epochs else None
+    before = _config(run_dir)
+    if before is None or before.training.max_steps is not None:
+        return None
+    return steps if asked.epochs <= before.training.epochs else None
+
+
+def heldout_before(run_dir: Path) -> dict[str, float] | None:
+    """Return what the held-out pairs gave before the first step, if an earlier part of the run noted it."""
+    found = _summary(run_dir).get("heldout_before")
+    return found if isinstance(found, dict) else None
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    """What `summary.json` says; nothing where it is absent or damaged."""
+    try:
+        found = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _recorded(checkpoints: list[Path]) -> dict[str, Any] | None:
@@ -94,7 +111,10 @@ def _recorded(checkpoints: list[Path]) -> dict[str, Any] | None:
     return None
 
 
-def _of_the_config(run_dir: Path) -> dict[str, Any] | None:
-    """The settings in `config.yaml`, for a run of version 0.1.0."""
-    path = run_dir / CONFIG_FILE
-    return deciding_settings(load_config(path)) if path.exists() else None
+def _config(run_dir: Path) -> RunConfig | None:
+    """The settings that the run was last started with; None where they cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            return load_config(run_dir / CONFIG_FILE)
+    except RequestError:
+        return None

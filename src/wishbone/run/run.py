@@ -31,7 +31,7 @@ from wishbone.report.html import write_report
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.progress import ProgressBar
-from wishbone.run.resume import deciding_settings, finished_steps, refuse_another_run
+from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, refuse_another_run
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.training_arguments import training_arguments
@@ -90,7 +90,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         "form": trainer.preference_step.policy.form if trainer.preference_step else "trl",
         "form_reason": trainer.form_reason,
         "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
-        "heldout_before": None if heldout is None else _evaluate(trainer),
+        "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or _evaluate(trainer),
     }
     if writes:
         write_json(run_dir / "summary.json", summary)

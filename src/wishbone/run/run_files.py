@@ -34,6 +34,15 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self._path = path
         self._began = time.monotonic() - _last_seconds(path)
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop the lines of steps that were done after the checkpoint that the run continues from: they come again."""
+        if not state.is_world_process_zero or not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        if len(kept) < len(lines):
+            write_text(self._path, "".join(kept))
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:

@@ -1,0 +1,323 @@
+"""Runs that are killed with SIGKILL and continued: `python -m soak.kills --kills 300 --seed 0 --out FILE`.
+
+A trial is one run of `wishbone train` on a tiny model. It is killed at a moment that the seed chooses, continued with
+`--resume`, often killed again, and at last left alone. What it learned must be bitwise what a run learns that was never
+killed. Each attempt is a process of its own, forked from one that has the libraries loaded. Moments:
+
+    clock     after a share of the time that a whole run takes
+    file      right before its k-th operation on a file or directory below the run directory (Python's audit events)
+    saving    some milliseconds after the n-th checkpoint began to be written
+    between   right after the n-th checkpoint was put in its place
+
+Before the first checkpoint there is nothing to continue: `--resume` must say so and the run begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from random import Random
+
+KINDS = ("clock", "file", "saving", "between")
+LONGEST = 300.0
+"""Seconds that a process may take on a busy machine."""
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64}
+adapter: {rank: 2}
+training: {batch_size: 2, gradient_accumulation: 2, learning_rate: 0.01, warmup_ratio: 0.1}
+"""
+VARIANTS: dict[str, list[str]] = {
+    "adapter": ["training.max_steps=12", "training.save_steps=2", "training.scheduler=constant"],
+    "adapter, no reference store": [
+        "training.epochs=3", "training.save_steps=3", "training.reference_store=off", "data.eval_fraction=0.2",
+    ],
+    "adapter with dropout": ["training.epochs=3", "adapter.dropout=0.2", "training.save_steps=1"],
+    "all weights": ["training.max_steps=9", "adapter.method=full", "training.scheduler=constant"],
+    "epochs, evaluated": ["training.epochs=4", "data.eval_fraction=0.2", "training.eval_steps=2"],
+}  # fmt: skip
+"""Settings of the runs; the last two save once an epoch."""
+
+
+@dataclass
+class Trial:
+    """What came of one run: its kills as `kind status-of-the-next-resume`, and whether its weights are right."""
+
+    seed: int
+    variant: str
+    kills: list[str] = field(default_factory=list)
+    wrong: str | None = None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody killed: what it learned and logged, its seconds, and a bound of its file operations."""
+
+    weights: str
+    logged: list[tuple[object, object]]
+    seconds: float
+    operations: int
+
+
+class Workplace:
+    """A directory with a model, pairs and a configuration, in which runs are started as forked processes."""
+
+    def __init__(self, folder: Path) -> None:
+        from tiny import tiny_model, tiny_tokenizer
+
+        self.folder = folder
+        tokenizer = tiny_tokenizer()
+        tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(20)]
+        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "tiny.yaml").write_text(CONFIG)
+
+    def start(self, run: Path, settings: list[str], *, resume: bool, kill_at_operation: int | None = None) -> int:
+        """Fork a process that trains, and return its number."""
+        child = os.fork()
+        if child:
+            return child
+        status = 1
+        try:
+            os.chdir(self.folder)
+            os.environ["WISHBONE_REFERENCE_STORE"] = f"{run}.sqlite"
+            log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            if kill_at_operation is not None:
+                _die_at_operation(run, kill_at_operation)
+            status = _train(["tiny.yaml", *settings, f"output.dir={run}", *["--resume"] * resume])
+        finally:
+            os._exit(status)
+
+
+def _train(arguments: list[str]) -> int:
+    from wishbone.cli import app
+
+    try:
+        app(["train", *arguments], standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def _die_at_operation(run: Path, number: int) -> None:
+    """Have this process kill itself before its `number`-th operation on something below a directory."""
+    count, below = 0, str(run)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        if not event.startswith(("open", "os.", "shutil.")) or not arguments:
+            return
+        if isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(below):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _wait(child: int, moment: Callable[[], bool] | None = None) -> int:
+    """Wait for a process; kill it once `moment()` is true. Returns its exit status, negative for a signal."""
+    began = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        late = time.monotonic() - began > LONGEST
+        if late or (moment is not None and moment()):
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            return 124 if late else os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005 if moment else 0.01)
+
+
+def _moment(kind: str, run: Path, random: Random, seconds: float) -> Callable[[], bool]:
+    """When to kill, for the kinds that look from outside."""
+    began = time.monotonic()
+    after = random.uniform(0, seconds) if kind == "clock" else random.uniform(0, 0.06) * (kind == "saving")
+    wanted = random.randint(1, 4)
+    seen: set[str] = set()
+    since: float | None = began if kind == "clock" else None
+
+    def now() -> bool:
+        nonlocal since
+        if since is None:
+            folder = run / "checkpoints"
+            found = set(os.listdir(folder)) if folder.is_dir() else set()
+            if kind == "between":
+                seen.update(name for name in found if name.startswith("checkpoint-"))
+            elif ".saving" in found:
+                seen.update(os.listdir(folder / ".saving") if (folder / ".saving").is_dir() else ())
+            if len(seen) >= wanted:
+                since = time.monotonic()
+        return since is not None and time.monotonic() - since >= after
+
+    return now
+
+
+def _learned(run: Path) -> str | None:
+    """The SHA-256 of the weights that a run ended with."""
+    digest = hashlib.sha256()
+    files = sorted([*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")])
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+def _logged(run: Path) -> list[tuple[object, object]]:
+    """Step and loss of each line of training in metrics.jsonl."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
+    """Run, kill, continue; compare with the whole run of the same settings."""
+    random = Random(f"kills {seed}")
+    variant = random.choice(list(VARIANTS))
+    expected = whole[variant]
+    run, settings, outcome = work.folder / f"run-{seed}", VARIANTS[variant], Trial(seed, variant)
+    resume = False
+    for attempt in range(random.randint(1, 4) + 1):
+        last = attempt == 4 or (attempt > 0 and random.random() < 0.4)
+        kind = random.choice(KINDS)
+        at = random.randint(1, expected.operations) if kind == "file" and not last else None
+        child = work.start(run, settings, resume=resume, kill_at_operation=at)
+        moment = None if last or kind == "file" else _moment(kind, run, random, expected.seconds)
+        status = _wait(child, moment)
+        if status == -signal.SIGKILL:
+            outcome.kills.append(kind)
+        elif status == 0:
+            break
+        else:
+            outcome.wrong = f"exit {status}: {_tail(run)}"
+            return outcome
+        checkpoints = list((run / "checkpoints").glob("checkpoint-*"))
+        if not checkpoints:
+            refused = _wait(work.start(run, settings, resume=True))
+            if refused != 2:
+                outcome.wrong = f"--resume without a checkpoint ended with {refused}: {_tail(run)}"
+                return outcome
+            shutil.rmtree(run, ignore_errors=True)
+        resume = bool(checkpoints)
+    if status != 0:
+        status = _wait(work.start(run, settings, resume=resume))
+        if status != 0:
+            outcome.wrong = f"exit {status}: {_tail(run)}"
+            return outcome
+    if _learned(run) != expected.weights:
+        outcome.wrong = "other weights"
+    elif _logged(run) != expected.logged:
+        outcome.wrong = "other lines of metrics"
+    elif (run / "checkpoints" / ".saving").exists():
+        outcome.wrong = "a rest of an unfinished checkpoint"
+    shutil.rmtree(run)
+    return outcome
+
+
+def _tail(run: Path) -> str:
+    return " ".join(Path(f"{run}.log").read_text(errors="replace").split())[-400:]
+
+
+def whole_runs(work: Workplace) -> dict[str, Whole]:
+    """For each variant a run that nobody kills."""
+    found = {}
+    for number, (variant, settings) in enumerate(VARIANTS.items()):
+        run = work.folder / f"whole-{number}"
+        began = time.monotonic()
+        status = _wait(work.start(run, settings, resume=False))
+        weights = _learned(run)
+        if status != 0 or weights is None:
+            raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
+        saved = 12 if "save_steps=1" in " ".join(settings) else 6
+        found[variant] = Whole(weights, _logged(run), time.monotonic() - began, 60 + 60 * saved)
+    return found
+
+
+def main() -> None:
+    """Kill as often as asked for and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=300, help="stop after so many")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trial")
+    parser.add_argument("--trials", type=int, default=10**9, help="stop after so many")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--out", type=Path, help="file for the results, JSON")
+    asked = parser.parse_args()
+    from soak.trials import settle
+
+    began = time.monotonic()
+    kinds: Counter[str] = Counter()
+    variants: Counter[str] = Counter()
+    wrong: list[dict[str, object]] = []
+    trials = 0
+    with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
+        settle(Path(scratch))
+        import wishbone.run.run  # noqa: F401  loaded once, for all processes that are forked
+
+        work = Workplace(Path(scratch))
+        whole = whole_runs(work)
+        print({variant: round(one.seconds, 1) for variant, one in whole.items()}, flush=True)
+        while sum(kinds.values()) < asked.kills and trials < asked.trials:
+            if time.monotonic() - began > asked.seconds:
+                break
+            outcome = trial(work, asked.seed + trials, whole)
+            trials += 1
+            kinds.update(outcome.kills)
+            variants.update([outcome.variant] * len(outcome.kills))
+            if outcome.wrong:
+                wrong.append({"seed": outcome.seed, "variant": outcome.variant, "what": outcome.wrong})
+            mark = outcome.wrong or "right"
+            print(f"{outcome.seed} {outcome.variant}: killed {' '.join(outcome.kills) or 'never'}; {mark}", flush=True)
+            if asked.out:
+                took = round(time.monotonic() - began, 1)
+                _write(asked.out, asked.seed, trials, kinds, variants, wrong, took)
+    print(f"{sum(kinds.values())} kills in {trials} runs, {len(wrong)} runs went wrong", flush=True)
+    raise SystemExit(bool(wrong))
+
+
+def _write(
+    path: Path,
+    seed: int,
+    trials: int,
+    kinds: Counter[str],
+    variants: Counter[str],
+    wrong: list[dict[str, object]],
+    seconds: float,
+) -> None:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    libraries = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
+    results = {
+        "command": " ".join(["python", "-m", "soak.kills", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "commit": commit,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "first_seed": seed,
+        "runs": trials,
+        "kills": sum(kinds.values()),
+        "kills_by_moment": dict(sorted(kinds.items())),
+        "kills_by_variant": dict(sorted(variants.items())),
+        "runs_with_other_weights_or_an_error": wrong,
+        "seconds": seconds,
+    }
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
