@@ -72,6 +72,7 @@ OURS = {
     "policy/offload.py:_HostMemory._fetch": "its own tensor in host memory",
     "reference/store.py:ReferenceStore._connect": "a connection that was opened there",
     "report/answers.py:decode_greedily": "a model that was loaded there",
+    "run/run.py:train": "a trainer that was made there",
     "trainer/arguments.py:DPOConfig.from_arguments": "its own object",
     "trainer/arguments.py:DPOConfig.changed": "its own copy",
     "unsloth/call_arguments.py:foreign_signature.decorate": "a function that was made there",

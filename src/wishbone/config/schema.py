@@ -241,7 +241,10 @@ class TrainingConfig(Section):
         default=None, ge=1, le=10**9, description="Optimizer steps between two evaluations; null: once an epoch."
     )
     save_steps: int | None = Field(
-        default=None, ge=1, le=10**9, description="Optimizer steps between two checkpoints; null: once an epoch."
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Optimizer steps between two checkpoints; null: one each epoch, and one each three minutes.",
     )
     token_budget: Literal["auto"] | Annotated[int, Field(ge=2, le=2**24)] = Field(
         default="auto", description="Most tokens in one row; changes memory and speed, never results."
