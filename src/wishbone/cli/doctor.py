@@ -28,7 +28,7 @@ REQUIRED = {
     "torch": "2.11",
     "transformers": "5.17",
     "trl": "1.15",
-    "peft": "0.19",
+    "peft": "0.21",
     "accelerate": "1.10",
     "datasets": "4.7",
     "filelock": "3.13",
