@@ -35,12 +35,13 @@ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --rec
 OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record $(1)/record-$(2)-interpreter.json tests/ops
 endef
 
-.PHONY: help demo lint quick test gpu newest oldest lock versions clean
+.PHONY: help demo lint quick test soak gpu newest oldest lock versions clean
 help:
 	@echo "make demo     train a small real model on the CPU and show what changed"
 	@echo "make lint     ruff, format and types"
 	@echo "make quick    lint and the short tests: before each commit"
 	@echo "make test     lint and all tests; after a change of documentation alone, only its tests"
+	@echo "make soak     kill runs and damage files, at random and for hours; KILLS=300 FUZZED=10000 says how many"
 	@echo "make gpu      the tests of kernels and of whole steps on a CUDA device"
 	@echo "make newest   all tests with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make oldest   all tests with the lowest, in .venv-oldest"
@@ -81,6 +82,15 @@ $(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
 	@if [ -n "$$(find $(DOCUMENTS) -newer $(VENV)/tested)" ]; then \
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m documents; fi
 	@touch $@
+
+# Results go to runs/soak-kills.json and runs/soak-files.json; SEED makes other kills and other files.
+KILLS ?= 300
+FUZZED ?= 10000
+SEED ?= 0
+soak: $(VENV)/installed
+	@mkdir -p runs
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.kills --kills $(KILLS) --seed $(SEED) --out ../runs/soak-kills.json
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak --count $(FUZZED) --seed $(SEED) --out ../runs/soak-files.json
 
 gpu: $(VENV)/installed
 	$(BIN)/python -m pytest --record $(VENV)/record-gpu.json tests/gpu tests/ops

@@ -15,8 +15,12 @@ Before the first checkpoint there is nothing to continue: `--resume` must say so
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import hashlib
+import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -29,7 +33,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
@@ -43,13 +46,13 @@ adapter: {rank: 2}
 training: {batch_size: 2, gradient_accumulation: 2, learning_rate: 0.01, warmup_ratio: 0.1}
 """
 VARIANTS: dict[str, list[str]] = {
-    "adapter": ["training.max_steps=12", "training.save_steps=2", "training.scheduler=constant"],
+    "adapter": ["training.max_steps=8", "training.save_steps=2", "training.scheduler=constant"],
     "adapter, no reference store": [
-        "training.epochs=3", "training.save_steps=3", "training.reference_store=off", "data.eval_fraction=0.2",
+        "training.epochs=2", "training.save_steps=3", "training.reference_store=off", "data.eval_fraction=0.2",
     ],
-    "adapter with dropout": ["training.epochs=3", "adapter.dropout=0.2", "training.save_steps=1"],
-    "all weights": ["training.max_steps=9", "adapter.method=full", "training.scheduler=constant"],
-    "epochs, evaluated": ["training.epochs=4", "data.eval_fraction=0.2", "training.eval_steps=2"],
+    "adapter with dropout": ["training.max_steps=8", "adapter.dropout=0.2", "training.save_steps=1"],
+    "all weights": ["training.max_steps=7", "adapter.method=full", "training.scheduler=constant"],
+    "epochs, evaluated": ["training.epochs=3", "data.eval_fraction=0.2", "training.eval_steps=2"],
 }  # fmt: skip
 """Settings of the runs; the last two save once an epoch."""
 
@@ -84,7 +87,7 @@ class Workplace:
         tokenizer = tiny_tokenizer()
         tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-        rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(20)]
+        rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(16)]
         (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "tiny.yaml").write_text(CONFIG)
 
@@ -245,7 +248,7 @@ def whole_runs(work: Workplace) -> dict[str, Whole]:
         weights = _learned(run)
         if status != 0 or weights is None:
             raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
-        saved = 12 if "save_steps=1" in " ".join(settings) else 6
+        saved = 8 if "save_steps=1" in " ".join(settings) else 4
         found[variant] = Whole(weights, _logged(run), time.monotonic() - began, 60 + 60 * saved)
     return found
 
@@ -257,6 +260,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first trial")
     parser.add_argument("--trials", type=int, default=10**9, help="stop after so many")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--processes", type=int, default=1, help="trials at the same time")
     parser.add_argument("--out", type=Path, help="file for the results, JSON")
     asked = parser.parse_args()
     from soak.trials import settle
@@ -270,23 +274,27 @@ def main() -> None:
         settle(Path(scratch))
         import wishbone.run.run  # noqa: F401  loaded once, for all processes that are forked
 
+        importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)  # read at every checkpoint
         work = Workplace(Path(scratch))
         whole = whole_runs(work)
         print({variant: round(one.seconds, 1) for variant, one in whole.items()}, flush=True)
-        while sum(kinds.values()) < asked.kills and trials < asked.trials:
-            if time.monotonic() - began > asked.seconds:
-                break
-            outcome = trial(work, asked.seed + trials, whole)
-            trials += 1
-            kinds.update(outcome.kills)
-            variants.update([outcome.variant] * len(outcome.kills))
-            if outcome.wrong:
-                wrong.append({"seed": outcome.seed, "variant": outcome.variant, "what": outcome.wrong})
-            mark = outcome.wrong or "right"
-            print(f"{outcome.seed} {outcome.variant}: killed {' '.join(outcome.kills) or 'never'}; {mark}", flush=True)
-            if asked.out:
-                took = round(time.monotonic() - began, 1)
-                _write(asked.out, asked.seed, trials, kinds, variants, wrong, took)
+        gc.freeze()  # what is loaded stays: forked processes need not look through it
+        with multiprocessing.get_context("fork").Pool(asked.processes) as pool:
+            while sum(kinds.values()) < asked.kills and trials < asked.trials:
+                if time.monotonic() - began > asked.seconds:
+                    break
+                seeds = range(asked.seed + trials, asked.seed + trials + 2 * asked.processes)
+                for outcome in pool.imap_unordered(functools.partial(trial, work, whole=whole), seeds):
+                    trials += 1
+                    kinds.update(outcome.kills)
+                    variants.update([outcome.variant] * len(outcome.kills))
+                    if outcome.wrong:
+                        wrong.append({"seed": outcome.seed, "variant": outcome.variant, "what": outcome.wrong})
+                    killed, end = " ".join(outcome.kills) or "never", outcome.wrong or "right"
+                    print(f"{outcome.seed} {outcome.variant}: killed {killed}; {end}", flush=True)
+                if asked.out:
+                    took = round(time.monotonic() - began, 1)
+                    _write(asked.out, asked.seed, trials, kinds, variants, wrong, took)
     print(f"{sum(kinds.values())} kills in {trials} runs, {len(wrong)} runs went wrong", flush=True)
     raise SystemExit(bool(wrong))
 
@@ -307,7 +315,10 @@ def _write(
         "date": date.today().isoformat(),
         "commit": commit,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in libraries},
+        },
         "first_seed": seed,
         "runs": trials,
         "kills": sum(kinds.values()),

@@ -31,7 +31,9 @@ def test_a_published_checkpoint_is_sound_and_its_manifest_lists_every_file(tmp_p
 def test_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     place = checkpoint(tmp_path, 3)
     (place / "optimizer.pt").write_bytes(b"damaged")
+    (place / "mine.txt").write_text("put there by a callback")
     assert damage(checkpoint(tmp_path, 3)) is None
+    assert (place / "mine.txt").read_text() == "put there by a callback"
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])

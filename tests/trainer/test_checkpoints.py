@@ -27,17 +27,14 @@ STEPS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps":
 
 
 class At(TrainerCallback):  # type: ignore[misc]
-    """Stops the run after a step, or kills the process while the checkpoint after it is written."""
+    """Stops the run after a step."""
 
-    def __init__(self, step: int, *, kill: bool = False) -> None:
-        self.step, self.kill = step, kill
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
-        if state.global_step == self.step and not self.kill:
+        if state.global_step == self.step:
             control.should_training_stop = True
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {"step": self.step}, "attributes": {}}
 
 
 def trainer(

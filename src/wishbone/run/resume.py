@@ -102,10 +102,7 @@ def _summary(run_dir: Path) -> dict[str, Any]:
 def _recorded(checkpoints: list[Path]) -> dict[str, Any] | None:
     """The settings in the newest checkpoint that has any; whether it is sound is seen later."""
     for checkpoint in reversed(checkpoints):
-        try:
-            facts = read_fingerprint(checkpoint)
-        except (OSError, ValueError):
-            continue
+        facts = read_fingerprint(checkpoint)
         if facts is not None:
             return facts.get("settings")
     return None

@@ -124,13 +124,18 @@ def publish(written: Path, place: Path, *, rolling: bool = False) -> None:
 
     Args:
         written: the directory with all files, on the file system of `place`.
-        place: where it goes. What is there goes away.
+        place: where it goes. What is there goes away, but for files that the new one does not have.
         rolling: noted in the manifest, for `rotate`.
 
     Raises:
         OSError: the disk is full, or fails. Nothing is at `place` then that was not there before.
     """
-    files = sorted(path for path in written.rglob("*") if path.is_file() and path.name != MANIFEST)
+    if place.exists():
+        for old in [path for path in place.rglob("*") if path.is_file()]:
+            if not (kept := written / old.relative_to(place)).exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(old, kept)
+    files = sorted(path for path in written.rglob("*") if path.is_file() and path != written / MANIFEST)
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_flushed_digest, files))
     facts = {

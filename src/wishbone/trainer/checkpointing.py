@@ -77,7 +77,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
             self.add_callback(self._timed)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as transformers does, from a checkpoint that was found to be sound.
 
         Args:
@@ -93,6 +93,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             self._record()
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self.checkpoint_to_resume(resume_from_checkpoint))
+            self._checked = None  # a later call looks again
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _record(self) -> Facts:
@@ -108,7 +109,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             }
         return self._recorded
 
-    def checkpoint_to_resume(self, asked: str | bool = True) -> Path:
+    def checkpoint_to_resume(self, asked: str | Path | bool = True) -> Path:
         """Return the checkpoint that training continues from, checked by the first process for all.
 
         Args:
@@ -117,7 +118,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         Raises:
             RequestError: there is none, or the one named is damaged.
         """
-        if self._checked is not None and asked == str(self._checked):
+        if self._checked is not None and asked is not True and Path(asked) == self._checked:
             return self._checked
         found: list[Any] = [None, None]
         if self.is_world_process_zero():
@@ -133,9 +134,9 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._checked = path
         return path
 
-    def _sound_checkpoint(self, asked: str | bool) -> Path:
+    def _sound_checkpoint(self, asked: str | Path | bool) -> Path:
         """Choose and check; warn of what was skipped and of what cannot be checked."""
-        if isinstance(asked, str):
+        if asked is not True:
             path = Path(asked)
             if path.is_dir() and (harm := damage(path)):
                 other = newest_sound(path.parent).path

@@ -132,12 +132,12 @@ def versions() -> dict[str, str]:
 
 
 def read_fingerprint(checkpoint: Path) -> Facts | None:
-    """Return what a checkpoint recorded, or None where it recorded nothing."""
+    """Return what a checkpoint recorded, or None where it recorded nothing that can be read."""
     try:
-        facts: Facts = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        facts = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return facts
+    return facts if isinstance(facts, dict) else None
 
 
 def changes(old: Facts, new: Facts) -> list[str]:
