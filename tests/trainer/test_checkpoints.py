@@ -120,9 +120,11 @@ def test_a_process_killed_while_it_writes_leaves_the_older_one(tmp_path: Path, w
 def test_all_steps_are_done_once(tmp_path: Path, whole: DPOTrainer) -> None:
     """Continued from the checkpoint after the last step, in the middle of an epoch: no step is one too many."""
     stopped(tmp_path, max_steps=4)
+    (tmp_path / ".saving" / "checkpoint-4").mkdir(parents=True)  # killed between the rename and the end of saving
     resumed = trainer(tmp_path, max_steps=4)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
+    assert not (tmp_path / ".saving").exists()
     resumed = trainer(tmp_path)
     resumed.train(resume_from_checkpoint=True)
     assert torch.equal(adapter(resumed), adapter(whole))

@@ -91,6 +91,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """
         if self.args.should_save:
             self._record()
+            self._remove_rest(Path(self.args.output_dir))
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self.checkpoint_to_resume(resume_from_checkpoint))
             self._checked = None  # a later call looks again
@@ -193,8 +194,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         staging = folder / STAGING
         place = folder / f"checkpoint-{self.state.global_step}"
         rolling = self._timed is not None and self._timed.rolling
-        if self.is_local_process_zero() and staging.exists():
-            shutil.rmtree(staging)  # of a run that was killed
+        self._remove_rest(folder)
         self.accelerator.wait_for_everyone()
         self._staging, self._push_later = staging, False
         try:
@@ -221,6 +221,11 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             rotate(folder, self.args.save_total_limit, [] if best is None else [Path(best)])
         if self._timed is not None:
             self._timed.saved(time.monotonic() - began)
+
+    def _remove_rest(self, folder: Path) -> None:
+        """Delete what a process that was killed left of a checkpoint."""
+        if self.is_local_process_zero() and (folder / STAGING).exists():
+            shutil.rmtree(folder / STAGING)
 
     def _write_extras(self, written: Path, folder: Path) -> None:
         """Add the fingerprint; name the best checkpoint by its place, which is not where it was looked for."""
