@@ -76,6 +76,14 @@ def test_a_finished_run_is_told_and_not_touched(work: Path, setting: str) -> Non
     assert contents(work / "run") == before
 
 
+def test_a_finished_run_without_checkpoints_is_finished(work: Path) -> None:
+    shutil.rmtree(work / "run" / "checkpoints")
+    outcome = train("--resume")
+    assert outcome.exit_code == 0 and "this run is finished" in outcome.stderr
+    outcome = train("--resume", "training.max_steps=6")
+    assert outcome.exit_code == 2 and "there is no checkpoint" in outcome.stderr
+
+
 def test_more_steps_continue_it(work: Path, finished: Path) -> None:
     outcome = train("--resume", "training.max_steps=6")
     assert outcome.exit_code == 0, outcome.output

@@ -52,10 +52,12 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
     A setting that the run's version did not have yet counts as its default.
 
     Raises:
-        RequestError: there is no checkpoint, or settings differ: all of them are listed.
+        RequestError: there is no checkpoint of a run that is not finished, or settings differ: all are listed.
     """
     checkpoints = checkpoints_in(run_dir / CHECKPOINTS)
     if not checkpoints:
+        if finished_steps(config, run_dir) is not None:
+            return
         raise RequestError(
             f"there is no checkpoint in {run_dir / CHECKPOINTS} to resume from; start anew in another directory or "
             "delete it"
