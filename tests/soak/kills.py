@@ -9,7 +9,7 @@ killed. Each attempt is a process of its own, forked from one that has the libra
     saving    some milliseconds after the n-th checkpoint began to be written
     between   right after the n-th checkpoint was put in its place
 
-Before the first checkpoint there is nothing to continue: `--resume` must say so and the run begins anew.
+Before the first checkpoint there is nothing to continue, and the run begins anew.
 """
 
 from __future__ import annotations
@@ -211,14 +211,9 @@ def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
         else:
             outcome.wrong = f"exit {status}: {_tail(run)}"
             return outcome
-        checkpoints = list((run / "checkpoints").glob("checkpoint-*"))
-        if not checkpoints:
-            refused = _wait(work.start(run, settings, resume=True))
-            if refused != 2:
-                outcome.wrong = f"--resume without a checkpoint ended with {refused}: {_tail(run)}"
-                return outcome
+        resume = any((run / "checkpoints").glob("checkpoint-*"))
+        if not resume:
             shutil.rmtree(run, ignore_errors=True)
-        resume = bool(checkpoints)
     if status != 0:
         status = _wait(work.start(run, settings, resume=resume))
         if status != 0:
@@ -238,19 +233,16 @@ def _tail(run: Path) -> str:
     return " ".join(Path(f"{run}.log").read_text(errors="replace").split())[-400:]
 
 
-def whole_runs(work: Workplace) -> dict[str, Whole]:
-    """For each variant a run that nobody kills."""
-    found = {}
-    for number, (variant, settings) in enumerate(VARIANTS.items()):
-        run = work.folder / f"whole-{number}"
-        began = time.monotonic()
-        status = _wait(work.start(run, settings, resume=False))
-        weights = _learned(run)
-        if status != 0 or weights is None:
-            raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
-        saved = 8 if "save_steps=1" in " ".join(settings) else 4
-        found[variant] = Whole(weights, _logged(run), time.monotonic() - began, 60 + 60 * saved)
-    return found
+def whole_run(work: Workplace, variant: str) -> Whole:
+    """A run that nobody kills."""
+    run, settings = work.folder / f"whole-{list(VARIANTS).index(variant)}", VARIANTS[variant]
+    began = time.monotonic()
+    status = _wait(work.start(run, settings, resume=False))
+    weights = _learned(run)
+    if status != 0 or weights is None:
+        raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
+    saved = 8 if "save_steps=1" in " ".join(settings) else 4
+    return Whole(weights, _logged(run), time.monotonic() - began, 60 + 60 * saved)
 
 
 def main() -> None:
@@ -276,10 +268,11 @@ def main() -> None:
 
         importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)  # read at every checkpoint
         work = Workplace(Path(scratch))
-        whole = whole_runs(work)
-        print({variant: round(one.seconds, 1) for variant, one in whole.items()}, flush=True)
         gc.freeze()  # what is loaded stays: forked processes need not look through it
         with multiprocessing.get_context("fork").Pool(asked.processes) as pool:
+            runs = pool.map(functools.partial(whole_run, work), VARIANTS, chunksize=1)
+            whole = dict(zip(VARIANTS, runs, strict=True))
+            print({variant: round(one.seconds, 1) for variant, one in whole.items()}, flush=True)
             while sum(kinds.values()) < asked.kills and trials < asked.trials:
                 if time.monotonic() - began > asked.seconds:
                     break

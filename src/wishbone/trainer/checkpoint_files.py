@@ -65,7 +65,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def newest_sound(folder: Path) -> Choice:
     """Check the checkpoints of a directory, newest first, up to the first one without damage."""
-    skipped = []
+    skipped: list[str] = []
     for checkpoint in reversed(checkpoints_in(folder)):
         harm = damage(checkpoint)
         if harm is None:
