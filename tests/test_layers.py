@@ -24,6 +24,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.engine.execution"],  # how rows are computed: policy, reference, planning and engine take it
     ["wishbone.ops"],
     ["wishbone.data"],
+    ["wishbone.check"],
     ["wishbone.preference"],
     ["wishbone.model"],
     ["wishbone.fused"],

@@ -234,7 +234,7 @@ def test_the_result_is_cached_by_data_tokenizer_and_template(tmp_path: Path, mon
         raise AssertionError("tokenized again")
 
     with monkeypatch.context() as patched:
-        patched.setattr("wishbone.data.tokenize._tokenize_batch", unexpected)
+        patched.setattr("wishbone.data.tokenize.tokenize_batch", unexpected)
         used = BUILDERS["chatml"]()
         used("state that a call leaves behind", truncation=True, max_length=2)
         again = tokenize_pairs(load_from_disk(tmp_path / "pairs"), used)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wishbone.cli.check import check
 from wishbone.cli.compare import compare
 from wishbone.cli.doctor import doctor
 from wishbone.cli.init import init
@@ -31,6 +32,10 @@ app.command(
     short_help="Say before a run whether it fits and how long it takes.",
     epilog='Example: wishbone plan run.yaml model.quantization=nf4 --gpu "RTX 4090"',
 )(plan)
+app.command(
+    short_help="Check preference pairs before a run: what is wrong, why it hurts, what to do.",
+    epilog="Example: wishbone check pairs.jsonl --model smollm2-135m-instruct --html pairs.html",
+)(check)
 app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
 app.command(short_help="Compare the model's answers before and after a run, side by side.")(compare)
 app.command(short_help="Write report.html of a run and print its result.")(report)

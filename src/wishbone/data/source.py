@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,6 +77,24 @@ def load_pairs(
         state = _state(found.paths)
         return store_rows(partial(files.read_rows, found.paths), str(source), rules, state=state)
     return store_rows(partial(_rows_of_list, found), "the list of rows", rules, state=None)
+
+
+def open_rows(source: str | Path, *, split: str = "train") -> tuple[str, Callable[[], Iterator[NumberedRow]]]:
+    """Return the name of a source, and a function that starts reading its rows as they are.
+
+    Args:
+        source: a file, a directory or the name of a data set on the hub, as for `load_pairs`.
+        split: of a directory or hub data set.
+
+    Raises:
+        RequestError: there is no such source, or it has no such split.
+    """
+    found = _find(source, split)
+    if isinstance(found, Dataset):
+        return str(source), partial(_rows_of_dataset, found)
+    if isinstance(found, _Files):
+        return str(source), partial(files.read_rows, found.paths)
+    raise RequestError(f"'{source}' is a stream, whose rows can be read only once; download it as files")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
 
 
 def _tokenize_table(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]) -> pa.Table:
-    ids = _tokenize_batch(tokenizer, batch, indices)
+    ids = tokenize_batch(tokenizer, batch, indices)
     types = {name: pa.list_(pa.int32()) for name in ID_COLUMNS} | {CUT_COLUMN: pa.int32()}
     return pa.table({name: pa.array(ids[name], kind) for name, kind in types.items()})
 
@@ -129,7 +129,7 @@ def _tokenize_table(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any]
 def _tokenize_stream(
     tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]
 ) -> dict[str, list[Any]]:
-    ids = _tokenize_batch(tokenizer, batch, indices)
+    ids = tokenize_batch(tokenizer, batch, indices)
     if indices[0] == 0:
         _warn_of_cut_prompts(np.array(ids[CUT_COLUMN]))
     return ids
@@ -148,9 +148,19 @@ def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
         )
 
 
-def _tokenize_batch(
+def tokenize_batch(
     tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]
 ) -> dict[str, list[Any]]:
+    """The columns that `tokenize_pairs` adds, for some rows that need not be in a table.
+
+    Args:
+        tokenizer: of the model.
+        batch: prompt, chosen, rejected and whatever else `tokenize_pairs` reads, each a list of values.
+        indices: of the rows, for messages where there is no `source_row`.
+
+    Raises:
+        RequestError: as `tokenize_pairs`; a row that the template refuses is named "row N: ...".
+    """
     numbers: list[int] = list(batch["source_row"]) if "source_row" in batch else [i + 1 for i in indices]
     pairs = _pairs(batch, numbers)
     nothing = [None] * len(pairs)

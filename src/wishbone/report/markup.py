@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from html import escape
 
-VOID = frozenset({"meta", "br", "hr"})
+VOID = frozenset({"meta", "br", "hr", "input"})
 KEPT_CONTROLS = frozenset("\n\t")
 Attribute = str | int | float | None
 

@@ -60,10 +60,17 @@ def check_lengths(config: RunConfig, model: Mapping[str, Any], pairs: Dataset, m
         raise RequestError(problems)
 
 
+def positions_of(model: Mapping[str, Any]) -> int | None:
+    """Return how many positions a model was trained on, from its config.json; None if it does not say."""
+    nested = model.get("text_config")
+    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else model
+    return next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
+
+
 def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: PairLengths) -> Iterator[str]:
     nested = model.get("text_config")
     text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else model
-    positions = next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), 0)
+    positions = positions_of(model) or 0
     limit = config.data.max_length
     sequences = lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)
     kept = sequences if limit is None else np.minimum(sequences, limit)

@@ -1,0 +1,145 @@
+"""The one pass over the data: each pair is read, looked at, and forgotten but for its entry in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wishbone.check.kinds import CONTRADICTION, DUPLICATE, KINDS, LENGTH, UNREADABLE, Finding
+from wishbone.check.ledger import Ledger, prompt_hash
+from wishbone.check.lengths import Cut, Spreads, cuts, spreads
+from wishbone.check.pair_faults import pair_faults
+from wishbone.check.reading import Contents, Pair, PairReader
+from wishbone.check.special_tokens import SpecialTokens
+from wishbone.check.written import side_text
+
+if TYPE_CHECKING:
+    from wishbone.check.model_view import ModelView, Seen
+
+SHOWN, DETAILS = 10, 5
+"""Rows that a finding names, and lines in which it says what was found there."""
+BATCH = 256
+"""Pairs that are tokenized at once."""
+MOSTLY = 0.7
+"""Share of pairs from which on one side counts as mostly the longer one."""
+_SIDES = ("prompt", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a data set holds.
+
+    Attributes:
+        readers: read the pairs again.
+        sources: what each of them holds.
+        held_out: pairs that are held out; None if none were given.
+        ledger: an entry of each pair.
+        unit: of the lengths, "tokens" or "characters".
+        spreads: lengths of the sides.
+        cuts: what limits of the length would cut; empty without a model.
+        findings: by how much they hurt.
+        example: index of the first pair without a fault, or 0.
+    """
+
+    readers: Sequence[PairReader]
+    sources: Sequence[Contents]
+    held_out: int | None
+    ledger: Ledger
+    unit: str
+    spreads: Spreads
+    cuts: Sequence[Cut]
+    findings: Sequence[Finding]
+    example: int
+
+    @property
+    def hurts(self) -> bool:
+        """Whether some finding is more than a note."""
+        return any(finding.kind.severity != "note" for finding in self.findings)
+
+
+def examine(
+    readers: Sequence[PairReader], *, held_out: PairReader | None = None, model: ModelView | None = None
+) -> Examination:
+    """Read all pairs once.
+
+    Args:
+        readers: of the pairs to learn from.
+        held_out: the pairs to measure on; only their prompts are compared.
+        model: counts tokens instead of characters, and finds what its chat template does to a pair.
+
+    Raises:
+        RequestError: a source cannot be read, or holds no pair.
+    """
+    special = SpecialTokens(model.special_tokens, model.ends) if model else SpecialTokens()
+    measured = np.array([] if held_out is None else [prompt_hash(pair) for _, pair in held_out], dtype=np.uint64)
+    ledger = Ledger()
+    details: dict[str, list[str]] = {}
+    for place, pair, seen in _seen(readers, model):
+        faults = {**pair_faults(pair, special), **(seen.found if seen else {})}
+        lengths = seen.lengths if seen else _characters(pair)
+        ledger.add(pair, place, faults, lengths)
+        for name, found in faults.items():
+            if found and len(listed := details.setdefault(name, [])) < DETAILS:
+                listed.append(f"{place}: {found}")
+    duplicates, contradictions = ledger.compare(measured)
+    details[DUPLICATE] = [f"{ledger.places[b]} repeats {ledger.places[a]}" for a, b in duplicates[:DETAILS]]
+    details[CONTRADICTION] = [f"{ledger.places[a]} against {ledger.places[b]}" for a, b in contradictions[:DETAILS]]
+    columns = {side: ledger.lengths(side) for side in _SIDES}
+    spread = spreads(columns)
+    sources = [reader.contents for reader in readers]
+    return Examination(
+        readers=readers,
+        sources=sources,
+        held_out=None if held_out is None else len(measured),
+        ledger=ledger,
+        unit="tokens" if model else "characters",
+        spreads=spread,
+        cuts=cuts(columns, model.positions) if model else [],
+        findings=[*_unreadable(sources), *_findings(ledger, details), *_by_length(ledger, spread)],
+        example=next((i for i in range(len(ledger)) if not ledger.of_pair(i)), 0),
+    )
+
+
+def _seen(readers: Sequence[PairReader], model: ModelView | None) -> Iterator[tuple[str, Pair, Seen | None]]:
+    """Place and pair of each row that is one, and how the model sees it."""
+    pairs = chain.from_iterable(readers)
+    if model is None:
+        yield from ((place, pair, None) for place, pair in pairs)
+        return
+    for batch in _batches(pairs):
+        views = model.see([pair for _, pair in batch])
+        yield from ((place, pair, seen) for (place, pair), seen in zip(batch, views, strict=True))
+
+
+def _batches(pairs: Iterator[tuple[str, Pair]]) -> Iterator[list[tuple[str, Pair]]]:
+    while batch := list(islice(pairs, BATCH)):
+        yield batch
+
+
+def _characters(pair: Pair) -> tuple[int, int, int]:
+    prompt, chosen, rejected = (len(side_text(pair[side])) for side in _SIDES)
+    return prompt, chosen, rejected
+
+
+def _unreadable(sources: Sequence[Contents]) -> Iterator[Finding]:
+    if count := sum(source.misfits for source in sources):
+        reasons = [reason for source in sources for reason in source.reasons]
+        rows = sum(source.rows for source in sources)
+        lines = tuple(f"{place}: {reason}" for place, reason in reasons[:DETAILS])
+        yield Finding(UNREADABLE, count, rows, tuple(place for place, _ in reasons[:SHOWN]), lines)
+
+
+def _findings(ledger: Ledger, details: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
+    for name in KINDS:
+        if count := int(np.count_nonzero(ledger.has(name))):
+            shown = tuple(details.get(name, ()))
+            yield Finding(name, count, len(ledger), ledger.first_places(name, SHOWN), shown)
+
+
+def _by_length(ledger: Ledger, spread: Spreads) -> Iterator[Finding]:
+    if spread.chosen_longer >= MOSTLY:
+        yield Finding(LENGTH, round(spread.chosen_longer * len(ledger)), len(ledger), ())

@@ -1,0 +1,135 @@
+"""What is kept of each pair, in about forty bytes, and what is found by comparing pairs with each other.
+
+A pair's key is a hash of its prompt and of both completions in an order that does not depend on which one is chosen;
+the lowest bit says which. Equal keys are duplicates, keys that differ in the lowest bit alone contradict each other.
+
+    key = 2 h(prompt, min(chosen, rejected), max(chosen, rejected)) + [chosen > rejected]
+
+With hashes of 63 bits, two of thirty million different pairs share one with a probability of 5e-5.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wishbone.check.kinds import CONTRADICTION, DUPLICATE, HELD_OUT, KINDS
+from wishbone.check.places import Places
+from wishbone.check.written import written
+
+Flags = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
+
+_BIT = {name: 1 << number for number, name in enumerate(KINDS)}
+
+
+def prompt_hash(pair: Mapping[str, Any]) -> int:
+    """A hash of 64 bits of a pair's prompt, without the white space around it."""
+    return _hash(written(pair["prompt"], "user").strip())
+
+
+def pair_key(pair: Mapping[str, Any]) -> int:
+    """The key of a pair, 64 bits."""
+    prompt, chosen, rejected = (_digest(written(pair[side], alone)) for side, alone in _SIDES)
+    swapped = chosen > rejected
+    first, second = (rejected, chosen) if swapped else (chosen, rejected)
+    return int.from_bytes(blake2b(prompt + first + second, digest_size=8).digest()) & ~1 | swapped
+
+
+_SIDES = (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(_digest(text)[:8])
+
+
+class Ledger:
+    """Keys, lengths, faults and places of pairs, in the order in which they were added."""
+
+    def __init__(self) -> None:
+        self.places = Places()
+        self._keys = array("Q")
+        self._prompts = array("Q")
+        self._faults = array("I")
+        self._lengths = {name: array("I") for name in ("prompt", "chosen", "rejected")}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, pair: Mapping[str, Any], place: str, faults: Iterable[str], lengths: tuple[int, int, int]) -> None:
+        """Keep the next pair.
+
+        Args:
+            pair: prompt, chosen, rejected.
+            place: where it stands.
+            faults: keys of `KINDS`.
+            lengths: of prompt, chosen, rejected.
+        """
+        self.places.add(place)
+        self._keys.append(pair_key(pair))
+        self._prompts.append(prompt_hash(pair))
+        self._faults.append(sum(_BIT[name] for name in set(faults)))
+        for column, length in zip(self._lengths.values(), lengths, strict=True):
+            column.append(length)
+
+    def lengths(self, side: str) -> Counts:
+        """Of "prompt", "chosen" or "rejected": [pairs], int64."""
+        return np.frombuffer(self._lengths[side], dtype=np.uint32).astype(np.int64)
+
+    def lengths_of(self, index: int) -> tuple[int, int, int]:
+        """Lengths of prompt, chosen, rejected of one pair."""
+        prompt, chosen, rejected = (column[index] for column in self._lengths.values())
+        return prompt, chosen, rejected
+
+    def has(self, name: str) -> Flags:
+        """The pairs with a fault: [pairs]."""
+        flags: Flags = (np.frombuffer(self._faults, dtype=np.uint32) & _BIT[name]) != 0
+        return flags
+
+    def of_pair(self, index: int) -> tuple[str, ...]:
+        """The faults of one pair."""
+        return tuple(name for name, bit in _BIT.items() if self._faults[index] & bit)
+
+    def compare(self, held_out: Hashes) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Mark duplicates, contradictions and pairs whose prompt is held out.
+
+        Args:
+            held_out: hashes of the prompts of held-out pairs.
+
+        Returns:
+            Duplicates as (first, later), contradictions as (earlier side's first, other side's first), by index.
+        """
+        keys = np.frombuffer(self._keys, dtype=np.uint64)
+        order = np.argsort(keys, kind="stable")
+        sorted_keys = keys[order]
+        begins = np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]
+        first = order[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
+        later = np.flatnonzero(~begins)
+        duplicates = sorted(zip(order[later].tolist(), first[later].tolist(), strict=True))
+        swapped = np.flatnonzero(begins[1:] & (sorted_keys[1:] >> 1 == sorted_keys[:-1] >> 1))
+        contradictions = sorted(
+            (min(pair), max(pair)) for pair in zip(first[swapped].tolist(), order[swapped + 1].tolist(), strict=True)
+        )
+        self._mark(DUPLICATE, order[later])
+        self._mark(CONTRADICTION, np.flatnonzero(np.isin(keys >> 1, sorted_keys[1:][swapped] >> 1)))
+        prompts = np.frombuffer(self._prompts, dtype=np.uint64)
+        self._mark(HELD_OUT, np.flatnonzero(np.isin(prompts, held_out)))
+        return [(earlier, index) for index, earlier in duplicates], contradictions
+
+    def _mark(self, name: str, indices: npt.NDArray[np.intp]) -> None:
+        faults = np.frombuffer(self._faults, dtype=np.uint32)
+        faults[indices] |= np.uint32(_BIT[name])
+
+    def first_places(self, name: str, count: int) -> tuple[str, ...]:
+        """The places of the first pairs with a fault."""
+        return tuple(self.places[index] for index in np.flatnonzero(self.has(name))[:count].tolist())

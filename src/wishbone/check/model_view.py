@@ -1,0 +1,119 @@
+"""Pairs as a model sees them: token ids after the chat template, cut into the texts of single tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from wishbone.data.tokenize import tokenize_batch
+from wishbone.errors import RequestError
+
+Pair = Mapping[str, Any]
+WINDOW = 8
+"""Most tokens that together are one character; UTF-8 has at most four bytes, and a token at least one."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A pair as token ids.
+
+    Attributes:
+        prompt, chosen, rejected: ids; only those of the completions are trained.
+        found: keys of `kinds.KINDS` that tokenizing showed, each with what was found or an empty text. A pair that the
+            template refuses has "refused" with the reason, and no ids.
+    """
+
+    prompt: Sequence[int] = ()
+    chosen: Sequence[int] = ()
+    rejected: Sequence[int] = ()
+    found: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Tokens of prompt, chosen, rejected."""
+        return len(self.prompt), len(self.chosen), len(self.rejected)
+
+
+class ModelView:
+    """Shows pairs as a model sees them.
+
+    Args:
+        tokenizer: of the model.
+        positions: how many tokens the model takes; None if it does not say.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> None:
+        self._tokenizer = tokenizer
+        self.positions = positions
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = {*tokenizer.all_special_ids, *added}
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokens that the tokenizer treats as special, as text."""
+        return sorted(str(self._tokenizer.convert_ids_to_tokens(index)) for index in self._special)
+
+    @property
+    def ends(self) -> list[str]:
+        """The tokens at the ends of a sequence, which are not written twice."""
+        found = (self._tokenizer.bos_token, self._tokenizer.eos_token)
+        return [str(token) for token in found if token]
+
+    def see(self, pairs: Sequence[Pair]) -> list[Seen]:
+        """The ids of pairs; one that the template refuses has the reason instead.
+
+        Raises:
+            RequestError: what is wrong holds for every pair, such as messages without a chat template.
+        """
+        try:
+            return self._seen(pairs)
+        except RequestError as refusal:
+            if not all(problem.startswith(("row ", "... and")) for problem in refusal.problems):
+                raise
+            if len(pairs) == 1:
+                return [Seen(found={"refused": refusal.problems[0].partition(": ")[2]})]
+        return [seen for pair in pairs for seen in self.see([pair])]
+
+    def _seen(self, pairs: Sequence[Pair]) -> list[Seen]:
+        names = dict.fromkeys(name for pair in pairs for name in pair)
+        batch = {name: [pair.get(name) for pair in pairs] for name in names} | {"source_row": [*range(len(pairs))]}
+        ids = tokenize_batch(self._tokenizer, batch, [*range(len(pairs))])
+        rows = zip(ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"], ids["prompt_cut"], strict=True)
+        return [Seen(p, c, r, self._faults(p, c, r, cut)) for p, c, r, cut in rows]
+
+    def _faults(
+        self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], cut: int
+    ) -> dict[str, str]:
+        unscored = not prompt  # without a prompt, nothing predicts the first token
+        found = {
+            "empty": min(len(chosen), len(rejected)) <= unscored,
+            "identical": chosen == rejected,
+            "too_long": self.positions is not None and len(prompt) >= self.positions,
+            "moved_boundary": cut > 0,
+        }
+        return {name: "" for name, holds in found.items() if holds}
+
+    def tokens(self, ids: Sequence[int], most: int) -> list[tuple[str, bool]]:
+        """The text of each token, and whether it is a special one; joined, they are the text that the model sees.
+
+        Tokens that only together are a character stand as one.
+
+        Args:
+            ids: of one side.
+            most: of tokens that are decoded.
+        """
+        found: list[tuple[str, bool]] = []
+        begin = done = 0
+        for end in range(1, min(len(ids), most) + 1):
+            before, now = self._decoded(ids[begin:done]), self._decoded(ids[begin:end])
+            if now.endswith("\N{REPLACEMENT CHARACTER}") and end - done < WINDOW and end < len(ids):
+                continue
+            found.append((now[len(before) :], end - done == 1 and ids[done] in self._special))
+            begin, done = done, end
+        return found
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

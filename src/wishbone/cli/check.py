@@ -1,0 +1,292 @@
+"""`wishbone check`: what a data set would teach, and what would spoil it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.request import requested
+from wishbone.errors import RequestError
+
+if TYPE_CHECKING:
+    from wishbone.check.examine import Examination
+    from wishbone.check.kinds import Finding
+    from wishbone.check.model_view import ModelView
+    from wishbone.check.reading import PairReader
+    from wishbone.check.sample import View
+
+HURTS = 1
+SHOWN_TEXT = 600
+"""Characters, or tokens, of each side of the example."""
+STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold"}
+
+
+def check(
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Files, directories or hub names.", show_default=False)
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Show pairs as this model sees them, and count its tokens.", show_default=False)
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option("--held-out", metavar="DATA", help="Look for its prompts in DATA.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of directories and hub data sets.")] = "train",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.jsonl", help="Write a copy without the pairs that are spoiled.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page to leaf through.", show_default=False)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Check preference pairs. Exit status 0: nothing hurts, 1: something does, 2: the data cannot be read."""
+    settle_libraries()
+    with requested():
+        from wishbone.check.cleaned import refuse_existing, write_cleaned
+        from wishbone.check.examine import examine
+
+        if fix is not None:
+            refuse_existing(fix)
+        if html is not None and html.suffix.lower() not in (".html", ".htm"):
+            raise RequestError(f"{html}: the page is HTML; let its name end with .html")
+        readers = [_reader(name, split, prefix=f"{Path(name).name} " if len(data) > 1 else "") for name in data]
+        measured = None if held_out is None else _reader(held_out, split, prefix="")
+        view = None if model is None else _model_view(model, trust_remote_code)
+        with screen(error=True).status("reading pairs"):
+            found = examine(readers, held_out=measured, model=view)
+            example = _example(found, view)
+            cleaned = None if fix is None else write_cleaned(found, fix)
+            if html is not None:
+                _write_page(found, html, data, model, view)
+    if as_json:
+        typer.echo(json.dumps(_as_json(found, example, fix, cleaned), indent=2))
+    else:
+        _print(found, example, model)
+        if fix is not None and cleaned is not None:
+            _print_cleaned(found, fix, *cleaned)
+        if html is not None:
+            say(str(html), marker="page: ", style="bold green")
+    raise typer.Exit(HURTS if found.hurts else 0)
+
+
+def _reader(name: str, split: str, prefix: str) -> PairReader:
+    from wishbone.check.reading import PairReader
+    from wishbone.data.source import open_rows
+
+    shown, rows = open_rows(name, split=split)
+    return PairReader(shown, rows, prefix=prefix)
+
+
+def _model_view(model: str, trust_remote_code: bool) -> ModelView:
+    from wishbone.check.model_view import ModelView
+    from wishbone.model.load import load_tokenizer, read_model_config
+    from wishbone.run.sequence_lengths import positions_of
+
+    described = read_model_config(model, None, trust_remote_code, weights=False)
+    return ModelView(load_tokenizer(model, trust_remote_code=trust_remote_code), positions_of(described))
+
+
+def _example(found: Examination, view: ModelView | None) -> View:
+    from wishbone.check.sample import views
+
+    return views(found, [found.example], view, SHOWN_TEXT)[0]
+
+
+def _write_page(found: Examination, path: Path, data: Sequence[str], model: str | None, view: ModelView | None) -> None:
+    from wishbone.check.page import page
+    from wishbone.check.sample import chosen_pairs, longest_shown, views
+
+    indices = chosen_pairs(found.ledger)
+    shown = views(found, indices, view, longest_shown(len(indices)))
+    try:
+        path.write_text(page(found, shown, ", ".join(Path(name).name for name in data), model), encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"{path} cannot be written ({reason}); make room there, or name another place") from None
+
+
+def _print(found: Examination, example: View, model: str | None) -> None:
+    console = screen()
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in _facts(found, model):
+        facts.add_row(plain(name, "bold"), plain(text))
+    console.print(facts)
+    console.print(_length_table(found, console))
+    if found.cuts:
+        console.print(_cut_table(found))
+    _print_example(console, example, model)
+    console.print()
+    for finding in found.findings:
+        say(told(finding), marker=f"{finding.kind.severity}: ", style=STYLES[finding.kind.severity])
+    if not found.findings:
+        say("nothing was found that hurts", marker="clean: ", style="bold green")
+
+
+def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
+    for source in found.sources:
+        rows = f"{source.rows:,} rows"
+        yield "Data", f"{source.name}: {rows}, read as '{source.description}'"
+        if source.unread:
+            yield "Not read", f"columns {', '.join(source.unread)}"
+    yield "Pairs", f"{len(found.ledger):,}"
+    if found.held_out is not None:
+        yield "Held out", f"{found.held_out:,} pairs"
+    if model is not None:
+        yield "Model", model
+    spread = found.spreads
+    shorter = 1 - spread.chosen_longer - spread.equally_long
+    yield (
+        "Longer side",
+        f"chosen in {spread.chosen_longer:.0%} of the pairs, rejected in {shorter:.0%}, neither in "
+        f"{spread.equally_long:.0%}",
+    )
+
+
+def _length_table(found: Examination, console: Console) -> Table:
+    from wishbone.check.lengths import BARS, PLAIN_BARS, drawn
+
+    glyphs = BARS if _can_print(console, BARS) else PLAIN_BARS
+    edges = found.spreads.edges
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column(found.unit.capitalize(), no_wrap=True)
+    for name in ("median", "95%", "longest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(f"{edges[0]:,} to {edges[-1]:,}, logarithmic", no_wrap=True)
+    for name, side in found.spreads.sides.items():
+        numbers = (f"{number:,}" for number in (side.median, side.p95, side.longest))
+        table.add_row(f"  {name}", *numbers, Text(drawn(side.bars, glyphs), "cyan"))
+    return table
+
+
+def _can_print(console: Console, text: str) -> bool:
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _cut_table(found: Examination) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("max_length", "pairs cut", "tokens cut", "pairs lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for cut in found.cuts:
+        table.add_row(f"{cut.limit:,}", f"{cut.pairs:,}", f"{cut.tokens:.2%}", f"{cut.lost:,}")
+    return table
+
+
+def _print_example(console: Console, example: View, model: str | None) -> None:
+    """A pair with a margin: `|` beside what is only read, `+` and `-` beside what is trained."""
+    console.print()
+    how = "as read" if example.tokens is None else "as the model sees it; tokens behind + and - are trained"
+    console.print(plain(f"{example.place}, {how}", "bold"), soft_wrap=True)
+    margins = {"prompt": ("|", ""), "chosen": ("+", "green"), "rejected": ("-", "red")}
+    for name, (margin, style) in margins.items():
+        console.print(plain(name, "bold dim"))
+        for line in _shown_side(example, name).split("\n"):
+            console.print(plain(f"  {margin} {line}".rstrip(" "), style), soft_wrap=True)
+
+
+def _shown_side(example: View, name: str) -> str:
+    if example.tokens is not None:
+        return "".join(text for text, _ in example.tokens[name])
+    return "\n".join(f"{role}: {text}" if role else text for role, text in example.sides[name])
+
+
+def told(finding: Finding) -> str:
+    """A finding as a paragraph: how many, why it hurts, what to do, and where."""
+    kind = finding.kind
+    head = f"{finding.count:,} of {finding.of:,} {kind.title}. {kind.why} {kind.remedy}"
+    more = " ..." if finding.count > len(finding.rows) else ""
+    lines = [*finding.details]
+    if len(finding.rows) > len(lines):
+        lines.append(", ".join(finding.rows) + more)
+    return head + "".join(f"\n  {line}" for line in lines)
+
+
+def _print_cleaned(found: Examination, path: Path, kept: int, dropped: Mapping[str, int]) -> None:
+    from wishbone.check.kinds import KINDS, UNREADABLE
+
+    unreadable = sum(source.misfits for source in found.sources)
+    left_out = {UNREADABLE: unreadable} if unreadable else {}
+    told_out = "; ".join(f"{KINDS[name].label} ({count:,})" for name, count in (left_out | dict(dropped)).items())
+    stay = "; ".join(f"{one.kind.label} ({one.count:,})" for one in found.findings if not one.kind.dropped)
+    say(
+        f"{path}: {kept:,} pairs. Left out: {told_out or 'nothing'}" + (f". Still there: {stay}" if stay else ""),
+        marker="copy: ",
+        style="bold green",
+    )
+
+
+def _as_json(
+    found: Examination, example: View, fix: Path | None, cleaned: tuple[int, Mapping[str, int]] | None
+) -> dict[str, Any]:
+    spread = found.spreads
+    return {
+        "data": [
+            {
+                "name": source.name,
+                "rows": source.rows,
+                "layout": source.layout,
+                "not_read": list(source.unread),
+            }
+            for source in found.sources
+        ],
+        "pairs": len(found.ledger),
+        "held_out": found.held_out,
+        "unit": found.unit,
+        "lengths": {
+            name: {
+                "mean": side.mean,
+                "median": side.median,
+                "p95": side.p95,
+                "longest": side.longest,
+                "histogram": list(side.bars),
+            }
+            for name, side in spread.sides.items()
+        },
+        "histogram_edges": list(spread.edges),
+        "chosen_longer": spread.chosen_longer,
+        "equally_long": spread.equally_long,
+        "max_length": [
+            {"limit": cut.limit, "pairs_cut": cut.pairs, "tokens_cut": cut.tokens, "pairs_lost": cut.lost}
+            for cut in found.cuts
+        ],
+        "findings": [
+            {
+                "name": finding.name,
+                "severity": finding.kind.severity,
+                "title": finding.kind.title,
+                "count": finding.count,
+                "of": finding.of,
+                "rows": list(finding.rows),
+                "details": list(finding.details),
+                "why": finding.kind.why,
+                "remedy": finding.kind.remedy,
+            }
+            for finding in found.findings
+        ],
+        "example": {
+            "place": example.place,
+            "read": example.sides,
+            "tokens": example.tokens
+            and {name: [text for text, _ in tokens] for name, tokens in example.tokens.items()},
+        },
+        "copy": None if cleaned is None else {"path": str(fix), "pairs": cleaned[0], "left_out": dict(cleaned[1])},
+    }

@@ -1,0 +1,199 @@
+"""`wishbone check` as a person meets it: exit status, findings, the clean copy, the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_tokenizer
+from typer.testing import CliRunner
+
+from wishbone.check.examine import examine
+from wishbone.check.kinds import KINDS
+from wishbone.check.model_view import ModelView
+from wishbone.check.reading import PairReader
+from wishbone.check.sample import chosen_pairs, views
+from wishbone.cli import app
+from wishbone.data.source import open_rows
+from wishbone.data.tokenize import tokenize_batch
+
+CLEAN = [
+    {"prompt": "How long do I boil an egg?", "chosen": "Ten minutes.", "rejected": "Eggs have a long history."},
+    {"prompt": "Is Pluto a planet?", "chosen": "No, it is called a dwarf planet.", "rejected": "Who knows."},
+    {"prompt": "What does a baker make?", "chosen": "Bread and cakes.", "rejected": "Bakers are admired a lot."},
+]
+
+
+def row(number: int, **changed: str) -> dict[str, str]:
+    return {"prompt": f"Question {number}?", "chosen": f"Answer {number} it is.", "rejected": "Nobody knows."} | changed
+
+
+SPOILED: list[Any] = [
+    *CLEAN,
+    row(4, chosen=""),
+    row(5, rejected="Answer 5 it is."),
+    row(6),
+    row(6),
+    row(7),
+    {"prompt": "Question 7?", "chosen": "Nobody knows.", "rejected": "Answer 7 it is."},
+    row(10, chosen="Answer<|im_end|> it is."),
+    {"prompt": 7, "chosen": "a", "rejected": "b"},
+    row(12),
+]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+    return path
+
+
+def check(*arguments: str | Path) -> tuple[int, str]:
+    outcome = CliRunner().invoke(app, ["check", *map(str, arguments)])
+    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), outcome.exception
+    return outcome.exit_code, outcome.stdout
+
+
+def reader(path: Path) -> PairReader:
+    return PairReader(*open_rows(str(path)))
+
+
+def test_exit_status(tmp_path: Path) -> None:
+    status, told = check(write(tmp_path / "clean.jsonl", CLEAN))
+    assert (status, "clean: " in told) == (0, True)
+    assert check(write(tmp_path / "spoiled.jsonl", SPOILED))[0] == 1
+    assert check(tmp_path / "missing.jsonl")[0] == 2
+    assert check(write(tmp_path / "none.jsonl", [{"a": 1}] * 3))[0] == 2
+    assert check(write(tmp_path / "empty.jsonl", []))[0] == 2
+
+
+def test_what_json_says(tmp_path: Path) -> None:
+    held_out = write(tmp_path / "held.jsonl", [row(12, chosen="Something else."), *CLEAN[:1]])
+    data = write(tmp_path / "data.jsonl", [one | {"source": "x"} if isinstance(one, dict) else one for one in SPOILED])
+    status, told = check(data, "--held-out", held_out, "--json")
+    found = json.loads(told)
+    assert status == 1
+    assert found["data"][0] | {"name": ""} == {"name": "", "rows": 12, "layout": "text", "not_read": ["source"]}
+    assert (found["pairs"], found["held_out"], found["unit"]) == (11, 2, "characters")
+    counted = {one["name"]: (one["count"], one["rows"]) for one in found["findings"]}
+    assert counted == {
+        "unreadable": (1, ["line 11"]),
+        "empty": (1, ["line 4"]),
+        "identical": (1, ["line 5"]),
+        "duplicate": (1, ["line 7"]),
+        "contradiction": (2, ["line 8", "line 9"]),
+        "held_out": (2, ["line 1", "line 12"]),
+        "special_tokens": (1, ["line 10"]),
+    }
+    for one in found["findings"]:
+        assert one["why"] and one["remedy"] and one["severity"] == KINDS[one["name"]].severity
+    assert found["lengths"]["prompt"]["longest"] == max(len(one["prompt"]) for one in SPOILED if one["prompt"] != 7)
+
+
+def test_several_files_are_one_set(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one.jsonl", CLEAN[:2]), write(tmp_path / "two.jsonl", [CLEAN[2], CLEAN[0]])
+    status, told = check(one, two, "--json")
+    (finding,) = json.loads(told)["findings"]
+    assert (status, finding["name"], finding["details"]) == (
+        1,
+        "duplicate",
+        ["two.jsonl line 2 repeats one.jsonl line 1"],
+    )
+
+
+def test_the_clean_copy_is_clean_and_never_replaces_a_file(tmp_path: Path) -> None:
+    data, copy = write(tmp_path / "data.jsonl", SPOILED), tmp_path / "copy.jsonl"
+    status, told = check(data, "--fix", copy)
+    assert status == 1
+    assert "5 pairs. Left out:" not in told
+    kept = [json.loads(line) for line in copy.read_text(encoding="utf-8").splitlines()]
+    assert kept == [*CLEAN, row(6), SPOILED[9], row(12)]
+    line = told.partition("copy: ")[2]
+    assert "6 pairs" in line
+    for label in ("not a pair (1)", "empty completion (1)", "same completions (1)", "contradiction (2)"):
+        assert label in line
+    assert "Still there: special token in a text (1)" in line
+    before = copy.read_bytes()
+    assert check(data, "--fix", copy)[0] == 2
+    assert copy.read_bytes() == before
+    assert check(data, "--fix", data)[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"data.jsonl", "copy.jsonl"}
+    assert check(write(tmp_path / "again.jsonl", [one for one in kept if one != SPOILED[9]]))[0] == 0
+
+
+def test_data_that_changes_meanwhile_is_not_copied(tmp_path: Path) -> None:
+    from wishbone.check.cleaned import write_cleaned
+    from wishbone.errors import RequestError
+
+    data = write(tmp_path / "data.jsonl", SPOILED)
+    found = examine([reader(data)])
+    for rows in (SPOILED[:5], [*SPOILED, row(99)]):
+        write(data, rows)
+        with pytest.raises(RequestError, match="changed while it was read"):
+            write_cleaned(found, tmp_path / "copy.jsonl")
+    assert not (tmp_path / "copy.jsonl").exists()
+
+
+def test_tokens_are_what_the_model_sees(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    data = write(tmp_path / "data.jsonl", [*CLEAN, row(4, chosen="Caf\u00e9 \U0001f600!", prompt="\u4e2d\u6587")])
+    model = ModelView(tokenizer, positions=20)
+    found = examine([reader(data)], model=model)
+    pairs = [pair for _, pair in reader(data)]
+    names = ("prompt", "chosen", "rejected")
+    batch = {name: [pair[name] for pair in pairs] for name in names}
+    ids = tokenize_batch(tokenizer, batch, [0, 1, 2, 3])
+    assert found.unit == "tokens"
+    shown = views(found, [0, 1, 2, 3], model, 10_000)
+    for index, view in enumerate(shown):
+        for side in names:
+            expected = ids[f"{side}_ids"][index]
+            assert found.ledger.lengths(side)[index] == len(expected)
+            assert view.tokens is not None
+            text = "".join(text for text, _ in view.tokens[side])
+            assert text == tokenizer.decode(expected, clean_up_tokenization_spaces=False)
+    long = [len(prompt) >= 20 for prompt in ids["prompt_ids"]]
+    assert found.ledger.has("too_long").tolist() == long and any(long)
+
+
+def test_pairs_that_the_template_refuses_are_named_and_the_others_seen(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}"
+        "{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    )
+    rows = [
+        {"prompt": [{"role": "user", "content": text}], "chosen": f"{text} x", "rejected": "y"}
+        for text in ("a", "no", "b")
+    ]
+    found = examine([reader(write(tmp_path / "data.jsonl", rows))], model=ModelView(tokenizer))
+    (refused,) = [one for one in found.findings if one.name == "refused"]
+    assert refused.rows == ("line 2",) and "never" in refused.details[0]
+    assert found.ledger.lengths("chosen").tolist()[1] == 0 and found.ledger.lengths("chosen").tolist()[2] > 0
+
+
+def test_the_sample_holds_some_of_each_finding_and_is_bounded(tmp_path: Path) -> None:
+    rows = [row(number, prompt=f"Question {number} of many?") for number in range(2000)]
+    for number in range(1000, 1100):
+        rows[number]["chosen"] = " "
+    rows[1999] = row(1999, rejected="Answer 1999 it is.")
+    found = examine([reader(write(tmp_path / "data.jsonl", rows))])
+    indices = chosen_pairs(found.ledger)
+    assert indices == sorted(set(indices)) and len(indices) < 250
+    assert set(range(1000, 1020)) <= set(indices) and {0, 1999} <= set(indices)
+    assert [view.place for view in views(found, indices, None, 100)] == [f"line {index + 1}" for index in indices]
+
+
+def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", CLEAN)
+    code = (
+        "import sys; from wishbone.check.examine import examine; from wishbone.check.reading import PairReader\n"
+        "from wishbone.data.files import data_files, read_rows; from pathlib import Path\n"
+        "files = data_files(Path(sys.argv[1]), 'train')\n"
+        "examine([PairReader('data', lambda: read_rows(files))])\n"
+        "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(data)], check=False).returncode == 0
