@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,23 @@ class Contents:
         """The layout in words."""
         return FORMATS[self.layout]
 
+    def pairs(self, row: Any) -> list[Pair]:
+        """The pairs of the next row; raises RequestError if it is none."""
+        self.rows += 1
+        if isinstance(row, RequestError):
+            raise row
+        self.layout = self.layout or recognize(row)
+        pair = normalize(row, self.layout)
+        wanted = set(columns_to_read(row))
+        self.unread |= {str(name): None for name in row if name not in wanted}
+        return [pair]
+
+    def add_misfit(self, place: str, problems: Sequence[str]) -> None:
+        """Keep the place and the reasons of a row that is not a pair."""
+        self.misfits += 1
+        if len(self.reasons) < SHOWN_REASONS:
+            self.reasons.append((place, "; ".join(problems)))
+
 
 class PairReader:
     """Reads the pairs of one source, as often as asked.
@@ -67,13 +84,10 @@ class PairReader:
         """
         found = self.contents = Contents(self.contents.name)
         for _, place, row in self._rows():
-            found.rows += 1
             try:
-                pairs = _pairs(row, found)
+                pairs = found.pairs(row)
             except RequestError as misfit:
-                found.misfits += 1
-                if len(found.reasons) < SHOWN_REASONS:
-                    found.reasons.append((self._prefix + place, "; ".join(misfit.problems)))
+                found.add_misfit(self._prefix + place, misfit.problems)
                 if not found.layout and found.misfits >= GIVEN_UP_AFTER:
                     break
             else:
@@ -83,13 +97,3 @@ class PairReader:
         if found.misfits == found.rows:
             place, reason = found.reasons[0]
             raise RequestError(f"{found.name}: no row is a preference pair; {place} {reason}")
-
-
-def _pairs(row: Any, found: Contents) -> list[Pair]:
-    if isinstance(row, RequestError):
-        raise row
-    found.layout = found.layout or recognize(row)
-    pair = normalize(row, found.layout)
-    wanted = set(columns_to_read(row))
-    found.unread |= {str(name): None for name in row if name not in wanted}
-    return [pair]
