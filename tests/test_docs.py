@@ -13,7 +13,7 @@ from tiny import tiny_tokenizer
 
 from wishbone.config.load import parse_config
 from wishbone.config.schema import RunConfig
-from wishbone.data.formats import FORMATS, normalize, recognize
+from wishbone.data.formats import FORMATS, read_pairs, recognize
 from wishbone.data.inspect import inspect_pairs, refuse_or_drop
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
@@ -72,13 +72,13 @@ def example_rows() -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize(("layout", "row"), example_rows())
 def test_every_example_row_is_recognized(layout: str, row: dict[str, Any]):
-    assert recognize(row) == layout
-    pair = normalize(row, layout)
-    assert pair["prompt"] and pair["chosen"] != pair["rejected"]
+    assert recognize(row).layout == layout
+    pairs = read_pairs(row, layout).pairs
+    assert pairs and all(pair["prompt"] and pair["chosen"] != pair["rejected"] for pair in pairs)
 
 
 def test_every_layout_has_an_example():
-    assert list(dict.fromkeys(name for name, _ in example_rows())) == list(FORMATS)
+    assert {name for name, _ in example_rows()} == set(FORMATS)
 
 
 def refusals() -> list[tuple[str, str, str]]:

@@ -46,7 +46,7 @@ OURS = {
     "cli/compare.py:print_answer": "a table that was made there",
     "config/document.py:read_document": "its own document",
     "data/chat_template.py:_interruption": "a timer that was made there",
-    "data/formats.py:_openai": "its own recognition of a layout",
+    "data/formats/paired.py:openai": "its own columns of a row",
     "fused/linear.py:FusedLinears.running": "its own layers",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/fp8_linear.py:FP8Linear.dequantized": "a layer that was made there",

@@ -20,6 +20,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.report"],  # reads run directories, knows nothing of what wrote them
     ["wishbone.data.json_text"],
     ["wishbone.data.messages"],
+    ["wishbone.data.written_values"],
     ["wishbone.data.formats", "wishbone.data.packing"],
     ["wishbone.engine.execution"],  # how rows are computed: policy, reference, planning and engine take it
     ["wishbone.ops"],

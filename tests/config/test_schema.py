@@ -26,7 +26,7 @@ def test_every_field_is_described_and_bounded_in_the_json_schema():
         for name, section in SECTIONS.items()
         for key, field in schema["$defs"][section.__name__]["properties"].items()
     }
-    assert len(fields) == 53
+    assert len(fields) == 56
     for path, field in fields.items():
         assert field["description"].endswith("."), path
         for branch in field.get("anyOf", [field]):
@@ -133,6 +133,8 @@ SOUND: dict[str, dict[str, Any]] = {
         "eval": st.none() | line,
         "split": line,
         "max_length": st.none() | st.integers(2, 2**24),
+        "columns": st.none() | st.dictionaries(line, st.none() | line),
+        "pairs": st.sampled_from(["best_worst", "best_rest", "all"]),
         "system_prompt": st.none() | st.text(st.characters(exclude_categories=("Cs",)), min_size=1),
     },
     "preference": {

@@ -86,7 +86,7 @@ def test_rows_of_csv_that_are_damaged_are_left_out_alone(tmp_path: Path) -> None
     [
         (b'prompt,chosen,rejected\na,b,c\nd,"e,f\ng,h,i\n', "is a quotation mark not closed?"),
         (b"prompt,chosen,chosen\na,b,c\n", "the header names 'chosen' twice"),
-        (b"\xff\xfep\0r\0\na,b,c\n", "line 1 is not UTF-8"),
+        (b"\xff\xfep\0r\0\na,b,c\n", "ends inside a character of UTF-16"),
     ],
 )
 def test_csv_that_is_damaged_as_a_whole_is_refused_even_when_rows_may_be_dropped(
@@ -174,10 +174,10 @@ def test_parquet_is_read_as_it_is_stored_whatever_it_says_of_its_columns(tmp_pat
 
 def test_values_of_parquet_that_python_does_not_have_are_problems_of_their_row(tmp_path: Path) -> None:
     when = pa.array([0, 2**62], pa.timestamp("us"))
-    table = pa.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "system": when})
+    table = pa.table({"prompt": ["a", "b"], "chosen": ["c", "d"], "rejected": ["e", "f"], "score_A": when})
     pq.write_table(table, tmp_path / "pairs.parquet")
     said = refusal(tmp_path / "pairs.parquet")
-    assert "row 2 system cannot be read" in said
+    assert "row 2 score_A cannot be read" in said
     assert load_pairs(tmp_path / "pairs.parquet", invalid_rows="drop")["prompt"][:] == ["a"]
 
 

@@ -13,8 +13,15 @@ from hypothesis import strategies as st
 from small_tokenizers import assistant, user
 from trl import extract_prompt
 
-from wishbone.data.formats import FORMATS, common_prompt, normalize, recognize
+from wishbone.data.formats import FORMATS, common_prompt, read_pairs, recognize
 from wishbone.errors import RequestError
+
+
+def normalize(row: dict[str, Any], layout: str, **options: Any) -> dict[str, Any]:
+    """The only pair of a row."""
+    (pair,) = read_pairs(row, layout, **options).pairs
+    return pair
+
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 QUESTION, GOOD, BAD = user("What is 2+2?"), assistant("4"), assistant("5")
@@ -129,7 +136,6 @@ EXAMPLES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "prompt": [SYSTEM, QUESTION],
             "chosen": [{"role": "assistant", "tool_calls": [CALL]}],
             "rejected": [BAD],
-            "tools": [],
         },
     ),
 ]
@@ -138,19 +144,69 @@ EXAMPLES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("layout", "row", "expected"), EXAMPLES, ids=[f"{e[0]}-{i}" for i, e in enumerate(EXAMPLES)])
 def test_a_layout_is_recognized_and_normalized(layout: str, row: dict[str, Any], expected: dict[str, Any]) -> None:
     before = json.dumps(row)
-    assert recognize(row) == layout
+    assert recognize(row).layout == layout
     assert normalize(row, layout) == expected
     assert json.dumps(row) == before  # the row of the caller is left alone
 
 
-def test_there_is_an_example_of_every_layout() -> None:
-    assert {layout for layout, _, _ in EXAMPLES} == set(FORMATS)
+SPIDER = {"prompt": "How many legs?", "chosen": "Eight.", "rejected": "Six."}
+ASKED = [user("How many legs?")]
+EARLIER = [user("Hi"), assistant("Hello.")]
+ANSWERS = {"chosen": [assistant("Eight.")], "rejected": [assistant("Six.")]}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({**SPIDER, "system": "Be brief."}, [SYSTEM, *ASKED]),
+        ({**SPIDER, "system": None}, ASKED),
+        ({**SPIDER, "system_prompt": "Be brief.", "history": [["Hi", "Hello."]]}, [SYSTEM, *EARLIER, *ASKED]),
+        ({**SPIDER, "history": EARLIER}, [*EARLIER, *ASKED]),
+        ({**SPIDER, "input": "Of a spider."}, [user("How many legs?\nOf a spider.")]),
+        ({**SPIDER, **ANSWERS, "prompt": ASKED, "system": "Be brief."}, [SYSTEM, *ASKED]),
+        ({**SPIDER, **ANSWERS, "prompt": [SYSTEM, *ASKED], "system": " Be brief."}, [SYSTEM, *ASKED]),
+        ({**SPIDER, **ANSWERS, "prompt": ASKED, "history": [["Hi", "Hello."]]}, [*EARLIER, *ASKED]),
+        ({"messages": ASKED, "chosen": "Eight.", "rejected": "Six.", "system": "Be brief."}, [SYSTEM, *ASKED]),
+        ({"messages": [*ASKED, *ANSWERS["chosen"]], "chosen": "Eight.", "rejected": "Six."}, ASKED),
+        ({"context": "How many legs?", "chosen": "Eight.", "rejected": "Six."}, ASKED),
+        ({"system": "Be brief.", **{side: [*ASKED, *ANSWERS[side]] for side in ANSWERS}}, [SYSTEM, *ASKED]),
+        ({"messages": [*ASKED, *ANSWERS["chosen"]], **{side: [*ASKED, *ANSWERS[side]] for side in ANSWERS}}, ASKED),
+        ({"instruction": "How many legs?", **{side: [*ASKED, *ANSWERS[side]] for side in ANSWERS}}, ASKED),
+    ],
+)  # fmt: skip
+def test_what_stands_in_other_columns_reaches_the_prompt(row: dict[str, Any], prompt: list[Any]) -> None:
+    pair = normalize(row, recognize(row).layout)
+    assert pair == {"prompt": prompt, **ANSWERS}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**SPIDER, "images": ["cat.png"]},
+        {**SPIDER, "instruction": "Answer in French."},
+        {**SPIDER, "context": "Spiders are no insects."},
+        {**SPIDER, "messages": [user("Hi"), assistant("Hello.")]},
+        {**SPIDER, "history": "We spoke of spiders."},
+        {**SPIDER, **ANSWERS, "prompt": [SYSTEM, *ASKED], "system": "Be long."},
+        {**SPIDER, **ANSWERS, "prompt": ASKED, "input": "Of a spider."},
+        {**SPIDER, **ANSWERS, "prompt": [user("Hi"), assistant("Hello."), *ASKED], "history": [["Ho", "Hm."]]},
+        {"prompt": "Answer in French.", **{side: [*ASKED, *ANSWERS[side]] for side in ANSWERS}},
+        {"system": "Be brief.", "chosen": "It has eight legs.", "rejected": "It has six legs."},
+        {"tools": [{"name": "f"}], "chosen": "It has eight legs.", "rejected": "It has six legs."},
+        {"question": "How many?", "context": "Spiders.", "chosen": "Eight.", "rejected": "Six."},
+    ],
+)
+def test_what_has_no_plain_place_is_refused(row: dict[str, Any]) -> None:
+    name = next(name for name in reversed(row) if name not in ("chosen", "rejected"))
+    name = {"question": "context", "rejected": "prompt"}.get(name, name)
+    with pytest.raises(RequestError, match=f"^{name} "):
+        read_pairs(row, recognize(row).layout)
 
 
 def test_what_a_template_may_want_is_kept() -> None:
     said = {"role": "assistant", "content": [{"type": "text", "text": "4"}], "reasoning_content": "2+2", "name": None}
     row = {**CHAT, "chosen": [said], "chat_template_kwargs": {"enable_thinking": False}, "tools": ""}
-    pair = normalize(row, recognize(row))
+    pair = normalize(row, recognize(row).layout)
     assert pair["chosen"] == [{key: value for key, value in said.items() if key != "name"}]
     assert pair["chat_template_kwargs"] == {"enable_thinking": False}
     assert "tools" not in pair

@@ -266,7 +266,7 @@ def test_rows_before_the_first_that_has_a_layout_are_rows_that_do_not_fit() -> N
 
 
 def test_a_data_set_in_memory_and_on_disk(tmp_path: Path) -> None:
-    rows = dataset(*(row | {"image": b"x"} for row in TEXTS))
+    rows = dataset(*(row | {"digest": b"x"} for row in TEXTS))
     assert pairs_of(load_pairs(rows)) == TEXTS
     rows.save_to_disk(tmp_path / "rows")
     shuffled = load_from_disk(tmp_path / "rows").select([2, 0]).with_format("numpy")
@@ -280,7 +280,7 @@ def test_what_was_read_is_found_again_until_the_file_changes(tmp_path: Path, mon
     path.write_text(lines(TEXTS))
     first = load_pairs(path)
     with monkeypatch.context() as patched:
-        patched.setattr("wishbone.data.files.read_rows", lambda files: iter(()))
+        patched.setattr("wishbone.data.files.read_rows", lambda files, columns: iter(()))
         again = load_pairs(path)
         assert pairs_of(again) == TEXTS
         assert again._fingerprint == first._fingerprint

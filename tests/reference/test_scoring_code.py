@@ -207,6 +207,6 @@ def test_an_edit_of_scoring_code_counts_and_one_elsewhere_does_not(tmp_path: Pat
             path.write_text(source)
 
     counting = ["preference/scores.py", "fused/quantized_input.py", "reference/adapter_switch.py", "data/batch.py"]
-    others = ["model/gguf.py", "model/load.py", "data/formats.py", "trainer/trainer.py", "report/html.py"]
+    others = ["model/gguf.py", "model/load.py", "data/formats/paired.py", "trainer/trainer.py", "report/html.py"]
     assert len({before, *map(edited, counting)}) == 1 + len(counting)
     assert {before} == set(map(edited, others))

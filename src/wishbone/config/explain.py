@@ -88,6 +88,8 @@ def accepted(schema: dict[str, Any]) -> str:
         case "array":
             least = " of at least one" if schema.get("minItems") else ""
             return f"a list{least}, each item {accepted(schema['items'])}"
+        case "object":
+            return "a mapping of names"
         case "string":
             return "one line of text" if "pattern" in schema else "text"
         case "boolean":

@@ -131,6 +131,20 @@ class DataConfig(Section):
     system_prompt: str | None = Field(
         default=None, min_length=1, description="System message for conversations that have none; null: none is added."
     )
+    columns: dict[Line, Line | None] | None = Field(
+        default=None,
+        description="For the name of a column of a layout its name in the data; null in its place: it is not read.",
+    )
+    pairs: Literal["best_worst", "best_rest", "all"] = Field(
+        default="best_worst",
+        description="Pairs of a row with scored or ranked completions: the best with the worst, with every other, or "
+        "every two.",
+    )
+    least_margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="Least difference of scores, or of ranks, within such a pair; equal ones are never a pair.",
+    )
 
     @model_validator(mode="after")
     def _one_source_of_evaluation(self) -> Self:

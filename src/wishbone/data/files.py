@@ -7,15 +7,20 @@ In the place of a row that cannot be read there is a `RequestError` with the rea
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from wishbone.data.formats.recognize import Columns
+from wishbone.data.opened_files import ENDINGS
 from wishbone.data.parquet_files import read_parquet
-from wishbone.data.rows import NumberedRow
+from wishbone.data.row_reader import NumberedRow
 from wishbone.data.text_files import read_csv, read_json, read_lines
 from wishbone.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_NAMES = "train|test|valid|validation|val|eval|dev"
 
@@ -23,41 +28,58 @@ _SPLIT_NAMES = "train|test|valid|validation|val|eval|dev"
 def data_files(path: Path, split: str) -> list[Path]:
     """The files of a path: the file itself, or those of the directory (of the split, if file names tell splits apart).
 
+    A warning names the files of a directory that are not read, but for documentation and hidden files.
+
     Raises:
         RequestError: the path does not exist, the format is unknown, or the directory has no file of that split.
     """
     if path.is_file():
         if _suffix(path) not in _READERS:
-            raise RequestError(f"{path}: '{_suffix(path) or path.name}' cannot be read; use {', '.join(_READERS)}")
+            raise RequestError(f"{path}: '{_suffix(path) or path.name}' cannot be read; use {_KINDS}")
         return [path]
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
-    found = sorted(f for f in path.rglob("*") if f.is_file() and _suffix(f) in _READERS and f.name[0] not in "._")
+    everything = sorted(f for f in path.rglob("*") if not f.is_dir() and not _is_hidden(path, f))
+    found = [f for f in everything if f.is_file() and _suffix(f) in _READERS and f.name not in _DESCRIPTIONS]
     of_split = [f for f in found if re.match(rf"{re.escape(split)}(\W|_|$)", _name_in(path, f))]
-    if of_split:
-        return of_split
     if not found:
-        raise RequestError(f"{path}: the directory has no file to read; it may hold {', '.join(_READERS)}")
-    if any(re.match(rf"({_SPLIT_NAMES})(\W|_|$)", _name_in(path, f)) for f in found):
-        names = ", ".join(str(f.relative_to(path)) for f in found[:10])
-        raise RequestError(f"{path}: no file belongs to the split '{split}'; the files are {names}")
-    return found
+        raise RequestError(f"{path}: the directory has no file to read; it may hold {_KINDS}")
+    split_names = re.compile(rf"({_SPLIT_NAMES})(\W|_|$)")
+    others = [f for f in found if split_names.match(_name_in(path, f))]
+    if not of_split and others:
+        raise RequestError(f"{path}: no file belongs to the split '{split}'; the files are {_names(path, found)}")
+    read = of_split or found
+    left_out = [f for f in everything if f not in {*read, *others} and not _is_documentation(f)]
+    if left_out:
+        logger.warning(
+            "%s: %d files are not read: %s. Rows are read from %s%s",
+            path,
+            len(left_out),
+            _names(path, left_out),
+            _KINDS,
+            f" of the split '{split}'" if of_split else "",
+        )
+    return read
 
 
-def read_rows(files: Sequence[Path]) -> Iterator[NumberedRow]:
+def read_rows(files: Sequence[Path], columns: Columns) -> Iterator[NumberedRow]:
     """Number, place and row (or a `RequestError`) of each row of the files, one file after another.
 
     With several files, numbers continue from one file to the next, and the place names the file.
+
+    Args:
+        files: of the kinds that are read.
+        columns: `data.columns`, which tables are read with.
 
     Raises:
         RequestError: a file as a whole cannot be read.
     """
     if len(files) == 1:
-        yield from _READERS[_suffix(files[0])](files[0])
+        yield from _rows(files[0], columns)
         return
     total = 0
     for path in files:
-        for _, place, row in _READERS[_suffix(path)](path):
+        for _, place, row in _rows(path, columns):
             total += 1
             yield total, f"{path.name} {place}", row
 
@@ -79,19 +101,40 @@ def _name_in(directory: Path, path: Path) -> str:
     return str(path.relative_to(directory)).removeprefix("data/")
 
 
+def _names(directory: Path, files: Sequence[Path]) -> str:
+    more = f" and {len(files) - 10} more" if len(files) > 10 else ""
+    names = (os.fsencode(f.relative_to(directory)).decode("utf-8", "backslashreplace") for f in files[:10])
+    return ", ".join(name if name.isprintable() else repr(name) for name in names) + more
+
+
+def _is_hidden(directory: Path, file: Path) -> bool:
+    return file.name[0] == "_" or any(part[0] == "." for part in file.relative_to(directory).parts)
+
+
+def _is_documentation(file: Path) -> bool:
+    return file.name in _DESCRIPTIONS or file.suffix.lower() == ".md" or file.stem.upper() in ("README", "LICENSE")
+
+
 def _suffix(path: Path) -> str:
     name = path.name.lower()
-    compressed = ".gz" if name.endswith(".gz") else ""
-    return Path(name.removesuffix(".gz")).suffix + compressed
+    compression = next((ending for ending in ENDINGS if name.endswith(ending)), "")
+    return Path(name.removesuffix(compression)).suffix + compression
 
 
-_READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
+def _rows(path: Path, columns: Columns) -> Iterator[NumberedRow]:
+    return read_parquet(path, columns) if _suffix(path) == ".parquet" else _READERS[_suffix(path)](path)
+
+
+_TEXT_READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
     ".jsonl": read_lines,
-    ".jsonl.gz": read_lines,
     ".ndjson": read_lines,
     ".json": read_json,
-    ".json.gz": read_json,
     ".csv": read_csv,
-    ".csv.gz": read_csv,
+}
+_READERS: dict[str, Callable[..., Iterator[NumberedRow]]] = {
+    **{suffix + ending: read for suffix, read in _TEXT_READERS.items() for ending in ("", *ENDINGS)},
     ".parquet": read_parquet,
 }
+_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""Files in which `datasets` describes a data set."""
+_KINDS = f"{', '.join([*_TEXT_READERS, '.parquet'])} (text files also with {', '.join(ENDINGS)})"

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.data.columns import Counts, Flags, IdColumn, blank_completions
-from wishbone.data.rows import InvalidRows
+from wishbone.data.row_reader import InvalidRows
 from wishbone.data.tokenize import CUT_COLUMN, ID_COLUMNS
 from wishbone.errors import RequestError
 

@@ -21,11 +21,12 @@ def kept_dataset(name: str, write: Callable[[Path], None]) -> Dataset:
 
     Args:
         name: contains a hash of everything that the content depends on.
-        write: writes one or several .arrow files; their order is that of their names.
+        write: writes one or several .arrow files, whose order is that of their names, and others beside them.
 
     Raises:
         RequestError: the cache cannot be written, or `write` refuses.
     """
     cache = Cache(Path(datasets.config.HF_DATASETS_CACHE) / "wishbone", "HF_DATASETS_CACHE")
-    files = files_of(kept_directory(name, write, cache))  # `datasets` writes what it maps and filters beside them
+    # `datasets` writes what it maps and filters beside the files
+    files = [file for file in files_of(kept_directory(name, write, cache)) if file.suffix == ".arrow"]
     return concatenate_datasets([Dataset.from_file(str(file)) for file in files])

@@ -7,7 +7,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from wishbone.data.formats import columns_to_read
+from wishbone.data.formats.recognize import Columns
 from wishbone.data.json_text import NotJsonError, parse_json
-from wishbone.data.rows import NumberedRow
+from wishbone.data.row_reader import NumberedRow
 from wishbone.errors import RequestError, one_line
 
 _BATCH = 1000
@@ -26,8 +27,8 @@ _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
 """Errors of stored values without a Python value: bytes that are not text, a date after year 9999."""
 
 
-def read_parquet(path: Path) -> Iterator[NumberedRow]:
-    """The rows of a Parquet file, with the columns that some layout uses.
+def read_parquet(path: Path, columns: Columns) -> Iterator[NumberedRow]:
+    """The rows of a Parquet file, with the columns that some layout uses; of others the name, and None.
 
     Raises:
         RequestError: the file cannot be read or is damaged.
@@ -35,24 +36,31 @@ def read_parquet(path: Path) -> Iterator[NumberedRow]:
     try:
         with path.open("rb") as content, pq.ParquetFile(content) as file:
             schema = file.schema_arrow
-            names = columns_to_read(schema.names)
+            names = columns_to_read(schema.names, columns)
+            others = [name for name in schema.names if name not in names]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise RequestError(f"{path}: has two columns named {twice[0]!r:.40}; give each column a name")
             number = 0
             for batch in file.iter_batches(batch_size=_BATCH, columns=names, use_threads=False):
-                for row in rows_of_batch(batch):
+                for row in rows_of_batch(batch, others):
                     number += 1
                     yield number, f"row {number}", row
     except _DAMAGE as error:
         raise RequestError(f"{path}: cannot be read as a Parquet file ({one_line(error)}); write it again") from None
 
 
-def rows_of_batch(batch: Any) -> Iterator[Any]:
-    """The rows of an Arrow record batch, each a dict, or a `RequestError` that names the values that cannot be read."""
+def rows_of_batch(batch: Any, others: Iterable[str] = ()) -> Iterator[Any]:
+    """The rows of an Arrow record batch, each a dict, or a `RequestError` that names the values that cannot be read.
+
+    Args:
+        batch: the columns that are read.
+        others: names of columns that the table has besides; they are None in each row.
+    """
+    unread = dict.fromkeys(others)
     columns = {name: list(_values(column)) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     for number in range(batch.num_rows):
-        row = {name: values[number] for name, values in columns.items()}
+        row = {name: values[number] for name, values in columns.items()} | unread
         problems = [f"{name} {value}" for name, value in row.items() if isinstance(value, RequestError)]
         yield RequestError(problems) if problems else row
 

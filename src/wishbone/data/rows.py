@@ -1,8 +1,8 @@
-"""Numbered rows of any layout, rewritten as prompt, chosen, rejected, and stored as Arrow.
+"""Pairs stored as Arrow: prompt, chosen, rejected.
 
-Rows are processed in batches, never all at once. All rows that do not fit are reported together, each with its place.
-Messages with only role and text get plain columns. Messages with more (tool calls, content blocks) are stored as JSON,
-because in an Arrow table the keys of one row would appear, empty, in all others.
+Rows are processed in batches, never all at once. Messages with only role and text get plain columns. Messages with more
+(tool calls, content blocks) are stored as JSON, because in an Arrow table the keys of one row would appear, empty, in
+all others.
 """
 
 from __future__ import annotations
@@ -11,126 +11,28 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from wishbone.data import formats, messages
-from wishbone.data.formats import normalize, recognize
+from wishbone.data import formats, messages, row_reader, written_values
 from wishbone.data.kept import kept_dataset
+from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
-NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
-InvalidRows = Literal["refuse", "drop"]
-
+_NOTES = "notes.json"
 _BATCH = 1000
-_GIVEN_UP_AFTER = 100
-
-
-class MalformedRows(RequestError):
-    """Some rows of a source do not fit its layout, and others do."""
-
-
-@dataclass(frozen=True)
-class RowRules:
-    """How rows are rewritten.
-
-    Attributes:
-        invalid_rows: what happens to rows that do not fit: "refuse" raises, "drop" drops them.
-        system_prompt: added before every conversation that has no system message.
-        layout: a key of `formats.FORMATS`; None: the layout of the first row that has one.
-    """
-
-    invalid_rows: InvalidRows = "refuse"
-    system_prompt: str | None = None
-    layout: str | None = None
-
-
-def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
-    """The first lines, one below the other, and the number of the others."""
-    total = len(lines) if total is None else total
-    more = [f"... and {total - shown} more"] if total > shown else []
-    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
-
-
-class RowReader:
-    """Rewrites the rows of one source and collects those that do not fit."""
-
-    def __init__(self, name: str, rules: RowRules) -> None:
-        self.name = name
-        self.rules = rules
-        self.layout = rules.layout
-        self._unrecognized: list[RequestError] = []
-        self._misfits: list[str] = []
-        self._total = 0
-
-    def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
-        """The rows that fit, as `normalize` returns them, with `source_row`.
-
-        Raises:
-            RequestError: after the last row, if there were no rows, none with a known layout, rows that do not fit
-                (unless they are dropped), or only such rows.
-        """
-        for number, place, row in rows:
-            self._total += 1
-            try:
-                if isinstance(row, RequestError):
-                    raise row
-                if self.layout is None:
-                    self.layout = self._recognized(row)
-                pair = normalize(row, self.layout, system_prompt=self.rules.system_prompt)
-            except RequestError as misfit:
-                self._misfits.append(f"{place} {'; '.join(misfit.problems)}" if len(self._misfits) < 10 else "")
-                if self.layout is None and len(self._unrecognized) == _GIVEN_UP_AFTER:
-                    break
-            else:
-                yield pair | {"source_row": number}
-        self._finish()
-
-    def _recognized(self, row: Mapping[str, Any]) -> str:
-        try:
-            return recognize(row)
-        except RequestError as error:
-            self._unrecognized.append(error)
-            raise RequestError(f"has columns of no known layout: {', '.join(map(str, row))[:80]}") from None
-
-    def _finish(self) -> None:
-        misfits = len(self._misfits)
-        if self._total == 0:
-            raise RequestError(f"{self.name} has no rows; give at least one preference pair")
-        if self.layout is None and self._unrecognized:
-            raise RequestError(f"{self.name}: {self._unrecognized[0]}")
-        if misfits and (self.rules.invalid_rows == "refuse" or misfits == self._total):
-            layout = f", read as '{formats.FORMATS[self.layout]}'" if self.layout else ""
-            remedy = (
-                "Correct them, or set data.invalid_rows: drop to train without them"
-                if misfits < self._total
-                else "Correct them"
-            )
-            kind = MalformedRows if misfits < self._total else RequestError
-            raise kind(
-                f"{self.name}{layout}: {misfits} of {self._total} rows do not fit. {remedy}.{listed(self._misfits)}"
-            )
-        if misfits:
-            logger.warning(
-                "%s: %d of %d rows do not fit and are dropped:%s",
-                self.name,
-                misfits,
-                self._total,
-                listed(self._misfits),
-            )
 
 
 def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, *, state: str | None) -> Dataset:
-    """Read, rewrite and store all rows.
+    """Read, rewrite and store all rows; log what a person has to know of them, each time.
 
     Args:
         read: starts reading at the first row; called again if later rows need more columns than the first ones.
@@ -143,14 +45,27 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
         RequestError: as `RowReader`.
     """
     if state is None or not datasets.is_caching_enabled():
-        buffer = _write(read, name, rules, pa.BufferOutputStream)
+        buffer, notes = _write(read, name, rules, pa.BufferOutputStream)
+        _tell(notes)
         return Dataset.from_buffer(buffer.getvalue())
-    code = b"".join(Path(file).read_bytes() for file in (formats.__file__, messages.__file__, __file__) if file)
-    key = hashlib.sha256(code + repr((state, rules)).encode()).hexdigest()[:32]
-    return kept_dataset(
-        f"pairs-{key}",
-        lambda directory: _write(read, name, rules, lambda: pa.OSFile(str(directory / "pairs.arrow"), "wb")).close(),
-    )
+    modules = [Path(module.__file__) for module in (messages, written_values, row_reader)]
+    modules += [Path(__file__), *sorted(Path(formats.__file__).parent.glob("*.py"))]
+    code = b"".join(module.read_bytes() for module in modules)
+    key = hashlib.sha256(code + repr((state, name, rules)).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+    def keep(directory: Path) -> None:
+        sink, notes = _write(read, name, rules, lambda: pa.OSFile(str(directory / "pairs.arrow"), "wb"))
+        sink.close()
+        (directory / _NOTES).write_text(json.dumps(notes), encoding="utf-8")
+
+    kept = kept_dataset(f"pairs-{key}", keep)
+    _tell(json.loads((Path(kept.cache_files[0]["filename"]).parent / _NOTES).read_text(encoding="utf-8")))
+    return kept
+
+
+def _tell(notes: Iterable[str]) -> None:
+    for note in notes:
+        logger.warning("%s", note)
 
 
 def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> IterableDataset:
@@ -162,18 +77,23 @@ def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> Iter
     def rewrite(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
         numbered = ((i + 1, f"row {i + 1}", row) for i, row in zip(indices, rows, strict=True))
-        pairs = list(RowReader(name, rules).read(numbered))
+        reader = RowReader(name, rules, first=indices[0] == 0, partial=True)
+        pairs = list(reader.read(numbered))
+        _tell(reader.notes)
         names = dict.fromkeys(key for pair in pairs for key in pair)
         return {key: [pair.get(key) for pair in pairs] for key in names}
 
     return dataset.map(rewrite, with_indices=True, batched=True, batch_size=100, remove_columns=columns)
 
 
-def _write(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, open_sink: Callable[[], Any]) -> Any:
-    """Write all rows to a sink; start again with more columns if a row needs them."""
+def _write(
+    read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, open_sink: Callable[[], Any]
+) -> tuple[Any, list[str]]:
+    """Write all rows to a sink, start again with more columns if a row needs them; return the sink and the notes."""
     needed: frozenset[str] = frozenset()
     while True:
-        pairs = RowReader(name, rules).read(read())
+        reader = RowReader(name, rules)
+        pairs = reader.read(read())
         first = list(islice(pairs, _BATCH))
         needed = needed.union(*map(_needs, first))
         features, sink = _features(needed), open_sink()
@@ -186,7 +106,7 @@ def _write(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules
                 writer.write_batch(_columns(batch, features))
             else:
                 writer.finalize(close_stream=False)
-                return sink
+                return sink, reader.notes
         sink.close()
         needed = more
 

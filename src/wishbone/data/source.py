@@ -18,10 +18,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from wishbone.data import files
-from wishbone.data.formats import columns_to_read
+from wishbone.data.formats import PairRule, Pairs, columns_to_read
+from wishbone.data.formats.recognize import Columns, check_columns
 from wishbone.data.messages import kind
+from wishbone.data.opened_files import ENDINGS
 from wishbone.data.parquet_files import rows_of_batch
-from wishbone.data.rows import InvalidRows, NumberedRow, RowRules, rewrite_stream, store_rows
+from wishbone.data.row_reader import InvalidRows, NumberedRow, RowRules
+from wishbone.data.rows import rewrite_stream, store_rows
 from wishbone.errors import RequestError, one_line
 from wishbone.paths import user_path
 
@@ -40,28 +43,35 @@ def load_pairs(
     split: str = "train",
     invalid_rows: InvalidRows = "refuse",
     system_prompt: str | None = None,
+    columns: Columns | None = None,
+    pairs: Pairs = "best_worst",
+    least_margin: float = 0.0,
 ) -> Dataset | IterableDataset:
-    """Load pairs and rewrite every row as `wishbone.data.formats.normalize` describes.
+    """Load rows and rewrite them as pairs, as `wishbone.data.formats.read_pairs` describes.
 
     Args:
-        source: a file (.jsonl, .json, .csv, .parquet; .gz), a directory of such files or one written by
+        source: a file (.jsonl, .json, .csv, .parquet; .gz, .zst, .xz), a directory of such files or one written by
             `Dataset.save_to_disk`, the name of a data set on the hub (`name` or `name:configuration`), a `datasets`
             object, or a list of rows.
         split: of a directory, hub data set or `DatasetDict`; other sources have only one split.
         invalid_rows: "refuse" raises if rows do not fit, "drop" drops them and logs how many.
         system_prompt: added before every conversation that has no system message.
+        columns: the name of a column in the data for Wishbone's name; None for a column that is not read.
+        pairs: which completions of a row with scores or ranks become pairs: "best_worst", "best_rest" or "all".
+        least_margin: least difference of the scores of such a pair; equal scores are never a pair.
 
     Returns:
         A `Dataset` with columns prompt, chosen, rejected (texts or lists of messages), `source_row` (int64: the line of
-        a JSON lines file, otherwise the row, from 1) and, if rows have them, tools (JSON text) and
-        chat_template_kwargs. For a stream (`IterableDataset`) a stream, whose rows are checked when they are read. A
-        data set that already has token ids is returned with `source_row` added.
+        a JSON lines file, otherwise the row, from 1; the same for all pairs of a row) and, if rows have them, tools
+        (JSON text) and chat_template_kwargs. For a stream (`IterableDataset`) a stream, whose rows are checked when
+        they are read. A data set that already has token ids is returned with `source_row` added.
 
     Raises:
         RequestError: the source cannot be read, has no preference pairs, or has rows that do not fit (the first ten by
             line or row, and how many there are).
     """
-    rules = RowRules(invalid_rows, system_prompt)
+    check_columns(columns or {})
+    rules = RowRules(invalid_rows, system_prompt, dict(columns or {}), PairRule(pairs, least_margin))
     found = _find(source, split)
     if isinstance(found, IterableDataset):
         return rewrite_stream(found, "the stream", rules)
@@ -72,10 +82,10 @@ def load_pairs(
         name = str(source) if isinstance(source, str | Path) else "the data set"
         stored = [Path(file["filename"]) for file in found.cache_files]
         state = f"{found._fingerprint} {_state(stored)}" if stored else None
-        return store_rows(partial(_rows_of_dataset, found), name, rules, state=state)
+        return store_rows(partial(_rows_of_dataset, found, rules.columns), name, rules, state=state)
     if isinstance(found, _Files):
         state = _state(found.paths)
-        return store_rows(partial(files.read_rows, found.paths), str(source), rules, state=state)
+        return store_rows(partial(files.read_rows, found.paths, rules.columns), str(source), rules, state=state)
     return store_rows(partial(_rows_of_list, found), "the list of rows", rules, state=None)
 
 
@@ -127,7 +137,7 @@ def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Ro
 
 
 def _spells_a_path(source: str) -> bool:
-    endings = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".gz", ".arrow", ".txt", ".tsv", os.sep)
+    endings = (".json", ".jsonl", ".ndjson", ".csv", ".parquet", ".arrow", ".txt", ".tsv", *ENDINGS, os.sep)
     return source.startswith((".", "~", os.sep)) or source.count("/") > 1 or source.endswith(endings)
 
 
@@ -158,11 +168,13 @@ def _load_from_hub(name: str, split: str) -> Dataset:
         raise RequestError(f"{here}, and it cannot be loaded from the hub (split '{split}'): {reason}") from None
 
 
-def _rows_of_dataset(dataset: Dataset) -> Iterator[NumberedRow]:
+def _rows_of_dataset(dataset: Dataset, columns: Columns) -> Iterator[NumberedRow]:
     number = 0
-    for table in dataset.select_columns(columns_to_read(dataset.column_names)).with_format("arrow").iter(_BATCH):
+    names = columns_to_read(dataset.column_names, columns)
+    others = [name for name in dataset.column_names if name not in names]
+    for table in dataset.select_columns(names).with_format("arrow").iter(_BATCH):
         for batch in table.to_batches():
-            for row in rows_of_batch(batch):
+            for row in rows_of_batch(batch, others):
                 number += 1
                 yield number, f"row {number}", row
 

@@ -1,4 +1,4 @@
-"""Rows from text files: JSON lines, JSON, CSV, each also compressed with gzip.
+"""Rows from text files: JSON lines, JSON, CSV, each also compressed.
 
 No file is trusted. A damaged row becomes a `RequestError` with the reason; a file that is damaged as a whole is
 refused. The length of lines is limited, so a small compressed file cannot fill the memory.
@@ -7,19 +7,18 @@ refused. The length of lines is limited, so a small compressed file cannot fill 
 from __future__ import annotations
 
 import csv
-import gzip
-import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import psutil
 
+from wishbone.data.formats import FORMATS
+from wishbone.data.formats.recognize import has_columns
 from wishbone.data.json_text import NotJsonError, parse_json
-from wishbone.data.rows import NumberedRow
+from wishbone.data.opened_files import is_compressed, opened
+from wishbone.data.row_reader import NumberedRow
 from wishbone.errors import RequestError
 
 LONGEST_LINE = 2**26
@@ -32,38 +31,22 @@ MOST_EXPANSION, ALWAYS_READ = 200, 2**26
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, decompressing a .gz, and turn errors while it is read into messages.
-
-    Raises:
-        RequestError: the file cannot be read, or its compression is damaged.
-    """
-    try:
-        with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            yield cast(IO[bytes], file)
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise RequestError(f"{path}: the compressed file is damaged ({error}); write it again") from None
-    except OSError as error:
-        raise unreadable(path, error) from None
-
-
-def unreadable(path: Path, error: OSError) -> RequestError:
-    """Return the error for a file that the operating system does not let us read."""
-    reason = error.strerror or type(error).__name__
-    return RequestError(f"{path}: cannot be read ({reason}); check the file and its permissions")
-
-
 def read_lines(path: Path) -> Iterator[NumberedRow]:
-    """The rows of JSON lines; blank lines are skipped.
+    """The rows of JSON lines; blank lines are skipped. A file that is one JSON list is read as that.
 
     Raises:
-        RequestError: the file cannot be read, is damaged, or has a line of more than `LONGEST_LINE` bytes.
+        RequestError: the file cannot be read, is damaged, has a line of more than `LONGEST_LINE` bytes, or begins a
+            list that is not JSON.
     """
     with opened(path) as file:
-        for number, line in enumerate(_lines(file, path), 1):
-            if line and not line.isspace():
+        filled = ((number, line) for number, line in enumerate(_lines(file, path), 1) if line and not line.isspace())
+        first = next(filled, None)
+        if first is not None and not first[1].lstrip().startswith(b"["):
+            for number, line in chain([first], filled):
                 yield number, f"line {number}", _object(line)
+            return
+    if first is not None:
+        yield from read_json(path)
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -114,8 +97,7 @@ def _whole(path: Path) -> bytes:
     """The decompressed content of a file that can be parsed in the free memory."""
     with opened(path) as file:
         size, free = path.stat().st_size, psutil.virtual_memory().available // MEMORY_A_BYTE
-        compressed = path.name.lower().endswith(".gz")
-        limit = min(free, max(ALWAYS_READ, size * MOST_EXPANSION)) if compressed else free
+        limit = min(free, max(ALWAYS_READ, size * MOST_EXPANSION)) if is_compressed(path) else free
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise RequestError(
@@ -133,7 +115,7 @@ def _rows_in(content: Any, path: Path) -> list[Any]:
         {name: value for name, value in content.items() if isinstance(value, list)} if isinstance(content, dict) else {}
     )
     tables = [value for value in lists.values() if value and isinstance(value[0], dict)]
-    if len(tables) == 1 and not {"chosen", "rejected"} <= lists.keys():
+    if len(tables) == 1 and not any(has_columns(lists, layout) for layout in FORMATS):
         return tables[0]
     if len(lists) > 1:
         lengths = {name: len(value) for name, value in lists.items()}
@@ -206,7 +188,7 @@ def _csv_row(header: list[str], cells: list[str]) -> Any:
         return RequestError(f"has fewer fields than the header: no {', '.join(header[len(cells) :])[:200]}")
     if not _is_text(cells):
         return RequestError("is not UTF-8 text; save the file as UTF-8")
-    return {name: _cell(value) for name, value in zip(header, cells, strict=True)}
+    return dict(zip(header, cells, strict=True))
 
 
 def _is_text(cells: list[str]) -> bool:
@@ -215,15 +197,3 @@ def _is_text(cells: list[str]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _cell(value: str) -> Any:
-    """The messages if a cell is JSON of messages; otherwise its text."""
-    if not re.match(r'\s*(\[\s*)?\{\s*"', value):
-        return value
-    try:
-        content = parse_json(value)
-    except NotJsonError:
-        return value
-    first = content[0] if isinstance(content, list) else content
-    return content if isinstance(first, dict) and first.keys() & {"role", "from", "messages"} else value

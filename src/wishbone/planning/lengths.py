@@ -79,7 +79,15 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
     """
     from wishbone.data.source import load_pairs
 
-    rows = load_pairs(data.train, split=data.split, invalid_rows="drop", system_prompt=data.system_prompt)
+    rows = load_pairs(
+        data.train,
+        split=data.split,
+        invalid_rows="drop",
+        system_prompt=data.system_prompt,
+        columns=data.columns,
+        pairs=data.pairs,
+        least_margin=data.least_margin,
+    )
     if tokenizer_directory is not None and (tokenizer_directory / "tokenizer.json").is_file():
         prompt, chosen, rejected = _tokenized(rows, tokenizer_directory)
         source = "by the model's tokenizer"

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from wishbone.config.schema import RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
-from wishbone.data.rows import InvalidRows, MalformedRows
+from wishbone.data.row_reader import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
@@ -29,7 +29,15 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     data = config.data
 
     def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
-        rows = load_pairs(source, split=split, invalid_rows=invalid_rows, system_prompt=data.system_prompt)
+        rows = load_pairs(
+            source,
+            split=split,
+            invalid_rows=invalid_rows,
+            system_prompt=data.system_prompt,
+            columns=data.columns,
+            pairs=data.pairs,
+            least_margin=data.least_margin,
+        )
         pairs = tokenize_pairs(rows, tokenizer)
         return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 

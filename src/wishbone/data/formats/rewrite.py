@@ -1,0 +1,105 @@
+"""From a row of a known layout to its pairs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from wishbone.data import messages as chat
+from wishbone.data.formats.fields import Fields, Row, is_empty
+from wishbone.data.formats.layouts import EXTRAS, LAYOUTS
+from wishbone.data.formats.pairing import PairRule, match
+from wishbone.data.formats.prompt import CONTEXT, completed, divide
+from wishbone.data.messages import Misfit
+from wishbone.errors import RequestError
+
+ALWAYS_READ = frozenset((*CONTEXT, *EXTRAS))
+"""Columns that every layout reads, or refuses where they say something that does not fit."""
+
+
+class RowPairs(NamedTuple):
+    """The pairs of a row.
+
+    Attributes:
+        pairs: prompt, chosen, rejected: three texts or three lists of messages, whose roles are system, user,
+            assistant, tool and which have no key that is None. `tools` (JSON text or list) and `chat_template_kwargs`
+            (dict) are added if the row has them.
+        ties: pairs of the rule that have the same score and are left out.
+        narrow: pairs of the rule that differ by less than the least margin and are left out.
+        unscored: completions without a score, which are left out.
+        used: columns that were read.
+    """
+
+    pairs: list[dict[str, Any]]
+    ties: int
+    narrow: int
+    unscored: int
+    used: set[str]
+
+
+def read_pairs(row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None) -> RowPairs:
+    """Rewrite a row of a known layout as pairs.
+
+    Args:
+        row: the row; it is left as it is.
+        layout: a key of `FORMATS`.
+        system_prompt: added before a conversation that has no system message; refused for texts.
+        rule: which scored completions become pairs; None: the best against the worst.
+
+    Raises:
+        RequestError: the row does not fit; one problem for each column, without the number of the row.
+    """
+    try:
+        return rewrite(row, layout, system_prompt=system_prompt, rule=rule)
+    except Misfit as misfit:
+        raise RequestError(str(misfit)) from None
+
+
+def rewrite(row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None) -> RowPairs:
+    """The same; raises Misfit where two columns do not fit together."""
+    fields = Fields(row)
+    answers = LAYOUTS[layout].read(fields)
+    extras = {
+        name: value
+        for name, reader in (("tools", _tools), ("chat_template_kwargs", _kwargs))
+        if (value := fields.read(name, reader)) is not None
+    }
+    if fields.problems:
+        raise RequestError(fields.problems)
+    matched = match(answers.scores or (1.0, 0.0), rule or PairRule())
+    pairs = []
+    for better, worse in matched.pairs:
+        pair = divide((answers.prompt, answers.completions[better], answers.completions[worse]))
+        prompt, chosen, rejected = completed(pair, fields)
+        if isinstance(prompt, str) and extras:
+            raise Misfit(
+                f"{next(iter(extras))} is beside texts that no chat template renders; write messages, or give every "
+                "row a column of this name and one for the prompt"
+            )
+        if system_prompt is not None:
+            prompt = _with_system(prompt, system_prompt)
+        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **extras})
+    return RowPairs(pairs, matched.ties, matched.narrow, answers.unscored, fields.used)
+
+
+def _with_system(prompt: Any, system_prompt: str) -> Any:
+    if isinstance(prompt, str):
+        raise Misfit("is text, not a conversation, so data.system_prompt cannot be added; leave it out")
+    return prompt if prompt[0]["role"] == "system" else [{"role": "system", "content": system_prompt}, *prompt]
+
+
+def _tools(value: Any) -> str | list[Any] | None:
+    """The tools, as a list or its JSON; None if there are none."""
+    if is_empty(value):
+        return None
+    tools = chat.parse_json(value) if isinstance(value, str) else value
+    if not isinstance(tools, list):
+        raise Misfit("must be a list of tools, or the JSON of one")
+    chat.storable(tools)
+    return value if tools else None  # type: ignore[no-any-return]
+
+
+def _kwargs(value: Any) -> dict[str, Any] | None:
+    if is_empty(value):
+        return None
+    settings = chat.parse_json(value) if isinstance(value, str) else value
+    return dict(chat.storable(chat.mapping(settings))) or None

@@ -1,0 +1,198 @@
+"""Numbered rows of one source, rewritten as pairs; what does not fit, what is left out and what is not read is told.
+
+All rows that do not fit are reported together, each with its place. Whether the rows hold a prompt at all is judged
+over all of them: two completions that happen to begin alike in a few rows are no prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from wishbone.data.formats import FORMATS, PairRule, read_pairs, recognize, renamed
+from wishbone.data.formats.fields import Row
+from wishbone.data.formats.layouts import JUDGED
+from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
+from wishbone.data.formats.recognize import shown_names
+from wishbone.data.formats.rewrite import ALWAYS_READ
+from wishbone.errors import RequestError
+
+NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
+InvalidRows = Literal["refuse", "drop"]
+
+_GIVEN_UP_AFTER = 100
+
+
+class MalformedRows(RequestError):
+    """Some rows of a source do not fit its layout, and others do."""
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """How rows are rewritten.
+
+    Attributes:
+        invalid_rows: what happens to rows that do not fit: "refuse" raises, "drop" drops them.
+        system_prompt: added before every conversation that has no system message.
+        columns: names of columns, Wishbone's and the data's; None in the place of a name: a column that is not read.
+        rule: which scored completions become pairs.
+    """
+
+    invalid_rows: InvalidRows = "refuse"
+    system_prompt: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    rule: PairRule = field(default_factory=PairRule)
+
+
+def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
+    """The first lines, one below the other, and the number of the others."""
+    total = len(lines) if total is None else total
+    more = [f"... and {total - shown} more"] if total > shown else []
+    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
+
+
+class RowReader:
+    """Rewrites the rows of one source as pairs, collects those that do not fit, and counts what is left out.
+
+    Args:
+        name: of the source, for messages.
+        rules: how rows are rewritten.
+        first: whether the rows are the first ones of the source; only then columns that are not read are told.
+        partial: whether they are a part of the source, which may hold no pair.
+
+    Attributes:
+        notes: what a person has to know of the rows that were read, a sentence each; complete after the last row.
+    """
+
+    def __init__(self, name: str, rules: RowRules, *, first: bool = True, partial: bool = False) -> None:
+        self.name = name
+        self.rules = rules
+        self.layout: str | None = None
+        self.notes: list[str] = []
+        self._first = first
+        self._partial = partial
+        self._unrecognized: list[RequestError] = []
+        self._misfits: list[str] = []
+        self._left_out: Counter[str] = Counter()
+        self._columns: dict[str, bool] = {}  # whether some row needed the column
+        self._rows = self._pairs = self._without_prompt = 0
+
+    def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
+        """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
+
+        Raises:
+            RequestError: after the last row, if there were no rows, none with a known layout, rows that do not fit
+                (unless they are dropped), only such rows, no pair, or mostly rows without a prompt.
+        """
+        for number, place, row in rows:
+            self._rows += 1
+            try:
+                if isinstance(row, RequestError):
+                    raise row
+                pairs = self._read(row)
+            except RequestError as misfit:
+                self._misfits.append(f"{place} {'; '.join(misfit.problems)}" if len(self._misfits) < 10 else "")
+                if self.layout is None and len(self._unrecognized) == _GIVEN_UP_AFTER:
+                    break
+            else:
+                for pair in pairs:
+                    yield pair | {"source_row": number}
+        self._finish()
+
+    def _read(self, row: Row) -> list[dict[str, Any]]:
+        columns = self.rules.columns
+        if columns:
+            self._columns |= {theirs: True for theirs in columns.values() if theirs in row}
+            self._columns |= {ours: True for ours in columns if ours in row}
+            row = renamed(row, columns)
+        if self.layout is None:
+            self.layout = self._recognized(row)
+        try:
+            found = read_pairs(row, self.layout, system_prompt=self.rules.system_prompt, rule=self.rules.rule)
+        except NoCommonPrompt:
+            self._without_prompt += 1
+            raise
+        for name in row:
+            if not self._columns.get(name):
+                self._columns[name] = name in found.used or name in ALWAYS_READ
+        self._pairs += len(found.pairs)
+        self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
+        if self.layout == "implicit_text":
+            self._without_prompt += any(map(shares_nothing, found.pairs))
+        return found.pairs
+
+    def _recognized(self, row: Row) -> str:
+        try:
+            return recognize(row).layout
+        except RequestError as error:
+            self._unrecognized.append(error)
+            raise RequestError(f"has columns of no known layout: {shown_names(row)}") from None
+
+    def _finish(self) -> None:
+        misfits = len(self._misfits)
+        if self._rows == 0:
+            raise RequestError(f"{self.name} has no rows; give at least one preference pair")
+        if self.layout is None and self._unrecognized:
+            raise RequestError(f"{self.name}: {self._unrecognized[0]}")
+        self._refuse_missing_columns()
+        if self._without_prompt * 2 > self._rows:
+            raise RequestError(
+                f"{self.name}: in {self._without_prompt} of {self._rows} rows chosen and rejected begin differently, "
+                "so they do not contain their prompt, and no column is named as one. Name the prompt's column in "
+                f"data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
+            )
+        if misfits and (self.rules.invalid_rows == "refuse" or misfits == self._rows):
+            layout = f", read as '{FORMATS[self.layout]}'" if self.layout else ""
+            remedy = (
+                "Correct them, or set data.invalid_rows: drop to train without them"
+                if misfits < self._rows
+                else "Correct them"
+            )
+            kind = MalformedRows if misfits < self._rows else RequestError
+            raise kind(
+                f"{self.name}{layout}: {misfits} of {self._rows} rows do not fit. {remedy}.{listed(self._misfits)}"
+            )
+        if misfits:
+            self.notes.append(
+                f"{self.name}: {misfits} of {self._rows} rows do not fit and are dropped:{listed(self._misfits)}"
+            )
+        self._count_pairs()
+        unread = [name for name, is_read in self._columns.items() if not is_read]
+        if unread and self._first:
+            self.notes.append(f"{self.name}: these columns are not read: {shown_names(unread)}")
+
+    def _refuse_missing_columns(self) -> None:
+        missing = [
+            f"data.columns names {theirs!r:.40} as {ours}"
+            for ours, theirs in self.rules.columns.items()
+            if theirs is not None and theirs not in self._columns and ours not in self._columns
+        ]
+        if missing and self._columns:
+            raise RequestError(
+                f"{self.name}: {'; '.join(missing)}, but no row has such a column; the columns are "
+                f"{shown_names(self._columns)}"
+            )
+
+    def _count_pairs(self) -> None:
+        rule, left_out = self.rules.rule, self._left_out
+        if self.layout is not None and self.layout not in JUDGED and rule.least_margin > 0:
+            raise RequestError(
+                f"{self.name}: data.least_margin {rule.least_margin:g} needs scored or ranked completions, but the "
+                f"rows are '{FORMATS[self.layout]}', which have no scores; set it to 0"
+            )
+        if self.layout not in JUDGED:
+            return
+        counts = [
+            f"{self._pairs} pairs (data.pairs: {rule.pairs}) of {self._rows} rows",
+            f"{left_out['ties']} pairs with equal scores or no winner are left out" if left_out["ties"] else "",
+            f"{left_out['narrow']} pairs below data.least_margin {rule.least_margin:g} are left out"
+            if left_out["narrow"]
+            else "",
+            f"{left_out['unscored']} completions without a score are left out" if left_out["unscored"] else "",
+        ]
+        told = f"{self.name}: {'; '.join(filter(None, counts))}"
+        if not self._pairs and not self._partial:
+            raise RequestError(f"{told}. Lower data.least_margin, or give rows with a winner")
+        self.notes.append(told)
