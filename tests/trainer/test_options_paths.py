@@ -17,7 +17,6 @@ from trainer.preference_runs import chat_pairs, losses
 from trainer.side_by_side import CLASSES, assert_on_step, assert_same, learned, lora, trained, trainer
 from wishbone.errors import RequestError
 from wishbone.policy.capability import varies_in_training
-from wishbone.trainer.compatibility import trl_path_obstacle
 from wishbone.trainer.request import Request
 from wishbone.trainer.trl_path import refuse_on_trl_path
 
@@ -177,23 +176,6 @@ def test_what_trl_or_transformers_refuse_is_refused(
             trainer(whose, tmp_path, options).train()
         said.append(str(refusal.value))
     assert said[0] == said[1]
-
-
-@pytest.mark.parametrize(
-    ("version", "device", "interpreter", "free"),
-    [
-        ("1.15.0", "cpu", "", False),
-        ("1.15.0", "cpu", "1", True),
-        ("1.15.0", "cuda", "", True),
-        ("1.16.0", "cpu", "", True),
-    ],
-)
-def test_trls_path_on_a_cpu_needs_trl_1_16(
-    monkeypatch: pytest.MonkeyPatch, version: str, device: str, interpreter: str, free: bool
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", interpreter)
-    obstacle = trl_path_obstacle(device, version)
-    assert obstacle is None if free else obstacle is not None and "install trl>=1.16" in obstacle
 
 
 def test_several_reasons_are_named_together(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_class_with_its_own_loss_runs_it_on_trls_path(tmp_path: Path, caplog):
 
 def test_an_untested_trl_is_refused_and_nothing_is_changed(monkeypatch: pytest.MonkeyPatch):
     def refuse() -> None:
-        raise RequestError("TRL 9 is not tested: install trl>=1.15,<1.17")
+        raise RequestError("TRL 9 is not tested: install trl>=1.16,<1.17")
 
     monkeypatch.setattr(patch, "check_trl", refuse)
     with pytest.raises(RequestError, match=r"install trl>=1\.15"):

@@ -27,7 +27,7 @@ PYTHON = "3.11"
 REQUIRED = {
     "torch": "2.11",
     "transformers": "5.17",
-    "trl": "1.15",
+    "trl": "1.16",
     "peft": "0.21",
     "accelerate": "1.10",
     "datasets": "4.7",

@@ -10,7 +10,6 @@ from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import RunConfig
 from wishbone.preference.losses import are_reference_free
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.compatibility import trl_path_obstacle
 
 
 def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> DPOConfig:
@@ -73,10 +72,6 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
 
 
 def _precomputes_reference(config: RunConfig) -> bool:
-    """Return whether reference values are computed before training.
-
-    They are where the reference is the model itself, all of it is trained, and TRL can compute them on this device.
-    """
+    """Return whether reference values are computed before training: the whole model is trained and is the reference."""
     moves = config.adapter.method == "full" and config.model.reference is None
-    possible = trl_path_obstacle("cuda" if torch.cuda.is_available() else "cpu") is None
-    return moves and possible and not are_reference_free(config.preference.loss)
+    return moves and not are_reference_free(config.preference.loss)

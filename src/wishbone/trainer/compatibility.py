@@ -7,7 +7,6 @@ notice. An untested version is refused, and so is a method with different parame
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError
 
-TESTED = (Version("1.15"), Version("1.17"))
+TESTED = (Version("1.16"), Version("1.17"))
 """The oldest tested version, and the first that is not."""
 
 OVERRIDDEN: dict[str, list[str]] = {
@@ -71,14 +70,3 @@ def check_trl(version: str = trl.__version__, trainer: type = TRLDPOTrainer) -> 
             )
     if problems:
         raise RequestError(problems)
-
-
-def trl_path_obstacle(device_type: str, version: str = trl.__version__) -> str | None:
-    """Return why TRL's own path cannot run on a kind of device, in one phrase that ends with the remedy, or None.
-
-    Before 1.16 TRL computes log-probabilities with Triton alone, which runs on GPUs and in its interpreter.
-    """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if Version(version) >= Version("1.16") or device_type != "cpu" or interpreted:
-        return None
-    return f"TRL {version} cannot compute log-probabilities on a CPU; install trl>=1.16"

@@ -15,7 +15,6 @@ from transformers import TrainingArguments
 from wishbone.errors import RequestError
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.compatibility import trl_path_obstacle
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
@@ -57,7 +56,6 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     config, options = modern_arguments(args, options)
     if config is not None:
         config = name_options_without_effect(config)
-        _refuse_values_that_trl_cannot_compute(config)
     _refuse_adapter_of_another_name(model, ref_model)
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
     liger = config is not None and config.use_liger_kernel
@@ -73,13 +71,6 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     return Request(model, config, options, adapter_added, head_adapted, synchronized)
 
 
-def _refuse_values_that_trl_cannot_compute(config: DPOConfig) -> None:
-    """Refuse precomputed reference values, which TRL's code computes, on a device on which it cannot."""
-    obstacle = trl_path_obstacle(config.device.type) if config.precompute_ref_log_probs else None
-    if obstacle:
-        raise RequestError(f"precompute_ref_log_probs is computed with TRL's code, and {obstacle}, or leave it out")
-
-
 def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
     """Refuse a model whose adapter TRL would not find."""
     if isinstance(model, PeftModel) and ref_model is None and "default" not in model.peft_config:
@@ -90,7 +81,7 @@ def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
 
 
 def _refuse_stale_values(config: DPOConfig, *, head_adapted: bool, synchronized: bool) -> None:
-    """Refuse precomputed reference values where they would be wrong or TRL cannot compute them."""
+    """Refuse precomputed reference values where they would be wrong."""
     if not config.precompute_ref_log_probs:
         return
     problems = []

@@ -12,7 +12,6 @@ from wishbone.errors import RequestError
 from wishbone.policy.capability import varies_in_training
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.compatibility import trl_path_obstacle
 from wishbone.trainer.request import Request
 
 TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
@@ -97,7 +96,5 @@ def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig) -> None:
         for what, asked in needs.items()
         if asked
     ]
-    if obstacle := trl_path_obstacle(args.device.type):
-        problems.append(f"this run needs TRL's own path, because {reason}, and {obstacle}, or change that")
     if problems:
         raise RequestError(problems)
