@@ -20,7 +20,7 @@ def test_the_installed_version_is_tested() -> None:
 
 @pytest.mark.parametrize("version", ["1.9.2", "1.17.0", "2.0"])
 def test_other_versions_are_refused(version: str) -> None:
-    with pytest.raises(RequestError, match=r"install trl>=1\.15,<1\.17"):
+    with pytest.raises(RequestError, match=r"install trl>=1\.16,<1\.17"):
         check_trl(version)
 
 

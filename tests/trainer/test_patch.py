@@ -115,7 +115,7 @@ def test_an_untested_trl_is_refused_and_nothing_is_changed(monkeypatch: pytest.M
         raise RequestError("TRL 9 is not tested: install trl>=1.16,<1.17")
 
     monkeypatch.setattr(patch, "check_trl", refuse)
-    with pytest.raises(RequestError, match=r"install trl>=1\.15"):
+    with pytest.raises(RequestError, match=r"install trl>=1\.16"):
         PatchDPOTrainer()
     assert trl.DPOTrainer is EarlyTrainer
 
