@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from hashlib import blake2b, sha256
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
@@ -37,45 +37,12 @@ class IdColumn:
         end = self._ends[chunk][row - self._first_rows[chunk]]
         return self._values[chunk][end - self.lengths[row] : end]
 
-    def values(self) -> Iterator[npt.NDArray[np.integer[Any]]]:
-        """All ids, one row after the other, in pieces of many rows."""
-        yield from self._values
-
     def digests(self) -> Iterator[bytes]:
         """A 16-byte fingerprint of each row, in order; equal for equal ids."""
         for values, ends in zip(self._values, self._ends, strict=True):
             ids = np.ascontiguousarray(values, dtype=np.int32)
             for start, end in pairwise([0, *ends.tolist()]):
                 yield blake2b(ids[start:end].data, digest_size=16).digest()
-
-
-def content_hash(dataset: Dataset, columns: Iterable[str]) -> str:
-    """Return the SHA-256 of what columns hold, row by row, in hexadecimal: equal for equal values in equal order.
-
-    However the rows are cut into chunks or shuffled by indices, and in which integer type ids are kept, does not count.
-    """
-    digest = sha256()
-    for name in columns:
-        digest.update(f"{name} ".encode())
-        if len(dataset) == 0:
-            continue
-        chunks = _chunks(dataset, name)
-        if all(_holds_ids(chunk) for chunk in chunks):
-            column = IdColumn(dataset, name)
-            digest.update(column.lengths.tobytes())
-            for values in column.values():
-                digest.update(np.ascontiguousarray(values, dtype=np.int64).data)
-        else:
-            for chunk in chunks:
-                for value in chunk:
-                    digest.update(f"{value.as_py()!r},".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
-
-
-def _holds_ids(chunk: Any) -> bool:
-    kind = chunk.type
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return listed and pa.types.is_integer(kind.value_type) and chunk.null_count == chunk.flatten().null_count == 0
 
 
 def blank_completions(dataset: Dataset, name: str) -> Flags:

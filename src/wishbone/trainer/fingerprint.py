@@ -26,7 +26,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
-from wishbone.data.columns import content_hash
+from wishbone.data.content_hash import content_hash
 from wishbone.errors import RequestError
 from wishbone.reference.identity import COSMETIC, COSMETIC_OF_ADAPTER, plain_configuration
 from wishbone.reference.tensor_hash import tensor_hashes
