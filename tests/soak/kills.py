@@ -4,7 +4,8 @@ A trial is one run of `wishbone train` on a tiny model. It is killed at a moment
 `--resume`, often killed again, and at last left alone. What it learned must be bitwise what a run learns that was never
 killed. Each attempt is a process of its own, forked from one that has the libraries loaded. Moments:
 
-    clock     after a share of the time that a whole run takes
+    start     after a share of the time that loading takes
+    step      some milliseconds after it logged its n-th step
     file      right before its k-th operation on a file or directory below the run directory (Python's audit events)
     saving    some milliseconds after the n-th checkpoint began to be written
     between   right after the n-th checkpoint was put in its place
@@ -36,7 +37,7 @@ from datetime import date
 from pathlib import Path
 from random import Random
 
-KINDS = ("clock", "file", "saving", "between")
+KINDS = ("start", "step", "step", "file", "file", "saving", "saving", "between")
 LONGEST = 300.0
 """Seconds that a process may take on a busy machine."""
 CONFIG = """\
@@ -69,11 +70,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class Whole:
-    """A run that nobody killed: what it learned and logged, its seconds, and a bound of its file operations."""
+    """A run that nobody killed: what it learned and logged, its seconds, checkpoints and operations on files."""
 
     weights: str
     logged: list[tuple[object, object]]
     seconds: float
+    checkpoints: int
     operations: int
 
 
@@ -103,8 +105,7 @@ class Workplace:
             log = os.open(f"{run}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            if kill_at_operation is not None:
-                _die_at_operation(run, kill_at_operation)
+            _count_operations(run, kill_at_operation)
             status = _train(["tiny.yaml", *settings, f"output.dir={run}", *["--resume"] * resume])
         finally:
             os._exit(status)
@@ -120,17 +121,18 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def _die_at_operation(run: Path, number: int) -> None:
-    """Have this process kill itself before its `number`-th operation on something below a directory."""
-    count, below = 0, str(run)
+def _count_operations(run: Path, last: int | None) -> None:
+    """Note how many operations this process does on something below a directory; let it kill itself before the last."""
+    count, below, note = 0, str(run), os.open(f"{run}.operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal count
         if not event.startswith(("open", "os.", "shutil.")) or not arguments:
             return
-        if isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(below):
+        if isinstance(arguments[0], str | os.PathLike) and os.fspath(arguments[0]).startswith(f"{below}/"):
             count += 1
-            if count == number:
+            os.pwrite(note, f"{count}".encode(), 0)
+            if count == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -151,28 +153,44 @@ def _wait(child: int, moment: Callable[[], bool] | None = None) -> int:
         time.sleep(0.0005 if moment else 0.01)
 
 
-def _moment(kind: str, run: Path, random: Random, seconds: float) -> Callable[[], bool]:
+def _moment(kind: str, run: Path, random: Random, whole: Whole) -> Callable[[], bool]:
     """When to kill, for the kinds that look from outside."""
     began = time.monotonic()
-    after = random.uniform(0, seconds) if kind == "clock" else random.uniform(0, 0.06) * (kind == "saving")
-    wanted = random.randint(1, 4)
+    after = {"start": 0.4 * whole.seconds, "between": 0.0}.get(kind, 0.06) * random.random()
+    before = _signs(kind, run)
+    most = len(whole.logged) if kind == "step" else whole.checkpoints
+    wanted = random.randint(1, max(1, most - len(before)))
     seen: set[str] = set()
-    since: float | None = began if kind == "clock" else None
+    since: float | None = began if kind == "start" else None
 
     def now() -> bool:
         nonlocal since
         if since is None:
-            folder = run / "checkpoints"
-            found = set(os.listdir(folder)) if folder.is_dir() else set()
-            if kind == "between":
-                seen.update(name for name in found if name.startswith("checkpoint-"))
-            elif ".saving" in found:
-                seen.update(os.listdir(folder / ".saving") if (folder / ".saving").is_dir() else ())
+            seen.update(_signs(kind, run) - before)
             if len(seen) >= wanted:
                 since = time.monotonic()
         return since is not None and time.monotonic() - since >= after
 
     return now
+
+
+def _signs(kind: str, run: Path) -> set[str]:
+    """Steps that were logged, checkpoints that are begun, or checkpoints that are there."""
+    try:
+        match kind:
+            case "step":
+                return {str(line["step"]) for line in _lines(run) if "loss" in line}
+            case "saving":
+                return set(os.listdir(run / "checkpoints" / ".saving"))
+            case "between":
+                return {name for name in os.listdir(run / "checkpoints") if name.startswith("checkpoint-")}
+    except (OSError, ValueError):  # not there yet, or a line that is being written
+        pass
+    return set()
+
+
+def _lines(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def _learned(run: Path) -> str | None:
@@ -186,8 +204,7 @@ def _learned(run: Path) -> str | None:
 
 def _logged(run: Path) -> list[tuple[object, object]]:
     """Step and loss of each line of training in metrics.jsonl."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    return [(line["step"], line["loss"]) for line in _lines(run) if "loss" in line]
 
 
 def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
@@ -198,11 +215,11 @@ def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
     run, settings, outcome = work.folder / f"run-{seed}", VARIANTS[variant], Trial(seed, variant)
     resume = False
     for attempt in range(random.randint(1, 4) + 1):
-        last = attempt == 4 or (attempt > 0 and random.random() < 0.4)
+        last = attempt == 4 or (attempt > 0 and random.random() < 0.25)
         kind = random.choice(KINDS)
         at = random.randint(1, expected.operations) if kind == "file" and not last else None
         child = work.start(run, settings, resume=resume, kill_at_operation=at)
-        moment = None if last or kind == "file" else _moment(kind, run, random, expected.seconds)
+        moment = None if last or kind == "file" else _moment(kind, run, random, expected)
         status = _wait(child, moment)
         if status == -signal.SIGKILL:
             outcome.kills.append(kind)
@@ -241,8 +258,11 @@ def whole_run(work: Workplace, variant: str) -> Whole:
     weights = _learned(run)
     if status != 0 or weights is None:
         raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
-    saved = 8 if "save_steps=1" in " ".join(settings) else 4
-    return Whole(weights, _logged(run), time.monotonic() - began, 60 + 60 * saved)
+    checkpoints = sum(1 for _ in (run / "checkpoints").glob("checkpoint-*"))
+    every = next((int(text.partition("=")[2]) for text in settings if "save_steps" in text), None)
+    checkpoints = checkpoints if every is None else len(_logged(run)) // every
+    operations = int(Path(f"{run}.operations").read_text())
+    return Whole(weights, _logged(run), time.monotonic() - began, checkpoints, operations)
 
 
 def main() -> None:
