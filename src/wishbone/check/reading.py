@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from wishbone.data.formats import FORMATS, columns_to_read, normalize, recognize
-from wishbone.data.rows import NumberedRow
+from wishbone.data.formats import FORMATS, read_pairs, recognize
+from wishbone.data.formats.rewrite import ALWAYS_READ
+from wishbone.data.row_reader import NumberedRow
 from wishbone.errors import RequestError
 
 Pair = Mapping[str, Any]
@@ -24,7 +25,7 @@ class Contents:
         name: of the source.
         rows: how many it has.
         layout: a key of `FORMATS`, that of the first row which has one; empty if none has.
-        unread: columns that no layout reads.
+        unread: columns that are not read.
         misfits: how many rows are not a pair.
         reasons: places and reasons of the first ones.
     """
@@ -46,11 +47,11 @@ class Contents:
         self.rows += 1
         if isinstance(row, RequestError):
             raise row
-        self.layout = self.layout or recognize(row)
-        pair = normalize(row, self.layout)
-        wanted = set(columns_to_read(row))
-        self.unread |= {str(name): None for name in row if name not in wanted}
-        return [pair]
+        self.layout = self.layout or recognize(row).layout
+        found = read_pairs(row, self.layout)
+        read = found.used | ALWAYS_READ
+        self.unread |= {str(name): None for name in row if name not in read}
+        return list(found.pairs)
 
     def add_misfit(self, place: str, problems: Sequence[str]) -> None:
         """Keep the place and the reasons of a row that is not a pair."""

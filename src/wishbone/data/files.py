@@ -62,7 +62,7 @@ def data_files(path: Path, split: str) -> list[Path]:
     return read
 
 
-def read_rows(files: Sequence[Path], columns: Columns) -> Iterator[NumberedRow]:
+def read_rows(files: Sequence[Path], columns: Columns | None = None) -> Iterator[NumberedRow]:
     """Number, place and row (or a `RequestError`) of each row of the files, one file after another.
 
     With several files, numbers continue from one file to the next, and the place names the file.
@@ -121,7 +121,7 @@ def _suffix(path: Path) -> str:
     return Path(name.removesuffix(compression)).suffix + compression
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[NumberedRow]:
+def _rows(path: Path, columns: Columns | None) -> Iterator[NumberedRow]:
     return read_parquet(path, columns) if _suffix(path) == ".parquet" else _READERS[_suffix(path)](path)
 
 

@@ -27,7 +27,7 @@ _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
 """Errors of stored values without a Python value: bytes that are not text, a date after year 9999."""
 
 
-def read_parquet(path: Path, columns: Columns) -> Iterator[NumberedRow]:
+def read_parquet(path: Path, columns: Columns | None = None) -> Iterator[NumberedRow]:
     """The rows of a Parquet file, with the columns that some layout uses; of others the name, and None.
 
     Raises:

@@ -168,7 +168,7 @@ def _load_from_hub(name: str, split: str) -> Dataset:
         raise RequestError(f"{here}, and it cannot be loaded from the hub (split '{split}'): {reason}") from None
 
 
-def _rows_of_dataset(dataset: Dataset, columns: Columns) -> Iterator[NumberedRow]:
+def _rows_of_dataset(dataset: Dataset, columns: Columns | None = None) -> Iterator[NumberedRow]:
     number = 0
     names = columns_to_read(dataset.column_names, columns)
     others = [name for name in dataset.column_names if name not in names]

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from wishbone.config.document import show
 from wishbone.config.schema import ModelConfig
 from wishbone.data.chat_template import REFUSALS, rendered
-from wishbone.data.formats import Message
+from wishbone.data.messages import Message
 from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model
 from wishbone.report.run_directory import ANSWERS
