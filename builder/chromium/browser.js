@@ -39,10 +39,10 @@ function launch() {
 }
 
 /**
- * The planner in a fresh context. Everything that goes wrong in it, and every request that is not for a file, is noted
- * in `page.troubles`.
+ * A page in a fresh context. Everything that goes wrong in it, and every request that is not for a file, is noted in
+ * `page.troubles`.
  */
-async function openPlanner(browser, { hash = "", ...options } = {}) {
+async function openPage(browser, url, options) {
   const context = await browser.newContext({ acceptDownloads: true, viewport: { width: 1440, height: 1000 }, ...options });
   const page = await context.newPage();
   page.troubles = [];
@@ -50,8 +50,11 @@ async function openPlanner(browser, { hash = "", ...options } = {}) {
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && page.troubles.push(message.text()));
   page.on("dialog", (dialog) => page.troubles.push(`dialog: ${dialog.message()}`) && dialog.dismiss());
   page.on("request", (request) => /^(file|data|blob):/.test(request.url()) || page.troubles.push(`request: ${request.url()}`));
-  await page.goto(PAGE + hash);
+  await page.goto(url);
   return page;
 }
 
-module.exports = { PAGE, launch, missing, openPlanner };
+/** The planner in a fresh context. */
+const openPlanner = (browser, { hash = "", ...options } = {}) => openPage(browser, PAGE + hash, options);
+
+module.exports = { PAGE, launch, missing, openPage, openPlanner };

@@ -193,8 +193,13 @@ def _leaf(found: Examination, shown: Sequence[View]) -> Markup:
         )
     controls = element(
         "div",
-        element("label", "Search", element("input", type="search", id="search", autocomplete="off")),
-        element("label", "Show", element("select", *options, id="filter")),
+        element(
+            "p",
+            element("label", "Search", for_="search"),
+            element("input", type="search", id="search", autocomplete="off"),
+            class_="field",
+        ),
+        element("p", element("label", "Show", for_="filter"), element("select", *options, id="filter"), class_="field"),
         look,
         element(
             "div",
