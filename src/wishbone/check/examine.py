@@ -13,7 +13,7 @@ from wishbone.check.kinds import CONTRADICTION, DUPLICATE, KINDS, LENGTH, UNREAD
 from wishbone.check.ledger import Ledger, prompt_hash
 from wishbone.check.lengths import Cut, Spreads, cuts, spreads
 from wishbone.check.pair_faults import pair_faults
-from wishbone.check.reading import Contents, Pair, PairReader
+from wishbone.check.reading import Pair, PairReader
 from wishbone.check.special_tokens import SpecialTokens
 from wishbone.check.written import side_text
 
@@ -34,8 +34,7 @@ class Examination:
     """What a data set holds.
 
     Attributes:
-        readers: read the pairs again.
-        sources: what each of them holds.
+        readers: of the sources, each with what its source holds; they read the pairs again.
         held_out: pairs that are held out; None if none were given.
         ledger: an entry of each pair.
         unit: of the lengths, "tokens" or "characters".
@@ -46,7 +45,6 @@ class Examination:
     """
 
     readers: Sequence[PairReader]
-    sources: Sequence[Contents]
     held_out: int | None
     ledger: Ledger
     unit: str
@@ -90,16 +88,14 @@ def examine(
     details[CONTRADICTION] = [f"{ledger.places[a]} against {ledger.places[b]}" for a, b in contradictions[:DETAILS]]
     columns = {side: ledger.lengths(side) for side in _SIDES}
     spread = spreads(columns)
-    sources = [reader.contents for reader in readers]
     return Examination(
         readers=readers,
-        sources=sources,
         held_out=None if held_out is None else len(measured),
         ledger=ledger,
         unit="tokens" if model else "characters",
         spreads=spread,
         cuts=cuts(columns, model.positions) if model else [],
-        findings=[*_unreadable(sources), *_findings(ledger, details), *_by_length(ledger, spread)],
+        findings=[*_unreadable(readers), *_findings(ledger, details), *_by_length(ledger, spread)],
         example=next((i for i in range(len(ledger)) if not ledger.of_pair(i)), 0),
     )
 
@@ -125,10 +121,10 @@ def _characters(pair: Pair) -> tuple[int, int, int]:
     return prompt, chosen, rejected
 
 
-def _unreadable(sources: Sequence[Contents]) -> Iterator[Finding]:
-    if count := sum(source.misfits for source in sources):
-        reasons = [reason for source in sources for reason in source.reasons]
-        rows = sum(source.rows for source in sources)
+def _unreadable(readers: Sequence[PairReader]) -> Iterator[Finding]:
+    if count := sum(reader.contents.misfits for reader in readers):
+        reasons = [reason for reader in readers for reason in reader.reasons]
+        rows = sum(reader.contents.rows for reader in readers)
         lines = tuple(f"{place}: {reason}" for place, reason in reasons[:DETAILS])
         yield Finding(UNREADABLE, count, rows, tuple(place for place, _ in reasons[:SHOWN]), lines)
 

@@ -67,8 +67,10 @@ def page(found: Examination, shown: Sequence[View], title: str, model: str | Non
 def _heading(found: Examination, title: str, model: str | None) -> Markup:
     facts = {
         "Pairs": f"{len(found.ledger):,}",
-        "Layout": "; ".join(dict.fromkeys(source.description for source in found.sources)),
-        "Columns not read": ", ".join(dict.fromkeys(name for source in found.sources for name in source.unread)),
+        "Layout": "; ".join(dict.fromkeys(reader.layout for reader in found.readers)),
+        "Columns not read": ", ".join(
+            dict.fromkeys(name for reader in found.readers for name in reader.contents.unread)
+        ),
         "Held-out pairs": "" if found.held_out is None else f"{found.held_out:,}",
         "Model": model or "",
     }

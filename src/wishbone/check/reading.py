@@ -1,63 +1,17 @@
-"""The pairs of one source, one after another, with their places; rows that are no pair are kept with their reasons."""
+"""The pairs of one source, one after another, with their places; they can be read again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from wishbone.data.formats import FORMATS, read_pairs, recognize
-from wishbone.data.formats.rewrite import ALWAYS_READ
-from wishbone.data.row_reader import NumberedRow
-from wishbone.errors import RequestError
+from wishbone.data.formats import FORMATS
+from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
 
 Pair = Mapping[str, Any]
 
-GIVEN_UP_AFTER = 100
-SHOWN_REASONS = 20
-
-
-@dataclass
-class Contents:
-    """What one source was found to hold.
-
-    Attributes:
-        name: of the source.
-        rows: how many it has.
-        layout: a key of `FORMATS`, that of the first row which has one; empty if none has.
-        unread: columns that are not read.
-        misfits: how many rows are not a pair.
-        reasons: places and reasons of the first ones.
-    """
-
-    name: str
-    rows: int = 0
-    layout: str = ""
-    unread: dict[str, None] = field(default_factory=dict)
-    misfits: int = 0
-    reasons: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def description(self) -> str:
-        """The layout in words."""
-        return FORMATS[self.layout]
-
-    def pairs(self, row: Any) -> list[Pair]:
-        """The pairs of the next row; raises RequestError if it is none."""
-        self.rows += 1
-        if isinstance(row, RequestError):
-            raise row
-        self.layout = self.layout or recognize(row).layout
-        found = read_pairs(row, self.layout)
-        read = found.used | ALWAYS_READ
-        self.unread |= {str(name): None for name in row if name not in read}
-        return list(found.pairs)
-
-    def add_misfit(self, place: str, problems: Sequence[str]) -> None:
-        """Keep the place and the reasons of a row that is not a pair."""
-        self.misfits += 1
-        if len(self.reasons) < SHOWN_REASONS:
-            self.reasons.append((place, "; ".join(problems)))
+RULES = RowRules(invalid_rows="drop")
+"""Rows that are no pair are left out, and counted."""
 
 
 class PairReader:
@@ -69,32 +23,41 @@ class PairReader:
         prefix: stands before each place, to tell several sources apart.
 
     Attributes:
-        contents: of the last time that it was read; complete after the last row.
+        contents: what the source holds; complete after it was read once.
     """
 
     def __init__(self, name: str, rows: Callable[[], Iterable[NumberedRow]], *, prefix: str = "") -> None:
-        self.contents = Contents(name)
+        self.contents = RowReader(name, RULES)
+        self._name = name
         self._prefix = prefix
         self._rows = rows
+
+    @property
+    def layout(self) -> str:
+        """The layout of the source in words."""
+        return FORMATS.get(self.contents.layout or "", "none")
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """Places and reasons of the first rows that are not a pair."""
+        return [(self._prefix + place, reason) for place, reason in self.contents.reasons]
 
     def __iter__(self) -> Iterator[tuple[str, Pair]]:
         """Place and pair (prompt, chosen, rejected) of each row that is one.
 
         Raises:
-            RequestError: the source cannot be read, has no rows, or none of them is a pair.
+            RequestError: as `RowReader`, but for rows that are not a pair if others are.
         """
-        found = self.contents = Contents(self.contents.name)
-        for _, place, row in self._rows():
-            try:
-                pairs = found.pairs(row)
-            except RequestError as misfit:
-                found.add_misfit(self._prefix + place, misfit.problems)
-                if not found.layout and found.misfits >= GIVEN_UP_AFTER:
-                    break
-            else:
-                yield from ((self._prefix + place, pair) for pair in pairs)
-        if not found.rows:
-            raise RequestError(f"{found.name} has no rows; give at least one preference pair")
-        if found.misfits == found.rows:
-            place, reason = found.reasons[0]
-            raise RequestError(f"{found.name}: no row is a preference pair; {place} {reason}")
+        here = ""
+
+        def placed() -> Iterator[NumberedRow]:
+            nonlocal here
+            for number, place, row in self._rows():
+                here = place
+                yield number, place, row
+
+        reader = RowReader(self._name, RULES)
+        for pair in reader.read(placed()):
+            del pair["source_row"]
+            yield self._prefix + here, pair
+        self.contents = reader

@@ -15,6 +15,7 @@ from rich.text import Text
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
+from wishbone.data.formats.recognize import shown_names
 from wishbone.errors import RequestError
 
 if TYPE_CHECKING:
@@ -139,11 +140,13 @@ def _print(found: Examination, example: View, model: str | None) -> None:
 
 
 def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
-    for source in found.sources:
-        rows = f"{source.rows:,} rows"
-        yield "Data", f"{source.name}: {rows}, read as '{source.description}'"
+    for reader in found.readers:
+        source = reader.contents
+        yield "Data", f"{source.name}: {source.rows:,} rows, read as '{reader.layout}'"
+        if source.judgments:
+            yield "Judged", source.judgments
         if source.unread:
-            yield "Not read", f"columns {', '.join(source.unread)}"
+            yield "Not read", f"columns {shown_names(source.unread)}"
     yield "Pairs", f"{len(found.ledger):,}"
     if found.held_out is not None:
         yield "Held out", f"{found.held_out:,} pairs"
@@ -223,7 +226,7 @@ def told(finding: Finding) -> str:
 def _print_cleaned(found: Examination, path: Path, kept: int, dropped: Mapping[str, int]) -> None:
     from wishbone.check.kinds import KINDS, UNREADABLE
 
-    unreadable = sum(source.misfits for source in found.sources)
+    unreadable = sum(reader.contents.misfits for reader in found.readers)
     left_out = {UNREADABLE: unreadable} if unreadable else {}
     told_out = "; ".join(f"{KINDS[name].label} ({count:,})" for name, count in (left_out | dict(dropped)).items())
     stay = "; ".join(f"{one.kind.label} ({one.count:,})" for one in found.findings if not one.kind.dropped)
@@ -244,9 +247,9 @@ def _as_json(
                 "name": source.name,
                 "rows": source.rows,
                 "layout": source.layout,
-                "not_read": list(source.unread),
+                "not_read": source.unread,
             }
-            for source in found.sources
+            for source in (reader.contents for reader in found.readers)
         ],
         "pairs": len(found.ledger),
         "held_out": found.held_out,

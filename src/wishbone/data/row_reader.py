@@ -23,6 +23,7 @@ NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestEr
 InvalidRows = Literal["refuse", "drop"]
 
 _GIVEN_UP_AFTER = 100
+_SHOWN = 10
 
 
 class MalformedRows(RequestError):
@@ -63,6 +64,11 @@ class RowReader:
         partial: whether they are a part of the source, which may hold no pair.
 
     Attributes:
+        layout: a key of `FORMATS`, that of the first row which has one; None before.
+        rows: how many were read.
+        misfits: how many of them do not fit.
+        reasons: places and reasons of the first ten.
+        judgments: for scored or ranked rows, how many pairs they became and what is left out; else empty.
         notes: what a person has to know of the rows that were read, a sentence each; complete after the last row.
     """
 
@@ -74,10 +80,12 @@ class RowReader:
         self._first = first
         self._partial = partial
         self._unrecognized: list[RequestError] = []
-        self._misfits: list[str] = []
+        self.rows = self.misfits = 0
+        self.reasons: list[tuple[str, str]] = []
+        self.judgments = ""
         self._left_out: Counter[str] = Counter()
         self._columns: dict[str, bool] = {}  # whether some row needed the column
-        self._rows = self._pairs = self._without_prompt = 0
+        self._pairs = self._without_prompt = 0
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
         """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
@@ -87,13 +95,15 @@ class RowReader:
                 (unless they are dropped), only such rows, no pair, or mostly rows without a prompt.
         """
         for number, place, row in rows:
-            self._rows += 1
+            self.rows += 1
             try:
                 if isinstance(row, RequestError):
                     raise row
                 pairs = self._read(row)
             except RequestError as misfit:
-                self._misfits.append(f"{place} {'; '.join(misfit.problems)}" if len(self._misfits) < 10 else "")
+                self.misfits += 1
+                if len(self.reasons) < _SHOWN:
+                    self.reasons.append((place, "; ".join(misfit.problems)))
                 if self.layout is None and len(self._unrecognized) == _GIVEN_UP_AFTER:
                     break
             else:
@@ -131,37 +141,40 @@ class RowReader:
             raise RequestError(f"has columns of no known layout: {shown_names(row)}") from None
 
     def _finish(self) -> None:
-        misfits = len(self._misfits)
-        if self._rows == 0:
+        misfits = self.misfits
+        if self.rows == 0:
             raise RequestError(f"{self.name} has no rows; give at least one preference pair")
         if self.layout is None and self._unrecognized:
             raise RequestError(f"{self.name}: {self._unrecognized[0]}")
         self._refuse_missing_columns()
-        if self._without_prompt * 2 > self._rows:
+        if self._without_prompt * 2 > self.rows:
             raise RequestError(
-                f"{self.name}: in {self._without_prompt} of {self._rows} rows chosen and rejected begin differently, "
+                f"{self.name}: in {self._without_prompt} of {self.rows} rows chosen and rejected begin differently, "
                 "so they do not contain their prompt, and no column is named as one. Name the prompt's column in "
                 f"data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
             )
-        if misfits and (self.rules.invalid_rows == "refuse" or misfits == self._rows):
+        if misfits and (self.rules.invalid_rows == "refuse" or misfits == self.rows):
             layout = f", read as '{FORMATS[self.layout]}'" if self.layout else ""
             remedy = (
                 "Correct them, or set data.invalid_rows: drop to train without them"
-                if misfits < self._rows
+                if misfits < self.rows
                 else "Correct them"
             )
-            kind = MalformedRows if misfits < self._rows else RequestError
-            raise kind(
-                f"{self.name}{layout}: {misfits} of {self._rows} rows do not fit. {remedy}.{listed(self._misfits)}"
-            )
+            kind = MalformedRows if misfits < self.rows else RequestError
+            raise kind(f"{self.name}{layout}: {misfits} of {self.rows} rows do not fit. {remedy}.{self._listed()}")
         if misfits:
-            self.notes.append(
-                f"{self.name}: {misfits} of {self._rows} rows do not fit and are dropped:{listed(self._misfits)}"
-            )
+            self.notes.append(f"{self.name}: {misfits} of {self.rows} rows do not fit and are dropped:{self._listed()}")
         self._count_pairs()
-        unread = [name for name, is_read in self._columns.items() if not is_read]
-        if unread and self._first:
+        if self._first and (unread := self.unread):
             self.notes.append(f"{self.name}: these columns are not read: {shown_names(unread)}")
+
+    @property
+    def unread(self) -> list[str]:
+        """Columns that no row needed, so far."""
+        return [str(name) for name, is_read in self._columns.items() if not is_read]
+
+    def _listed(self) -> str:
+        return listed([f"{place} {reason}" for place, reason in self.reasons], total=self.misfits)
 
     def _refuse_missing_columns(self) -> None:
         missing = [
@@ -185,14 +198,15 @@ class RowReader:
         if self.layout not in JUDGED:
             return
         counts = [
-            f"{self._pairs} pairs (data.pairs: {rule.pairs}) of {self._rows} rows",
+            f"{self._pairs} pairs (data.pairs: {rule.pairs}) of {self.rows} rows",
             f"{left_out['ties']} pairs with equal scores or no winner are left out" if left_out["ties"] else "",
             f"{left_out['narrow']} pairs below data.least_margin {rule.least_margin:g} are left out"
             if left_out["narrow"]
             else "",
             f"{left_out['unscored']} completions without a score are left out" if left_out["unscored"] else "",
         ]
-        told = f"{self.name}: {'; '.join(filter(None, counts))}"
+        self.judgments = "; ".join(filter(None, counts))
+        told = f"{self.name}: {self.judgments}"
         if not self._pairs and not self._partial:
             raise RequestError(f"{told}. Lower data.least_margin, or give rows with a winner")
         self.notes.append(told)
