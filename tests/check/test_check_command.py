@@ -193,7 +193,7 @@ def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
         "import sys; from wishbone.check.examine import examine; from wishbone.check.reading import PairReader\n"
         "from wishbone.data.files import data_files, read_rows; from pathlib import Path\n"
         "files = data_files(Path(sys.argv[1]), 'train')\n"
-        "examine([PairReader('data', lambda: read_rows(files, {}))])\n"
+        "examine([PairReader('data', lambda: read_rows(files))])\n"
         "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(data)], check=False).returncode == 0

@@ -101,9 +101,9 @@ def open_rows(source: str | Path, *, split: str = "train") -> tuple[str, Callabl
     """
     found = _find(source, split)
     if isinstance(found, Dataset):
-        return str(source), partial(_rows_of_dataset, found, {})
+        return str(source), partial(_rows_of_dataset, found)
     if isinstance(found, _Files):
-        return str(source), partial(files.read_rows, found.paths, {})
+        return str(source), partial(files.read_rows, found.paths)
     raise RequestError(f"'{source}' is a stream, whose rows can be read only once; download it as files")
 
 
