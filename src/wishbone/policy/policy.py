@@ -63,7 +63,7 @@ class Policy:
         self.model = model
         self.form = form
         self.row_multiple = row_multiple
-        self._autocast = autocast
+        self.autocast = autocast
         self.fused = fused
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
@@ -119,7 +119,7 @@ class Policy:
             execution: how the row is computed; its graphs must be of this model.
             statistics: whether anyone reads more of the scores than `logps`.
         """
-        with self._autocast(), activations_of_row(self.layers, batch.tokens, execution):
+        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
             if self.form == "own_logits":
                 logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
                 logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)

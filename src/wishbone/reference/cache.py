@@ -170,7 +170,7 @@ def cached_reference(
     *,
     asked: str,
     trained: torch.nn.Module,
-    adapters: Sequence[str] = (),
+    adapters: Callable[[], Sequence[str]] = tuple,
     moves: bool = False,
     ld_alpha: float | None = None,
     autocast: Autocast = nullcontext,
@@ -182,7 +182,7 @@ def cached_reference(
         policy: the policy that it runs.
         asked: "auto", "off" or the path of the store.
         trained: the model that is trained.
-        adapters: frozen adapters that are on in the reference.
+        adapters: returns the frozen adapters that are on in the reference.
         moves: whether the reference follows the policy.
         ld_alpha: LD-DPO's weight of tails in the values, or None.
         autocast: context of the forward pass.
@@ -193,11 +193,11 @@ def cached_reference(
     place = (os.environ.get(STORE_VARIABLE) or "auto") if asked == "auto" else asked
     if place == "off":
         return inner
-    reason = "it follows the policy" if moves else _obstacle(policy, trained, adapters)
+    reason = "it follows the policy" if moves else _obstacle(policy, trained, adapters())
     if reason is None:
         store = _store(place)
         return CachedReference(
-            inner, policy, store, lambda: reference_identity(policy, adapters, autocast=autocast), ld_alpha
+            inner, policy, store, lambda: reference_identity(policy, adapters(), autocast=autocast), ld_alpha
         )
     if asked != "auto":
         raise RequestError(

@@ -2,13 +2,15 @@
 
     r(x, y) = beta ( log pi(y|x) - log pi_ref(y|x) )
 
-Its values come from the same weights with the adapter off, from a frozen copy of an existing adapter, from a separate
-model, or from values computed beforehand. Reference-free losses have none.
+It is the model that training started from, or another one that the user gave. Its values come from the same weights with
+the adapter off, from a frozen copy of an existing adapter, from a separate model, or from values computed beforehand.
+Reference-free losses have none.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
 from wishbone.engine.execution import UNLIMITED, Execution
+from wishbone.model.frozen_copy import HeldParameters
 from wishbone.ops.to_device import to_device
 from wishbone.policy.activations import chosen_activations
 from wishbone.policy.policy import Policy
@@ -39,11 +42,19 @@ class AdapterDisabled:
         policy: a policy around a PEFT model.
         adapter: name of a frozen adapter to switch to instead of none, for policies that continue an existing adapter.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
+        held: trained parameters of the base, which switching adapters does not restore, or None.
     """
 
-    def __init__(self, policy: Policy, adapter: str | None = None, ld_alpha: float | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        adapter: str | None = None,
+        ld_alpha: float | None = None,
+        held: HeldParameters | None = None,
+    ) -> None:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
+        self._held = held
         self._switch = AdapterSwitch(policy.model)
         self._check = EmptyAdapterCheck(policy.model)
 
@@ -52,15 +63,25 @@ class AdapterDisabled:
         """Names of the frozen adapters that are on in the reference; none means the base model."""
         return [] if self._adapter is None else [self._adapter]
 
+    def switch_to(self, adapter: str | None) -> None:
+        """Take another frozen adapter, or none: a checkpoint says which one its run had."""
+        self._adapter = adapter
+
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs]."""
         with torch.no_grad(), self._switched(), self._policy.running(execution):
             scores = self._policy.token_scores(batch, execution, statistics=False)
             return sequence_scores(scores, batch, self._ld_alpha).logps
 
-    def _switched(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
         adapters = self.adapters
-        return self._switch.off() if not adapters or self._check.empty(adapters) else self._switch.only(adapters)
+        off = not adapters or self._check.empty(adapters)
+        with (
+            self._switch.off() if off else self._switch.only(adapters),
+            nullcontext() if self._held is None else self._held.in_place(),
+        ):
+            yield
 
 
 def has_empty_adapter(model: PeftModel) -> bool:

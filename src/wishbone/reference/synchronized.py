@@ -17,10 +17,11 @@ from peft import LoraConfig, PeftModel
 
 from wishbone.errors import RequestError
 from wishbone.model.adapter import copy_adapter, scale_adapter
+from wishbone.model.frozen_copy import FROZEN, LEFT_BY_SYNCHRONIZATION, HeldParameters, without_effect_on_base
 from wishbone.policy.policy import Policy
 from wishbone.reference.reference import AdapterDisabled
 
-PREFIX = "ref_sync_"
+PREFIX = LEFT_BY_SYNCHRONIZATION
 NEGLIGIBLE = 1e-8
 
 
@@ -30,25 +31,28 @@ class SynchronizedAdapter(AdapterDisabled):
     Args:
         policy: a policy around a PEFT model with a LoRA adapter.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
+        held: trained parameters of the base; there must be none.
 
     Raises:
         RequestError: the adapter is more than a product of matrices that is added.
     """
 
-    def __init__(self, policy: Policy, ld_alpha: float | None = None) -> None:
+    def __init__(self, policy: Policy, ld_alpha: float | None = None, held: HeldParameters | None = None) -> None:
         super().__init__(policy, ld_alpha=ld_alpha)
         config = self._model.peft_config[self._model.active_adapter]
-        if not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save or config.bias != "none":
+        trains_more = not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save
+        if trains_more or config.bias != "none" or held is not None:
             raise RequestError(
-                "sync_ref_model with an adapter needs plain LoRA (no DoRA, no modules_to_save, bias='none'), the form "
-                "whose earlier versions can be added up; set sync_ref_model=False, or fine-tune all weights"
+                "sync_ref_model with an adapter needs plain LoRA (no DoRA, no modules_to_save, bias='none', the base "
+                "frozen), the form whose earlier versions can be added up; set sync_ref_model=False, or fine-tune all "
+                "weights"
             )
 
     @property
     def adapters(self) -> list[str]:
         """Names of the copies that are the reference now, oldest first; none means the base model."""
         return sorted(
-            (name for name in self._model.peft_config if name == "ref" or name.startswith(PREFIX)), key=_number
+            (name for name in self._model.peft_config if name == FROZEN or name.startswith(PREFIX)), key=_number
         )
 
     def synchronize(self, mixup: float) -> None:
@@ -63,7 +67,7 @@ class SynchronizedAdapter(AdapterDisabled):
                 scale_adapter(model, name, 1 - mixup)
         copy = f"{PREFIX}{number}"
         with torch.random.fork_rng(devices=_cuda_devices(model)):
-            model.add_adapter(copy, model.peft_config[trained])
+            model.add_adapter(copy, without_effect_on_base(model.peft_config[trained]))
         copy_adapter(model, trained, copy)
         scale_adapter(model, copy, mixup)
         model.set_adapter(trained)
@@ -73,7 +77,7 @@ class SynchronizedAdapter(AdapterDisabled):
 
 def _number(copy: str) -> int:
     """Return at which synchronization a copy was made; 0 for the adapter that training began with."""
-    return 0 if copy == "ref" else int(copy.removeprefix(PREFIX))
+    return 0 if copy == FROZEN else int(copy.removeprefix(PREFIX))
 
 
 def _cuda_devices(model: PeftModel) -> list[torch.device]:

@@ -17,8 +17,8 @@ from wishbone.engine.execution import Execution, Treatment
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
 from wishbone.fused.layers import FusedLayers
-from wishbone.model.adapter import copy_adapter
 from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.frozen_copy import FROZEN, HeldParameters
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
 from wishbone.planning.budget import estimated_room, token_budget
@@ -36,7 +36,6 @@ from wishbone.reference.reference import (
     ReferencePolicy,
     SeparateModel,
     Stored,
-    has_empty_adapter,
 )
 from wishbone.reference.synchronized import SynchronizedAdapter
 from wishbone.trainer.arguments import DPOConfig
@@ -66,7 +65,11 @@ class Assembly:
 
 
 def assemble_step(
-    model: nn.Module, ref_model: nn.Module | None, args: DPOConfig, autocast: Autocast = nullcontext
+    model: nn.Module,
+    ref_model: nn.Module | None,
+    args: DPOConfig,
+    autocast: Autocast = nullcontext,
+    held: HeldParameters | None = None,
 ) -> Assembly:
     """Build the step that a trainer's arguments ask for.
 
@@ -75,6 +78,7 @@ def assemble_step(
         ref_model: a second model as the reference, or None.
         args: the trainer's arguments.
         autocast: context of forward passes, for mixed precision.
+        held: trained parameters of an adapter's base, with the values that they have in the reference, or None.
 
     Raises:
         RequestError: model and arguments do not go together.
@@ -86,22 +90,8 @@ def assemble_step(
         for line in coverage.warnings(said=form_reason):
             logger.warning("%s: %s", type(policy.causal_lm).__name__, line)
     execution = _execution(policy, args)
-    reference, callbacks = _reference(policy, ref_model, args, autocast, objective)
+    reference, callbacks = _reference(policy, ref_model, args, autocast, objective, held)
     return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
-
-
-def settle_frozen_copy(model: nn.Module, *, adapter_is_new: bool) -> None:
-    """Make the adapter `ref`, which TRL adds to a model that came with an adapter, the exact reference.
-
-    It becomes a copy of the trained adapter as that is now. Where the trained adapter adds nothing yet, the base model
-    is the reference and the copy is deleted.
-    """
-    if not isinstance(model, PeftModel) or "ref" not in model.peft_config:
-        return
-    if adapter_is_new or has_empty_adapter(model):
-        model.delete_adapter("ref")
-    else:
-        copy_adapter(model, "default", "ref")
 
 
 def _objective(args: DPOConfig) -> Objective:
@@ -190,7 +180,12 @@ def _execution(policy: Policy, args: DPOConfig) -> Execution:
 
 
 def _reference(
-    policy: Policy, ref_model: nn.Module | None, args: DPOConfig, autocast: Autocast, objective: Objective
+    policy: Policy,
+    ref_model: nn.Module | None,
+    args: DPOConfig,
+    autocast: Autocast,
+    objective: Objective,
+    held: HeldParameters | None,
 ) -> tuple[ReferencePolicy, list[TrainerCallback]]:
     """Return the reference and the callbacks that it needs."""
     if objective.reference_free:
@@ -199,24 +194,24 @@ def _reference(
         return Stored(), []
     callbacks: list[TrainerCallback] = []
     reference: ReferencePolicy
-    runs, adapters = policy, []
+    runs = policy
+    disabled: AdapterDisabled | None = None
     if ref_model is not None:
         runs, _ = _policy(ref_model, args, autocast)
         reference = SeparateModel(runs, args.ld_alpha)
     elif args.sync_ref_model:
-        reference = moving = SynchronizedAdapter(policy, args.ld_alpha)
+        reference = moving = SynchronizedAdapter(policy, args.ld_alpha, held)
         callbacks.append(Synchronization(moving))
     else:
         assert isinstance(policy.model, PeftModel)
-        frozen_copy = "ref" if "ref" in policy.model.peft_config else None
-        reference = disabled = AdapterDisabled(policy, frozen_copy, args.ld_alpha)
-        adapters = disabled.adapters
+        frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
+        reference = disabled = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
     reference = cached_reference(
         reference,
         runs,
         asked=args.reference_store,
         trained=policy.model,
-        adapters=adapters,
+        adapters=lambda: disabled.adapters if disabled else [],
         moves=args.sync_ref_model,
         ld_alpha=args.ld_alpha,
         autocast=autocast,

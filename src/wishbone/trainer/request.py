@@ -18,6 +18,7 @@ from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
+from wishbone.trainer.start import reference_of_start, refuse_precomputed_elsewhere, refuse_untrainable
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Request:
         adapter_added: whether the adapter of `peft_config` is on the model already.
         head_adapted: whether an adapter is on the model's output head.
         synchronized: whether the reference follows the policy's adapter; `args` says that it does not.
+        adapter_is_new: whether the adapter is that of `peft_config`, put on by us or by TRL.
+        ref_model: the second model that TRL gets as the reference, or None.
+        ref_model_given: whether the user gave it.
     """
 
     model: Any
@@ -39,6 +43,9 @@ class Request:
     adapter_added: bool
     head_adapted: bool
     synchronized: bool
+    adapter_is_new: bool
+    ref_model: Any
+    ref_model_given: bool
 
 
 def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, options: dict[str, Any]) -> Request:
@@ -59,6 +66,11 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     _refuse_adapter_of_another_name(model, ref_model)
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
     liger = config is not None and config.use_liger_kernel
+    peft_config = options.get("peft_config")
+    if peft_config is None:
+        refuse_untrainable(model)
+    elif config is not None and config.precompute_ref_log_probs and ref_model is None:
+        refuse_precomputed_elsewhere(peft_config)
     adapter_added = adapts_head(model, options.get("peft_config"), liger)
     if adapter_added:
         model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
@@ -68,7 +80,11 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     if config is not None:
         _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
         config = config.changed({"sync_ref_model": False}) if synchronized else config
-    return Request(model, config, options, adapter_added, head_adapted, synchronized)
+    adapter_is_new = peft_config is not None
+    start = reference_of_start(model, ref_model, config, adapter_added=adapter_is_new)
+    return Request(
+        model, config, options, adapter_added, head_adapted, synchronized, adapter_is_new, start, ref_model is not None
+    )
 
 
 def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,21 @@ from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
+from wishbone.model.frozen_copy import HeldParameters, harmless_copies
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.assembly import assemble_step, settle_frozen_copy
+from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.head_adapter import head_hidden
+from wishbone.trainer.reference_in_checkpoint import ReferenceInCheckpoint, frozen_flags, set_flags
 from wishbone.trainer.request import Request, read_request
+from wishbone.trainer.start import refuse_untrainable, settle_adapter
+from wishbone.trainer.start_check import check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
@@ -78,19 +83,25 @@ class DPOTrainer(CheckpointedTrainer):
     ) -> None:
         check_trl()
         request = read_request(model, ref_model, args, options | by_name(positional))
-        self._construct_trl(request, ref_model, data_collator)
+        self._construct_trl(request, data_collator)
         self._assemble_step(request, collator_given=data_collator is not None)
 
-    def _construct_trl(self, request: Request, ref_model: Any, data_collator: Any) -> None:
+    def _construct_trl(self, request: Request, data_collator: Any) -> None:
         """Let TRL and transformers construct themselves; then put right what they changed."""
         given = parameter_values(request.model)
-        with head_hidden(request.model) if request.head_adapted else nullcontext():
-            super().__init__(request.model, ref_model, request.args, data_collator, **request.options)
+        with (
+            head_hidden(request.model) if request.head_adapted else nullcontext(),
+            harmless_copies(request.model),
+        ):
+            super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
+        refuse_untrainable(self.model)
         undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
         self._checkpoint_by_the_clock()
-        settle_frozen_copy(self.model, adapter_is_new=request.adapter_added)
+        self._held = None
+        if self.ref_model is None:
+            self._held = settle_adapter(self.model, self.args, adapter_is_new=request.adapter_is_new)
 
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
         """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
@@ -102,9 +113,10 @@ class DPOTrainer(CheckpointedTrainer):
         self._losses = FiniteLosses()
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
+        self._start_checked = request.ref_model_given
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
         if self.form_reason:
-            refuse_on_trl_path(request, self.form_reason, self.args)
+            refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             return
         self.data_collator = PairCollator(
@@ -116,11 +128,12 @@ class DPOTrainer(CheckpointedTrainer):
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
-        assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast)
+        assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast, self._held)
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
         self.coverage = assembly.coverage
-        for callback in assembly.callbacks:
+        self._reference_in_checkpoint = ReferenceInCheckpoint(assembly.step, self._held)
+        for callback in [*assembly.callbacks, self._reference_in_checkpoint]:
             self.add_callback(callback)
 
     @property
@@ -160,9 +173,18 @@ class DPOTrainer(CheckpointedTrainer):
             if self.execution.graphs is not None:
                 self.execution.graphs.release()  # what comes after training can use their memory
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the policy as transformers does, and with it the reference that the run began with."""
+        flags = frozen_flags(self.model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        set_flags(flags)
+        if self.preference_step is not None:
+            self._reference_in_checkpoint.restore(Path(resume_from_checkpoint))
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
         if self.preference_step is None:
+            self._check_start(inputs)
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
         if not model.training:
@@ -176,12 +198,23 @@ class DPOTrainer(CheckpointedTrainer):
         if not self._rehearsed:
             self._rehearsed = True
             self._rehearse(self.preference_step)
+        self._check_start(inputs)
         groups, self._pending = self._pending, []
         loss = self._backward(self.preference_step, groups)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
         return self._losses.logged(loss.to(self.args.device), self.state.global_step)
+
+    def _check_start(self, inputs: dict[str, Any]) -> None:
+        """Before the first optimizer step of a run: policy and reference are one model, or the run is refused."""
+        if self._start_checked or self.state.global_step:
+            return
+        self._start_checked = True
+        if self.preference_step is None:
+            check_start_on_trl_path(self, super().compute_loss, inputs)
+        else:
+            check_start(self.preference_step, [pair for group in self._pending for pair in group], self.execution)
 
     def _backward(self, step: PreferenceStep, groups: list[list[TokenizedPair]]) -> Tensor:
         """Compute the gradients of one optimizer step, averaged over processes, and return its loss."""
@@ -248,7 +281,10 @@ class DPOTrainer(CheckpointedTrainer):
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
-        return super().compute_ref_log_probs(model, {name: inputs[name] for name in inputs if name != "pairs"})  # type: ignore[no-any-return]
+        own = {name: inputs[name] for name in inputs if name != "pairs"}
+        held: HeldParameters | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
+        with nullcontext() if held is None else held.in_place():
+            return super().compute_ref_log_probs(model, own)  # type: ignore[no-any-return]
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Predict as transformers does; the metrics of predicted pairs go into no log."""

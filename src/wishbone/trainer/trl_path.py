@@ -8,7 +8,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, some_of
+from wishbone.model.frozen_copy import HeldParameters
 from wishbone.policy.capability import varies_in_training
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
@@ -74,13 +75,14 @@ def _adapter_has_own_forward(model: nn.Module) -> bool:
     return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
 
 
-def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig) -> None:
+def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig, *, held: HeldParameters | None = None) -> None:
     """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
 
     Args:
         request: what the run asks for.
         reason: why it needs TRL's path.
         args: the arguments of the constructed trainer.
+        held: trained parameters of an adapter's base, which TRL's reference would follow.
 
     Raises:
         RequestError: naming both, and the remedy.
@@ -88,6 +90,7 @@ def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig) -> None:
     own_losses = sorted(set(args.loss_type) - TRL_LOSSES)
     needs = {
         f"loss_type {', '.join(own_losses)}": bool(own_losses),
+        f"training {some_of([*(held.values if held else ())])} beside the adapter": held is not None,
         "an adapter on the output head": request.head_adapted,
         "sync_ref_model with an adapter": request.synchronized,
     }

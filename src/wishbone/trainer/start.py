@@ -1,0 +1,195 @@
+"""What training starts from: the reference of a run for which the user gave no `ref_model`.
+
+    no adapter                              a copy of the model as it is in memory
+    new adapter that changes nothing yet    the model with its adapter off
+    any other adapter                       the model with a frozen copy of the adapter, as in TRL
+    trained parameters outside adapters     their first values, put in place for each reference pass
+
+TRL reads the reference of a model without adapter from disk, and takes the adapter off whenever a `peft_config` was
+given; both are other models where the model was changed in memory or where the adapter's initialization changed the
+base. So the reference is settled here, before and after TRL's constructor, and compared with the policy before the
+first optimizer step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from wishbone.errors import RequestError, some_of
+from wishbone.model.adapter import copy_adapter
+from wishbone.model.frozen_copy import (
+    FROZEN,
+    HeldParameters,
+    copied_model,
+    drop_frozen,
+    is_whole_in_memory,
+    keep_adapter,
+    starts_as_base,
+)
+from wishbone.preference.losses import are_reference_free
+from wishbone.reference.reference import has_empty_adapter
+from wishbone.reference.weights import base_tensors
+from wishbone.trainer.arguments import DPOConfig
+
+SOMETHING_TRAINED = "load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or unfreeze what is to learn"
+
+STARTS_AS_BASE = (True, "gaussian", "eva")
+"""Values of PEFT's `init_lora_weights` with which a new adapter adds nothing and leaves the base as it is."""
+
+LEAST_DIFFERENCE = 1e-4
+"""Nats a token that are called rounding in any precision."""
+
+logger = logging.getLogger(__name__)
+
+
+def refuse_untrainable(model: Any) -> None:
+    """Refuse a model in which nothing, or nothing that runs, would learn; names of models are not looked at.
+
+    Raises:
+        RequestError: with what is frozen, merged or switched off.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    learns = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if isinstance(model, PeftModel):
+        _refuse_adapters_that_do_not_run(model, learns)
+    if not learns:
+        what = "the adapter is frozen" if isinstance(model, PeftModel) else "all weights are frozen"
+        raise RequestError(f"nothing of the model can be trained: {what}; {SOMETHING_TRAINED}")
+
+
+def _refuse_adapters_that_do_not_run(model: PeftModel, learns: Sequence[str]) -> None:
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(layer.merged for layer in layers):
+        raise RequestError(
+            "the adapter is merged into its base, so it cannot be trained and cannot be switched off for the reference; "
+            "call unmerge_adapter(), or train the model that merge_and_unload() returns, with a peft_config"
+        )
+    if len(model.active_adapters) > 1:
+        raise RequestError(
+            f"{len(model.active_adapters)} adapters are active ({some_of(model.active_adapters)}), and the reference "
+            "is a copy of one; merge those that stay as they are into the base and set_adapter the one to train"
+        )
+    idle = set(model.peft_config) - set(model.active_adapters)
+    if learns and all(not idle.isdisjoint(name.split(".")) for name in learns):
+        raise RequestError(
+            f"the active adapter {model.active_adapters[0]!r} is frozen, and only adapters that are not active can be "
+            f"trained ({some_of(sorted(idle))}); call set_adapter with the one to train"
+        )
+
+
+def reference_of_start(model: Any, ref_model: Any, args: DPOConfig | None, *, adapter_added: bool) -> Any:
+    """Return the reference model to construct TRL's trainer with, and drop what an earlier trainer left on the model.
+
+    Args:
+        model: the model or its name, as the trainer got it.
+        ref_model: a second model as the reference, or None.
+        args: the trainer's configuration, or None for the default one.
+        adapter_added: whether the trainer will put an adapter on the model.
+    """
+    if ref_model is not None:
+        return ref_model
+    if isinstance(model, PeftModel):
+        if left := drop_frozen(model):
+            logger.warning(
+                "The model comes with frozen adapters of an earlier trainer (%s): they are replaced by a copy of %r as "
+                "it is now, which is the reference.",
+                ", ".join(left),
+                model.active_adapters[0],
+            )
+        return None
+    precomputed = args is not None and args.precompute_ref_log_probs
+    if adapter_added or precomputed or not isinstance(model, PreTrainedModel) or not is_whole_in_memory(model):
+        return None
+    return None if args is not None and are_reference_free(args.loss_type) else copied_model(model)
+
+
+def refuse_precomputed_elsewhere(peft_config: Any) -> None:
+    """Refuse reference values that TRL would precompute with a new adapter off, where that is not the start.
+
+    Raises:
+        RequestError: the adapter's initialization changes the base or what the model computes.
+    """
+    start = getattr(peft_config, "init_lora_weights", True)
+    if peft_config is None or (start in STARTS_AS_BASE and not peft_config.is_prompt_learning):
+        return
+    kind = peft_config.peft_type.value if start in STARTS_AS_BASE else f"init_lora_weights={start!r}"
+    raise RequestError(
+        f"precompute_ref_log_probs takes the model without its adapter for the reference, and with {kind} that is not "
+        "the model that training starts from; leave it out: reference values are kept for later epochs and runs as "
+        "they are computed"
+    )
+
+
+def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -> HeldParameters | None:
+    """Make the reference of a model with an adapter exact after TRL's constructor; the model itself stays as it is.
+
+    Args:
+        model: the trainer's model; it has the adapter `FROZEN` where TRL made one.
+        args: the trainer's configuration.
+        adapter_is_new: whether the trainer put the adapter on the model.
+
+    Returns:
+        Parameters outside the adapter that are trained, or None.
+
+    Raises:
+        RequestError: the reference would need a second adapter, and PEFT allows none.
+    """
+    if not isinstance(model, PeftModel) or are_reference_free(args.loss_type):
+        return None
+    unchanged = starts_as_base(model) if adapter_is_new else has_empty_adapter(model)
+    if unchanged:
+        drop_frozen(model)
+    elif adapter_is_new or FROZEN not in model.peft_config or model.active_adapters != ["default"]:
+        drop_frozen(model)
+        keep_adapter(model)
+    else:
+        copy_adapter(model, "default", FROZEN)
+    adapters = [FROZEN] if FROZEN in model.peft_config else []
+    ran = {id(tensor) for tensor in base_tensors(model.get_base_model(), adapters).values()}
+    held = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in ran}
+    return HeldParameters(held) if held else None
+
+
+def difference_a_token(one: Tensor, other: Tensor, tokens: Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the mean difference of log-probabilities a token, and how much of it rounding explains, in nats.
+
+    Args:
+        one, other: log-probabilities of completions, [sequences].
+        tokens: how many tokens each of them has, [sequences].
+        dtype: of the products in the model: four of its steps at the mean log-probability are rounding.
+    """
+    lengths = tokens.double().clamp(min=1)
+    difference = ((one.double() - other.double()) / lengths).abs().mean()
+    size = float((one.double() / lengths).abs().mean())
+    return float(difference), max(LEAST_DIFFERENCE, 4 * torch.finfo(dtype).eps * max(1.0, size))
+
+
+def refuse_other_start(policy: Tensor, reference: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
+    """Refuse to train where policy and reference differ by more than rounding before the first optimizer step.
+
+    Args:
+        policy, reference: log-probabilities of completions, [sequences].
+        tokens: how many tokens each of them has, [sequences].
+        dtype: of the products in the model.
+
+    Raises:
+        RequestError: they differ, and both are finite.
+    """
+    difference, allowed = difference_a_token(policy, reference, tokens, dtype)
+    if math.isfinite(difference) and difference > allowed:
+        raise RequestError(
+            f"before the first step policy and reference differ by {difference:.2g} nats a token, and rounding explains "
+            f"{allowed:.2g}: the reference is not the model that training starts from. Either weights were changed after "
+            "the trainer was constructed, or the adapter's method changes its base; construct the trainer with the "
+            "model as it is to start, or give a ref_model"
+        )
