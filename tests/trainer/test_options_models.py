@@ -125,8 +125,6 @@ def test_an_adapter_with_another_reference_model(tmp_path: Path) -> None:
     [
         {"use_dora": True},
         {"use_rslora": True},
-        {"init_lora_weights": "pissa"},
-        {"init_lora_weights": "olora"},
         {"modules_to_save": ["lm_head"]},
         {"modules_to_save": ["embed_tokens", "norm"]},
         {"target_modules": ["embed_tokens", "q_proj"]},

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AdaLoraConfig, PromptTuningConfig
+from peft import AdaLoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from tiny import tiny_model, tiny_tokenizer
 from transformers import OPTConfig, OPTForCausalLM
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -32,6 +32,13 @@ def opt(dropout: float = 0.1) -> OPTForCausalLM:
     shape = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
     places = {"vocab_size": len(tiny_tokenizer()), "max_position_embeddings": 256, "num_attention_heads": 4}
     return OPTForCausalLM(OPTConfig(**shape, **places, dropout=dropout, attention_dropout=0.0))
+
+
+def prompted() -> PeftModel:
+    """A model with virtual tokens; TRL takes it as it is for the reference, as with any adapter that it is given."""
+    torch.manual_seed(4)
+    base = tiny_model("llama", vocab_size=len(tiny_tokenizer()))
+    return get_peft_model(base, PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
 
 
 def moe(family: str) -> dict[str, Any]:
@@ -71,7 +78,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "prompt tuning": (
         "prompt-learning adapters put virtual tokens before the prompt",
         {},
-        {"peft": lambda: PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")},
+        {"model": prompted, "peft": lambda: None},
     ),
     "mixtral": (MOE, {}, moe("mixtral")),
     "qwen3_moe": (MOE, {"router_aux_loss_coef": 0.5}, moe("qwen3_moe")),

@@ -42,7 +42,8 @@ def without_effect_on_base(config: PeftConfig) -> PeftConfig:
     for field, value in (("init_lora_weights", True), ("bias", "none")):
         if hasattr(plain, field):
             setattr(plain, field, value)
-    plain.inference_mode = True
+    if not plain.is_prompt_learning:  # PEFT leaves out parts of a prompt encoder that is not to be trained
+        plain.inference_mode = True
     return plain
 
 

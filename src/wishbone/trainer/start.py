@@ -154,6 +154,8 @@ def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -
         keep_adapter(model)
     else:
         copy_adapter(model, "default", FROZEN)
+    if any(config.is_adaption_prompt for config in model.peft_config.values()):
+        return None  # PEFT takes these layers out of the model to switch them off
     adapters = [FROZEN] if FROZEN in model.peft_config else []
     ran = {id(tensor) for tensor in base_tensors(model.get_base_model(), adapters).values()}
     held = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in ran}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
@@ -55,6 +56,17 @@ def products_dtype(policy: Policy) -> torch.dtype:
     with policy.autocast():
         kind = policy.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else policy.causal_lm.dtype
+
+
+def cannot_be_checked(trainer: TRLDPOTrainer) -> bool:
+    """Return whether a run on TRL's path cannot be compared with a pass more before its first step.
+
+    A model that is sharded takes part in each pass with all processes in training mode, and activated LoRA allows one
+    pass before each backward pass.
+    """
+    sharded = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.accelerator.parallelism_config
+    configs = trainer.model.peft_config.values() if isinstance(trainer.model, PeftModel) else ()
+    return bool(sharded) or any(getattr(config, "alora_invocation_tokens", None) for config in configs)
 
 
 def check_start_on_trl_path(

@@ -49,7 +49,7 @@ from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.reference_in_checkpoint import ReferenceInCheckpoint, frozen_flags, set_flags
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
-from wishbone.trainer.start_check import check_start, check_start_on_trl_path
+from wishbone.trainer.start_check import check_start, check_start_on_trl_path, cannot_be_checked
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
@@ -212,7 +212,8 @@ class DPOTrainer(CheckpointedTrainer):
             return
         self._start_checked = True
         if self.preference_step is None:
-            check_start_on_trl_path(self, super().compute_loss, inputs)
+            if not cannot_be_checked(self):
+                check_start_on_trl_path(self, super().compute_loss, inputs)
         else:
             check_start(self.preference_step, [pair for group in self._pending for pair in group], self.execution)
 
