@@ -8,6 +8,7 @@ import typer
 
 from wishbone.cli.check import check
 from wishbone.cli.compare import compare
+from wishbone.cli.console import spell_what_is_missing
 from wishbone.cli.doctor import doctor
 from wishbone.cli.init import init
 from wishbone.cli.plan import plan
@@ -58,4 +59,5 @@ def _wishbone(
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    spell_what_is_missing()
     app(prog_name="wishbone")

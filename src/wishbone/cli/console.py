@@ -6,6 +6,8 @@ control characters. On a terminal a long message wraps below its beginning; in a
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,47 @@ from rich.text import Text
 
 PIPE_WIDTH = 120
 PAGE_HEIGHT = 25
+
+
+_SPELLED = {
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "-",
+    "\N{MINUS SIGN}": "-",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{PLUS-MINUS SIGN}": "+-",
+    "\N{GREATER-THAN OR EQUAL TO}": ">=",
+    "\N{LESS-THAN OR EQUAL TO}": "<=",
+    "\N{RIGHTWARDS ARROW}": "->",
+    "\N{BULLET}": "*",
+    "\N{MIDDLE DOT}": "-",
+    "\N{NO-BREAK SPACE}": " ",
+    "\N{REPLACEMENT CHARACTER}": "?",
+}
+"""Letters that have a common spelling in ASCII."""
+
+
+def spell_what_is_missing() -> None:
+    """Let standard output and error spell letters that their encoding lacks, instead of failing: `...`, `\\u4f60`.
+
+    An escape is one of JSON, so output in JSON stays what it is. Streams in UTF-8 lack nothing but lone surrogates.
+    """
+    codecs.register_error("wishbone-spelled", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="wishbone-spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(letter) or _escape(letter) for letter in letters), error.end
+
+
+def _escape(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
 def screen(*, error: bool = False) -> Console:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from wishbone.config.document import FLOAT, show
+from wishbone.config.former_options import SETTINGS
 from wishbone.config.schema import RunConfig
 
 Where = Callable[[tuple[str, ...]], str]
@@ -188,5 +189,7 @@ def _unknown(path: tuple[str, ...], value: Any) -> str:
     close = elsewhere.get(word) if word not in inside else None
     close = close or nearest(word, inside) or elsewhere.get(nearest(word, elsewhere) or "")
     hint = f"did you mean {close}?" if close else "leave it out."
+    if word in SETTINGS and word not in elsewhere:
+        hint = f"{SETTINGS[word]}."
     scope = f"{path[0]} takes {', '.join(inside)}" if inside else f"The sections are {', '.join(known)}"
     return f"no such key; {hint} {scope}"

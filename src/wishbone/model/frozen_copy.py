@@ -69,8 +69,9 @@ def add_frozen(model: PeftModel, config: PeftConfig) -> None:
         model.add_adapter(FROZEN, without_effect_on_base(config))
     except (ValueError, NotImplementedError, TypeError) as error:
         raise RequestError(
-            f"the reference is a frozen copy of the adapter, and PEFT allows no second {config.peft_type.value} adapter "
-            f"({one_line(error)}); merge the adapter into its base and give that with a peft_config, or give a ref_model"
+            f"the reference is a frozen copy of the adapter, and PEFT allows no second {config.peft_type.value} "
+            f"adapter ({one_line(error)}); merge the adapter into its base and give that with a peft_config, or give a "
+            "ref_model"
         ) from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -149,12 +150,6 @@ class HeldParameters:
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = dict(parameters)
         self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-    def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Take the first values that a checkpoint holds, by the same names and of the same shapes."""
-        for name, value in self.values.items():
-            if name in values:
-                value.copy_(values[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
     r(x, y) = beta ( log pi(y|x) - log pi_ref(y|x) )
 
-It is the model that training started from, or another one that the user gave. Its values come from the same weights with
-the adapter off, from a frozen copy of an existing adapter, from a separate model, or from values computed beforehand.
-Reference-free losses have none.
+It is the model that training started from, or another one that the user gave. Its values come from the same weights
+with the adapter off, from a frozen copy of an existing adapter, from a separate model, or from values computed
+beforehand. Reference-free losses have none.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import RunConfig
 from wishbone.preference.losses import are_reference_free
-from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
 
 def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> DPOConfig:
@@ -26,7 +26,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         learning_rate=training.learning_rate,
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        warmup_steps=training.warmup_ratio if training.warmup_ratio < 1 else 0.999,
+        warmup_steps=min(training.warmup_ratio, ALL_STEPS),
         lr_scheduler_type=training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

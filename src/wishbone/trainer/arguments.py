@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
+from wishbone.config.former_options import successor
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,10 @@ else:
 
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
+
+
+ALL_STEPS = 1 - 2**-30
+"""All steps as a share that transformers reads as one: it rounds the number of steps up, and takes 1.0 for one step."""
 
 
 @dataclass
@@ -85,11 +91,24 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     cpo_alpha: float = field(default=1.0, metadata={"help": "Weight of the likelihood term of the `cpo` loss."})
     orpo_lambda: float = field(default=0.1, metadata={"help": "Weight of the odds ratio term of the `orpo` loss."})
 
+    def __new__(cls, *_: Any, **options: Any) -> DPOConfig:
+        """Refuse options that do not exist, all at once, with what replaces those that TRL or transformers once had.
+
+        Raises:
+            RequestError: naming each of them and its successor.
+        """
+        known = [option.name for option in fields(cls) if option.init]
+        if problems := [_unknown_option(name, known) for name in options if name not in known]:
+            raise RequestError(problems)
+        return super().__new__(cls)  # type: ignore[no-any-return]
+
     def __post_init__(self) -> None:
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False  # TRL's default is True, which needs a GPU that computes in bfloat16
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
+            raise RequestError(f"warmup_ratio {self.warmup_ratio!r} is not a share from 0 to 1; use 0.1 for a tenth")
         if self.warmup_ratio is not None and not self.warmup_steps:
-            self.warmup_steps = self.warmup_ratio
+            self.warmup_steps = self.warmup_ratio if self.warmup_ratio < 1 else ALL_STEPS
         super().__post_init__()
         self._check()
 
@@ -140,6 +159,15 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         own.__dict__.update(settings)
         own._check()
         return own
+
+
+def _unknown_option(name: str, known: list[str]) -> str:
+    """Say what replaces an option that does not exist."""
+    if instead := successor(name):
+        return f"DPOConfig has no option {name!r} any more: {instead}"
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" (near: {', '.join(near)})" if near else ""
+    return f"DPOConfig has no option {name!r}{hint}; remove it or correct its name"
 
 
 def _default(option: Field[Any]) -> Any:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from transformers import TrainingArguments
 from trl import DPOTrainer as TRLDPOTrainer
 
+from wishbone.config.former_options import successor
 from wishbone.errors import RequestError
 from wishbone.trainer.arguments import DPOConfig
 
@@ -78,9 +81,7 @@ def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | No
         elif name in MEANINGLESS:
             logger.warning("DPOTrainer's argument %s has no meaning any more and is ignored.", name)
         else:
-            near = difflib.get_close_matches(name, known | SETTINGS, n=3)
-            hint = f" (near: {', '.join(near)})" if near else ""
-            problems.append(f"DPOTrainer has no argument {name!r}{hint}; remove it or correct its name")
+            problems.append(_unknown_argument(name, known | SETTINGS))
     if problems:
         raise RequestError(problems)
     if args is not None and not isinstance(args, TrainingArguments):
@@ -89,3 +90,14 @@ def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | No
         return None, rest
     config = DPOConfig(**moved) if args is None else DPOConfig.from_arguments(args)
     return (config if args is None else config.changed(moved)), rest
+
+
+def _unknown_argument(name: str, known: Collection[str]) -> str:
+    """Say what replaces an argument that does not exist."""
+    if any(option.name == name for option in fields(DPOConfig)):
+        return f"DPOTrainer has no argument {name!r}: it is an option of DPOConfig, which is given as args"
+    if instead := successor(name):
+        return f"DPOTrainer has no argument {name!r} any more: {instead}"
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" (near: {', '.join(near)})" if near else ""
+    return f"DPOTrainer has no argument {name!r}{hint}; remove it or correct its name"

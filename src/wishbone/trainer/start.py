@@ -40,13 +40,18 @@ from wishbone.reference.reference import has_empty_adapter
 from wishbone.reference.weights import base_tensors
 from wishbone.trainer.arguments import DPOConfig
 
-SOMETHING_TRAINED = "load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or unfreeze what is to learn"
+SOMETHING_TRAINED = (
+    "load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or unfreeze what is to learn"
+)
 
 STARTS_AS_BASE = (True, "gaussian", "eva")
 """Values of PEFT's `init_lora_weights` with which a new adapter adds nothing and leaves the base as it is."""
 
 LEAST_DIFFERENCE = 1e-4
 """Nats a token that are called rounding in any precision."""
+
+STEPS_OF_ROUNDING = 4
+"""Steps of a dtype at the mean log-probability of a token that are called rounding."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +76,8 @@ def _refuse_adapters_that_do_not_run(model: PeftModel, learns: Sequence[str]) ->
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if any(layer.merged for layer in layers):
         raise RequestError(
-            "the adapter is merged into its base, so it cannot be trained and cannot be switched off for the reference; "
-            "call unmerge_adapter(), or train the model that merge_and_unload() returns, with a peft_config"
+            "the adapter is merged into its base, so it cannot be trained, nor switched off for the reference; call "
+            "unmerge_adapter(), or train the model that merge_and_unload() returns, with a peft_config"
         )
     if len(model.active_adapters) > 1:
         raise RequestError(
@@ -162,20 +167,6 @@ def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -
     return HeldParameters(held) if held else None
 
 
-def difference_a_token(one: Tensor, other: Tensor, tokens: Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the mean difference of log-probabilities a token, and how much of it rounding explains, in nats.
-
-    Args:
-        one, other: log-probabilities of completions, [sequences].
-        tokens: how many tokens each of them has, [sequences].
-        dtype: of the products in the model: four of its steps at the mean log-probability are rounding.
-    """
-    lengths = tokens.double().clamp(min=1)
-    difference = ((one.double() - other.double()) / lengths).abs().mean()
-    size = float((one.double() / lengths).abs().mean())
-    return float(difference), max(LEAST_DIFFERENCE, 4 * torch.finfo(dtype).eps * max(1.0, size))
-
-
 def refuse_other_start(policy: Tensor, reference: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:
     """Refuse to train where policy and reference differ by more than rounding before the first optimizer step.
 
@@ -187,11 +178,14 @@ def refuse_other_start(policy: Tensor, reference: Tensor, tokens: Tensor, dtype:
     Raises:
         RequestError: they differ, and both are finite.
     """
-    difference, allowed = difference_a_token(policy, reference, tokens, dtype)
+    lengths = tokens.double().clamp(min=1)
+    difference = float(((policy.double() - reference.double()) / lengths).abs().mean())
+    size = float((policy.double() / lengths).abs().mean())
+    allowed = max(LEAST_DIFFERENCE, STEPS_OF_ROUNDING * torch.finfo(dtype).eps * max(1.0, size))
     if math.isfinite(difference) and difference > allowed:
         raise RequestError(
-            f"before the first step policy and reference differ by {difference:.2g} nats a token, and rounding explains "
-            f"{allowed:.2g}: the reference is not the model that training starts from. Either weights were changed after "
-            "the trainer was constructed, or the adapter's method changes its base; construct the trainer with the "
-            "model as it is to start, or give a ref_model"
+            f"before the first step policy and reference differ by {difference:.2g} nats a token, and rounding "
+            f"explains {allowed:.2g}: the reference is not the model that training starts from. Either weights were "
+            "changed after the trainer was constructed, or the adapter's method changes its base; construct the "
+            "trainer with the model as it is to start, or give a ref_model"
         )

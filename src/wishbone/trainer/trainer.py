@@ -46,10 +46,10 @@ from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.head_adapter import head_hidden
-from wishbone.trainer.reference_in_checkpoint import ReferenceInCheckpoint, frozen_flags, set_flags
+from wishbone.trainer.reference_in_checkpoint import take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
-from wishbone.trainer.start_check import check_start, check_start_on_trl_path, cannot_be_checked
+from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
@@ -132,8 +132,7 @@ class DPOTrainer(CheckpointedTrainer):
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
         self.coverage = assembly.coverage
-        self._reference_in_checkpoint = ReferenceInCheckpoint(assembly.step, self._held)
-        for callback in [*assembly.callbacks, self._reference_in_checkpoint]:
+        for callback in assembly.callbacks:
             self.add_callback(callback)
 
     @property
@@ -175,11 +174,10 @@ class DPOTrainer(CheckpointedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the policy as transformers does, and with it the reference that the run began with."""
-        flags = frozen_flags(self.model)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        set_flags(flags)
+        with trained_as_before(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.preference_step is not None:
-            self._reference_in_checkpoint.restore(Path(resume_from_checkpoint))
+            take_reference(self.preference_step, Path(resume_from_checkpoint))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""

@@ -1,0 +1,99 @@
+"""Options that TRL or transformers took once, and what says the same today.
+
+Scripts and examples on the web keep the old names. Each has its successor here, in a phrase; an option that the
+installed library still has is not looked up.
+"""
+
+from __future__ import annotations
+
+SUCCESSORS = {
+    # TRL's DPOConfig and DPOTrainer
+    "max_completion_length": "max_length limits prompt and completion together, and max_prompt_length the prompt",
+    "max_target_length": "max_length limits prompt and completion together, and max_prompt_length the prompt",
+    "rpo_alpha": "loss_type=['sigmoid', 'sft'] with loss_weights=[1.0, rpo_alpha] adds the same term",
+    "reference_free": "choose a loss without reference: loss_type 'simpo', 'cpo' or 'orpo'",
+    "generate_during_eval": "`wishbone compare` or a callback shows answers",
+    "use_logits_to_keep": "logits of prompts are never computed; leave it out",
+    "use_num_logits_to_keep": "logits of prompts are never computed; leave it out",
+    "use_liger_loss": "logits of whole rows are never computed; leave it out",
+    "label_pad_token_id": "labels are not padded any more; leave it out",
+    "padding_value": "processing_class.pad_token decides; leave it out",
+    "is_encoder_decoder": "only decoder models are trained; leave it out",
+    "model_adapter_name": "the active adapter is trained: call model.set_adapter",
+    "ref_adapter_name": "the reference is a copy of the active adapter at the start; leave it out, or give a ref_model",
+    "force_use_ref_model": "a ref_model that is given is used, with an adapter too; leave it out",
+    "ref_model_init_kwargs": "load the reference yourself and give it as ref_model",
+    "base_model_attribute_name": "it is found by itself; leave it out",
+    "tokenizer": "give the tokenizer to DPOTrainer, as processing_class",
+    "processing_class": "give it to DPOTrainer",
+    "peft_config": "give it to DPOTrainer",
+    "dataset_text_field": "preference data has the columns prompt, chosen and rejected; leave it out",
+    "max_seq_length": "it is called max_length",
+    "desirable_weight": "it belongs to KTO, which is not trained here",
+    "undesirable_weight": "it belongs to KTO, which is not trained here",
+    # transformers' TrainingArguments
+    "group_by_length": "train_sampling_strategy='group_by_length' says the same, and rows are packed by length anyway",
+    "train_sampling_strategy": "group_by_length=True says it in this version of transformers",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "evaluation_strategy": "it is called eval_strategy",
+    "overwrite_output_dir": "checkpoints are never overwritten; name another output_dir, or leave it out",
+    "per_gpu_train_batch_size": "it is called per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "it is called per_device_eval_batch_size",
+    "no_cuda": "it is called use_cpu",
+    "use_mps_device": "the device is found by itself; leave it out",
+    "fp16_backend": "fp16=True is enough",
+    "fp16_opt_level": "fp16=True is enough",
+    "half_precision_backend": "fp16=True or bf16=True is enough",
+    "jit_mode_eval": "leave it out",
+    "use_ipex": "leave it out",
+    "xpu_backend": "it is called ddp_backend",
+    "tpu_num_cores": "leave it out",
+    "tpu_metrics_debug": "leave it out",
+    "past_index": "leave it out",
+    "ray_scope": "leave it out",
+    "mp_parameters": "leave it out",
+    "include_inputs_for_metrics": "include_for_metrics=['inputs'] says the same",
+    "include_tokens_per_second": "include_num_input_tokens_seen says the same",
+    "dispatch_batches": "accelerator_config={'dispatch_batches': ...} says the same",
+    "split_batches": "accelerator_config={'split_batches': ...} says the same",
+    "fsdp_min_num_params": "fsdp_config={'min_num_params': ...} says the same",
+    "fsdp_transformer_layer_cls_to_wrap": "fsdp_config={'transformer_layer_cls_to_wrap': ...} says the same",
+    "sharded_ddp": "it is called fsdp",
+    "push_to_hub_model_id": "it is called hub_model_id",
+    "push_to_hub_organization": "hub_model_id='organization/name' says the same",
+    "push_to_hub_token": "it is called hub_token",
+    "save_safetensors": "checkpoints are always safetensors; leave it out",
+    "torchdynamo": "it is called torch_compile_backend",
+    "adafactor": "optim='adafactor' says the same",
+    "predict_with_generate": "`wishbone compare` or a callback shows answers",
+    "gradient_checkpointing": "it is called activation_checkpointing",
+    "gradient_checkpointing_kwargs": "it is called activation_checkpointing_kwargs",
+    "activation_checkpointing": "it is called gradient_checkpointing in this version of transformers",
+    "activation_checkpointing_kwargs": "it is called gradient_checkpointing_kwargs in this version of transformers",
+}
+"""What replaces an option, by its former name."""
+
+SETTINGS = {
+    "evaluation_strategy": "training.eval_steps says how often",
+    "eval_strategy": "training.eval_steps says how often",
+    "save_strategy": "training.save_steps says how often",
+    "group_by_length": "rows are packed by length anyway; leave it out",
+    "rpo_alpha": "preference.loss: [sigmoid, sft] with preference.loss_weights: [1.0, rpo_alpha] adds the same term",
+    "reference_free": "preference.loss: simpo, cpo or orpo needs no reference",
+    "max_completion_length": "data.max_length limits prompt and completion together",
+    "max_target_length": "data.max_length limits prompt and completion together",
+    "max_prompt_length": "data.max_length limits prompt and completion together",
+    "max_seq_length": "did you mean data.max_length?",
+    "tokenizer": "the tokenizer is that of model.name; leave it out",
+    "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
+    "report_to": "did you mean output.report_to?",
+    "no_cuda": "CUDA_VISIBLE_DEVICES= in the environment hides the GPUs",
+    "use_cpu": "CUDA_VISIBLE_DEVICES= in the environment hides the GPUs",
+    "ref_model": "did you mean model.reference?",
+}
+"""What says in a YAML file what an option of TRL or transformers says, where no single key does by another name."""
+
+
+def successor(name: str) -> str | None:
+    """Return what replaces a former option of DPOConfig or DPOTrainer, or None if there never was one."""
+    return SUCCESSORS.get(name)
