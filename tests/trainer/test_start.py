@@ -285,44 +285,44 @@ def test_a_reference_model_of_the_user_may_differ(tmp_path: Path) -> None:
     assert losses(ours)[0] != LN_2
 
 
-class TestResumed:
-    """A resumed run has the reference of the run that wrote the checkpoint, or is refused."""
+def whole_run(folder: Path, model: nn.Module, config: PeftConfig | None = None) -> list[float]:
+    ours = trainer(folder, model, config, save_strategy="steps", save_steps=2, max_steps=4)
+    ours.train()
+    return losses(ours)
 
-    @staticmethod
-    def whole(folder: Path, model: nn.Module, config: PeftConfig | None = None) -> list[float]:
-        ours = trainer(folder, model, config, save_strategy="steps", save_steps=2, max_steps=4)
-        ours.train()
-        return losses(ours)
 
-    @staticmethod
-    def resumed(folder: Path, model: nn.Module, config: PeftConfig | None = None) -> list[float]:
-        ours = trainer(folder, model, config, max_steps=4)
-        ours.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-        return losses(ours)
+def resumed_run(folder: Path, model: nn.Module, config: PeftConfig | None = None) -> list[float]:
+    ours = trainer(folder, model, config, max_steps=4)
+    ours.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    return losses(ours)
 
-    def test_an_adapter_that_was_trained_before_and_a_new_one(self, tmp_path: Path) -> None:
-        model = get_peft_model(base(), lora(init_lora_weights=False))
-        whole = self.whole(tmp_path, model)
-        with pytest.raises(RequestError, match="model: weights"):
-            self.resumed(tmp_path, base(), lora())
-        for name in ("fingerprint.json", "manifest.json"):  # as version 0.1.0 and TRL write checkpoints
-            (tmp_path / "checkpoint-2" / name).unlink()
-        assert self.resumed(tmp_path, base(), lora()) == pytest.approx(whole, abs=1e-6)
 
-    def test_the_base_where_the_model_is_that_of_the_checkpoint(self, tmp_path: Path) -> None:
-        whole = self.whole(tmp_path, base(), lora())
-        model = PeftModel.from_pretrained(base(), tmp_path / "checkpoint-2", is_trainable=True)
-        for name in ("fingerprint.json", "manifest.json"):
-            (tmp_path / "checkpoint-2" / name).unlink()
-        assert self.resumed(tmp_path, model) == pytest.approx(whole, abs=1e-6)
+def test_a_resumed_run_takes_the_frozen_adapter_or_the_base(tmp_path: Path) -> None:
+    model = get_peft_model(base(), lora(init_lora_weights=False))
+    whole = whole_run(tmp_path, model)
+    with pytest.raises(RequestError, match="model: weights"):
+        resumed_run(tmp_path, base(), lora())
+    for name in ("fingerprint.json", "manifest.json"):  # as version 0.1.0 and TRL write checkpoints
+        (tmp_path / "checkpoint-2" / name).unlink()
+    assert resumed_run(tmp_path, base(), lora()) == pytest.approx(whole, abs=1e-6)
 
-    @pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"bias": "all"}], ids=["pissa", "biases"])
-    def test_an_adapter_that_changes_the_base(self, tmp_path: Path, options: dict[str, Any]) -> None:
-        whole = self.whole(tmp_path, base(), lora(**options))
-        assert self.resumed(tmp_path, base(), lora(**options)) == pytest.approx(whole, abs=1e-5)
 
-    def test_a_whole_model(self, tmp_path: Path) -> None:
-        whole = self.whole(tmp_path, changed(base()))
-        assert self.resumed(tmp_path, changed(base())) == pytest.approx(whole, abs=1e-6)
-        with pytest.raises(RequestError, match="weights"):
-            self.resumed(tmp_path, base())
+def test_a_resumed_run_takes_the_base_where_its_run_did(tmp_path: Path) -> None:
+    whole = whole_run(tmp_path, base(), lora())
+    model = PeftModel.from_pretrained(base(), tmp_path / "checkpoint-2", is_trainable=True)
+    for name in ("fingerprint.json", "manifest.json"):
+        (tmp_path / "checkpoint-2" / name).unlink()
+    assert resumed_run(tmp_path, model) == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"bias": "all"}], ids=["pissa", "biases"])
+def test_a_resumed_run_of_an_adapter_that_changes_the_base(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole = whole_run(tmp_path, base(), lora(**options))
+    assert resumed_run(tmp_path, base(), lora(**options)) == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_resumed_run_of_a_whole_model(tmp_path: Path) -> None:
+    whole = whole_run(tmp_path, changed(base()))
+    assert resumed_run(tmp_path, changed(base())) == pytest.approx(whole, abs=1e-6)
+    with pytest.raises(RequestError, match="weights"):
+        resumed_run(tmp_path, base())
