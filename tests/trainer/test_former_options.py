@@ -52,5 +52,5 @@ def test_a_yaml_file_with_them_says_which_key_to_set() -> None:
 def test_the_rate_rises_over_all_steps(tmp_path: Path, steps: int) -> None:
     config = DPOConfig(**arguments(tmp_path, max_steps=steps, warmup_ratio=1.0))
     assert config.get_warmup_steps(steps) == steps
-    with pytest.raises(RequestError, match="warmup_ratio 1.5"):
+    with pytest.raises(RequestError, match=r"warmup_ratio 1\.5"):
         DPOConfig(**arguments(tmp_path, warmup_ratio=1.5))
