@@ -128,6 +128,11 @@ class DataConfig(Section):
         default="refuse",
         description="Rows that are not usable pairs: refuse (list them and end) or drop (count them and go on).",
     )
+    lost_text: Literal["refuse", "drop", "allow"] = Field(
+        default="refuse",
+        description="Rows of which the chat template loses text (tool calls, thoughts): refuse (list them and end), "
+        "drop (count them and go on) or allow (train what is left of them).",
+    )
     system_prompt: str | None = Field(
         default=None, min_length=1, description="System message for conversations that have none; null: none is added."
     )

@@ -10,22 +10,12 @@ in a thousand rows. Each distinct piece is tokenized once, and all pieces of a b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from inspect import signature
+from collections.abc import Sequence
 from itertools import chain, islice
-from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.data.chat_template import rendered
-from wishbone.errors import RequestError
-
-Ids = list[int]
-Conversation = list[dict[str, Any]]
-
-_TEMPLATE_ARGUMENTS = {"conversation", "tools", "documents", "chat_template", "continue_final_message", "kwargs"}
-_TOKENIZER_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
+from wishbone.data.template_writer import Ids
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
@@ -47,66 +37,10 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, ad
     return [ids_of[text] for text in texts]
 
 
-def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Conversation],
-    conversations: Sequence[Conversation],
-    *,
-    tools: list[Any] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> tuple[list[Ids], list[Ids]]:
-    """The ids of prompts, each with the header that opens the reply, and of whole conversations.
-
-    They are those of `tokenizer.apply_chat_template(messages, tools=tools, **template_kwargs)`.
-
-    Raises:
-        RequestError: the tokenizer has no chat template, or one that does not end.
-        chat_template.REFUSALS: the template refuses a conversation.
-    """
-    given = dict(template_kwargs or {})
-    if not all(prompts):
-        raise ValueError("the prompt has no messages")
-    if (
-        type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
-        or given.keys() & _TOKENIZER_ARGUMENTS
-    ):
-
-        def encode(messages: Conversation, **more: Any) -> Ids:
-            output = tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=True, return_dict=True, **given, **more
-            )
-            return list(output["input_ids"])
-
-        return rendered(
-            lambda: (
-                [encode(prompt, add_generation_prompt=True) for prompt in prompts],
-                [encode(conversation) for conversation in conversations],
-            ),
-            conversations=len(prompts) + len(conversations),
-            characters=_characters(conversations),
-        )
-    if tokenizer.chat_template is None and "chat_template" not in given:
-        raise RequestError(
-            "the rows are chat messages, but the tokenizer has no chat template. Choose a model with one (often "
-            "named -Instruct or -chat), set tokenizer.chat_template, or give prompt, chosen and rejected as texts"
-        )
-    write = partial(tokenizer.apply_chat_template, tools=tools, tokenize=False, **given)
-    texts = rendered(
-        lambda: [*write(list(prompts), add_generation_prompt=True), *write(list(conversations))],
-        conversations=len(prompts) + len(conversations),
-        characters=_characters(conversations),
-    )
-    ids = _encode_in_pieces(tokenizer, texts)
-    return ids[: len(prompts)], ids[len(prompts) :]
-
-
-def _characters(conversations: Sequence[Conversation]) -> int:
-    """About how many characters conversations have; counts contents that are plain text."""
-    contents = (message.get("content") for conversation in conversations for message in conversation)
-    return sum(len(content) for content in contents if isinstance(content, str))
-
-
-def _encode_in_pieces(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+    """The ids of conversations that a chat template wrote, without further special tokens."""
+    if not texts:
+        return []
     opener = _opener(tokenizer, texts[0])
     if opener is None:
         return encode_texts(tokenizer, texts, add_special_tokens=False)

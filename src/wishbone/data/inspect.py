@@ -1,9 +1,10 @@
-"""Tokenized pairs that teach nothing, and the lengths of all pairs.
+"""Tokenized pairs that teach nothing or lost words, and the lengths of all pairs.
 
 A pair teaches by the difference between its completions. After truncation to M tokens, with P prompt tokens, a
 completion of n tokens keeps min(n, M - P) of them from its start (keep_start), or min(n, M) from its end (keep_end). A
 pair has no gradient if a completion is empty (or is one token with nothing before it), or if its completions are the
-same, before truncation or after. Such pairs are reported by their rows in the source.
+same, before truncation or after. Such pairs are reported by their rows in the source, and so are pairs of which the
+chat template lost text.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.data.columns import Counts, Flags, IdColumn, blank_completions
+from wishbone.data.lost_rows import LostText, lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.row_reader import InvalidRows
-from wishbone.data.tokenize import CUT_COLUMN, ID_COLUMNS
+from wishbone.data.tokenize import CUT_COLUMN, EMPTY_COLUMN, ID_COLUMNS
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Inspection:
         rows: rows inspected.
         problems: rows that teach nothing: reason -> their `source_row`s. Each row has one reason.
         invalid: indices of those rows in the tokenized data set, from 0, ascending.
+        lost: rows of which the chat template lost text: what and why -> their `source_row`s.
         lengths: tokens of "prompt", "chosen", "rejected", and of the "pair": prompt + chosen + rejected.
         truncated_rows: rows with a sequence (prompt + one completion) longer than max_length.
         truncated_tokens: tokens cut off, summed over the chosen and the rejected sequences.
@@ -80,6 +83,7 @@ class Inspection:
     rows: int
     problems: Mapping[str, tuple[int, ...]]
     invalid: tuple[int, ...]
+    lost: Mapping[str, tuple[int, ...]]
     lengths: Mapping[str, Lengths]
     truncated_rows: int
     truncated_tokens: int
@@ -120,7 +124,8 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
             EMPTY: (chosen <= unscored)
             | (rejected <= unscored)
             | blank_completions(tokenized, "chosen")
-            | blank_completions(tokenized, "rejected"),
+            | blank_completions(tokenized, "rejected")
+            | _lost_completions(tokenized),
             IDENTICAL: _same_tokens(chosens, rejecteds, np.where(chosen == rejected, chosen, 0)),
             PROMPT_TOO_LONG: room == 0,
             IDENTICAL_CUT: _same_tokens(
@@ -138,6 +143,7 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
         rows=len(tokenized),
         problems=problems,
         invalid=tuple(np.flatnonzero(invalid).tolist()),
+        lost=lost_by_reason(tokenized, numbers),
         lengths={
             "prompt": Lengths.of(prompt),
             "chosen": Lengths.of(chosen),
@@ -156,34 +162,48 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     return replace(inspection, warnings=tuple(_warnings(inspection, tokenized)))
 
 
-def unteachable(inspection: Inspection) -> list[str]:
-    """Return one problem for each reason why rows teach nothing, with the first ten rows and the remedy."""
-    return [
+def unusable(inspection: Inspection, lost_text: LostText = "refuse") -> list[str]:
+    """Return one problem for each reason why rows teach nothing or lost text, with ten rows and the remedy."""
+    lost = lost_problems(inspection.lost, inspection.rows, "data.lost_text") if lost_text == "refuse" else []
+    return lost + [
         f"{len(rows)} of {inspection.rows} rows: {reason} (rows {_few(rows)}). To train without them, set "
         f"data.invalid_rows: drop; otherwise {_REMEDIES[reason]}"
         for reason, rows in inspection.problems.items()
     ]
 
 
-def refuse_or_drop(tokenized: Dataset, inspection: Inspection, policy: InvalidRows) -> Dataset:
-    """Refuse or drop rows that teach nothing.
+def refuse_or_drop(
+    tokenized: Dataset, inspection: Inspection, policy: InvalidRows, lost_text: LostText = "refuse"
+) -> Dataset:
+    """Refuse or drop rows that teach nothing, and rows of which the chat template lost text.
 
     Args:
         tokenized: the data set that was inspected.
         inspection: the result of `inspect_pairs`.
         policy: `data.invalid_rows` of the configuration: "refuse" raises, "drop" returns the other rows.
+        lost_text: `data.lost_text` of the configuration, for rows that lost text; "allow" keeps them.
 
     Raises:
-        RequestError: there are such rows and the policy is "refuse" (one problem per reason, with the first ten rows),
-            or there are no other rows.
+        RequestError: there are such rows and they are refused (one problem per reason, with the first ten rows), or
+            there are no other rows.
     """
-    if not inspection.invalid:
-        return tokenized
-    if policy == "refuse" or len(inspection.invalid) == inspection.rows:
-        raise RequestError(unteachable(inspection))
+    lost = rows_with_loss(tokenized) if inspection.lost and lost_text != "allow" else np.zeros(0, dtype=np.int64)
+    unwanted = np.union1d(np.asarray(inspection.invalid, dtype=np.int64), lost)
+    refused = (inspection.invalid and policy == "refuse") or (len(lost) and lost_text == "refuse")
+    if refused or len(unwanted) == inspection.rows:
+        raise RequestError(unusable(inspection, "allow" if lost_text == "allow" else "refuse"))
     for reason, rows in inspection.problems.items():
         logger.warning("%d of %d rows are dropped: %s (rows %s).", len(rows), inspection.rows, reason, _few(rows))
-    return tokenized.select(np.setdiff1d(np.arange(inspection.rows), inspection.invalid))
+    for reason, rows in inspection.lost.items():
+        done = "are trained without it" if lost_text == "allow" else "are dropped"
+        logger.warning("%d of %d rows %s: %s (rows %s).", len(rows), inspection.rows, done, reason, _few(rows))
+    return tokenized.select(np.setdiff1d(np.arange(inspection.rows), unwanted)) if len(unwanted) else tokenized
+
+
+def _lost_completions(tokenized: Dataset) -> Flags:
+    if EMPTY_COLUMN not in tokenized.column_names:
+        return np.zeros(len(tokenized), dtype=bool)
+    return np.asarray(tokenized.with_format("numpy")[EMPTY_COLUMN][:], dtype=bool)
 
 
 def _source_rows(tokenized: Dataset) -> Counts:
@@ -233,6 +253,8 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
             f"{found.truncated_rows} of {found.rows} rows are longer than max_length; truncation cuts "
             f"{found.truncated_tokens} tokens ({share:.1%})"
         )
+    for reason, rows in found.lost.items():
+        yield f"in {len(rows)} rows {reason} (rows {_few(rows)})"
     if found.duplicates:
         yield f"{len(found.duplicates)} pairs occurred before (rows {_few(found.duplicates)}); they count twice"
     if found.conflicts:

@@ -53,6 +53,8 @@ def read_parquet(path: Path, columns: Columns | None = None) -> Iterator[Numbere
 def rows_of_batch(batch: Any, others: Iterable[str] = ()) -> Iterator[Any]:
     """The rows of an Arrow record batch, each a dict, or a `RequestError` that names the values that cannot be read.
 
+    Keys of nested objects whose value is null are left out: Arrow adds the keys of each object to all others.
+
     Args:
         batch: the columns that are read.
         others: names of columns that the table has besides; they are None in each row.
@@ -66,11 +68,11 @@ def rows_of_batch(batch: Any, others: Iterable[str] = ()) -> Iterator[Any]:
 
 
 def _values(column: Any) -> Iterator[Any]:
-    has_json = _has_json(column.type)
+    nested = pa.types.is_nested(column.type) or _has_json(column.type)
     for scalar in column:
         try:
             value = scalar.as_py()
-            yield _decoded(value, column.type) if has_json else value
+            yield _decoded(value, column.type) if nested else value
         except _UNREADABLE as error:
             yield RequestError(f"cannot be read ({one_line(error):.80})")
 
@@ -82,7 +84,7 @@ def _has_json(kind: Any) -> bool:
 
 
 def _decoded(value: Any, kind: Any) -> Any:
-    """A value with the JSON texts in it parsed; its type tells where they are."""
+    """A value with the JSON texts in it parsed, and without keys that Arrow added; its type tells where they are."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
@@ -90,5 +92,5 @@ def _decoded(value: Any, kind: Any) -> Any:
     if isinstance(value, list) and kind.num_fields == 1:
         return [_decoded(item, kind.field(0).type) for item in value]
     if isinstance(value, dict):
-        return {name: _decoded(item, kind.field(name).type) for name, item in value.items()}
+        return {name: _decoded(item, kind.field(name).type) for name, item in value.items() if item is not None}
     return value

@@ -6,17 +6,21 @@ where the three differ:
 
     n        = length of the longest common prefix of ids(prompt), ids(prompt + chosen), ids(prompt + rejected)
     prompt   = ids(prompt)[:n]      chosen = ids(prompt + chosen)[n:]      rejected = ids(prompt + rejected)[n:]
+
+Messages are first written as text by the chat template (`rendering`); beside the ids stands what the template lost.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
-from functools import partial
-from typing import Any, TypeVar
+from functools import cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -27,10 +31,12 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.data.chat_template import REFUSALS
-from wishbone.data.encoding import Ids, encode_conversations, encode_texts
+from wishbone.data.encoding import encode_rendered, encode_texts
 from wishbone.data.formats import common_prompt
 from wishbone.data.kept import kept_dataset
+from wishbone.data.message_forms import without_nulls
+from wishbone.data.rendering import RenderedPair, render_pairs
+from wishbone.data.template_writer import Ids, TemplateWriter
 from wishbone.errors import RequestError, one_line
 
 logger = logging.getLogger(__name__)
@@ -40,7 +46,8 @@ IdTriple = tuple[Ids, Ids, Ids]
 Pair = tuple[Any, Any, Any]  # prompt, chosen, rejected: texts or lists of messages
 
 ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-CUT_COLUMN = "prompt_cut"
+CUT_COLUMN, LOST_COLUMN, NOTES_COLUMN, EMPTY_COLUMN = "prompt_cut", "lost_text", "template_notes", "lost_completion"
+_COLUMNS = (*ID_COLUMNS, CUT_COLUMN, LOST_COLUMN, NOTES_COLUMN, EMPTY_COLUMN)
 _INPUTS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs", "source_row")
 _SHOWN = 10
 
@@ -52,7 +59,12 @@ def tokenize_pairs(
 
     Messages go through the chat template (with `tools` and `chat_template_kwargs` of the row); texts get the
     end-of-sequence token if they do not end with it. Without a prompt column, the prompt is the common beginning of
-    both completions. Unlike in TRL, a text that begins with the beginning-of-sequence token gets no second one.
+    both completions.
+
+    Where TRL's ids would not hold what the pair says, they differ from TRL's (`rendering`): text blocks that the
+    template cannot take are written as text, thoughts that it leaves out of the last answer are written, keys that
+    Arrow added are left out, an empty list of tools is no tools, arguments of tool calls are objects, and beginning-
+    and end-of-sequence tokens are not doubled. What is written in another way is logged, one line for each kind.
 
     A data set on disk is tokenized once: the result is kept in the cache, under the fingerprint of data, tokenizer and
     template. A stream is tokenized when it is read. A data set that already has the columns is returned unchanged.
@@ -63,8 +75,10 @@ def tokenize_pairs(
         num_proc: processes for a `Dataset`; None: this process, with all cores if the tokenizer is a fast one.
 
     Returns:
-        The data set with int32 lists `prompt_ids`, `chosen_ids`, `rejected_ids` and int32 `prompt_cut`: how many tokens
-        the prompt alone has beyond the prompt that it shares with the completions (rarely above 0; gives a warning).
+        The data set with int32 lists `prompt_ids`, `chosen_ids`, `rejected_ids`; int32 `prompt_cut`: how many tokens
+        the prompt alone has beyond the prompt that it shares with the completions (rarely above 0; gives a warning);
+        text `lost_text`: what the chat template lost, usually null; bool `lost_completion`: whether nothing of a
+        completion is left. `inspect_pairs` and `lost_rows` read them.
 
     Raises:
         RequestError: there are no rows, messages but no chat template, texts but no end-of-sequence token, or rows that
@@ -79,7 +93,7 @@ def tokenize_pairs(
         return dataset.map(partial(_tokenize_stream, tokenizer), with_indices=True, batched=True, batch_size=256)
     if len(dataset) == 0:
         raise RequestError("the data set has no rows; there is nothing to tokenize")
-    dataset = dataset.with_format(None).remove_columns([c for c in (*ID_COLUMNS, CUT_COLUMN) if c in columns])
+    dataset = dataset.with_format(None).remove_columns([c for c in _COLUMNS if c in columns])
     inputs = dataset.select_columns([c for c in _INPUTS if c in columns])
     fingerprint = Hasher.hash((inputs._fingerprint, _identity(tokenizer)))
     encode = partial(
@@ -97,6 +111,8 @@ def tokenize_pairs(
     else:
         ids = encode()
     _warn_of_cut_prompts(ids.with_format("numpy")[CUT_COLUMN][:])
+    _tell_notes(ids.with_format("arrow")[:][NOTES_COLUMN].drop_null().to_pylist(), len(ids))
+    ids = ids.remove_columns([NOTES_COLUMN])
     return concatenate_datasets([dataset, ids], axis=1)
 
 
@@ -117,12 +133,22 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
         tokenizer.split_special_tokens,
         transformers.__version__,
         tokenizers.__version__,
+        _code(),
     )
+
+
+@cache
+def _code() -> str:
+    """A hash of the modules that make ids from messages."""
+    here = Path(__file__).parent
+    names = ("encoding", "lost_text", "message_forms", "rendering", "template_shapes", "template_writer", "tokenize")
+    return str(Hasher.hash([(here / f"{name}.py").read_bytes() for name in names]))
 
 
 def _tokenize_table(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]) -> pa.Table:
     ids = tokenize_batch(tokenizer, batch, indices)
-    types = {name: pa.list_(pa.int32()) for name in ID_COLUMNS} | {CUT_COLUMN: pa.int32()}
+    types = {name: pa.list_(pa.int32()) for name in ID_COLUMNS}
+    types |= {CUT_COLUMN: pa.int32(), LOST_COLUMN: pa.string(), NOTES_COLUMN: pa.string(), EMPTY_COLUMN: pa.bool_()}
     return pa.table({name: pa.array(ids[name], kind) for name, kind in types.items()})
 
 
@@ -132,7 +158,15 @@ def _tokenize_stream(
     ids = tokenize_batch(tokenizer, batch, indices)
     if indices[0] == 0:
         _warn_of_cut_prompts(np.array(ids[CUT_COLUMN]))
+        _tell_notes([note for note in ids[NOTES_COLUMN] if note], len(indices))
+    del ids[NOTES_COLUMN]
     return ids
+
+
+def _tell_notes(notes: Iterable[str], rows: int) -> None:
+    """Log each kind of note once, with the number of its rows."""
+    for note, count in Counter(chain.from_iterable(some.split("\n") for some in notes)).items():
+        logger.warning("In %d of %d rows %s.", count, rows, note)
 
 
 def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
@@ -168,23 +202,32 @@ def tokenize_batch(
     alike: defaultdict[str, list[int]] = defaultdict(list)  # rows of text, and rows of chat with the same settings
     for row, (prompt, _, _) in enumerate(pairs):
         alike["" if isinstance(prompt, str) else json.dumps((tools[row], kwargs[row]), default=repr)].append(row)
-    triples: dict[int, IdTriple] = {}
+    encoded: dict[int, _Encoded] = {}
     for settings, rows in alike.items():
         members = [pairs[row] for row in rows]
         if settings:
             named = [numbers[row] for row in rows]
-            encoded = _encode_chats(tokenizer, members, named, tools=tools[rows[0]], template_kwargs=kwargs[rows[0]])
+            found = _encode_chats(tokenizer, members, named, tools=tools[rows[0]], template_kwargs=kwargs[rows[0]])
         else:
-            encoded = _encode_texts(tokenizer, members)
-        triples |= zip(rows, encoded, strict=True)
-    columns: dict[str, list[Any]] = {name: [] for name in (*ID_COLUMNS, CUT_COLUMN)}
+            found = [_Encoded(ids) for ids in _encode_texts(tokenizer, members)]
+        encoded |= zip(rows, found, strict=True)
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for row in range(len(pairs)):
-        prompt, with_chosen, with_rejected = triples[row]
+        (prompt, with_chosen, with_rejected), *rest = encoded[row]
         shared = min(_common_length(prompt, with_chosen), _common_length(prompt, with_rejected))
         divided = prompt[:shared], with_chosen[shared:], with_rejected[shared:], len(prompt) - shared
-        for column, value in zip(columns.values(), divided, strict=True):
+        for column, value in zip(columns.values(), (*divided, *rest), strict=True):
             column.append(value)
     return columns
+
+
+class _Encoded(NamedTuple):
+    """The ids of a pair, and what its rendering says: lost text, notes one below the other, an empty completion."""
+
+    ids: IdTriple
+    lost: str | None = None
+    notes: str | None = None
+    empty: bool = False
 
 
 def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
@@ -193,6 +236,8 @@ def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
         pairs = [(prompt, *side) for prompt, side in zip(batch["prompt"], sides, strict=True)]
     else:
         pairs = [common_prompt(*side) if all(side) else (None, *side) for side in sides]
+    if "source_row" not in batch:  # rows as they lie in an Arrow table, not those of load_pairs
+        pairs = [pair if isinstance(pair[0], str) else tuple(map(without_nulls, pair)) for pair in pairs]
     _refuse_rows(
         f"row {number}: prompt, chosen, rejected must be three texts or three lists of messages, but are "
         f"{', '.join(type(field).__name__ for field in pair)}; load_pairs rewrites other layouts this way"
@@ -206,11 +251,26 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> 
     end, begin = tokenizer.eos_token, tokenizer.bos_token_id
     if end is None:
         raise RequestError("the tokenizer has no end-of-sequence token for the completions; set tokenizer.eos_token")
-    ended = [(p, p + c.removesuffix(end) + end, p + r.removesuffix(end) + end) for p, c, r in pairs]
+    ended = [(p, *(p + _without_ends(side, end) + end for side in sides)) for p, *sides in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
     if begin is not None:
         ids = [row[1:] if row[:2] == [begin, begin] else row for row in ids]
+    if _adds_end(tokenizer):
+        ids = [row[:-1] for row in ids]
     return list(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
+
+
+def _without_ends(text: str, end: str) -> str:
+    """A text without the end-of-sequence tokens at its end."""
+    while text.endswith(end):
+        text = text.removesuffix(end)
+    return text
+
+
+def _adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer itself adds the end-of-sequence token to every text, prompts too."""
+    plain, whole = (encode_texts(tokenizer, ["a"], add_special_tokens=add)[0] for add in (False, True))
+    return whole[-len(plain) - 1 :] == [*plain, tokenizer.eos_token_id]
 
 
 def _encode_chats(
@@ -220,33 +280,23 @@ def _encode_chats(
     *,
     tools: str | list[Any] | None,
     template_kwargs: dict[str, Any] | None,
-) -> list[IdTriple]:
-    def encode(some: Sequence[Pair]) -> list[IdTriple]:
-        whole = [prompt + chosen for prompt, chosen, _ in some] + [prompt + rejected for prompt, _, rejected in some]
-        prompts, ids = encode_conversations(
-            tokenizer,
-            [prompt for prompt, _, _ in some],
-            whole,
-            tools=json.loads(tools) if isinstance(tools, str) else tools,
-            template_kwargs=template_kwargs,
-        )
-        return list(zip(prompts, ids[: len(some)], ids[len(some) :], strict=True))
-
-    try:
-        return encode(pairs)
-    except RequestError:
-        raise
-    except REFUSALS:
-        problems = []
-        for number, pair in zip(numbers, pairs, strict=True):
-            try:
-                encode([pair])
-            except RequestError:
-                raise
-            except REFUSALS as refusal:
-                problems.append(f"row {number}: the chat template refuses it: {one_line(refusal)}")
-        _refuse_rows(problems)
-        raise
+) -> list[_Encoded]:
+    given = json.loads(tools) if isinstance(tools, str) else without_nulls(tools)
+    writer = TemplateWriter(tokenizer, given, template_kwargs)
+    found = render_pairs(writer, pairs)
+    _refuse_rows(
+        f"row {number}: the chat template refuses it: {one_line(refusal)}"
+        for number, refusal in zip(numbers, found, strict=True)
+        if isinstance(refusal, Exception)
+    )
+    rendered = [pair for pair in found if isinstance(pair, RenderedPair)]
+    written = [side for pair in rendered for side in (pair.prompt, pair.chosen, pair.rejected)]
+    encoded = iter(encode_rendered(tokenizer, [side.text for side in written if side.ids is None]))
+    ids = [next(encoded) if side.ids is None else side.ids for side in written]
+    return [
+        _Encoded(triple, pair.lost, "\n".join(pair.notes) or None, pair.empty)
+        for pair, triple in zip(rendered, zip(ids[::3], ids[1::3], ids[2::3], strict=True), strict=True)
+    ]
 
 
 def _refuse_rows(problems: Iterable[str]) -> None:

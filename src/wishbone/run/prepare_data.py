@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.config.schema import RunConfig
-from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unteachable
+from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
 from wishbone.data.row_reader import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
@@ -46,8 +46,8 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
             pairs, inspection = tokenized(source, split, data.invalid_rows)
         except MalformedRows as malformed:
             _, inspection = tokenized(source, split, "drop")
-            raise RequestError([*malformed.problems, *unteachable(inspection)]) from malformed
-        kept = refuse_or_drop(pairs, inspection, data.invalid_rows)
+            raise RequestError([*malformed.problems, *unusable(inspection, data.lost_text)]) from malformed
+        kept = refuse_or_drop(pairs, inspection, data.invalid_rows, data.lost_text)
         return kept, len(pairs) - len(kept)
 
     pairs, dropped = usable(data.train, data.split)

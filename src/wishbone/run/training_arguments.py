@@ -49,6 +49,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         gradient_checkpointing=training.activations != "keep",
         activations="auto" if training.activations == "keep" else training.activations,
         max_length=data.max_length,
+        lost_text=data.lost_text,
         truncation_mode=data.truncation,
         beta=preference.beta,
         loss_type=list(preference.loss),

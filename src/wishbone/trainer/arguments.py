@@ -25,6 +25,7 @@ else:
 
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
+LOST_TEXT = ("refuse", "drop", "allow")
 
 
 ALL_STEPS = 1 - 2**-30
@@ -85,6 +86,14 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "never."
         },
     )
+    lost_text: str = field(
+        default="refuse",
+        metadata={
+            "help": "Pairs of which the chat template loses text (tool calls, thoughts), which TRL trains without a "
+            "word: 'refuse' names them and ends, 'drop' leaves them out, 'allow' trains what is left of them.",
+            "choices": list(LOST_TEXT),
+        },
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
@@ -127,6 +136,8 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
         if self.cuda_graphs not in CUDA_GRAPHS:
             problems.append(f"cuda_graphs {self.cuda_graphs!r} is not known: choose one of {', '.join(CUDA_GRAPHS)}")
+        if self.lost_text not in LOST_TEXT:
+            problems.append(f"lost_text {self.lost_text!r} is not known: choose one of {', '.join(LOST_TEXT)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
         if not (isinstance(self.reference_store, str) and self.reference_store):

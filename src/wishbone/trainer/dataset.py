@@ -1,8 +1,9 @@
-"""TRL's preparation of a data set, in batches instead of row by row; the token ids are TRL's."""
+"""TRL's preparation of a data set, in batches instead of row by row; the ids are TRL's where TRL loses no text."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.data.columns import IdColumn
-from wishbone.data.tokenize import tokenize_pairs
+from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
+from wishbone.data.tokenize import LOST_COLUMN, tokenize_pairs
+from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +23,23 @@ def prepare_pairs(
 ) -> Dataset | IterableDataset:
     """Tokenize pairs and drop those that truncation would leave without a completion.
 
+    Pairs of which the chat template loses text are refused, dropped or kept, as `args.lost_text` says.
+
     Args:
         dataset: pairs as text, as messages or as token ids.
         tokenizer: the model's.
-        args: `max_length`, `truncation_mode`, `dataset_num_proc` and, of Wishbone's own, `max_prompt_length` are read.
+        args: `max_length`, `truncation_mode`, `dataset_num_proc` and, of Wishbone's own, `max_prompt_length` and
+            `lost_text` are read.
         name: what a warning calls the data set: "train" or "eval".
 
     Returns:
         Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
+
+    Raises:
+        RequestError: as `tokenize_pairs`, and for pairs that lost text; for a stream, when it is read.
     """
     tokenized = tokenize_pairs(dataset, tokenizer, num_proc=args.dataset_num_proc)
+    tokenized = _without_losses(tokenized, getattr(args, "lost_text", "refuse"), name)
     longest_prompt = getattr(args, "max_prompt_length", None)
     if longest_prompt is not None:
         tokenized = tokenized.map(
@@ -51,3 +61,42 @@ def prepare_pairs(
         longest,
     )
     return tokenized.select(kept)
+
+
+def _without_losses(tokenized: Dataset | IterableDataset, lost_text: str, name: str) -> Dataset | IterableDataset:
+    if not isinstance(tokenized, Dataset):
+        return _stream_without_losses(tokenized, lost_text, name)
+    lost = rows_with_loss(tokenized)
+    if not len(lost):
+        return tokenized
+    reasons = lost_by_reason(tokenized, np.arange(1, len(tokenized) + 1))
+    if lost_text == "refuse" or (lost_text == "drop" and len(lost) == len(tokenized)):
+        raise RequestError(
+            [f"{name} data: {problem}" for problem in lost_problems(reasons, len(tokenized), "lost_text")]
+        )
+    for reason, rows in reasons.items():
+        done = "were dropped" if lost_text == "drop" else "are trained without it"
+        logger.warning("%d of %d %s pairs %s: %s.", len(rows), len(tokenized), name, done, reason)
+    return tokenized.select(np.setdiff1d(np.arange(len(tokenized)), lost)) if lost_text == "drop" else tokenized
+
+
+def _stream_without_losses(stream: IterableDataset, lost_text: str, name: str) -> IterableDataset:
+    """The same for a stream, pair by pair as it is read; the first loss of a kind is logged."""
+    told: set[str] = set()
+
+    def kept(row: dict[str, Any]) -> bool:
+        if (lost := row.get(LOST_COLUMN)) is None:
+            return True
+        reason, _, text = lost.partition("\n")
+        if lost_text == "refuse":
+            raise RequestError(
+                f"{name} data: of a pair of the stream {reason}, such as {text!r}. Use a model or a chat template that "
+                "writes it, or set lost_text to drop (leave such pairs out) or allow (train what is left of them)"
+            )
+        if reason not in told:
+            told.add(reason)
+            done = "are dropped" if lost_text == "drop" else "are trained without it"
+            logger.warning("Pairs of the %s stream %s: %s.", name, done, reason)
+        return lost_text == "allow"
+
+    return stream.filter(kept)
