@@ -27,6 +27,8 @@ from wishbone.cache import MANIFEST, file_digest
 STAGING = ".saving"
 """Directory beside the checkpoints in which the next one is written."""
 STATE = "trainer_state.json"
+FINGERPRINT = "fingerprint.json"
+"""What decides the result (`fingerprint.py`); whoever writes it writes a manifest too."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TOGETHER = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 """Files that a checkpoint of one process has all of, or, where only the model is saved, none of."""
@@ -83,7 +85,7 @@ def damage(checkpoint: Path) -> str | None:
     try:
         text = (checkpoint / MANIFEST).read_bytes()
     except FileNotFoundError:
-        return _visible_damage(checkpoint)
+        return f"{MANIFEST}: no such file" if (checkpoint / FINGERPRINT).exists() else _visible_damage(checkpoint)
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
     try:

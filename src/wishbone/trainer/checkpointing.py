@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 from wishbone.errors import RequestError, one_line
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.checkpoint_files import (
+    FINGERPRINT,
     STAGING,
     STATE,
     checkpoints_in,
@@ -34,7 +35,6 @@ from wishbone.trainer.checkpoint_files import (
     rotate,
 )
 from wishbone.trainer.fingerprint import (
-    FILE,
     Facts,
     adapter_facts,
     changes,
@@ -110,7 +110,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             }
         return self._recorded
 
-    def checkpoint_to_resume(self, asked: str | Path | bool = True) -> Path:
+    def checkpoint_to_resume(self, asked: str | Path | Literal[True] = True) -> Path:
         """Return the checkpoint that training continues from, checked by the first process for all.
 
         Args:
@@ -135,7 +135,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._checked = path
         return path
 
-    def _sound_checkpoint(self, asked: str | Path | bool) -> Path:
+    def _sound_checkpoint(self, asked: str | Path | Literal[True]) -> Path:
         """Choose and check; warn of what was skipped and of what cannot be checked."""
         if asked is not True:
             path = Path(asked)
@@ -157,8 +157,8 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         recorded = read_fingerprint(path)
         if recorded is not None:
             refuse_changes(changes(recorded, self._record()), path)
-            if line := other_versions(recorded, self._record()):
-                logger.warning("%s", line)
+            if others := other_versions(recorded, self._record()):
+                logger.warning("%s", others)
         if path.is_dir():
             _say_what_cannot_be_checked(path, recorded)
         return path
@@ -230,7 +230,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def _write_extras(self, written: Path, folder: Path) -> None:
         """Add the fingerprint; name the best checkpoint by its place, which is not where it was looked for."""
         if self.args.should_save:
-            (written / FILE).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+            (written / FINGERPRINT).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
         best = folder / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best.exists() or best.name == written.name):
             self.state.best_model_checkpoint = str(best)
@@ -241,7 +241,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
 def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:
     """One line for a checkpoint of version 0.1.0, of transformers or of TRL."""
     absent = [] if has_manifest(path) else ["whether its files changed (no manifest.json)"]
-    absent += [] if recorded is not None else [f"whether data, model and settings are the same (no {FILE})"]
+    absent += [] if recorded is not None else [f"whether data, model and settings are the same (no {FINGERPRINT})"]
     if absent:
         logger.warning("%s was not written by this version; what cannot be checked: %s.", path, " and ".join(absent))
 

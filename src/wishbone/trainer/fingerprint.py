@@ -31,9 +31,9 @@ from wishbone.errors import RequestError
 from wishbone.reference.identity import COSMETIC, COSMETIC_OF_ADAPTER, plain_configuration
 from wishbone.reference.tensor_hash import tensor_hashes
 from wishbone.reference.weights import adapter_layers, base_tensors
+from wishbone.trainer.checkpoint_files import FINGERPRINT
 from wishbone.version import __version__
 
-FILE = "fingerprint.json"
 Facts = dict[str, dict[str, Any]]
 
 _FREE = frozenset(
@@ -84,7 +84,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
     Of a model with an adapter, the adapter's weights do not count: they are in the checkpoint, or begin at random.
     Those of a frozen copy that is the reference do.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     copies = ["ref"] if isinstance(model, PeftModel) and "ref" in model.peft_config else []
     passing = {
         f"{prefix}.{name}" if prefix else name
@@ -134,7 +134,7 @@ def versions() -> dict[str, str]:
 def read_fingerprint(checkpoint: Path) -> Facts | None:
     """Return what a checkpoint recorded, or None where it recorded nothing that can be read."""
     try:
-        facts = json.loads((checkpoint / FILE).read_text(encoding="utf-8"))
+        facts = json.loads((checkpoint / FINGERPRINT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None
