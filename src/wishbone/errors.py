@@ -25,6 +25,16 @@ class RequestError(ValueError):
             super().__init__(f"{len(found)} problems:\n{numbered}")
 
 
+class RunError(RuntimeError):
+    """A run cannot go on. The message says why and what to do; the command line prints it and ends with status 1.
+
+    Attributes:
+        resumable: whether continuing the run from its last checkpoint, once that is done, may succeed.
+    """
+
+    resumable = False
+
+
 def _told(problems: Sequence[str]) -> list[str]:
     """The first problems, a screen of them, and how many more there are."""
     told: list[str] = []

@@ -1,21 +1,19 @@
-"""`wishbone train`, from the plan of a run to its end, its failure and its interruption, on a model of two layers."""
+"""`wishbone train`, from the plan of a run to its end and its failure, on a model of two layers."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
-from wishbone.cli.train import ERROR_LOG, INTERRUPTED, TRACEBACK_VARIABLE
+from wishbone.cli.request import TRACEBACK_VARIABLE
+from wishbone.config.run_directory import ERROR_LOG
 
 CONFIG = """\
 model: {name: ./model}
@@ -147,27 +145,29 @@ def test_another_model_as_the_reference_is_read_from_its_own_place(workplace: Pa
     assert outcome.exit_code == 2 and "did you mean" in outcome.stderr
 
 
+NO_TRACKER = "output.report_to=comet_ml"
+"""A tracker that is not installed, which transformers finds out when the model is loaded."""
+
+
 def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path):
-    """A run whose metrics cannot be written, because a directory has their name."""
-    (workplace / "mine[bold]" / "metrics.jsonl").mkdir(parents=True)
-    outcome = train("output.dir=mine[bold]")
+    outcome = train("output.dir=mine[bold]", NO_TRACKER)
     assert outcome.exit_code == 1
     log = workplace / "mine[bold]" / ERROR_LOG
-    failure = outcome.stderr[outcome.stderr.index("failed: ") :]
-    assert failure.splitlines() == [
-        f"failed: IsADirectoryError: [Errno 21] Is a directory: '{workplace}/mine[bold]/metrics.jsonl'",
-        f"Full traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)",
-    ]
+    failure = outcome.stderr[outcome.stderr.index("failed: ") :].splitlines()
+    assert failure[0].startswith("failed: RuntimeError: CometCallback requires")
+    assert failure[1:] == [f"Full traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)"]
     assert log.read_text().startswith("Traceback (most recent call last)")
+    assert [path.name for path in log.parent.iterdir()] == [ERROR_LOG]
+    assert train("output.dir=mine[bold]").exit_code == 0, "a start that failed is in nobody's way"
 
 
 def test_the_traceback_is_shown_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
-    (workplace / "mine" / "metrics.jsonl").mkdir(parents=True)
-    outcome = train("output.dir=mine")
+    outcome = train("output.dir=mine", NO_TRACKER)
     assert outcome.exit_code == 1
     assert "Traceback (most recent call last)" in outcome.stderr
-    assert "failed: IsADirectoryError" in outcome.stderr
+    assert "failed: RuntimeError" in outcome.stderr
+    assert not (workplace / "mine").exists(), "nothing was written, so nothing is left"
 
 
 def test_a_directory_that_cannot_be_made(workplace: Path):
@@ -179,35 +179,73 @@ def test_a_directory_that_cannot_be_made(workplace: Path):
 
 
 def test_a_traceback_that_cannot_be_written(workplace: Path):
-    for name in ("metrics.jsonl", "error.log"):
-        (workplace / "mine" / name).mkdir(parents=True)
-    outcome = train("output.dir=mine")
+    (workplace / "mine" / "error.log").mkdir(parents=True)
+    outcome = train("output.dir=mine", NO_TRACKER)
     assert outcome.exit_code == 1
     assert f"The traceback could not be written (Is a directory); {TRACEBACK_VARIABLE}=1 shows it" in outcome.stderr
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_says_how_to_continue(workplace: Path):
-    arguments = ["train", "tiny.yaml", "training.max_steps=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wishbone", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
-    )
-    until = time.monotonic() + 300
-    while not list(workplace.glob("runs/*/checkpoints/checkpoint-3")) and time.monotonic() < until:
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=240)
-    (run,) = (workplace / "runs").iterdir()
-    assert process.returncode == INTERRUPTED
-    assert f"stopped: checkpoints are in {run}/checkpoints" in messages
-    assert f"wishbone train tiny.yaml training.max_steps=100000 output.dir={run} --resume" in messages.splitlines()
-    assert "Traceback" not in messages
+def test_a_directory_of_others_is_refused_and_a_request_that_is_wrong_leaves_none(workplace: Path):
+    (workplace / "others").mkdir()
+    for name in ("thesis.tex", "a", "b", "c", "d", "e"):
+        (workplace / "others" / name).touch()
+    outcome = train("output.dir=others")
+    assert outcome.exit_code == 2
+    assert "is not empty and holds no run (it has 'a', 'b', 'c', 'd', 'e' and 1 more)" in outcome.stderr
+    assert len(list((workplace / "others").iterdir())) == 6
+    (workplace / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    assert train().exit_code == 2
+    assert not (workplace / "runs").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(workplace: Path):
+    model = tiny_model("llama", vocab_size=len(tiny_tokenizer()))
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = float("inf")
+    model.save_pretrained(workplace / "broken")
+    tiny_tokenizer().save_pretrained(workplace / "broken")
+    outcome = train("model.name=./broken", "output.dir=mine")
+    assert outcome.exit_code == 2
+    assert "NaN or infinite (1: model.layers.1.mlp.up_proj.weight)" in outcome.stderr
+    assert not (workplace / "mine").exists()
+
+
+def strict(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_run_stops_at_the_first_loss_that_is_not_finite(workplace: Path):
+    """The rate is 0 in the first step of the warm-up; what was saved by then stays, and is finite."""
+    settings = ["adapter.method=full", "training.learning_rate=1", "training.max_steps=20", "preference.beta=1e17"]
+    outcome = train("output.dir=mine", *settings)
+    assert outcome.exit_code == 1, outcome.stderr
+    run = workplace / "mine"
+    summary = strict((run / "summary.json").read_text())
+    assert summary["status"] == "failed" and "is not finite" in summary["reason"]
+    failure = outcome.stderr[outcome.stderr.index("failed: ") :]
+    assert failure.startswith(f"failed: {summary['reason']}")
+    lines = [strict(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == summary["steps"] < 20
+    saved = sorted((run / "checkpoints").glob("checkpoint-*/model.safetensors"))
+    assert saved, "the first steps are finite"
+    assert all(tensor.isfinite().all() for path in saved for tensor in load_file(path).values())
+    assert not (run / "model").exists() and not (run / ERROR_LOG).exists()
+
+
+@pytest.mark.parametrize("where", ["/dev/full"])
+def test_metrics_that_cannot_be_written_are_said_once_and_training_goes_on(
+    workplace: Path, where: str, caplog: pytest.LogCaptureFixture
+):
+    assert train("output.dir=mine", "training.max_steps=1").exit_code == 0
+    metrics = workplace / "mine" / "metrics.jsonl"
+    metrics.unlink()
+    metrics.symlink_to(where)
+    outcome = train("output.dir=mine", "training.max_steps=3", "--resume")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stderr.count("cannot be written (No space left on device): training goes on") == 1
+    assert json.loads((workplace / "mine" / "summary.json").read_text())["lost_metrics_lines"] == 2
 
 
 def test_malformed_rows_and_rows_that_cannot_teach_are_refused_together(workplace: Path):

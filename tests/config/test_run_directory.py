@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from wishbone.config import parse_config
-from wishbone.config.run_directory import choose_run_directory
+from wishbone.config.run_directory import LOCK, choose_run_directory, claimed_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
 
@@ -47,15 +50,96 @@ def test_the_latest_run_of_that_name_is_continued(tmp_path: Path):
         choose_run_directory(config(), name="z", resume=True)
 
 
-@pytest.mark.parametrize("trace", ["config.yaml", "checkpoints"])
+@pytest.mark.parametrize("trace", ["config.yaml", "checkpoints/checkpoint-1"])
 def test_a_named_directory_with_a_run_is_continued_or_refused(tmp_path: Path, trace: str):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").touch()
     named = config("output.dir=mine")
     assert choose_run_directory(named) == tmp_path / "mine"
     with pytest.raises(RequestError, match="holds no run to continue; start one without --resume"):
         choose_run_directory(named, resume=True)
-    (tmp_path / "mine" / trace).mkdir()
+    (tmp_path / "mine" / trace).mkdir(parents=True)
     assert choose_run_directory(named, resume=True) == tmp_path / "mine"
     with pytest.raises(RequestError, match="already holds a run; continue it with --resume"):
         choose_run_directory(named)
+
+
+def test_files_of_others_are_listed_and_left(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    for name in ("notes.txt", "metrics.jsonl"):
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(RequestError, match=r"is not empty and holds no run \(it has 'metrics.jsonl', 'notes.txt'\)"):
+        choose_run_directory(config("output.dir=mine"))
+    with pytest.raises(RequestError, match=r"notes.txt is not a directory"):
+        choose_run_directory(config("output.dir=mine/notes.txt"))
+
+
+def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path):
+    for settings in ([], ["output.dir=new/mine"]):
+        with pytest.raises(KeyError), claimed_run_directory(config(*settings)) as directory:
+            (directory / "checkpoints").mkdir()
+            (directory / "metrics.jsonl").touch()
+            raise KeyError
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "given").mkdir()
+    with claimed_run_directory(config("output.dir=given")):
+        pass
+    assert list(tmp_path.rglob("*")) == [tmp_path / "given"]
+
+
+HOLD = """\
+import sys
+from wishbone.config import parse_config
+from wishbone.config.run_directory import claimed_run_directory
+from wishbone.errors import RequestError
+config = parse_config("", ["model.name=org/Some-Model", "data.train=x", *sys.argv[1:]])
+try:
+    with claimed_run_directory(config) as directory:
+        print(directory, flush=True)
+        sys.stdin.read()
+except RequestError as error:
+    print(error)
+"""
+
+
+def holder(*settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, *settings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.slow
+def test_a_directory_belongs_to_the_run_that_lives(tmp_path: Path):
+    """Four runs without a name begin at once, and two with the same; then one is killed."""
+    unnamed = [holder() for _ in range(3)]
+    named = [holder("output.dir=mine") for _ in range(2)]
+    made = [said(process) for process in unnamed]
+    assert len(set(made)) == 3 and all(Path(name).is_dir() for name in made)
+    lines = sorted(map(said, named))
+    assert lines[0] == str(tmp_path / "mine")
+    assert "a run that has not ended writes into" in lines[1] and "(process " in lines[1]
+    with (
+        pytest.raises(RequestError, match="a run that has not ended"),
+        claimed_run_directory(config("output.dir=mine")),
+    ):
+        pass
+    (tmp_path / "mine" / "config.yaml").touch()
+    resumed = config("output.dir=mine")
+    with pytest.raises(RequestError, match="a run that has not ended"), claimed_run_directory(resumed, resume=True):
+        pass
+    for process in (*unnamed, *named):
+        process.kill()
+        process.communicate()
+    assert (tmp_path / "mine" / LOCK).exists(), "a run that was killed leaves its lock file"
+    with claimed_run_directory(resumed, resume=True) as directory:
+        assert directory == tmp_path / "mine"
+    assert not (directory / LOCK).exists()
+    with claimed_run_directory(config(f"output.dir={made[0]}")) as directory:
+        assert str(directory) == made[0], "a run that was killed before it wrote anything is in nobody's way"

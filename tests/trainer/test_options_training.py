@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from trainer.preference_runs import chat_pairs, losses
 from trainer.side_by_side import assert_on_step, assert_same, learned, trained, trainer, trainers
 from wishbone import DPOConfig, DPOTrainer
+from wishbone.trainer.non_finite import NonFiniteError
 
 OF_BITSANDBYTES = ["lion_32bit", "adamw_8bit", "paged_adamw_8bit", "ademamix"]
 OPTIMIZERS = ["adafactor", "sgd", "adagrad", "rmsprop", "adamw_torch_fused", *OF_BITSANDBYTES]
@@ -102,12 +103,23 @@ def test_losses_that_are_not_finite_are_logged_as_trl_logs_them(tmp_path: Path, 
         "gradient_accumulation_steps": 1,
         "logging_nan_inf_filter": filtered,
     }
-    theirs, ours = trained(tmp_path, options)
+    theirs, ours = trainers(tmp_path, options)
+    theirs.train()
+    ours.args.stop_on_non_finite = False
+    ours.train()
     assert ours.args.logging_nan_inf_filter is filtered
     assert len(losses(theirs)) == 2 and losses(ours) == pytest.approx(losses(theirs), rel=1e-5, nan_ok=True)
     assert math.isfinite(losses(ours)[0]) is filtered
     ends = [trainer.state.log_history[-1]["train_loss"] for trainer in (theirs, ours)]
     assert ends[1] == pytest.approx(ends[0], rel=1e-5, nan_ok=True) and math.isfinite(ends[1]) is filtered
+
+
+def test_training_stops_before_a_loss_that_is_not_finite_moves_a_weight(tmp_path: Path) -> None:
+    ours = trainer("ours", tmp_path, {"learning_rate": 1e30, "max_steps": 8, "gradient_accumulation_steps": 1})
+    with pytest.raises(NonFiniteError, match=r"of step \d is not finite"):
+        ours.train()
+    assert 0 < ours.state.global_step < 8
+    assert learned(ours).isfinite().all()
 
 
 @pytest.mark.parametrize(("kind", "padded"), [("all", True), (True, True), ("non_padding", False)])

@@ -11,6 +11,7 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,34 +24,64 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
 from wishbone.config.load import dump_config
-from wishbone.config.run_directory import choose_run_directory
+from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, METRICS, claimed_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
+from wishbone.errors import RunError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.report.html import write_report
+from wishbone.run.atomic_file import write_text
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data
+from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import ProgressBar
 from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, refuse_another_run
-from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json, write_text
+from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
+from wishbone.run.stop_after_step import StopAfterStep
+from wishbone.run.stop_signals import Stopped, StopSignals
 from wishbone.run.training_arguments import training_arguments
+from wishbone.trainer.checkpoint_files import checkpoints_in
 from wishbone.trainer.trainer import DPOTrainer
 
 
-def train(config: RunConfig, *, resume: bool = False, console: Console | None = None) -> Path:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    run_dir: Path | None = None,
+    signals: StopSignals | None = None,
+) -> Path:
     """Run preference optimization as `config` says and return the run directory.
 
     Args:
         config: the checked configuration.
         resume: continue from the newest sound checkpoint in the run directory; nothing is done where all steps are.
         console: where progress goes; standard error by default.
+        run_dir: directory that the caller has claimed (`claimed_run_directory`); None: the one of `config`.
+        signals: after one of these training saves a checkpoint and stops; None: signals do what they did.
 
     Raises:
         RequestError: data, model or settings cannot be used; there is nothing to resume, or it is another run.
+        RunError: a loss or a gradient is NaN or infinite, or a checkpoint cannot be written.
+        Stopped: a signal came.
     """
     console = console or Console(stderr=True)
-    run_dir = choose_run_directory(config, resume=resume)
+    if run_dir is None and is_first_process():
+        with claimed_run_directory(config, resume=resume) as claimed:
+            return _train(config, claimed, resume, console, signals)
+    return _train(config, run_dir, resume, console, signals)
+
+
+def _train(
+    config: RunConfig, claimed: Path | None, resume: bool, console: Console, signals: StopSignals | None
+) -> Path:
+    """Train in a directory that this process has claimed, or None where another process of the run has."""
+    run_dir = agreed_directory(claimed)
+    if resume and not checkpoints_in(run_dir / CHECKPOINTS):
+        console.print("no checkpoint was written before, so the run begins with its first step", highlight=False)
+        resume = False
     if resume:
         refuse_another_run(config, run_dir)
         if (steps := finished_steps(config, run_dir)) is not None:
@@ -63,6 +94,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
     train_pairs, heldout, dropped = _pairs(config)
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
     lora = config.adapter.method == "lora"
+    metrics = MetricsFile(run_dir / METRICS)
     trainer = DPOTrainer(
         model=model,
         ref_model=None if config.model.reference is None else _load(config.model, config.model.reference)[0],
@@ -71,16 +103,12 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         eval_dataset=heldout,
         processing_class=tokenizer,
         peft_config=_adapter(config, model) if lora else None,
-        callbacks=[MetricsFile(run_dir / "metrics.jsonl"), ProgressBar(console)],
+        callbacks=[metrics, ProgressBar(console), *([StopAfterStep(signals)] if signals else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.deciding = deciding_settings(config)
     checkpoint = str(trainer.checkpoint_to_resume()) if resume else None
     writes = trainer.is_world_process_zero()
-    if writes:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(run_dir / "config.yaml", dump_config(config))
-        write_json(run_dir / "environment.json", environment())
     summary: dict[str, Any] = {
         "status": "running",
         "started": _now(),
@@ -93,9 +121,18 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
         "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or _evaluate(trainer),
     }
     if writes:
+        write_text(run_dir / CONFIG_FILE, dump_config(config))
+        write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
     began = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with signals.saving() if signals else nullcontext():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except (Stopped, RunError) as error:
+        if writes:
+            with suppress(OSError):  # a full disk may be why it ended
+                write_json(run_dir / "summary.json", summary | _ended_early(error, trainer.state.global_step))
+        raise
     seconds = time.perf_counter() - began
     heldout_after = None if heldout is None else _evaluate(trainer)
     reference = trainer.reference_counts()
@@ -115,6 +152,7 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             "device": trainer.args.device.type,
             "execution": _execution(trainer),
             "reference_pairs": reference or None,
+            "lost_metrics_lines": metrics.lost,
         }
         write_json(run_dir / "summary.json", summary)
         if reference:
@@ -122,6 +160,13 @@ def train(config: RunConfig, *, resume: bool = False, console: Console | None = 
             console.print(f"reference log-probabilities: {counts}", highlight=False)
         write_report(run_dir)
     return run_dir
+
+
+def _ended_early(error: Stopped | RunError, steps: int) -> dict[str, Any]:
+    """What the summary says of a run that stopped before its end."""
+    failed = isinstance(error, RunError)
+    reason = str(error) if failed else f"{error} after step {steps}"
+    return {"status": "failed" if failed else "stopped", "reason": reason, "finished": _now(), "steps": steps}
 
 
 def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:

@@ -1,16 +1,20 @@
 """The files of a run directory: metrics line by line, environment, configuration, summary.
 
 Each line is written at once and whole files are replaced atomically, so a run that is killed leaves readable files.
+NaN and infinity become null, because JSON has no word for them.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import platform
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.run.atomic_file import write_text
 from wishbone.version import __version__
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -27,12 +34,17 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends every log of the trainer to `metrics.jsonl`, one JSON object a line.
 
     Beside the trainer's own names a line has `step` and `seconds` (of training, without the pauses of a resumed run).
-    NaN and infinity become null, because JSON has no word for them.
+    A line that cannot be written, as on a full disk, is left out, and training goes on.
+
+    Attributes:
+        lost: lines that could not be written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._began = time.monotonic() - _last_seconds(path)
+        self._began = time.monotonic()
+        self._earlier: float | None = None
+        self.lost = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the lines of steps that were done after the checkpoint that the run continues from: they come again."""
@@ -49,9 +61,17 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         """Append one line."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
-        line = {"step": state.global_step, "seconds": round(time.monotonic() - self._began, 3), **logs}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
+        if self._earlier is None:
+            self._earlier = _last_seconds(self._path)
+        seconds = self._earlier + time.monotonic() - self._began
+        line = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
+        try:
+            _append(self._path, json.dumps(_finite(line), allow_nan=False) + "\n")
+        except OSError as error:
+            self.lost += 1
+            if self.lost == 1:
+                reason = error.strerror or type(error).__name__
+                logger.warning("%s cannot be written (%s): training goes on without its lines", self._path, reason)
 
 
 def environment() -> dict[str, Any]:
@@ -82,26 +102,42 @@ def peak_memory_gib() -> float:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file by `value` as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace the file by `text`, atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _append(path: Path, line: str) -> None:
+    """Append a line whole, or leave the file as it was."""
+    with path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        content = line.encode()
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def _finite(value: Any) -> Any:
+    """The value with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _last_seconds(path: Path) -> float:
     """Return the seconds of the last line that an earlier part of the run wrote; a cut-off last line is removed."""
-    if not path.exists():
+    if not path.is_file():
         return 0.0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(sum(map(len, lines[:-1])))
         lines.pop()
-        write_text(path, "".join(lines))
-    return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    try:
+        return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+    except (ValueError, KeyError, TypeError):
+        return 0.0  # a line that something else damaged; the report says so

@@ -94,6 +94,13 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "choices": list(LOST_TEXT),
         },
     )
+    stop_on_non_finite: bool = field(
+        default=True,
+        metadata={
+            "help": "Refuse weights that are NaN or infinite, and stop at the first loss or gradient that is. Overflow "
+            "that loss scaling of fp16 expects does not count."
+        },
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})

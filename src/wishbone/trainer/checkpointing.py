@@ -21,7 +21,7 @@ from torch import nn
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError, RunError, one_line
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.checkpoint_files import (
     FINGERPRINT,
@@ -51,8 +51,10 @@ from wishbone.trainer.timed_saves import TimedSaves
 logger = logging.getLogger(__name__)
 
 
-class CheckpointNotWritten(RuntimeError):
+class CheckpointNotWritten(RunError):
     """A checkpoint could not be written; the message says why and which one is the last."""
+
+    resumable = True
 
 
 class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]

@@ -45,6 +45,7 @@ from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.finite_losses import FiniteLosses
+from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.reference_in_checkpoint import take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
@@ -55,7 +56,7 @@ from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(CheckpointedTrainer):
+class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
     Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
@@ -102,6 +103,7 @@ class DPOTrainer(CheckpointedTrainer):
         self._held = None
         if self.ref_model is None:
             self._held = settle_adapter(self.model, self.args, adapter_is_new=request.adapter_is_new)
+        self._refuse_non_finite_weights()
 
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
         """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
@@ -183,8 +185,7 @@ class DPOTrainer(CheckpointedTrainer):
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
         if self.preference_step is None:
             self._check_start(inputs)
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-            return loss
+            return self.seen(super().training_step(model, inputs, num_items_in_batch))
         if not model.training:
             model.train()
         if callable(getattr(self.optimizer, "train", None)):
@@ -202,7 +203,7 @@ class DPOTrainer(CheckpointedTrainer):
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return self._losses.logged(loss.to(self.args.device), self.state.global_step)
+        return self._losses.logged(self.seen(loss.to(self.args.device)), self.state.global_step)
 
     def _check_start(self, inputs: dict[str, Any]) -> None:
         """Before the first optimizer step of a run: policy and reference are one model, or the run is refused."""

@@ -1,0 +1,145 @@
+"""NaN and infinity in training: where they were first, and that nothing is built on them.
+
+One loss or gradient that is not finite makes every weight NaN at the next optimizer step, and all that follows is lost
+time. On a GPU the host must not wait for each loss, so the device notes the first step that went wrong, and the host
+asks where it waits anyway: at each log, before each checkpoint, at the end. On a CPU it asks at once, before the
+optimizer steps.
+
+Loss scaling explains one case. With float16 gradients of a scaled loss may overflow; the scaler then skips the step and
+lowers the scale s. Gradients that overflow with s <= 1 overflow without scaling too. A loss is not scaled when it is
+looked at, so no scaler explains it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from wishbone.errors import RequestError, RunError, some_of
+
+_CHUNK = 2**24
+"""Elements of an 8-bit tensor that are widened at a time."""
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient is NaN or infinite; the message names the step and what to change."""
+
+
+class FirstNonFinite:
+    """Notes the first optimizer step with a loss or gradients that are not finite.
+
+    The note is one integer on the device: 0 for none, else twice the step, plus one for gradients.
+    """
+
+    def __init__(self) -> None:
+        self._note: Tensor | None = None
+
+    def see_loss(self, loss: Tensor, step: int) -> None:
+        """Look at the loss of an optimizer step, a scalar.
+
+        Raises:
+            NonFiniteError: on a CPU, where it is not finite.
+        """
+        self._see(loss, 2 * step)
+
+    def see_gradients(self, norm: Tensor | float | None, step: int, scale: float | None) -> None:
+        """Look at the norm of all gradients of an optimizer step; `scale` is the scaler's, None without one.
+
+        Raises:
+            NonFiniteError: on a CPU, where it is not finite and the scaler does not explain it.
+        """
+        if norm is None or (scale is not None and scale > 1):
+            return
+        self._see(norm if isinstance(norm, Tensor) else torch.tensor(float(norm)), 2 * step + 1)
+
+    def _see(self, value: Tensor, code: int) -> None:
+        value = value.detach()
+        if value.device.type == "cpu":
+            if not math.isfinite(value.item()):
+                raise _error(code)
+            return
+        if self._note is None:
+            self._note = torch.zeros((), dtype=torch.int64, device=value.device)
+        self._note = torch.where((self._note == 0) & ~value.isfinite(), code, self._note)
+
+    def check(self) -> None:
+        """Wait for the device.
+
+        Raises:
+            NonFiniteError: a step went wrong.
+        """
+        if self._note is not None and (code := int(self._note.item())):
+            self._note = None
+            raise _error(code)
+
+
+def _error(code: int) -> NonFiniteError:
+    step, gradients = divmod(code, 2)
+    what = "a gradient" if gradients else "the loss"
+    return NonFiniteError(
+        f"{what} of step {step} is not finite, so training stopped; lower the learning rate or beta, or compute in "
+        "bfloat16 or float32 instead of float16"
+    )
+
+
+def refuse_non_finite(model: nn.Module, what: str = "the model") -> None:
+    """Refuse a model with a parameter that is not finite. Parameters without memory (meta) are passed over.
+
+    Raises:
+        RequestError: naming the parameters.
+    """
+    names = _non_finite(model)
+    if names:
+        raise RequestError(
+            f"{what} has weights that are NaN or infinite ({len(names)}: {some_of(names)}); its files are damaged or "
+            "come from a training that diverged: load another copy"
+        )
+
+
+def check_trained(model: nn.Module, step: int) -> None:
+    """Check the trained parameters after an optimizer step, before they are saved.
+
+    Raises:
+        NonFiniteError: naming parameters that are not finite.
+    """
+    names = _non_finite(model, trained=True)
+    if names:
+        raise NonFiniteError(
+            f"weights are not finite after step {step} ({len(names)}: {some_of(names)}), so training stopped and they "
+            "are not saved; lower the learning rate"
+        )
+
+
+@torch.no_grad()
+def _non_finite(model: nn.Module, *, trained: bool = False) -> list[str]:
+    """Names of the floating-point parameters that hold NaN or infinity, as in the model's files."""
+    largest: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, parameter in model.named_parameters():
+        if trained and not parameter.requires_grad:
+            continue
+        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter.detach()
+        if values.is_meta or not values.numel() or not values.is_floating_point():
+            continue
+        largest.setdefault(values.device, []).append((name, _magnitude(values)))
+    found = []
+    for entries in largest.values():
+        finite = torch.stack([value for _, value in entries]).isfinite().tolist()
+        found += [_file_name(name) for (name, _), sound in zip(entries, finite, strict=True) if not sound]
+    return found
+
+
+def _magnitude(values: Tensor) -> Tensor:
+    """A scalar that is finite exactly where all values are; it takes no copy of them."""
+    if values.element_size() == 1:
+        flat = values.flatten()
+        parts = [_magnitude(flat[start : start + _CHUNK].float()) for start in range(0, len(flat), _CHUNK)]
+        return torch.stack(parts).abs().max()
+    low, high = values.aminmax()
+    return torch.maximum(low.abs(), high.abs()).float()
+
+
+def _file_name(name: str) -> str:
+    """The name of a parameter without what PEFT put around its layer."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
