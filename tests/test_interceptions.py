@@ -44,6 +44,7 @@ PAGE = (REPOSITORY / "docs" / "interceptions.md").read_text(encoding="utf-8")
 
 OURS = {
     "cli/compare.py:print_answer": "a table that was made there",
+    "cli/train.py:train": "its own attempt",
     "config/document.py:read_document": "its own document",
     "data/chat_template.py:_interruption": "a timer that was made there",
     "data/formats/paired.py:openai": "its own columns of a row",
@@ -72,7 +73,7 @@ OURS = {
     "policy/offload.py:_HostMemory._fetch": "its own tensor in host memory",
     "reference/store.py:ReferenceStore._connect": "a connection that was opened there",
     "report/answers.py:decode_greedily": "a model that was loaded there",
-    "run/run.py:train": "a trainer that was made there",
+    "run/run.py:_train": "a trainer that was made there",
     "trainer/arguments.py:DPOConfig.from_arguments": "its own object",
     "trainer/arguments.py:DPOConfig.changed": "its own copy",
     "unsloth/call_arguments.py:foreign_signature.decorate": "a function that was made there",

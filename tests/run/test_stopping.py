@@ -1,0 +1,255 @@
+"""Signals, outputs that fail and a second process: real runs of `wishbone train` on a model of two layers.
+
+Each run costs seconds, so those of the module run at the same time and the tests look at what they did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_model, tiny_tokenizer
+
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64}
+adapter: {rank: 2}
+training: {batch_size: 2, gradient_accumulation: 2, save_steps: 1000000, warmup_ratio: 0, scheduler: constant}
+"""
+WITHIN = 240
+"""Seconds for one run on a busy machine; alone it takes ten."""
+ENDLESS = "training.max_steps=100000"
+
+
+@dataclass
+class Run:
+    """A `wishbone train` in a process of its own, and what it said when it has ended."""
+
+    folder: Path
+    process: subprocess.Popen[str]
+    directory: Path
+    out: str = ""
+    error: str = ""
+    took: float = field(default=0.0)
+
+    def wait_until(self, is_so: str) -> None:
+        """Wait for a file of the run directory."""
+        until = time.monotonic() + WITHIN
+        while not list(self.directory.glob(is_so)):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def send(self, *signals: signal.Signals) -> None:
+        """Send signals, a second apart."""
+        for number, each in enumerate(signals):
+            if number:
+                time.sleep(1)
+            self.process.send_signal(each)
+
+    def end(self) -> int:
+        began = time.monotonic()
+        self.out, self.error = self.process.communicate(timeout=WITHIN)
+        self.took = time.monotonic() - began
+        return self.process.returncode
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("a place, 'quoted'")
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(place / "model")
+    tokenizer.save_pretrained(place / "model")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(40)]
+    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "tiny.yaml").write_text(CONFIG)
+    return place
+
+
+def unignored() -> None:
+    """A shell starts commands in the background with SIGINT ignored; a run keeps that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(folder: Path, name: str, *arguments: str, **options: object) -> Run:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    command = [sys.executable, "-m", "wishbone", "train", "tiny.yaml", f"output.dir={name}", *arguments]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "WISHBONE_CACHE": str(folder / "cache"),
+        "COLUMNS": "400",
+    }
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        env=environment,
+        **{"preexec_fn": unignored, **streams},  # type: ignore[call-overload]
+    )
+    return Run(folder, process, folder / name)
+
+
+SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Iterator[dict[signal.Signals, Run]]:
+    """A run for each signal, stopped after some steps."""
+    runs = {number: start(folder, f"stopped by {number.name}", ENDLESS) for number in SIGNALS}
+    for number, run in runs.items():
+        run.wait_until("metrics.jsonl")
+        run.send(number)
+    for run in runs.values():
+        run.end()
+    yield runs
+
+
+def learned(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "adapter" / "adapter_model.safetensors")
+
+
+def printed_command(run: Run) -> list[str]:
+    (line,) = [line for line in run.error.splitlines() if line.endswith("--resume")]
+    return shlex.split(line)
+
+
+def test_each_signal_saves_a_checkpoint_and_the_printed_command_continues(
+    folder: Path, stopped: dict[signal.Signals, Run]
+) -> None:
+    """The directory has spaces and quotes in its name. The run that goes on is bitwise the one that never stopped."""
+    for number, run in stopped.items():
+        assert run.process.returncode == SIGNALS[number], run.error
+        (checkpoint,) = (run.directory / "checkpoints").glob("checkpoint-*")
+        summary = json.loads((run.directory / "summary.json").read_text())
+        steps = summary["steps"]
+        assert checkpoint.name == f"checkpoint-{steps}"
+        assert summary["status"] == "stopped" and summary["reason"] == f"{number.name} after step {steps}"
+        assert f"stopping: {number.name}: the step under way ends, then a checkpoint is saved, within 300" in run.error
+        assert f"stopped: by {number.name}; {checkpoint.name} is in {run.directory}/checkpoints" in run.error
+        assert "Traceback" not in run.error
+        assert not (run.directory / ".lock").exists()
+        assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == steps
+    run = stopped[signal.SIGTERM]
+    steps = json.loads((run.directory / "summary.json").read_text())["steps"] + 2
+    command = [word for word in printed_command(run) if word != ENDLESS]
+    command.insert(-1, f"training.max_steps={steps}")
+    whole = start(folder, "whole", f"training.max_steps={steps}")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    continued = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=WITHIN)
+    assert continued.returncode == 0, continued.stderr
+    assert whole.end() == 0, whole.error
+    first, second = learned(run.directory), learned(whole.directory)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def various(folder: Path) -> dict[str, Run]:
+    """Runs that are disturbed in other ways, all at the same time."""
+    short = "training.max_steps=3"
+    twice = start(folder, "twice", ENDLESS)
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8000)]
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hanging = start(folder, "hanging", "data.train=many.jsonl", "training.gradient_accumulation=4000")
+    loading = start(folder, "loading", ENDLESS)
+    closed = start(
+        folder, "closed", short, stderr=None, preexec_fn=lambda: [os.close(descriptor) for descriptor in (0, 1, 2)]
+    )
+    with open("/dev/full", "w") as full:
+        to_full_disk = start(folder, "full", short, stdout=full, stderr=full)
+    to_nobody = start(folder, "nobody", short)
+    for stream in (to_nobody.process.stdout, to_nobody.process.stderr):
+        assert stream is not None
+        stream.close()
+    loading.wait_until(".lock")
+    loading.send(signal.SIGTERM)
+    twice.wait_until("metrics.jsonl")
+    beside = start(folder, "twice", ENDLESS, "--resume")
+    beside.end()
+    hanging.wait_until("summary.json")
+    hanging.send(signal.SIGINT, signal.SIGINT)
+    twice.send(signal.SIGTERM, signal.SIGTERM)
+    for run in (loading, hanging, twice, closed, to_full_disk):
+        run.end()
+    to_nobody.process.wait(WITHIN)
+    return {
+        "twice": twice,
+        "beside": beside,
+        "hanging": hanging,
+        "loading": loading,
+        "closed": closed,
+        "full": to_full_disk,
+        "nobody": to_nobody,
+    }
+
+
+@pytest.mark.parametrize("name", ["closed", "full", "nobody"])
+def test_what_cannot_be_printed_stops_no_run(various: dict[str, Run], name: str) -> None:
+    run = various[name]
+    assert run.process.returncode == 0
+    assert json.loads((run.directory / "summary.json").read_text())["status"] == "done"
+    assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_signal_while_loading_ends_at_once_and_leaves_nothing(various: dict[str, Run]) -> None:
+    run = various["loading"]
+    assert run.process.returncode == 143
+    assert "stopped: by SIGTERM; nothing was written" in run.error
+    assert not run.directory.exists()
+
+
+def test_the_second_signal_ends_a_step_at_once(various: dict[str, Run]) -> None:
+    """One step of 8,000 pairs takes many seconds; the run ends in it."""
+    run = various["hanging"]
+    assert run.process.returncode == 130
+    assert "ended at once, at the second signal; no checkpoint was written yet" in run.error
+    assert "Traceback" not in run.error
+
+
+def test_a_live_run_is_not_continued(various: dict[str, Run]) -> None:
+    run = various["beside"]
+    assert run.process.returncode == 2
+    assert "a run that has not ended writes into" in run.error
+    assert f"process {various['twice'].process.pid} on" in run.error
+    assert various["twice"].process.returncode == 143
+
+
+def test_a_signal_in_the_first_moment_ends_with_a_word(folder: Path) -> None:
+    """While commands are imported; Python itself needs some milliseconds before that."""
+    for _ in range(3):
+        run = start(folder, "early")
+        time.sleep(0.15)
+        run.send(signal.SIGTERM)
+        if run.end() != -signal.SIGTERM:  # else Python had not begun
+            break
+    assert run.process.returncode == 143
+    assert "stopped: by SIGTERM; nothing was written" in run.error
+    assert not run.directory.exists()
+
+
+def test_figures_stand_beside_their_step(various: dict[str, Run], stopped: dict[signal.Signals, Run]) -> None:
+    """Lines on standard error against `metrics.jsonl`: printed at every tenth of the run, with that step's figures."""
+    run = start(various["full"].folder, "figures", "training.max_steps=4", "training.learning_rate=1e-2")
+    assert run.end() == 0, run.error
+    logged = {
+        line["step"]: line for line in map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+    }
+    shown = [line for line in run.error.splitlines() if line.startswith("step ")]
+    assert shown == [
+        f"step {step}/4  loss {logged[step]['loss']:.3f}  margin {logged[step]['rewards/margins']:.3f}  "
+        f"accuracy {logged[step]['rewards/accuracies']:.3f}"
+        for step in range(1, 5)
+    ]
+    assert len({line.split("  ")[1] for line in shown}) > 1
