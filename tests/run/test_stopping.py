@@ -228,9 +228,9 @@ def test_a_live_run_is_not_continued(various: dict[str, Run]) -> None:
 
 def test_a_signal_in_the_first_moment_ends_with_a_word(folder: Path) -> None:
     """While commands are imported; Python itself needs some milliseconds before that."""
-    for _ in range(3):
+    for seconds in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4):
         run = start(folder, "early")
-        time.sleep(0.15)
+        time.sleep(seconds)
         run.send(signal.SIGTERM)
         if run.end() != -signal.SIGTERM:  # else Python had not begun
             break

@@ -46,6 +46,11 @@ def deciding_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def nothing_saved(run_dir: Path) -> bool:
+    """Whether the run ended before its first checkpoint, so that it can begin anew and nothing is lost."""
+    return not checkpoints_in(run_dir / CHECKPOINTS) and _summary(run_dir).get("status") != "done"
+
+
 def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
     """Refuse settings that decide the result and are not those of the run.
 

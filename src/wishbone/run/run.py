@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
 from wishbone.config.load import dump_config
-from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, METRICS, claimed_run_directory
+from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
 from wishbone.errors import RunError
 from wishbone.model.adapter import lora_config
@@ -35,13 +35,12 @@ from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import ProgressBar
-from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, refuse_another_run
+from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, nothing_saved, refuse_another_run
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.stop_after_step import StopAfterStep
 from wishbone.run.stop_signals import Stopped, StopSignals
 from wishbone.run.training_arguments import training_arguments
-from wishbone.trainer.checkpoint_files import checkpoints_in
 from wishbone.trainer.trainer import DPOTrainer
 
 
@@ -79,7 +78,7 @@ def _train(
 ) -> Path:
     """Train in a directory that this process has claimed, or None where another process of the run has."""
     run_dir = agreed_directory(claimed)
-    if resume and not checkpoints_in(run_dir / CHECKPOINTS):
+    if resume and nothing_saved(run_dir):
         console.print("no checkpoint was written before, so the run begins with its first step", highlight=False)
         resume = False
     if resume:
