@@ -62,6 +62,11 @@ def _lasting(descriptor: int, stream: TextIO | None) -> TextIO:
             return stream
     raw = _Descriptor(descriptor, "w", closefd=False)
     encoding = getattr(stream, "encoding", None) or "utf-8"
+    errors = getattr(stream, "errors", None) or "strict"
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=True, write_through=False
+        io.BufferedWriter(raw),
+        encoding=encoding,
+        errors="backslashreplace" if errors == "strict" else errors,
+        line_buffering=True,
+        write_through=False,
     )
