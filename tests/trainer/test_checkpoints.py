@@ -20,7 +20,7 @@ from trainer.preference_runs import adapter, arguments, chat_pairs, losses, mode
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 from wishbone.trainer.checkpoint_files import checkpoints_in, damage
-from wishbone.trainer.checkpointing import CheckpointNotWritten
+from wishbone.trainer.checkpointing import CheckpointNotWritten, _is_of_the_disk
 from wishbone.trainer.fingerprint import read_fingerprint
 
 STEPS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "lr_scheduler_type": "constant"}
@@ -242,6 +242,13 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_is_whole(tmp_path: Path, wh
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-2"]
     assert damage(tmp_path / "checkpoint-2") is None
     assert not (tmp_path / ".saving").exists()
+
+
+def test_what_pytorch_says_of_a_full_disk_is_recognized() -> None:
+    """The texts that torch 2.13 gave on a full file system, and one of a full GPU."""
+    assert _is_of_the_disk(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"))
+    assert _is_of_the_disk(RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"))
+    assert not _is_of_the_disk(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
 
 
 def test_saves_by_the_clock_are_replaced_by_the_next(tmp_path: Path) -> None:

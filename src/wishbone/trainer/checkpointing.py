@@ -249,8 +249,9 @@ def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed; PyTorch raises a RuntimeError for a full disk."""
-    return isinstance(error, OSError | SafetensorError) or "write" in str(error).lower()
+    """Whether writing failed. On a full disk PyTorch's archive raises a RuntimeError that speaks of positions."""
+    told = str(error).lower()
+    return isinstance(error, OSError | SafetensorError) or "write" in told or "inline_container" in told
 
 
 def _not_written(place: Path, error: Exception) -> str:
@@ -258,7 +259,8 @@ def _not_written(place: Path, error: Exception) -> str:
     free = shutil.disk_usage(place.parent).free / 2**20
     others = checkpoints_in(place.parent)
     last = f"{others[-1].name} is whole" if others else "no checkpoint was written before"
+    reason = "a file is not whole" if "inline_container" in str(error) else one_line(error)
     return (
-        f"{place} could not be written ({one_line(error)}; {free:,.0f} MiB are free); {last}. "
+        f"{place} could not be written ({reason}; {free:,.1f} MiB are free); {last}. "
         "Make room on the disk and continue with --resume, or with resume_from_checkpoint=True"
     )
