@@ -15,6 +15,7 @@ from pathlib import Path
 from wishbone.cache import MANIFEST, cache_root
 from wishbone.config.document import show_path
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
+from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
 from wishbone.paths import user_path
 from wishbone.reference.store_owner import refuse_foreign
@@ -33,7 +34,11 @@ def check_access(config: RunConfig, *, writes: bool = True) -> None:
     Raises:
         RequestError: with everything that cannot be read or written, and what to do about it.
     """
-    problems = [*_unreadable(config)]
+    problems = [
+        *_unreadable(config),
+        *_adapters(config),
+        *missing_trackers(config.output.report_to, "output.report_to"),
+    ]
     places = [(_data_cache(), "the cache of data sets", "HF_DATASETS_CACHE")]
     if _converts(config):
         places.append((cache_root(), "the cache of models", "WISHBONE_CACHE"))
@@ -71,6 +76,16 @@ def _unreadable(config: RunConfig) -> Iterator[str]:
             file, reason = refused[0]
             more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
             yield f"{field}: {show_path(file)} cannot be read ({reason}){more}; check the files and their permissions"
+
+
+def _adapters(config: RunConfig) -> Iterator[str]:
+    """A sentence for each model that is an adapter."""
+    for field, name in (("model.name", config.model.name), ("model.reference", config.model.reference)):
+        if name is not None and (user_path(name) / "adapter_config.json").is_file():
+            yield (
+                f"{field}: {show_path(user_path(name))} holds an adapter, not a model; name its base model, or merge "
+                "the two with PEFT"
+            )
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -36,7 +36,8 @@ def prepare_pairs(
         Rows of `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
     Raises:
-        RequestError: as `tokenize_pairs`, and for pairs that lost text; for a stream, when it is read.
+        RequestError: as `tokenize_pairs`, for pairs that lost text, and where no pair would be left; for a stream, when
+            it is read.
     """
     tokenized = tokenize_pairs(dataset, tokenizer, num_proc=args.dataset_num_proc)
     tokenized = _without_losses(tokenized, getattr(args, "lost_text", "refuse"), name)
@@ -53,6 +54,12 @@ def prepare_pairs(
     kept = np.flatnonzero(IdColumn(tokenized, "prompt_ids").lengths < longest)
     if len(kept) == len(tokenized):
         return tokenized
+    if not len(kept):
+        raise RequestError(
+            f"all {len(tokenized)} {name} pairs would be dropped: their prompts alone fill max_length={longest}; "
+            f"raise it (the shortest prompt has {int(IdColumn(tokenized, 'prompt_ids').lengths.min())} tokens) or set "
+            "max_prompt_length"
+        )
     logger.warning(
         "%d of %d %s pairs were dropped: their prompt alone fills max_length=%d.",
         len(tokenized) - len(kept),

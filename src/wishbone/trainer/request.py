@@ -6,12 +6,15 @@ adapter. Here they are taken out of what TRL gets to see and noted, so that the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainingArguments
 
+from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.trainer.arguments import DPOConfig
@@ -61,6 +64,9 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
         RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
     """
     config, options = modern_arguments(args, options)
+    absent = [] if config is None else missing_trackers(config.report_to or [], "report_to")
+    if problems := [*absent, *_without_rows(options)]:
+        raise RequestError(problems)
     if config is not None:
         config = name_options_without_effect(config)
     _refuse_adapter_of_another_name(model, ref_model)
@@ -85,6 +91,21 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     return Request(
         model, config, options, adapter_added, head_adapted, synchronized, adapter_is_new, start, ref_model is not None
     )
+
+
+def _without_rows(options: dict[str, Any]) -> list[str]:
+    """Return one sentence for each data set that has no rows."""
+    heldout = options.get("eval_dataset")
+    sets = {"train_dataset": options.get("train_dataset")}
+    if isinstance(heldout, Mapping):
+        sets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in heldout.items()}
+    else:
+        sets["eval_dataset"] = heldout
+    return [
+        f"{name} has no rows; check what it was filtered by" + ", or leave it out" * (name != "train_dataset")
+        for name, dataset in sets.items()
+        if isinstance(dataset, Dataset) and not len(dataset)
+    ]
 
 
 def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:

@@ -318,4 +318,17 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
                 self._losses.log(self.state.global_step)
             if "train_runtime" in logs:
                 logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}
+        self._name_by_set(logs)
         super().log(logs, start_time)
+
+    def _name_by_set(self, logs: dict[str, float]) -> None:
+        """Put TRL's metrics of an evaluation under the name of its data set, where `eval_dataset` has several.
+
+        transformers calls the loss `eval_<name>_loss`; TRL would call every metric of every set `eval_...`.
+        """
+        names = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+        name = next((name for name in names if f"eval_{name}_loss" in logs), None)
+        if name is not None and not self.model.training:
+            for metric, values in self._metrics["eval"].items():
+                logs[f"eval_{name}_{metric}"] = sum(values) / len(values)
+            self._metrics["eval"].clear()
