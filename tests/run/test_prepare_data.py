@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
+from tiny import tiny_tokenizer
 
-from wishbone.run.prepare_data import split_rows
+from wishbone.config.schema import RunConfig
+from wishbone.errors import RequestError
+from wishbone.run.prepare_data import prepare_data, split_rows
 
 
 @pytest.mark.parametrize(("rows", "heldout", "seed"), [(2, 1, 0), (37, 5, 42), (1000, 999, 7), (1000, 50, 2**32 - 1)])
@@ -13,3 +19,20 @@ def test_the_rows_are_those_of_train_test_split(rows: int, heldout: int, seed: i
     parts = Dataset.from_dict({"row": list(range(rows))}).train_test_split(test_size=heldout, seed=seed)
     train, held = split_rows(rows, heldout, seed)
     assert (train.tolist(), held.tolist()) == (parts["train"]["row"][:], parts["test"]["row"][:])
+
+
+def test_all_pairs_of_a_ranked_row_are_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": f"{row}?", "generations": [f"{row}a", f"{row}b", f"{row}c"], "ratings": [3, 2, 1]}
+        for row in range(20)
+    ]
+    data = {"train": str(tmp_path / "p.jsonl"), "pairs": "all", "eval_fraction": 0.3}
+    config = RunConfig.model_validate({"model": {"name": "x"}, "data": data})
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, heldout, dropped = prepare_data(config, tiny_tokenizer())
+    assert heldout is not None
+    assert (len(train), len(heldout), dropped) == (14 * 3, 6 * 3, 0)
+    assert set(train["source_row"][:]).isdisjoint(heldout["source_row"][:])
+    (tmp_path / "p.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(RequestError, match="of 1 row leaves nothing to train on"):
+        prepare_data(config, tiny_tokenizer())

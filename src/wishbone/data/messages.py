@@ -204,7 +204,10 @@ def _function_calls(value: Any) -> list[Message]:
     if not calls or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls):
         raise Misfit("(function_call) is not the JSON of {name, arguments} or of a list of them")
     return [
-        {"type": "function", "function": {"name": call["name"], "arguments": _arguments(call.get("arguments", {}))}}
+        {
+            "type": "function",
+            "function": {"name": text(call["name"]), "arguments": _arguments(call.get("arguments", {}))},
+        }
         for call in calls
     ]
 

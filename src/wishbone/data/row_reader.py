@@ -114,7 +114,7 @@ class RowReader:
     def _read(self, row: Row) -> list[dict[str, Any]]:
         columns = self.rules.columns
         if columns:
-            self._columns |= {theirs: True for theirs in columns.values() if theirs in row}
+            self._columns |= {theirs: True for theirs in columns.values() if theirs is not None and theirs in row}
             self._columns |= {ours: True for ours in columns if ours in row}
             row = renamed(row, columns)
         if self.layout is None:
@@ -197,15 +197,14 @@ class RowReader:
             )
         if self.layout not in JUDGED:
             return
-        counts = [
-            f"{self._pairs} pairs (data.pairs: {rule.pairs}) of {self.rows} rows",
-            f"{left_out['ties']} pairs with equal scores or no winner are left out" if left_out["ties"] else "",
-            f"{left_out['narrow']} pairs below data.least_margin {rule.least_margin:g} are left out"
-            if left_out["narrow"]
-            else "",
-            f"{left_out['unscored']} completions without a score are left out" if left_out["unscored"] else "",
-        ]
-        self.judgments = "; ".join(filter(None, counts))
+        kinds = {
+            "pairs with equal scores or no winner": left_out["ties"],
+            f"pairs below data.least_margin {rule.least_margin:g}": left_out["narrow"],
+            "completions without a score": left_out["unscored"],
+        }
+        without = ", ".join(f"{kind} ({count})" for kind, count in kinds.items() if count)
+        self.judgments = f"{self._pairs} pairs of {self.rows} rows (data.pairs: {rule.pairs})"
+        self.judgments += f"; left out: {without}" if without else ""
         told = f"{self.name}: {self.judgments}"
         if not self._pairs and not self._partial:
             raise RequestError(f"{told}. Lower data.least_margin, or give rows with a winner")

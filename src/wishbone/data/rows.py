@@ -20,7 +20,6 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from wishbone.data import formats, messages, row_reader, written_values
 from wishbone.data.kept import kept_dataset
 from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
 from wishbone.errors import RequestError
@@ -28,6 +27,8 @@ from wishbone.errors import RequestError
 logger = logging.getLogger(__name__)
 
 _NOTES = "notes.json"
+_REWRITING = ("messages.py", "written_values.py", "row_reader.py", "rows.py")
+"""Modules beside `formats` that a stored pair depends on."""
 _BATCH = 1000
 
 
@@ -48,8 +49,8 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
         buffer, notes = _write(read, name, rules, pa.BufferOutputStream)
         _tell(notes)
         return Dataset.from_buffer(buffer.getvalue())
-    modules = [Path(module.__file__) for module in (messages, written_values, row_reader)]
-    modules += [Path(__file__), *sorted(Path(formats.__file__).parent.glob("*.py"))]
+    folder = Path(__file__).parent
+    modules = [folder / name for name in _REWRITING] + sorted(folder.glob("formats/*.py"))
     code = b"".join(module.read_bytes() for module in modules)
     key = hashlib.sha256(code + repr((state, name, rules)).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 

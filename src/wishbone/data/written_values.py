@@ -47,9 +47,9 @@ def read_structure(value: str) -> Any:
         ) from None
 
 
-def looks_structured(value: Any) -> bool:
-    """Whether a value is text that begins like a list or an object."""
-    return isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and bool(value.strip())
+def looks_structured(value: str) -> bool:
+    """Whether a text begins like a list or an object, in JSON or as Python or NumPy print it."""
+    return value.lstrip().startswith(("[", "{", "array("))
 
 
 def read_messages(value: str) -> Any:

@@ -55,14 +55,22 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
         heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
         return pairs, heldout, dropped + heldout_dropped
     if data.eval_fraction > 0:
-        if len(pairs) < 2:
-            raise RequestError(
-                f"data.eval_fraction {data.eval_fraction:g} of {len(pairs)} pair leaves nothing to train on"
-            )
-        count = min(max(1, round(len(pairs) * data.eval_fraction)), len(pairs) - 1)
-        train, heldout_rows = split_rows(len(pairs), count, config.training.seed)
-        return pairs.select(train), pairs.select(heldout_rows), dropped
+        train, heldout_pairs = _held_out(pairs, data.eval_fraction, config.training.seed)
+        return pairs.select(train), pairs.select(heldout_pairs), dropped
     return pairs, None, dropped
+
+
+def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
+    """Which pairs to learn from and which to hold out: whole rows, so no prompt of a ranked row is in both parts."""
+    numbers = pairs.with_format("numpy")["source_row"][:]
+    rows = np.unique(numbers)
+    if len(rows) < 2:
+        raise RequestError(f"data.eval_fraction {fraction:g} of {len(rows)} row leaves nothing to train on")
+    train, heldout = split_rows(len(rows), min(max(1, round(len(rows) * fraction)), len(rows) - 1), seed)
+    if len(rows) == len(pairs):
+        return train, heldout
+    is_heldout = np.isin(numbers, rows[heldout])
+    return np.flatnonzero(~is_heldout), np.flatnonzero(is_heldout)
 
 
 def split_rows(rows: int, heldout: int, seed: int) -> tuple[RowNumbers, RowNumbers]:

@@ -57,15 +57,15 @@ class Fields:
 
     def _parsed(self, row: Row) -> Row:
         parsed = {}
-        for names, read in ((LISTS, read_structure), (MAYBE_LISTS, _list_or_text), (TEXTS, read_messages)):
-            for name in names:
-                value = row.get(name)
-                if isinstance(value, str) and (looks_structured(value) or value.lstrip().startswith("array(")):
-                    try:
-                        parsed[name] = read(value)
-                    except Misfit as misfit:
-                        self.problems.append(f"{name} {misfit}")
-                        self.used.add(name)
+        for name, value in row.items():
+            if not isinstance(value, str) or (read := _WRITTEN.get(name)) is None:
+                continue
+            if looks_structured(value):
+                try:
+                    parsed[name] = read(value)
+                except Misfit as misfit:
+                    self.problems.append(f"{name} {misfit}")
+                    self.used.add(name)
         return {**row, **parsed} if parsed else row
 
     def has(self, *names: str) -> bool:
@@ -136,3 +136,11 @@ def _list_or_text(value: str) -> Any:
     except Misfit:
         return read_messages(value)
     return found if isinstance(found, list) and all(isinstance(item, list | dict) for item in found) else value
+
+
+_WRITTEN: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(LISTS, read_structure),
+    **dict.fromkeys(MAYBE_LISTS, _list_or_text),
+    **dict.fromkeys(TEXTS, read_messages),
+}
+"""How a column is parsed where text looks like a list or an object."""

@@ -15,7 +15,7 @@ QUERIES = ("prompt", "instruction", "question", "query", "input")
 def question(fields: Fields) -> list[Message] | None:
     """The user turn of a query column, with `input` below it on a new line; messages if the column holds them."""
     name = fields.first(*QUERIES)
-    turns = fields.require(name, turns_or_question)
+    turns: list[Message] | None = fields.require(name, turns_or_question)
     if not isinstance(fields.row.get(name), str) or name == "input" or turns is None:
         return turns
     further = fields.read("input", chat.text)

@@ -96,7 +96,7 @@ def completed(pair: Pair, fields: Fields) -> Pair:
         Misfit: a column does not fit, or says something whose place in the prompt is not plain.
     """
     for name in CONTEXT:
-        if name in fields.used or is_empty(fields.row.get(name)):
+        if name not in fields.row or name in fields.used or is_empty(fields.row[name]):
             continue
         try:
             pair = _with_column(pair, name, fields.row[name])

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 from wishbone.data import messages as chat
 from wishbone.data.formats.fields import Fields, Row, is_empty
 from wishbone.data.formats.layouts import EXTRAS, LAYOUTS
-from wishbone.data.formats.pairing import PairRule, match
+from wishbone.data.formats.pairing import Matches, PairRule, match
 from wishbone.data.formats.prompt import CONTEXT, completed, divide
 from wishbone.data.messages import Misfit
 from wishbone.errors import RequestError
 
 ALWAYS_READ = frozenset((*CONTEXT, *EXTRAS))
 """Columns that every layout reads, or refuses where they say something that does not fit."""
+
+
+_AS_GIVEN = Matches([(0, 1)], 0, 0)
 
 
 class RowPairs(NamedTuple):
@@ -65,7 +68,7 @@ def rewrite(row: Row, layout: str, *, system_prompt: str | None = None, rule: Pa
     }
     if fields.problems:
         raise RequestError(fields.problems)
-    matched = match(answers.scores or (1.0, 0.0), rule or PairRule())
+    matched = match(answers.scores, rule or PairRule()) if answers.scores else _AS_GIVEN
     pairs = []
     for better, worse in matched.pairs:
         pair = divide((answers.prompt, answers.completions[better], answers.completions[worse]))
