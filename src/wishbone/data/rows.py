@@ -27,8 +27,6 @@ from wishbone.errors import RequestError
 logger = logging.getLogger(__name__)
 
 _NOTES = "notes.json"
-_REWRITING = ("messages.py", "written_values.py", "row_reader.py", "rows.py")
-"""Modules beside `formats` that a stored pair depends on."""
 _BATCH = 1000
 
 
@@ -49,9 +47,7 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
         buffer, notes = _write(read, name, rules, pa.BufferOutputStream)
         _tell(notes)
         return Dataset.from_buffer(buffer.getvalue())
-    folder = Path(__file__).parent
-    modules = [folder / name for name in _REWRITING] + sorted(folder.glob("formats/*.py"))
-    code = b"".join(module.read_bytes() for module in modules)
+    code = b"".join(module.read_bytes() for module in sorted(Path(__file__).parent.rglob("*.py")))
     key = hashlib.sha256(code + repr((state, name, rules)).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
     def keep(directory: Path) -> None:
