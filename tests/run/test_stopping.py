@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """\
 model: {name: ./model}
 data: {train: pairs.jsonl, max_length: 64}
