@@ -35,6 +35,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.planning"],
     ["wishbone.report.answers"],  # the one part of the report that runs a model
     ["wishbone.engine"],
+    ["wishbone.guard"],  # watches what the engine computes; trainer and run use it
     ["wishbone.unsloth", "wishbone.trainer"],
     ["wishbone.run", "wishbone.training"],
     ["wishbone.cli"],

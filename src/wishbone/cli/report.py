@@ -10,7 +10,7 @@ from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import requested
-from wishbone.report.diagnosis import diagnose
+from wishbone.report.diagnosis import diagnose, verdict
 from wishbone.report.html import write_report
 from wishbone.report.outcome import outcome
 from wishbone.report.run_directory import read_run
@@ -46,6 +46,8 @@ def report(
     for finding in diagnose(record):
         style = "bold red" if finding.severity == "problem" else "bold yellow"
         say(f"{finding.title}. {finding.evidence} {finding.remedy}", marker=f"{finding.severity}: ", style=style)
+    if text := verdict(record):
+        say(text)
     for problem in record.problems:
         say(problem, marker="note: ", style="bold yellow")
     say(str(path), marker="report: ", style="bold green")

@@ -273,6 +273,17 @@ class TrainingConfig(Section):
         description="What happens to activations until the backward pass: keep, recompute, offload (recompute, layer "
         "inputs in host memory), or auto (keep what fits).",
     )
+    guard: Literal["off", "report", "slow", "stop"] = Field(
+        default="report",
+        description="Watches held-out pairs and a few answers: report says when they go wrong, slow also halves the "
+        "learning rate, stop also ends the run with the best weights.",
+    )
+    guard_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Optimizer steps between two measurements of the guard; null: as 3 % of the run's time allows.",
+    )
     reference_store: Line = Field(
         default="auto",
         description="Where reference log-probabilities are stored for later epochs and runs: auto (user's cache), off, "

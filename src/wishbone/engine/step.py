@@ -34,6 +34,8 @@ from wishbone.reference.reference import ReferencePolicy
 
 Groups = Sequence[Sequence[TokenizedPair]]
 Backward = Callable[[Tensor], None]
+Observer = Callable[[Sequence[TokenizedPair], SequenceScores, Tensor], None]
+"""Takes the pairs of a group, the scores of their sequences, and the reference log-probabilities, [2 * pairs]."""
 
 
 class PreferenceStep:
@@ -79,10 +81,23 @@ class PreferenceStep:
         return total
 
     @torch.no_grad()
-    def evaluate(self, group: Sequence[TokenizedPair], metrics: PairMetrics, execution: Execution) -> Tensor:
-        """Return the mean loss of one group, a scalar."""
+    def evaluate(
+        self,
+        group: Sequence[TokenizedPair],
+        metrics: PairMetrics,
+        execution: Execution,
+        observe: Observer | None = None,
+    ) -> Tensor:
+        """Return the mean loss of one group, a scalar; `observe` is handed what it was computed from."""
         scores, ref_logps = self._score_all(group, metrics, execution)
+        if observe is not None:
+            observe(group, scores, ref_logps)
         return self._group_loss(group, scores, ref_logps)
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[TokenizedPair], execution: Execution) -> tuple[SequenceScores, Tensor]:
+        """Return scores and reference log-probabilities, [2 * pairs], in the order of the pairs."""
+        return self._score_all(pairs, PairMetrics(beta=1.0), execution)
 
     def _backward_coupled(
         self, groups: Groups, metrics: PairMetrics, execution: Execution, backward: Backward

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from wishbone.report.guard import alarms
 from wishbone.report.outcome import accuracy, in_words
 from wishbone.report.run_directory import HELDOUT_PREFIX, RunRecord
 from wishbone.report.series import Series, ends, finite, running_mean
@@ -47,8 +48,28 @@ def diagnose(record: RunRecord) -> list[Finding]:
         _told_apart_at_once,
         _overfit,
     ]
-    found = [finding for check in checks if (finding := check(record))]
+    found = [_alarm(alarm) for alarm in alarms(record)]
+    found += [finding for check in checks if (finding := check(record))]
     return sorted(found, key=lambda finding: finding.severity != "problem")
+
+
+def verdict(record: RunRecord) -> str | None:
+    """Return what it means that nothing was found, in a sentence; None if something was, or nothing was logged."""
+    logged = len(record.metrics.get("loss", []))
+    if not record.metrics or diagnose(record):
+        return None
+    if logged < ENOUGH_RANKED:
+        return f"Too few steps to judge: {logged} logged, {ENOUGH_RANKED} needed. So far nothing stands out."
+    guard = record.summary.get("guard")
+    if isinstance(guard, dict) and guard.get("enough") is False:
+        return "The curves show no known problem; the guard measured too seldom to judge answers."
+    return "The curves show no known problem."
+
+
+def _alarm(alarm: dict[str, Any]) -> Finding:
+    """An alarm of the guard as a finding."""
+    evidence = f"Guard at step {alarm['step']:,}, since step {alarm['since']:,}: {alarm['seen']}. {alarm['action']}"
+    return Finding(alarm["severity"], alarm["title"], evidence.strip(), alarm["advice"])
 
 
 def _not_finite(record: RunRecord) -> Finding | None:

@@ -22,7 +22,7 @@ from wishbone.errors import RequestError
 from wishbone.paths import user_path
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
-ANSWERS, ERROR_LOG = "answers.json", "error.log"
+ANSWERS, ERROR_LOG, GUARD = "answers.json", "error.log", "guard.jsonl"
 HELDOUT_PREFIX = "eval_"
 LARGEST = 1e100
 MOST_BYTES = 2**28
@@ -40,6 +40,7 @@ class RunRecord:
         metrics: points (step, value) by metric, in the order of steps; held-out metrics have the prefix `eval_`. Null
             becomes NaN, and values beyond 1e100 become infinite.
         answers: entries of `answers.json` that are mappings.
+        guard: lines of `guard.jsonl` that are mappings.
         error_log: its last 20,000 characters, or empty.
         status: "done", "failed" or "not finished", or another word from the summary.
         problems: what could not be read, one sentence each.
@@ -51,6 +52,7 @@ class RunRecord:
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    guard: list[dict[str, Any]] = field(default_factory=list)
     error_log: str = ""
     status: str = "not finished"
     problems: list[str] = field(default_factory=list)
@@ -76,6 +78,7 @@ def read_run(path: Path) -> RunRecord:
         summary=summary,
         metrics=_read_metrics(path / METRICS, problems),
         answers=answers,
+        guard=_read_rows(path / GUARD, problems),
         error_log=error_log,
         status=_status(path, summary, failed=bool(error_log)),
         problems=problems,
@@ -182,6 +185,11 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
         for name, value in by_step[step].items():
             metrics.setdefault(name, []).append((step, value))
     return metrics
+
+
+def _read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The lines of a file that are mappings; there need not be one."""
+    return [row for row in map(_line, StringIO(_read_text(path, problems))) if row]
 
 
 def _line(text: str) -> dict[str, Any]:

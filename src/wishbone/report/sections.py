@@ -11,7 +11,8 @@ from typing import Any
 from wishbone.config.schema import RunConfig
 from wishbone.report.chart import draw
 from wishbone.report.curves import curves
-from wishbone.report.diagnosis import diagnose
+from wishbone.report.diagnosis import diagnose, verdict
+from wishbone.report.guard import guard_text
 from wishbone.report.markup import Markup, element
 from wishbone.report.outcome import MEASURES, heldout_pairs, in_words, outcome
 from wishbone.report.run_directory import RunRecord
@@ -66,6 +67,7 @@ def facts(record: RunRecord) -> dict[str, str]:
         "Speed": _speed(summary),
         "Peak memory": _measured(summary.get("peak_memory_gib"), "GiB"),
         "Device": _known(environment.get("device_name"), summary.get("device"), environment.get("device")),
+        "Guard": guard_text(record),
         "Computed as": None
         if form is None
         else FORMS.get(str(form), str(form)) + (f", because {reason}" if reason else ""),
@@ -90,9 +92,8 @@ def findings(record: RunRecord) -> Markup | None:
     found += [element("li", element("strong", "Note: "), problem, class_="note") for problem in record.problems]
     if found:
         return element("section", element("h2", "What stands out"), element("ul", *found, class_="findings"))
-    if record.metrics:
-        return element("section", element("p", "The curves show no known problem.", class_="fine"))
-    return None
+    text = verdict(record)
+    return element("section", element("p", text, class_="fine")) if text else None
 
 
 def result(record: RunRecord) -> Markup:

@@ -22,7 +22,8 @@ from wishbone.trainer.fingerprint import changes, read_fingerprint, refuse_chang
 FREE = frozenset(
     {
         "training.max_steps", "training.epochs", "training.logging_steps", "training.eval_steps", "training.save_steps",
-        "training.token_budget", "training.activations", "training.reference_store", "output.dir", "output.report_to",
+        "training.token_budget", "training.activations", "training.reference_store", "training.guard",
+        "training.guard_steps", "output.dir", "output.report_to",
     }
 )  # fmt: skip
 """Settings that change no result, and how long the run is."""

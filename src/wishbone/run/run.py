@@ -107,6 +107,8 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     trainer.deciding = deciding_settings(config)
     checkpoint = str(trainer.checkpoint_to_resume()) if resume else None
+    if trainer.guard is not None:
+        trainer.guard.record.folder = run_dir
     writes = trainer.is_world_process_zero()
     summary: dict[str, Any] = {
         "status": "running",
@@ -152,6 +154,7 @@ def _train(
             "execution": _execution(trainer),
             "reference_pairs": reference or None,
             "lost_metrics_lines": metrics.lost,
+            "guard": trainer.guard.summary() if trainer.guard else None,
         }
         write_json(run_dir / "summary.json", summary)
         if reference:

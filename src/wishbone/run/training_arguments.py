@@ -66,6 +66,8 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         cpo_alpha=preference.cpo_alpha,
         orpo_lambda=preference.orpo_lambda,
         token_budget=training.token_budget,
+        guard=training.guard,
+        guard_steps=training.guard_steps,
         precompute_ref_log_probs=_precomputes_reference(config),
         reference_store=training.reference_store,
         disable_dropout=config.adapter.dropout == 0,

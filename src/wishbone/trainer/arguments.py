@@ -26,6 +26,7 @@ else:
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
 LOST_TEXT = ("refuse", "drop", "allow")
+GUARDS = ("off", "report", "slow", "stop")
 
 
 ALL_STEPS = 1 - 2**-30
@@ -101,6 +102,18 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "that loss scaling of fp16 expects does not count."
         },
     )
+    guard: str = field(
+        default="off",
+        metadata={
+            "help": "Watches held-out pairs and a few answers while training: 'report' says when they go wrong, 'slow' "
+            "also halves the learning rate, 'stop' also ends the run with the best weights, 'off'.",
+            "choices": list(GUARDS),
+        },
+    )
+    guard_steps: int | None = field(
+        default=None,
+        metadata={"help": "Steps between two measurements of the guard, or None: as 3 % of the run's time allows."},
+    )
     simpo_gamma: float = field(default=0.5, metadata={"help": "Target reward margin of the `simpo` loss."})
     dpop_lambda: float = field(default=50.0, metadata={"help": "Weight of the penalty of the `dpop` loss."})
     rdpo_alpha: float = field(default=0.01, metadata={"help": "Price of a completion token in the `rdpo` loss."})
@@ -145,6 +158,10 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"cuda_graphs {self.cuda_graphs!r} is not known: choose one of {', '.join(CUDA_GRAPHS)}")
         if self.lost_text not in LOST_TEXT:
             problems.append(f"lost_text {self.lost_text!r} is not known: choose one of {', '.join(LOST_TEXT)}")
+        if self.guard not in GUARDS:
+            problems.append(f"guard {self.guard!r} is not known: choose one of {', '.join(GUARDS)}")
+        if self.guard_steps is not None and self.guard_steps < 1:
+            problems.append(f"guard_steps {self.guard_steps} must be 1 or more, or None for as often as time allows")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
         if not (isinstance(self.reference_store, str) and self.reference_store):

@@ -51,7 +51,7 @@ _FREE = frozenset(
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading",
         "trust_remote_code", "model_init_kwargs", "dataset_num_proc", "precompute_ref_batch_size",
         "remove_unused_columns", "label_names", "gradient_accumulation_steps", "token_budget", "activations",
-        "cuda_graphs", "reference_store",
+        "cuda_graphs", "reference_store", "guard", "guard_steps",
     }
 )  # fmt: skip
 """Arguments that may change; so may those that begin with one of `_FREE_KINDS`."""
@@ -60,8 +60,8 @@ _DECIDING = frozenset({"dataloader_drop_last"})
 _COMPUTED = frozenset({"ref_chosen_logps", "ref_rejected_logps"})
 """Columns that TRL adds with values of the reference, whose weights are recorded themselves."""
 MAY_CHANGE = (
-    "more steps or epochs, logging, saving, evaluation, trackers, output, devices, token budget, activations and the "
-    "reference store"
+    "more steps or epochs, logging, saving, evaluation, trackers, output, devices, token budget, activations, the "
+    "reference store and the guard"
 )
 
 

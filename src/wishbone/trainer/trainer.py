@@ -34,6 +34,7 @@ from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
+from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.model.frozen_copy import HeldParameters, harmless_copies
 from wishbone.preference.metrics import PairMetrics
@@ -46,6 +47,7 @@ from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
+from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.reference_in_checkpoint import take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
@@ -67,6 +69,7 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             and after memory ran out as it fitted.
         form_reason: why pairs do not run in the fast form (one row, shared prefix), in one line, or None.
         coverage: which parts of the model run fused, or None on TRL's own path.
+        guard: what watches the run, or None.
         trained_pairs, trained_tokens: what all processes trained on since construction; a pair's tokens are those of
             its two sequences.
     """
@@ -110,6 +113,7 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         self.preference_step: PreferenceStep | None = None
         self.execution = UNLIMITED
         self.coverage: Coverage | None = None
+        self.guard: Guard | None = None
         self.trained_pairs = 0
         self._pending: list[list[TokenizedPair]] = []
         self._losses = FiniteLosses()
@@ -120,6 +124,8 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         if self.form_reason:
             refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
+            if self.args.guard != "off":
+                logger.warning("The guard does not watch runs on TRL's own path.")
             return
         self.data_collator = PairCollator(
             pad_token_id=self._tokenizer.pad_token_id,
@@ -134,7 +140,19 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
         self.coverage = assembly.coverage
-        for callback in assembly.callbacks:
+        around = Surroundings(
+            model=self.accelerator.unwrap_model(self.model),
+            evaluated=self.eval_dataset,
+            trained=self.train_dataset,
+            collate=self.data_collator,
+            tokenizer=self._tokenizer,
+            execution=lambda: self.execution,
+            load_checkpoint=self._load_from_checkpoint,
+            processes=self.accelerator.num_processes,
+            writes=self.is_world_process_zero(),
+        )
+        self.guard = guard_of(self.args, assembly.step, around)
+        for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
 
     @property
@@ -273,7 +291,8 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         if self.model.training and torch.is_grad_enabled():
             loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
         else:
-            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution)
+            observe = self.guard.observe if self.guard else None
+            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution, observe)
         if not return_outputs:
             return loss
         with torch.no_grad():
