@@ -196,3 +196,10 @@ class Finding:
     def kind(self) -> Kind:
         """What holds for every fault of this kind."""
         return KINDS[self.name]
+
+    def lines(self) -> list[str]:
+        """What was found, and the places of the first pairs where that does not name them all."""
+        named = len(self.details) * (2 if self.name == CONTRADICTION else 1)  # a detail of those names two pairs
+        more = " ..." if self.count > len(self.rows) else ""
+        places = [", ".join(self.rows) + more] if len(self.rows) > named else []
+        return [*self.details, *places]

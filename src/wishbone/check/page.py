@@ -97,15 +97,13 @@ def _findings(found: Examination) -> Markup:
 
 def _finding(finding: Finding) -> Markup:
     kind = finding.kind
-    rows = ", ".join(finding.rows) + (" ..." if finding.count > len(finding.rows) else "")
     button = element("button", "Look at them", type="button", data_fault=finding.name)
     return element(
         "li",
         element("strong", f"{kind.severity.capitalize()}: {finding.count:,} of {finding.of:,} {kind.title}. "),
         f"{kind.why} ",
         element("span", kind.remedy, class_="remedy"),
-        element("p", rows, class_="rows") if finding.rows else None,
-        *(element("p", line, class_="rows") for line in finding.details),
+        *(element("p", line, class_="rows") for line in finding.lines()),
         button if finding.name in _LEAFED else None,
         class_=kind.severity,
     )

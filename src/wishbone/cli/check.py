@@ -128,8 +128,10 @@ def _print(found: Examination, example: View, model: str | None) -> None:
     for name, text in _facts(found, model):
         facts.add_row(plain(name, "bold"), plain(text))
     console.print(facts)
+    console.print()
     console.print(_length_table(found, console))
     if found.cuts:
+        console.print()
         console.print(_cut_table(found))
     _print_example(console, example, model)
     console.print()
@@ -173,7 +175,7 @@ def _length_table(found: Examination, console: Console) -> Table:
     table.add_column(f"{edges[0]:,} to {edges[-1]:,}, logarithmic", no_wrap=True)
     for name, side in found.spreads.sides.items():
         numbers = (f"{number:,}" for number in (side.median, side.p95, side.longest))
-        table.add_row(f"  {name}", *numbers, Text(drawn(side.bars, glyphs), "cyan"))
+        table.add_row(name, *numbers, Text(drawn(side.bars, glyphs), "cyan"))
     return table
 
 
@@ -216,11 +218,7 @@ def told(finding: Finding) -> str:
     """A finding as a paragraph: how many, why it hurts, what to do, and where."""
     kind = finding.kind
     head = f"{finding.count:,} of {finding.of:,} {kind.title}. {kind.why} {kind.remedy}"
-    more = " ..." if finding.count > len(finding.rows) else ""
-    lines = [*finding.details]
-    if len(finding.rows) > len(lines):
-        lines.append(", ".join(finding.rows) + more)
-    return head + "".join(f"\n  {line}" for line in lines)
+    return head + "".join(f"\n  {line}" for line in finding.lines())
 
 
 def _print_cleaned(found: Examination, path: Path, kept: int, dropped: Mapping[str, int]) -> None:
