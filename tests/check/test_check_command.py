@@ -162,7 +162,7 @@ def test_tokens_are_what_the_model_sees(tmp_path: Path) -> None:
 def test_pairs_that_the_template_refuses_are_named_and_the_others_seen(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['content'] == 'no' %}{{ raise_exception('never') }}{% endif %}"
+        "{% for m in messages %}{% if 'no' in m['content']|string %}{{ raise_exception('never') }}{% endif %}"
         "{{ m['content'] }}{{ eos_token }}{% endfor %}"
     )
     rows = [
@@ -173,6 +173,22 @@ def test_pairs_that_the_template_refuses_are_named_and_the_others_seen(tmp_path:
     (refused,) = [one for one in found.findings if one.name == "refused"]
     assert refused.rows == ("line 2",) and "never" in refused.details[0]
     assert found.ledger.lengths("chosen").tolist()[1] == 0 and found.ledger.lengths("chosen").tolist()[2] > 0
+
+
+def test_text_that_the_template_loses_is_named(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": 1}}}]}
+    prompt = [{"role": "user", "content": "Look!"}]
+    rows = [
+        {"prompt": prompt, "chosen": [call], "rejected": "No."},
+        {"prompt": prompt, "chosen": "Yes.", "rejected": "No."},
+    ]
+    found = examine([reader(write(tmp_path / "data.jsonl", rows))], model=ModelView(tokenizer))
+    named = {finding.name: finding for finding in found.findings}
+    assert {"lost_text", "empty"} <= named.keys()
+    assert named["lost_text"].rows == ("line 1",) and "look" in named["lost_text"].details[0]
+    assert found.ledger.of_pair(1) == ()
 
 
 def test_the_sample_holds_some_of_each_finding_and_is_bounded(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ KINDS: dict[str, Kind] = {
         "text lost in the template",
         "pairs lose text in the chat template",
         "What the template leaves out never reaches the model, so it learns from another pair than you wrote.",
-        "Choose a template that writes it, or move the text where the template writes it.",
+        "Choose a template that writes it, or move the text where it does; data.lost_text: drop leaves such pairs out.",
         dropped=True,
     ),
     "empty": Kind(
@@ -156,6 +156,13 @@ KINDS: dict[str, Kind] = {
         "pairs have nearly the same chosen and rejected completion",
         "Where few tokens differ, DPO tends to make both completions less likely.",
         "Look whether the difference is meant; preference.loss=[sigmoid,sft] holds the chosen one up.",
+    ),
+    "rewritten": Kind(
+        "note",
+        "written in another form",
+        "pairs are written in another form than their messages have",
+        "The chat template would refuse them or lose a part of them as they are.",
+        "Look at one as the model sees it.",
     ),
     "moved_boundary": Kind(
         "note",

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from wishbone.data.tokenize import tokenize_batch
+from wishbone.data.tokenize import CUT_COLUMN, EMPTY_COLUMN, ID_COLUMNS, LOST_COLUMN, NOTES_COLUMN, tokenize_batch
 from wishbone.errors import RequestError
 
 Pair = Mapping[str, Any]
@@ -80,21 +80,23 @@ class ModelView:
     def _seen(self, pairs: Sequence[Pair]) -> list[Seen]:
         names = dict.fromkeys(name for pair in pairs for name in pair)
         batch = {name: [pair.get(name) for pair in pairs] for name in names} | {"source_row": [*range(len(pairs))]}
-        ids = tokenize_batch(self._tokenizer, batch, [*range(len(pairs))])
-        rows = zip(ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"], ids["prompt_cut"], strict=True)
-        return [Seen(p, c, r, self._faults(p, c, r, cut)) for p, c, r, cut in rows]
+        found = tokenize_batch(self._tokenizer, batch, [*range(len(pairs))])
+        return [self._one({name: values[row] for name, values in found.items()}) for row in range(len(pairs))]
 
-    def _faults(
-        self, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], cut: int
-    ) -> dict[str, str]:
+    def _one(self, row: Mapping[str, Any]) -> Seen:
+        prompt, chosen, rejected = (row[name] for name in ID_COLUMNS)
         unscored = not prompt  # without a prompt, nothing predicts the first token
-        found = {
-            "empty": min(len(chosen), len(rejected)) <= unscored,
+        lost, _, beginning = (row[LOST_COLUMN] or "").partition("\n")
+        faults = {
+            "lost_text": lost and (f"{lost}: {beginning!r}" if beginning else lost),
+            "empty": min(len(chosen), len(rejected)) <= unscored or row[EMPTY_COLUMN],
             "identical": chosen == rejected,
             "too_long": self.positions is not None and len(prompt) >= self.positions,
-            "moved_boundary": cut > 0,
+            "moved_boundary": row[CUT_COLUMN] > 0,
+            "rewritten": (row[NOTES_COLUMN] or "").replace("\n", "; "),
         }
-        return {name: "" for name, holds in found.items() if holds}
+        named = {name: how if isinstance(how, str) else "" for name, how in faults.items() if how}
+        return Seen(prompt, chosen, rejected, named)
 
     def tokens(self, ids: Sequence[int], most: int) -> list[tuple[str, bool]]:
         """The text of each token, and whether it is a special one; joined, they are the text that the model sees.
