@@ -47,8 +47,11 @@ def compare(
 
         learned_weights(record.path)
         config = _trusting(parse_config(read_text(record.path / CONFIG)), trust_remote_code)
+        as_text = config.data.template == "none"
+        if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
+            config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
         with screen(error=True).status("answering before and after"):
-            questions = _questions(config, prompt or [], count)
+            questions = _questions(config, prompt or [], count, as_text=as_text)
             answers = answer_before_and_after(record.path, config.model, questions, max_new_tokens=max_new_tokens)
         write_answers(record.path, answers)
         report = write_report(record.path)
@@ -73,15 +76,15 @@ def _trusting(config: RunConfig, trust_remote_code: bool) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def _questions(config: RunConfig, prompts: list[str], count: int) -> list[Question]:
-    """The given prompts; without any, the first ones of the held-out pairs, or of the training pairs if none is."""
+def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bool) -> list[Question]:
+    """The given prompts, as turns or texts; without any, the first held-out ones, or of the training pairs."""
     from wishbone.model.load import load_tokenizer
     from wishbone.report.answers import question_from_text, questions_from_pairs
 
     model = config.model
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     if prompts:
-        return [question_from_text(text, tokenizer, config.data.system_prompt) for text in prompts]
+        return [question_from_text(text, tokenizer, config.data.system_prompt, as_text=as_text) for text in prompts]
     from wishbone.run.prepare_data import prepare_data
 
     trained, heldout, _ = prepare_data(config, tokenizer)

@@ -128,6 +128,12 @@ class DataConfig(Section):
         default="refuse",
         description="Rows that are not usable pairs: refuse (list them and end) or drop (count them and go on).",
     )
+    template: Literal["auto", "chat", "none"] = Field(
+        default="auto",
+        description="Pairs of texts with a prompt: one user turn and one answer in the model's chat template (chat), "
+        "trained as they are (none), or auto (chat where the model has a template and the texts hold none of its "
+        "tokens).",
+    )
     lost_text: Literal["refuse", "drop", "allow"] = Field(
         default="refuse",
         description="Rows of which the chat template loses text (tool calls, thoughts): refuse (list them and end), "

@@ -39,12 +39,14 @@ class RowRules:
         system_prompt: added before every conversation that has no system message.
         columns: names of columns, Wishbone's and the data's; None in the place of a name: a column that is not read.
         rule: which scored completions become pairs.
+        turns: whether texts with a prompt become one user turn and one answer.
     """
 
     invalid_rows: InvalidRows = "refuse"
     system_prompt: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     rule: PairRule = field(default_factory=PairRule)
+    turns: bool = False
 
 
 def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
@@ -86,6 +88,7 @@ class RowReader:
         self._left_out: Counter[str] = Counter()
         self._columns: dict[str, bool] = {}  # whether some row needed the column
         self._pairs = self._without_prompt = 0
+        self._turned = False
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
         """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
@@ -120,7 +123,8 @@ class RowReader:
         if self.layout is None:
             self.layout = self._recognized(row)
         try:
-            found = read_pairs(row, self.layout, system_prompt=self.rules.system_prompt, rule=self.rules.rule)
+            rules = self.rules
+            found = read_pairs(row, self.layout, system_prompt=rules.system_prompt, rule=rules.rule, turns=rules.turns)
         except NoCommonPrompt:
             self._without_prompt += 1
             raise
@@ -128,6 +132,7 @@ class RowReader:
             if not self._columns.get(name):
                 self._columns[name] = name in found.used or name in ALWAYS_READ
         self._pairs += len(found.pairs)
+        self._turned |= found.turned
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
         if self.layout == "implicit_text":
             self._without_prompt += any(map(shares_nothing, found.pairs))
@@ -165,6 +170,11 @@ class RowReader:
         if misfits:
             self.notes.append(f"{self.name}: {misfits} of {self.rows} rows do not fit and are dropped:{self._listed()}")
         self._count_pairs()
+        if self._turned and self._first:
+            self.notes.append(
+                f"{self.name}: the pairs are texts; the model's chat template writes each as one user turn and one "
+                "answer (data.template: none trains them as they are)"
+            )
         if self._first and (unread := self.unread):
             self.notes.append(f"{self.name}: these columns are not read: {shown_names(unread)}")
 

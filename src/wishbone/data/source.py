@@ -46,6 +46,7 @@ def load_pairs(
     columns: Columns | None = None,
     pairs: Pairs = "best_worst",
     least_margin: float = 0.0,
+    turns: bool = False,
 ) -> Dataset | IterableDataset:
     """Load rows and rewrite them as pairs, as `wishbone.data.formats.read_pairs` describes.
 
@@ -59,6 +60,7 @@ def load_pairs(
         columns: the name of a column in the data for Wishbone's name; None for a column that is not read.
         pairs: which completions of a row with scores or ranks become pairs: "best_worst", "best_rest" or "all".
         least_margin: least difference of the scores of such a pair; equal scores are never a pair.
+        turns: whether texts with a prompt become messages, one user turn and one answer.
 
     Returns:
         A `Dataset` with columns prompt, chosen, rejected (texts or lists of messages), `source_row` (int64: the line of
@@ -71,7 +73,7 @@ def load_pairs(
             line or row, and how many there are).
     """
     check_columns(columns or {})
-    rules = RowRules(invalid_rows, system_prompt, dict(columns or {}), PairRule(pairs, least_margin))
+    rules = RowRules(invalid_rows, system_prompt, dict(columns or {}), PairRule(pairs, least_margin), turns)
     found = _find(source, split)
     if isinstance(found, IterableDataset):
         return rewrite_stream(found, "the stream", rules)

@@ -87,6 +87,7 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
         columns=data.columns,
         pairs=data.pairs,
         least_margin=data.least_margin,
+        turns=data.template != "none" and data.system_prompt is not None,
     )
     if tokenizer_directory is not None and (tokenizer_directory / "tokenizer.json").is_file():
         prompt, chosen, rejected = _tokenized(rows, tokenizer_directory)

@@ -50,13 +50,15 @@ class Answer:
     chosen: str | None
 
 
-def question_from_text(text: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> Question:
-    """Return a text as a user message, or without a chat template as a text to continue.
+def question_from_text(
+    text: str, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None, *, as_text: bool = False
+) -> Question:
+    """Return a text as a user message, or as a text to continue: without a chat template, or if a run trained texts.
 
     Raises:
         RequestError: the chat template refuses the text, or does not end.
     """
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None or as_text:
         return Question(text, list(tokenizer(text)["input_ids"]))
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages.append({"role": "user", "content": text})

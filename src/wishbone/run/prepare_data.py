@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any, Literal
+
 import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
@@ -11,8 +14,11 @@ from wishbone.config.schema import RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
 from wishbone.data.row_reader import InvalidRows, MalformedRows
 from wishbone.data.source import load_pairs
+from wishbone.data.text_turns import are_texts, hold_template_tokens
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.errors import RequestError
+
+logger = logging.getLogger(__name__)
 
 RowNumbers = npt.NDArray[np.int64]
 
@@ -28,8 +34,8 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     """
     data = config.data
 
-    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
-        rows = load_pairs(
+    def loaded(source: str, split: str, invalid_rows: InvalidRows, turns: bool) -> Dataset:
+        pairs: Any = load_pairs(
             source,
             split=split,
             invalid_rows=invalid_rows,
@@ -37,7 +43,28 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
             columns=data.columns,
             pairs=data.pairs,
             least_margin=data.least_margin,
+            turns=turns,
         )
+        return pairs
+
+    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
+        turns = data.template == "chat" or (data.template == "auto" and bool(tokenizer.chat_template))
+        rows = loaded(source, split, invalid_rows, turns)
+        if turns and data.template == "auto" and hold_template_tokens(rows, tokenizer):
+            raw = loaded(source, split, invalid_rows, turns=False)
+            if are_texts(raw):
+                logger.warning(
+                    "%s: the texts hold tokens of the model's chat template, so instead they are trained as they are "
+                    "(data.template: chat writes them as turns).",
+                    source,
+                )
+                rows = raw
+        elif turns and are_texts(rows):
+            logger.warning(
+                "%s: chosen and rejected contain the prompt as text, so they are trained without the model's chat "
+                "template; give the prompt in a column of its own to use it.",
+                source,
+            )
         pairs = tokenize_pairs(rows, tokenizer)
         return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 
@@ -71,6 +98,13 @@ def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, R
         return train, heldout
     is_heldout = np.isin(numbers, rows[heldout])
     return np.flatnonzero(~is_heldout), np.flatnonzero(is_heldout)
+
+
+def trained_template(pairs: Dataset, asked: Literal["auto", "chat", "none"]) -> Literal["auto", "chat", "none"]:
+    """`data.template` as it was carried out: chat for messages, none for texts; as asked for pairs of token ids."""
+    if "prompt" not in pairs.column_names:
+        return asked
+    return "none" if are_texts(pairs) else "chat"
 
 
 def split_rows(rows: int, heldout: int, seed: int) -> tuple[RowNumbers, RowNumbers]:

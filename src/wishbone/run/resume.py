@@ -30,7 +30,8 @@ FREE = frozenset(
 SEEN_LATER = frozenset(
     {
         "model.name", "model.revision", "model.dtype", "model.reference", "model.trust_remote_code",
-        "data.train", "data.eval", "data.split", "data.eval_split", "data.invalid_rows", "adapter.target_modules",
+        "data.train", "data.eval", "data.split", "data.eval_split", "data.invalid_rows", "data.template",
+        "adapter.target_modules",
     }
 )  # fmt: skip
 """Settings that name contents: the pairs, the weights and the layers themselves are compared."""

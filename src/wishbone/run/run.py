@@ -32,7 +32,7 @@ from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.report.html import write_report
 from wishbone.run.atomic_file import write_text
 from wishbone.run.preflight import check_access
-from wishbone.run.prepare_data import prepare_data
+from wishbone.run.prepare_data import prepare_data, trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import ProgressBar
 from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, nothing_saved, refuse_another_run
@@ -122,7 +122,9 @@ def _train(
         "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or _evaluate(trainer),
     }
     if writes:
-        write_text(run_dir / CONFIG_FILE, dump_config(config))
+        form = trained_template(train_pairs, config.data.template)
+        data = config.data.model_copy(update={"template": form})
+        write_text(run_dir / CONFIG_FILE, dump_config(config.model_copy(update={"data": data})))
         write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
     began = time.perf_counter()

@@ -30,6 +30,7 @@ class RowPairs(NamedTuple):
         narrow: pairs of the rule that differ by less than the least margin and are left out.
         unscored: completions without a score, which are left out.
         used: columns that were read.
+        turned: whether texts became turns.
     """
 
     pairs: list[dict[str, Any]]
@@ -37,9 +38,12 @@ class RowPairs(NamedTuple):
     narrow: int
     unscored: int
     used: set[str]
+    turned: bool = False
 
 
-def read_pairs(row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None) -> RowPairs:
+def read_pairs(
+    row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None, turns: bool = False
+) -> RowPairs:
     """Rewrite a row of a known layout as pairs.
 
     Args:
@@ -47,17 +51,20 @@ def read_pairs(row: Row, layout: str, *, system_prompt: str | None = None, rule:
         layout: a key of `FORMATS`.
         system_prompt: added before a conversation that has no system message; refused for texts.
         rule: which scored completions become pairs; None: the best against the worst.
+        turns: whether three texts become one user turn and one answer; not where the completions contain the prompt.
 
     Raises:
         RequestError: the row does not fit; one problem for each column, without the number of the row.
     """
     try:
-        return rewrite(row, layout, system_prompt=system_prompt, rule=rule)
+        return rewrite(row, layout, system_prompt=system_prompt, rule=rule, turns=turns)
     except Misfit as misfit:
         raise RequestError(str(misfit)) from None
 
 
-def rewrite(row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None) -> RowPairs:
+def rewrite(
+    row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None, turns: bool = False
+) -> RowPairs:
     """The same; raises Misfit where two columns do not fit together."""
     fields = Fields(row)
     answers = LAYOUTS[layout].read(fields)
@@ -70,9 +77,13 @@ def rewrite(row: Row, layout: str, *, system_prompt: str | None = None, rule: Pa
         raise RequestError(fields.problems)
     matched = match(answers.scores, rule or PairRule()) if answers.scores else _AS_GIVEN
     pairs = []
+    turned = False
     for better, worse in matched.pairs:
         pair = divide((answers.prompt, answers.completions[better], answers.completions[worse]))
         prompt, chosen, rejected = completed(pair, fields)
+        if turns and isinstance(prompt, str) and answers.prompt is not None:
+            prompt, chosen, rejected = chat.user_turn(prompt), chat.completion(chosen), chat.completion(rejected)
+            turned = True
         if isinstance(prompt, str) and extras:
             raise Misfit(
                 f"{next(iter(extras))} is beside texts that no chat template renders; write messages, or give every "
@@ -81,7 +92,7 @@ def rewrite(row: Row, layout: str, *, system_prompt: str | None = None, rule: Pa
         if system_prompt is not None:
             prompt = _with_system(prompt, system_prompt)
         pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **extras})
-    return RowPairs(pairs, matched.ties, matched.narrow, answers.unscored, fields.used)
+    return RowPairs(pairs, matched.ties, matched.narrow, answers.unscored, fields.used, turned)
 
 
 def _with_system(prompt: Any, system_prompt: str) -> Any:
