@@ -21,6 +21,7 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from wishbone.data.kept import kept_dataset
+from wishbone.data.message_forms import without_nulls
 from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
 from wishbone.errors import RequestError
 
@@ -72,7 +73,9 @@ def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> Iter
         raise RequestError(f"{name} has no rows; give at least one preference pair")
 
     def rewrite(batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        rows = (
+            dict(zip(batch, map(without_nulls, values), strict=True)) for values in zip(*batch.values(), strict=True)
+        )
         numbered = ((i + 1, f"row {i + 1}", row) for i, row in zip(indices, rows, strict=True))
         reader = RowReader(name, rules, first=indices[0] == 0, partial=True)
         pairs = list(reader.read(numbered))
