@@ -18,8 +18,8 @@ from wishbone.check.model_view import ModelView
 from wishbone.check.reading import PairReader
 from wishbone.check.sample import chosen_pairs, views
 from wishbone.cli import app
-from wishbone.data.source import open_rows
-from wishbone.data.tokenize import tokenize_batch
+from wishbone.data.source import load_pairs, open_rows
+from wishbone.data.tokenize import tokenize_batch, tokenize_pairs
 
 CLEAN = [
     {"prompt": "How long do I boil an egg?", "chosen": "Ten minutes.", "rejected": "Eggs have a long history."},
@@ -137,11 +137,29 @@ def test_data_that_changes_meanwhile_is_not_copied(tmp_path: Path) -> None:
     assert not (tmp_path / "copy.jsonl").exists()
 
 
+def test_texts_on_a_chat_model_are_seen_as_training_sees_them(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ bos_token }}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    model = ModelView(tokenizer)
+    rendered = [one | {"prompt": f"{tokenizer.bos_token}{one['prompt']}{tokenizer.eos_token}"} for one in CLEAN]
+    for rows, raw, turned in ((CLEAN, False, True), (CLEAN, True, False), (rendered, False, False)):
+        data = write(tmp_path / "data.jsonl", rows)
+        found = examine([reader(data)], model=model, raw=raw)
+        turns = load_pairs(str(data), turns=turned)
+        assert found.readers[0].contents.turned == turned
+        assert found.ledger.lengths("prompt").tolist() == list(map(len, tokenize_pairs(turns, tokenizer)["prompt_ids"]))
+        assert not found.findings
+        (view,) = views(found, [0], model, 1000)
+        assert view.tokens is not None
+        text = "".join(text for text, _ in view.tokens["prompt"])
+        assert (tokenizer.eos_token in text) == (turned or rows is rendered)
+
+
 def test_tokens_are_what_the_model_sees(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     data = write(tmp_path / "data.jsonl", [*CLEAN, row(4, chosen="Caf\u00e9 \U0001f600!", prompt="\u4e2d\u6587")])
     model = ModelView(tokenizer, positions=20)
-    found = examine([reader(data)], model=model)
+    found = examine([reader(data)], model=model, raw=True)
     pairs = [pair for _, pair in reader(data)]
     names = ("prompt", "chosen", "rejected")
     batch = {name: [pair[name] for pair in pairs] for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +60,11 @@ class Examination:
 
 
 def examine(
-    readers: Sequence[PairReader], *, held_out: PairReader | None = None, model: ModelView | None = None
+    readers: Sequence[PairReader],
+    *,
+    held_out: PairReader | None = None,
+    model: ModelView | None = None,
+    raw: bool = False,
 ) -> Examination:
     """Read all pairs once.
 
@@ -68,16 +72,22 @@ def examine(
         readers: of the pairs to learn from.
         held_out: the pairs to measure on; only their prompts are compared.
         model: counts tokens instead of characters, and finds what its chat template does to a pair.
+        raw: whether texts are trained as they are, without the chat template (`data.template: none`).
 
     Raises:
         RequestError: a source cannot be read, or holds no pair.
     """
+    if model and model.has_template and not raw:
+        for reader in (*readers, *([held_out] if held_out else [])):
+            reader.use_template(model.special_tokens)
     special = SpecialTokens(model.special_tokens, model.ends) if model else SpecialTokens()
     measured = np.array([] if held_out is None else [prompt_hash(pair) for _, pair in held_out], dtype=np.uint64)
     ledger = Ledger()
     details: dict[str, list[str]] = {}
-    for place, pair, seen in _seen(readers, model):
+    for place, pair, seen, prerendered in _seen(readers, model):
         faults = {**pair_faults(pair, special), **(seen.found if seen else {})}
+        if prerendered:
+            faults.pop("special_tokens", None)
         lengths = seen.lengths if seen else _characters(pair)
         ledger.add(pair, place, faults, lengths)
         for name, found in faults.items():
@@ -100,15 +110,16 @@ def examine(
     )
 
 
-def _seen(readers: Sequence[PairReader], model: ModelView | None) -> Iterator[tuple[str, Pair, Seen | None]]:
-    """Place and pair of each row that is one, and how the model sees it."""
-    pairs = chain.from_iterable(readers)
-    if model is None:
-        yield from ((place, pair, None) for place, pair in pairs)
-        return
-    for batch in _batches(pairs):
-        views = model.see([pair for _, pair in batch])
-        yield from ((place, pair, seen) for (place, pair), seen in zip(batch, views, strict=True))
+def _seen(readers: Sequence[PairReader], model: ModelView | None) -> Iterator[tuple[str, Pair, Seen | None, bool]]:
+    """Place and pair of each row that is one, how the model sees it, and whether its text is a rendered one."""
+    for reader in readers:
+        if model is None:
+            yield from ((place, pair, None, False) for place, pair in reader)
+            continue
+        for batch in _batches(iter(reader)):
+            views = model.see([pair for _, pair in batch])
+            for (place, pair), seen in zip(batch, views, strict=True):
+                yield place, pair, seen, reader.prerendered
 
 
 def _batches(pairs: Iterator[tuple[str, Pair]]) -> Iterator[list[tuple[str, Pair]]]:

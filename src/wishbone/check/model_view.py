@@ -57,6 +57,11 @@ class ModelView:
         return sorted(str(self._tokenizer.convert_ids_to_tokens(index)) for index in self._special)
 
     @property
+    def has_template(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return bool(self._tokenizer.chat_template)
+
+    @property
     def ends(self) -> list[str]:
         """The tokens at the ends of a sequence, which are not written twice."""
         found = (self._tokenizer.bos_token, self._tokenizer.eos_token)

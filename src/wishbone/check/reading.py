@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wishbone.data.formats import FORMATS
 from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
 
 Pair = Mapping[str, Any]
-
-RULES = RowRules(invalid_rows="drop")
-"""Rows that are no pair are left out, and counted."""
 
 
 class PairReader:
@@ -24,10 +21,13 @@ class PairReader:
 
     Attributes:
         contents: what the source holds; complete after it was read once.
+        turns: whether pairs of texts become one user turn and one answer.
+        prerendered: whether they are texts in which a chat template's tokens stand already.
     """
 
     def __init__(self, name: str, rows: Callable[[], Iterable[NumberedRow]], *, prefix: str = "") -> None:
-        self.contents = RowReader(name, RULES)
+        self.turns = self.prerendered = False
+        self.contents = self._reader(name)
         self._name = name
         self._prefix = prefix
         self._rows = rows
@@ -41,6 +41,28 @@ class PairReader:
     def reasons(self) -> list[tuple[str, str]]:
         """Places and reasons of the first rows that are not a pair."""
         return [(self._prefix + place, reason) for place, reason in self.contents.reasons]
+
+    def use_template(self, tokens: Sequence[str]) -> None:
+        """Read pairs of texts as turns, as training does, unless most prompts hold tokens of the chat template.
+
+        Args:
+            tokens: of the tokenizer, the special ones.
+
+        Raises:
+            RequestError: as `__iter__`.
+        """
+        count = held = 0
+        for _, pair in self:
+            if not isinstance(pair["prompt"], str):
+                return
+            count += 1
+            held += any(token in pair["prompt"] for token in tokens)
+        self.prerendered = held * 2 > count
+        self.turns = not self.prerendered
+
+    def _reader(self, name: str) -> RowReader:
+        """Leaves rows out that are no pair, and counts them."""
+        return RowReader(name, RowRules(invalid_rows="drop", turns=self.turns))
 
     def __iter__(self) -> Iterator[tuple[str, Pair]]:
         """Place and pair (prompt, chosen, rejected) of each row that is one.
@@ -56,7 +78,7 @@ class PairReader:
                 here = place
                 yield number, place, row
 
-        reader = RowReader(self._name, RULES)
+        reader = self._reader(self._name)
         for pair in reader.read(placed()):
             del pair["source_row"]
             yield self._prefix + here, pair

@@ -42,6 +42,9 @@ def check(
         str | None, typer.Option("--held-out", metavar="DATA", help="Look for its prompts in DATA.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option(help="Of directories and hub data sets.")] = "train",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Texts are trained without the chat template (data.template: none).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
     fix: Annotated[
         Path | None,
@@ -68,7 +71,7 @@ def check(
         measured = None if held_out is None else _reader(held_out, split, prefix="")
         view = None if model is None else _model_view(model, trust_remote_code)
         with screen(error=True).status("reading pairs"):
-            found = examine(readers, held_out=measured, model=view)
+            found = examine(readers, held_out=measured, model=view, raw=raw)
             example = _example(found, view)
             cleaned = None if fix is None else write_cleaned(found, fix)
             if html is not None:
@@ -147,6 +150,10 @@ def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
         yield "Data", f"{source.name}: {source.rows:,} rows, read as '{reader.layout}'"
         if source.judgments:
             yield "Judged", source.judgments
+        if source.turned:
+            yield "Form", "texts, written as one user turn and one answer (--raw, data.template: none: as they are)"
+        elif reader.prerendered:
+            yield "Form", "texts that hold the template's tokens already, trained as they are"
         if source.unread:
             yield "Not read", f"columns {shown_names(source.unread)}"
     yield "Pairs", f"{len(found.ledger):,}"

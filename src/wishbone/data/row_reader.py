@@ -71,6 +71,7 @@ class RowReader:
         misfits: how many of them do not fit.
         reasons: places and reasons of the first ten.
         judgments: for scored or ranked rows, how many pairs they became and what is left out; else empty.
+        turned: whether texts became turns.
         notes: what a person has to know of the rows that were read, a sentence each; complete after the last row.
     """
 
@@ -88,7 +89,7 @@ class RowReader:
         self._left_out: Counter[str] = Counter()
         self._columns: dict[str, bool] = {}  # whether some row needed the column
         self._pairs = self._without_prompt = 0
-        self._turned = False
+        self.turned = False
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
         """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
@@ -132,7 +133,7 @@ class RowReader:
             if not self._columns.get(name):
                 self._columns[name] = name in found.used or name in ALWAYS_READ
         self._pairs += len(found.pairs)
-        self._turned |= found.turned
+        self.turned |= found.turned
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
         if self.layout == "implicit_text":
             self._without_prompt += any(map(shares_nothing, found.pairs))
@@ -170,7 +171,7 @@ class RowReader:
         if misfits:
             self.notes.append(f"{self.name}: {misfits} of {self.rows} rows do not fit and are dropped:{self._listed()}")
         self._count_pairs()
-        if self._turned and self._first:
+        if self.turned and self._first:
             self.notes.append(
                 f"{self.name}: the pairs are texts; the model's chat template writes each as one user turn and one "
                 "answer (data.template: none trains them as they are)"
