@@ -35,11 +35,16 @@ class RunError(RuntimeError):
     resumable = False
 
 
+def encodable(text: object) -> str:
+    """Return a text with escapes for what UTF-8 cannot hold: file names of any bytes, halves of surrogate pairs."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _told(problems: Sequence[str]) -> list[str]:
     """The first problems, a screen of them, and how many more there are."""
     told: list[str] = []
     room = SCREEN
-    for problem in problems:
+    for problem in map(encodable, problems):
         if told and len(problem) > room:
             return [*told, f"... and {len(problems) - len(told)} more problems"]
         told.append(problem if len(problem) <= SCREEN else f"{problem[:SCREEN]} ...")

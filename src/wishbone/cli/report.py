@@ -46,8 +46,8 @@ def report(
     for finding in diagnose(record):
         style = "bold red" if finding.severity == "problem" else "bold yellow"
         say(f"{finding.title}. {finding.evidence} {finding.remedy}", marker=f"{finding.severity}: ", style=style)
-    if text := verdict(record):
-        say(text)
+    if judged := verdict(record):
+        say(judged)
     for problem in record.problems:
         say(problem, marker="note: ", style="bold yellow")
     say(str(path), marker="report: ", style="bold green")

@@ -18,7 +18,7 @@ from wishbone.data.opened_files import ENDINGS
 from wishbone.data.parquet_files import read_parquet
 from wishbone.data.row_reader import NumberedRow
 from wishbone.data.text_files import read_csv, read_json, read_lines
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, encodable
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def data_files(path: Path, split: str) -> list[Path]:
     if left_out:
         logger.warning(
             "%s: %d files are not read: %s. Rows are read from %s%s",
-            path,
+            encodable(path),
             len(left_out),
             _names(path, left_out),
             _KINDS,

@@ -253,8 +253,8 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
             f"{found.truncated_rows} of {found.rows} rows are longer than max_length; truncation cuts "
             f"{found.truncated_tokens} tokens ({share:.1%})"
         )
-    for reason, rows in found.lost.items():
-        yield f"in {len(rows)} rows {reason} (rows {_few(rows)})"
+    for reason, lossy in found.lost.items():
+        yield f"in {len(lossy)} {'row' if len(lossy) == 1 else 'rows'} {reason} (rows {_few(lossy)})"
     if found.duplicates:
         yield f"{len(found.duplicates)} pairs occurred before (rows {_few(found.duplicates)}); they count twice"
     if found.conflicts:

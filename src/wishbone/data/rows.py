@@ -23,7 +23,7 @@ from datasets.arrow_writer import ArrowWriter
 from wishbone.data.kept import kept_dataset
 from wishbone.data.message_forms import without_nulls
 from wishbone.data.row_reader import NumberedRow, RowReader, RowRules
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, encodable
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowR
 
 def _tell(notes: Iterable[str]) -> None:
     for note in notes:
-        logger.warning("%s", note)
+        logger.warning("%s", encodable(note))
 
 
 def rewrite_stream(dataset: IterableDataset, name: str, rules: RowRules) -> IterableDataset:

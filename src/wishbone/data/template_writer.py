@@ -64,7 +64,8 @@ class TemplateWriter:
     @property
     def special_end(self) -> str | None:
         """The end-of-sequence token, or None."""
-        return self._tokenizer.eos_token
+        token: str | None = self._tokenizer.eos_token
+        return token
 
     def write(
         self, prompts: Sequence[Conversation], conversations: Sequence[Conversation]

@@ -76,4 +76,5 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
 
 
 def _tenth(state: TrainerState) -> int:
-    return 10 * state.global_step // max(state.max_steps, 1)
+    tenth: int = 10 * state.global_step // max(state.max_steps, 1)
+    return tenth

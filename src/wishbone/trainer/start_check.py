@@ -106,4 +106,5 @@ def check_start_on_trl_path(
     with trainer.accelerator.autocast():
         kind = trainer.args.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    assert isinstance(dtype, torch.dtype)
     refuse_other_start(policy, reference, lengths, dtype)
