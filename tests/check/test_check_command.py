@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from wishbone.check.model_view import ModelView
 from wishbone.check.reading import PairReader
 from wishbone.check.sample import chosen_pairs, views
 from wishbone.cli import app
+from wishbone.data.row_reader import NumberedRow
 from wishbone.data.source import load_pairs, open_rows
 from wishbone.data.tokenize import tokenize_batch, tokenize_pairs
 
@@ -219,6 +222,21 @@ def test_the_sample_holds_some_of_each_finding_and_is_bounded(tmp_path: Path) ->
     assert indices == sorted(set(indices)) and len(indices) < 250
     assert set(range(1000, 1020)) <= set(indices) and {0, 1999} <= set(indices)
     assert [view.place for view in views(found, indices, None, 100)] == [f"line {index + 1}" for index in indices]
+
+
+def test_texts_are_not_kept() -> None:
+    def rows() -> Iterator[NumberedRow]:
+        for number in range(1, 1001):
+            text = f"{number} is longer than most " * 1000
+            yield number, f"line {number}", row(number, chosen=text, prompt=f"{text}?")
+
+    tracemalloc.start()
+    try:
+        examine([PairReader("made", rows)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000  # the texts have 50 MB
 
 
 def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
