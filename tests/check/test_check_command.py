@@ -96,6 +96,18 @@ def test_what_json_says(tmp_path: Path) -> None:
     assert found["lengths"]["prompt"]["longest"] == max(len(one["prompt"]) for one in SPOILED if one["prompt"] != 7)
 
 
+def test_columns_have_the_names_of_the_data(tmp_path: Path) -> None:
+    rows = [{"asked": one["prompt"], "chosen": one["chosen"], "rejected": one["rejected"]} for one in CLEAN]
+    data = write(tmp_path / "data.jsonl", rows)
+    assert check(data)[0] == 2
+    status, told = check(data, "--column", "prompt=asked", "--json")
+    found = json.loads(told)
+    assert (status, found["data"][0]["not_read"]) == (0, [])
+    assert found["example"]["read"]["prompt"] == [["", CLEAN[0]["prompt"]]]
+    for wrong in ("prompt", "prompt=", "=asked", "nonsense=asked", "prompt=missing"):
+        assert check(data, "--column", wrong)[0] == 2
+
+
 def test_several_files_are_one_set(tmp_path: Path) -> None:
     one, two = write(tmp_path / "one.jsonl", CLEAN[:2]), write(tmp_path / "two.jsonl", [CLEAN[2], CLEAN[0]])
     status, told = check(one, two, "--json")

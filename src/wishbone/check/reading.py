@@ -18,6 +18,7 @@ class PairReader:
         name: of the source, for messages.
         rows: starts reading at the first row.
         prefix: stands before each place, to tell several sources apart.
+        columns: `data.columns`: the name in the data for Wishbone's name.
 
     Attributes:
         contents: what the source holds; complete after it was read once.
@@ -25,8 +26,16 @@ class PairReader:
         prerendered: whether they are texts in which a chat template's tokens stand already.
     """
 
-    def __init__(self, name: str, rows: Callable[[], Iterable[NumberedRow]], *, prefix: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Callable[[], Iterable[NumberedRow]],
+        *,
+        prefix: str = "",
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
         self.turns = self.prerendered = False
+        self._columns = dict(columns or {})
         self.contents = self._reader(name)
         self._name = name
         self._prefix = prefix
@@ -62,7 +71,7 @@ class PairReader:
 
     def _reader(self, name: str) -> RowReader:
         """Leaves rows out that are no pair, and counts them."""
-        return RowReader(name, RowRules(invalid_rows="drop", turns=self.turns))
+        return RowReader(name, RowRules(invalid_rows="drop", columns=self._columns, turns=self.turns))
 
     def __iter__(self) -> Iterator[tuple[str, Pair]]:
         """Place and pair (prompt, chosen, rejected) of each row that is one.

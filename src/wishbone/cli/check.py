@@ -42,6 +42,10 @@ def check(
         str | None, typer.Option("--held-out", metavar="DATA", help="Look for its prompts in DATA.", show_default=False)
     ] = None,
     split: Annotated[str, typer.Option(help="Of directories and hub data sets.")] = "train",
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME=YOURS", help="As data.columns; may be repeated.", show_default=False),
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Texts are trained without the chat template (data.template: none).")
     ] = False,
@@ -67,8 +71,9 @@ def check(
             refuse_existing(fix)
         if html is not None and html.suffix.lower() not in (".html", ".htm"):
             raise RequestError(f"{html}: the page is HTML; let its name end with .html")
-        readers = [_reader(name, split, prefix=f"{Path(name).name} " if len(data) > 1 else "") for name in data]
-        measured = None if held_out is None else _reader(held_out, split, prefix="")
+        columns = _named(column or [])
+        readers = [_reader(name, split, columns, prefix=f"{Path(name).name} " * (len(data) > 1)) for name in data]
+        measured = None if held_out is None else _reader(held_out, split, columns)
         view = None if model is None else _model_view(model, trust_remote_code)
         with screen(error=True).status("reading pairs"):
             found = examine(readers, held_out=measured, model=view, raw=raw)
@@ -87,12 +92,20 @@ def check(
     raise typer.Exit(HURTS if found.hurts else 0)
 
 
-def _reader(name: str, split: str, prefix: str) -> PairReader:
+def _named(columns: Sequence[str]) -> dict[str, str]:
+    """`NAME=YOURS` as a mapping."""
+    divided = [column.partition("=") for column in columns]
+    if wrong := [column for column, (ours, _, theirs) in zip(columns, divided, strict=True) if not (ours and theirs)]:
+        raise RequestError(f"--column {wrong[0]}: give NAME=YOURS, such as prompt=question_text")
+    return {ours: theirs for ours, _, theirs in divided}
+
+
+def _reader(name: str, split: str, columns: Mapping[str, str], prefix: str = "") -> PairReader:
     from wishbone.check.reading import PairReader
     from wishbone.data.source import open_rows
 
-    shown, rows = open_rows(name, split=split)
-    return PairReader(shown, rows, prefix=prefix)
+    shown, rows = open_rows(name, split=split, columns=columns)
+    return PairReader(shown, rows, prefix=prefix, columns=columns)
 
 
 def _model_view(model: str, trust_remote_code: bool) -> ModelView:

@@ -91,21 +91,25 @@ def load_pairs(
     return store_rows(partial(_rows_of_list, found), "the list of rows", rules, state=None)
 
 
-def open_rows(source: str | Path, *, split: str = "train") -> tuple[str, Callable[[], Iterator[NumberedRow]]]:
+def open_rows(
+    source: str | Path, *, split: str = "train", columns: Columns | None = None
+) -> tuple[str, Callable[[], Iterator[NumberedRow]]]:
     """Return the name of a source, and a function that starts reading its rows as they are.
 
     Args:
         source: a file, a directory or the name of a data set on the hub, as for `load_pairs`.
         split: of a directory or hub data set.
+        columns: `data.columns`, which tables are read with.
 
     Raises:
-        RequestError: there is no such source, or it has no such split.
+        RequestError: there is no such source, it has no such split, or no layout reads such columns.
     """
+    check_columns(columns or {})
     found = _find(source, split)
     if isinstance(found, Dataset):
-        return str(source), partial(_rows_of_dataset, found)
+        return str(source), partial(_rows_of_dataset, found, columns)
     if isinstance(found, _Files):
-        return str(source), partial(files.read_rows, found.paths)
+        return str(source), partial(files.read_rows, found.paths, columns)
     raise RequestError(f"'{source}' is a stream, whose rows can be read only once; download it as files")
 
 
