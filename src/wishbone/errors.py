@@ -52,6 +52,11 @@ def _told(problems: Sequence[str]) -> list[str]:
     return told
 
 
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 row`, `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 LONGEST_REASON = 400
 SHOWN_NAMES = 3
 

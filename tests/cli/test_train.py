@@ -256,7 +256,7 @@ def test_malformed_rows_and_rows_that_cannot_teach_are_refused_together(workplac
     (workplace / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = train("--dry-run")
     assert outcome.exit_code == 2
-    for place in ("line 901 rejected is empty", "(rows 11)", "(rows 501)", "data.invalid_rows: drop"):
+    for place in ("line 901 rejected is empty", "(row 11)", "(row 501)", "data.invalid_rows: drop"):
         assert place in outcome.stderr
     dropped = train("--dry-run", "data.invalid_rows=drop")
     assert dropped.exit_code == 0 and "997" in dropped.stdout

@@ -128,7 +128,7 @@ def test_repeated_and_contradicting_pairs_are_warned_of() -> None:
     assert found.conflicts == ((1, 4),)
     warnings = " ".join(found.warnings)
     assert "3 pairs occurred before (rows 3, 5, 7)" in warnings
-    assert "1 pairs contradict another pair, which prefers the other completion (rows 1 and 4)" in warnings
+    assert "1 pair contradicts another pair, which prefers the other completion (rows 1 and 4)" in warnings
 
 
 def test_truncation_length_bias_and_cut_prompts_are_warned_of() -> None:
@@ -172,7 +172,7 @@ def test_refusing_names_every_reason_and_ten_rows_of_each() -> None:
     assert (
         "13 of 15 rows: chosen and rejected are the same (rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more)" in identical
     )
-    assert "1 of 15 rows: the prompt alone fills max_length (rows 14)" in too_long
+    assert "1 of 15 rows: the prompt alone fills max_length (row 14)" in too_long
     assert "keep_end" in too_long
     assert all("data.invalid_rows: drop" in problem for problem in refused.value.problems)
 
@@ -183,7 +183,7 @@ def test_dropping_leaves_the_others_in_order(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "wishbone"):
         kept = refuse_or_drop(rows, found, "drop")
     assert list(kept["source_row"]) == [5, 7]
-    assert "1 of 3 rows are dropped: chosen and rejected are the same (rows 6)" in caplog.text
+    assert "1 of 3 rows are dropped: chosen and rejected are the same (row 6)" in caplog.text
     only_good = tokens(GOOD)
     found = inspect_pairs(only_good, max_length=9, truncation="keep_start")
     assert refuse_or_drop(only_good, found, "refuse") is only_good

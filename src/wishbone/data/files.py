@@ -52,9 +52,9 @@ def data_files(path: Path, split: str) -> list[Path]:
     left_out = [f for f in everything if f not in {*read, *others} and not _is_documentation(f)]
     if left_out:
         logger.warning(
-            "%s: %d files are not read: %s. Rows are read from %s%s",
+            "%s: %s not read: %s. Rows are read from %s%s",
             encodable(path),
-            len(left_out),
+            "1 file is" if len(left_out) == 1 else f"{len(left_out)} files are",
             _names(path, left_out),
             _KINDS,
             f" of the split '{split}'" if of_split else "",

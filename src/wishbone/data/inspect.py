@@ -21,7 +21,7 @@ from wishbone.data.columns import Counts, Flags, IdColumn, blank_completions
 from wishbone.data.lost_rows import LostText, lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.row_reader import InvalidRows
 from wishbone.data.tokenize import CUT_COLUMN, EMPTY_COLUMN, ID_COLUMNS
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def unusable(inspection: Inspection, lost_text: LostText = "refuse") -> list[str
     """Return one problem for each reason why rows teach nothing or lost text, with ten rows and the remedy."""
     lost = lost_problems(inspection.lost, inspection.rows, "data.lost_text") if lost_text == "refuse" else []
     return lost + [
-        f"{len(rows)} of {inspection.rows} rows: {reason} (rows {_few(rows)}). To train without them, set "
+        f"{len(rows)} of {inspection.rows} rows: {reason} ({_few(rows)}). To train without them, set "
         f"data.invalid_rows: drop; otherwise {_REMEDIES[reason]}"
         for reason, rows in inspection.problems.items()
     ]
@@ -193,10 +193,10 @@ def refuse_or_drop(
     if refused or len(unwanted) == inspection.rows:
         raise RequestError(unusable(inspection, "allow" if lost_text == "allow" else "refuse"))
     for reason, rows in inspection.problems.items():
-        logger.warning("%d of %d rows are dropped: %s (rows %s).", len(rows), inspection.rows, reason, _few(rows))
+        logger.warning("%d of %d rows are dropped: %s (%s).", len(rows), inspection.rows, reason, _few(rows))
     for reason, rows in inspection.lost.items():
         done = "are trained without it" if lost_text == "allow" else "are dropped"
-        logger.warning("%d of %d rows %s: %s (rows %s).", len(rows), inspection.rows, done, reason, _few(rows))
+        logger.warning("%d of %d rows %s: %s (%s).", len(rows), inspection.rows, done, reason, _few(rows))
     return tokenized.select(np.setdiff1d(np.arange(inspection.rows), unwanted)) if len(unwanted) else tokenized
 
 
@@ -254,12 +254,13 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
             f"{found.truncated_tokens} tokens ({share:.1%})"
         )
     for reason, lossy in found.lost.items():
-        yield f"in {len(lossy)} {'row' if len(lossy) == 1 else 'rows'} {reason} (rows {_few(lossy)})"
+        yield f"in {counted(len(lossy), 'row')} {reason} ({_few(lossy)})"
     if found.duplicates:
-        yield f"{len(found.duplicates)} pairs occurred before (rows {_few(found.duplicates)}); they count twice"
+        yield f"{counted(len(found.duplicates), 'pair')} occurred before ({_few(found.duplicates)}), and counts twice"
     if found.conflicts:
-        rows = ", ".join(f"{a} and {b}" for a, b in found.conflicts[:_SHOWN])
-        yield f"{len(found.conflicts)} pairs contradict another pair, which prefers the other completion (rows {rows})"
+        places = ", ".join(f"{a} and {b}" for a, b in found.conflicts[:_SHOWN])
+        contradict = "pair contradicts" if len(found.conflicts) == 1 else "pairs contradict"
+        yield (f"{len(found.conflicts)} {contradict} another pair, which prefers the other completion (rows {places})")
     if found.chosen_longer >= _MOSTLY_LONGER:
         yield (
             f"in {found.chosen_longer:.0%} of the pairs the chosen completion is the longer one, so the model may "
@@ -268,9 +269,10 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
     if CUT_COLUMN in tokenized.column_names:
         cut = np.count_nonzero(tokenized.with_format("numpy")[CUT_COLUMN][:])
         if cut:
-            yield f"in {cut} rows the end of the prompt is tokenized differently before a completion and is not trained"
+            rows = counted(int(cut), "row")
+            yield f"in {rows} the end of the prompt is tokenized differently before a completion and is not trained"
 
 
 def _few(rows: Sequence[int]) -> str:
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return ", ".join(map(str, rows[:_SHOWN])) + more
+    return f"row{'s' * (len(rows) != 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}"

@@ -30,7 +30,9 @@ THOUGHTS, CALLS, RESULTS, BLOCKS, TOOLS = (
     "descriptions of tools",
 )
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a message that hold what the assistant thinks before it answers."""
+"""Keys of a message that hold what the assistant thinks before it answers, as templates name them."""
+OTHER_THOUGHT_KEYS = ("thought", "thoughts", "think", "reasoning_details")
+"""The same as data sets name them; no known template prints these."""
 
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>(.*)", re.DOTALL)
 
@@ -134,9 +136,9 @@ def _parts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _all_parts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key in THOUGHT_KEYS:
-        if isinstance(message.get(key), str):
-            yield THOUGHTS, message[key]
+    for key in (*THOUGHT_KEYS, *OTHER_THOUGHT_KEYS):
+        if key in message:
+            yield THOUGHTS, thought_text(message[key])
     content = message.get("content")
     if isinstance(content, str):
         divided = split_thought(content) if message["role"] == "assistant" else None
@@ -150,10 +152,19 @@ def _all_parts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     elif isinstance(content, Mapping):
         yield from ((_what_of(message), leaf) for leaf in _leaves(content))
     calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else []:
+    former = message.get("function_call")
+    for call in [*(calls if isinstance(calls, list) else []), *([former] if isinstance(former, Mapping) else [])]:
         called = call.get("function", call) if isinstance(call, Mapping) else {}
         for value in (called.get("name"), called.get("arguments")):
             yield from ((CALLS, leaf) for leaf in _leaves(value))
+
+
+def thought_text(value: Any) -> str:
+    """A thought that is a text or a list of blocks {text} or {summary}, as one text; empty if it is neither."""
+    if isinstance(value, str):
+        return value
+    blocks = [block for block in value if isinstance(block, Mapping)] if isinstance(value, list) else []
+    return "\n".join(said for block in blocks for key in ("text", "summary") if isinstance(said := block.get(key), str))
 
 
 def _what_of(message: Mapping[str, Any]) -> str:

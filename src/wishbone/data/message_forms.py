@@ -3,6 +3,8 @@
     content      a text, or a list of text blocks
     arguments    of a tool call: an object, or its JSON as text
     content      of a message that only calls tools: missing, empty, or null
+    thoughts     under the key that a template reads, or under another one
+    a call       in tool_calls, or in OpenAI's former key function_call
 
 Most templates take one form of each and leave out, misprint or refuse the others.
 """
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from wishbone.data.json_text import NotJsonError, parse_json
+from wishbone.data.lost_text import OTHER_THOUGHT_KEYS, thought_text
 
 Message = dict[str, Any]
 Conversation = list[Message]
@@ -62,6 +65,23 @@ def with_null_content(message: Message) -> Message:
     """The message with null as its content if it only calls tools."""
     blank = isinstance(message.get("content"), str) and not message["content"].strip()
     return message | {"content": None} if blank and message.get("tool_calls") else message
+
+
+def with_known_keys(message: Message) -> Message:
+    """The message with its thought in reasoning_content and its former function_call in tool_calls."""
+    known = dict(message)
+    if isinstance(call := known.get("function_call"), Mapping):
+        del known["function_call"]
+        known["tool_calls"] = [*(known.get("tool_calls") or []), _parsed_call(call)]
+    for key in OTHER_THOUGHT_KEYS:
+        if "reasoning_content" not in known and (thought := thought_text(known.get(key))):
+            known["reasoning_content"] = thought
+            del known[key]
+    return known if known != message else message
+
+
+def _parsed_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": _with_argument(dict(call), _parsed)}
 
 
 def _with_arguments(message: Message, change: Callable[[Any], Any]) -> Message:

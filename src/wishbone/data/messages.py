@@ -123,7 +123,8 @@ def message(value: Any) -> Message:
     """One message with a role of system, user, assistant or tool, and no key that is None.
 
     Other keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, because chat templates
-    may print them. Content is text or a list of text blocks.
+    may print them; of `{from, value}` turns those in `TURN_KEYS`. OpenAI's former `function_call` becomes tool_calls.
+    Content is text or a list of text blocks.
 
     Raises:
         Misfit: not an object, an unknown role, no content, an image.
@@ -138,17 +139,34 @@ def message(value: Any) -> Message:
     content = value.get(content_key)
     if name == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(content)}
+    value = _with_tool_calls(value)
     if content is None and not value.get("tool_calls"):
         raise Misfit(f"({name}) has no {content_key}")
     result: Message = {"role": role}
     if content is not None:
         result["content"] = [_block(block) for block in content] if isinstance(content, list) else _content(content)
-    if role_key == "role":
-        result |= storable({key: item for key, item in value.items() if key not in _KEYS and item is not None})
+    kept = value.keys() - _KEYS if role_key == "role" else TURN_KEYS
+    result |= storable({key: item for key, item in value.items() if key in kept and item is not None})
     return result
 
 
 _KEYS = ("role", "content")
+TURN_KEYS = frozenset(("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"))
+"""Keys of a `{from, value}` turn that a chat template may print."""
+
+
+def _with_tool_calls(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with tool_calls as objects, and the call of OpenAI's former key `function_call` among them."""
+    if calls := value.get("tool_calls"):
+        read = parse_json(calls) if isinstance(calls, str) else calls
+        read = [parse_json(call) if isinstance(call, str) else call for call in read] if isinstance(read, list) else [0]
+        if not all(isinstance(call, Mapping) for call in read):
+            raise Misfit("has tool_calls that are not a list of objects, or the JSON of one")
+        value = {**value, "tool_calls": read}
+    if not (isinstance(call := value.get("function_call"), Mapping) and call.get("name")):
+        return value
+    others = {key: item for key, item in value.items() if key != "function_call"}
+    return others | {"tool_calls": [*(value.get("tool_calls") or []), *_function_calls(call)]}
 
 
 def with_parsed_arguments(calling: list[Message]) -> list[Message]:
@@ -192,6 +210,10 @@ def _content(value: Any) -> str:
 
 
 def _block(value: Any) -> Message:
+    if isinstance(value, str):
+        value = {"type": "text", "text": value}
+    if isinstance(value, Mapping) and value.get("type") is None and isinstance(value.get("text"), str):
+        value = {"type": "text", "text": value["text"]}
     if not (isinstance(value, Mapping) and value.get("type") == "text"):
         found = value.get("type") if isinstance(value, Mapping) else kind(value)
         raise Misfit(f"has a content block of type {found!r:.40}; only text is supported")

@@ -6,6 +6,7 @@ over all of them: two completions that happen to begin alike in a few rows are n
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,13 +18,18 @@ from wishbone.data.formats.layouts import JUDGED
 from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
 from wishbone.data.formats.recognize import shown_names
 from wishbone.data.formats.rewrite import ALWAYS_READ
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted
 
 NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
 InvalidRows = Literal["refuse", "drop"]
 
 _GIVEN_UP_AFTER = 100
 _SHOWN = 10
+
+
+IMPLICIT = ("implicit_text", "implicit_messages", "transcript")
+"""Layouts without a column for the prompt."""
+_PROMPT_NAME = re.compile("prompt|question|instruction|query", re.IGNORECASE)
 
 
 class MalformedRows(RequestError):
@@ -54,6 +60,11 @@ def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -
     total = len(lines) if total is None else total
     more = [f"... and {total - shown} more"] if total > shown else []
     return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
+
+
+def _prompt_texts(pair: Mapping[str, Any]) -> list[Any]:
+    prompt = pair["prompt"]
+    return [prompt] if isinstance(prompt, str) else [message.get("content") or "" for message in prompt]
 
 
 class RowReader:
@@ -90,6 +101,7 @@ class RowReader:
         self._columns: dict[str, bool] = {}  # whether some row needed the column
         self._pairs = self._without_prompt = 0
         self.turned = False
+        self._unread_prompts: Counter[str] = Counter()  # rows in which a column that is not read seems to hold it
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
         """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
@@ -137,7 +149,18 @@ class RowReader:
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
         if self.layout == "implicit_text":
             self._without_prompt += any(map(shares_nothing, found.pairs))
+        if self.layout in IMPLICIT and "prompt" not in columns:
+            self._unread_prompts.update(name for name in row if self._holds_a_prompt(name, row[name], found.pairs))
         return found.pairs
+
+    def _holds_a_prompt(self, name: str, value: Any, pairs: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether a column that is not read is named like a prompt, and holds words (or messages) that no pair has."""
+        if self._columns[name] or not _PROMPT_NAME.search(str(name)):
+            return False
+        if not isinstance(value, str):
+            return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+        said = value.strip()
+        return " " in said and not any(said in str(message) for pair in pairs for message in _prompt_texts(pair))
 
     def _recognized(self, row: Row) -> str:
         try:
@@ -159,6 +182,13 @@ class RowReader:
                 "so they do not contain their prompt, and no column is named as one. Name the prompt's column in "
                 f"data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
             )
+        for name, rows in self._unread_prompts.items():
+            if rows * 2 > self.rows:
+                raise RequestError(
+                    f"{self.name}: column {shown_names([name])} seems to hold the prompt, and chosen and rejected do "
+                    f"not contain it. Set data.columns: {{prompt: {shown_names([name])}}} to train with it, or "
+                    "{prompt: null} if it is not the prompt"
+                )
         if misfits and (self.rules.invalid_rows == "refuse" or misfits == self.rows):
             layout = f", read as '{FORMATS[self.layout]}'" if self.layout else ""
             remedy = (
@@ -214,7 +244,7 @@ class RowReader:
             "completions without a score": left_out["unscored"],
         }
         without = ", ".join(f"{kind} ({count})" for kind, count in kinds.items() if count)
-        self.judgments = f"{self._pairs} pairs of {self.rows} rows (data.pairs: {rule.pairs})"
+        self.judgments = f"{counted(self._pairs, 'pair')} of {counted(self.rows, 'row')} (data.pairs: {rule.pairs})"
         self.judgments += f"; left out: {without}" if without else ""
         told = f"{self.name}: {self.judgments}"
         if not self._pairs and not self._partial:

@@ -21,6 +21,9 @@ LONGEST_LITERAL = 2**20
 _BEGINNING = re.compile(
     r"\s*(?:array\(\s*)?\[?\s*\{\s*(?P<quote>['\"])(?P<key>role|content|from|value|tool_calls|messages)(?P=quote)\s*:"
 )
+_OTHER_BEGINNING = re.compile(r"\s*(?:array\(\s*)?[\[(]?\s*(?:\{\s*['\"]|OrderedDict\()")
+_ROLE, _CONTENT = (re.compile(rf"['\"](?:{names})['\"]\s*[:,]") for names in ("role|from", "content|value|tool_calls"))
+"""Messages whose first key is another one (`name`, `id`, `weight`)."""
 _NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 """Errors of `ast.literal_eval` for a text that is no literal, or nests too deeply."""
 
@@ -33,7 +36,8 @@ def read_structure(value: str) -> Any:
             levels deep.
     """
     try:
-        return parse_json(value)
+        found = parse_json(value)
+        return parse_json(found) if isinstance(found, str) else found
     except NotJsonError:
         pass
     if len(value) > LONGEST_LITERAL:
@@ -48,8 +52,8 @@ def read_structure(value: str) -> Any:
 
 
 def looks_structured(value: str) -> bool:
-    """Whether a text begins like a list or an object, in JSON or as Python or NumPy print it."""
-    return value.lstrip().startswith(("[", "{", "array("))
+    """Whether a text begins like a list or an object, in JSON (perhaps twice) or as Python or NumPy print it."""
+    return value.lstrip().startswith(("[", "{", "array(", "(", "OrderedDict(", '"[', '"{'))
 
 
 def read_messages(value: str) -> Any:
@@ -61,6 +65,8 @@ def read_messages(value: str) -> Any:
     Raises:
         Misfit: the text begins as messages do and cannot be read.
     """
+    if value.lstrip().startswith('"') and (inner := _text_within(value)) is not None:
+        value = inner  # JSON that was written as JSON once more
     if not _begins_like_messages(value):
         return value
     found = read_structure(value)
@@ -70,10 +76,22 @@ def read_messages(value: str) -> Any:
     return found if isinstance(found, list) and found and all(map(_is_message, found)) else value
 
 
+def _text_within(value: str) -> str | None:
+    """The messages that a JSON string holds, as text; None if it holds none."""
+    if not value.lstrip(' \t\r\n"').startswith(("[", "{")):
+        return None
+    try:
+        inner = parse_json(value)
+    except NotJsonError:
+        return None
+    return inner if isinstance(inner, str) and _begins_like_messages(inner) else None
+
+
 def _begins_like_messages(value: str) -> bool:
     found = _BEGINNING.match(value)
     if not found:
-        return False
+        whole = _OTHER_BEGINNING.match(value) and value.rstrip().endswith(("]", "}", ")"))
+        return bool(whole and _ROLE.search(value) and _CONTENT.search(value))
     partners = {"role": ("content", "tool_calls"), "from": ("value",), "value": ("from",), "messages": ("role", "from")}
     return any(partner in value for partner in partners.get(found["key"], ("role",)))
 

@@ -7,6 +7,7 @@ fine; anything else is a problem of the row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,10 @@ CONTEXT = (
     *("messages", "conversations", "context", *IMAGES),
 )
 """Columns that some layout reads as a part of the prompt, and those of images, which none reads."""
+
+
+_LONG = 32
+"""Characters from which on a text is not looked for as whole words; other scripts write no spaces between them."""
 
 
 class NoCommonPrompt(RequestError):
@@ -113,7 +118,7 @@ def _with_column(pair: Pair, name: str, value: Any) -> Pair:
     if name in IMAGES:
         raise Misfit("holds images, sound or video, which are not read")
     if isinstance(prompt, str):
-        if not _repeats(value, [_said(part) for part in pair]):
+        if not _repeats(value, [prompt]):
             raise Misfit("is beside texts that contain their whole prompt, and says something else; write it into them")
         return pair
     if name in ("system", "system_prompt"):
@@ -132,7 +137,7 @@ def _with_column(pair: Pair, name: str, value: Any) -> Pair:
         if len(turns) > 1 or (earlier[0]["role"] == "system" and opening):
             raise Misfit("has turns beside a prompt that has several turns itself; write them into one conversation")
         return [*opening, *earlier, *turns], *sides
-    if isinstance(value, str) and _repeats(value, [_said(message) for part in pair for message in part]):
+    if isinstance(value, str) and _repeats(value, [_said(message) for message in prompt]):
         return pair
     if isinstance(value, list) and _is_beginning(chat.messages(value), prompt, sides):
         return pair
@@ -153,12 +158,18 @@ def _plain(turns: list[Message]) -> list[tuple[Any, str]]:
 
 
 def _repeats(value: Any, said: Sequence[str]) -> bool:
-    """Whether a text, or every message of a list, stands in one of these texts."""
+    """Whether a text, or every message of a list, stands in one of these texts, not as a part of a word."""
     try:
         parts = [value] if isinstance(value, str) else [_said(message) for message in chat.messages(value)]
     except Misfit:
         return False
-    return all(any(part.strip() in text for text in said) for part in parts)
+    return all(any(_stands_in(part.strip(), text) for text in said) for part in parts)
+
+
+def _stands_in(part: str, text: str) -> bool:
+    if len(part) >= _LONG:
+        return part in text
+    return bool(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text))
 
 
 def _said(part: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from wishbone.data import messages as chat
@@ -105,11 +106,18 @@ def _tools(value: Any) -> str | list[Any] | None:
     """The tools, as a list or its JSON; None if there are none."""
     if is_empty(value):
         return None
-    tools = chat.parse_json(value) if isinstance(value, str) else value
+    given = chat.parse_json(value) if isinstance(value, str) else value
+    tools = [given] if isinstance(given, Mapping) and given else given
     if not isinstance(tools, list):
         raise Misfit("must be a list of tools, or the JSON of one")
-    chat.storable(tools)
-    return value if tools else None  # type: ignore[no-any-return]
+    read = [chat.parse_json(tool) if isinstance(tool, str) else tool for tool in tools]
+    for number, tool in enumerate(read, 1):
+        if not isinstance(tool, Mapping):
+            raise Misfit(f"item {number} is {chat.kind(tools[number - 1])}; it must be an object, or the JSON of one")
+    chat.storable(read)
+    if not read:
+        return None
+    return value if isinstance(value, str) and read == given else read
 
 
 def _kwargs(value: Any) -> dict[str, Any] | None:

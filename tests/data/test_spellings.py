@@ -1,0 +1,100 @@
+"""What public rows say in spellings of their own: calls, thoughts, tools, cells; prompts under other names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wishbone.data.lost_text import search
+from wishbone.data.message_forms import with_known_keys
+from wishbone.data.source import load_pairs
+from wishbone.data.written_values import read_messages
+from wishbone.errors import RequestError
+
+QUESTION = [{"role": "user", "content": "Which lake is the deepest?"}]
+PAIR = {"prompt": QUESTION, "chosen": "Lake Baikal.", "rejected": "Lake Como."}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Adds numbers."}}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def _chosen(message):
+    return load_pairs([PAIR | {"chosen": [message]}])[0]["chosen"][0]
+
+
+def test_a_former_function_call_is_a_tool_call():
+    call = {"name": "add", "arguments": '{"a": 2}'}
+    assert _chosen({"role": "assistant", "content": None, "function_call": call})["tool_calls"] == [CALL]
+
+
+@pytest.mark.parametrize("calls", [[CALL], json.dumps([CALL]), [json.dumps(CALL)]])
+def test_tool_calls_may_be_written_as_json(calls):
+    assert _chosen({"role": "assistant", "content": "", "tool_calls": calls})["tool_calls"] == [CALL]
+
+
+def test_tool_calls_that_are_no_calls_are_refused():
+    with pytest.raises(RequestError, match="tool_calls that are not a list of objects"):
+        _chosen({"role": "assistant", "content": "", "tool_calls": "add(a=2)"})
+
+
+def test_calls_and_thoughts_of_sharegpt_turns_are_kept():
+    turns = [{"from": "human", "value": "2 + 2?"}]
+    answer = {"from": "gpt", "value": None, "tool_calls": [CALL], "reasoning_content": "Use the tool.", "weight": 1}
+    row = {"conversations": turns, "chosen": answer, "rejected": {"from": "gpt", "value": "5"}}
+    found = load_pairs([row])[0]["chosen"][0]
+    assert found == {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "Use the tool."}
+
+
+@pytest.mark.parametrize("tools", [[json.dumps(TOOL)], TOOL, json.dumps(TOOL), json.dumps([json.dumps(TOOL)])])
+def test_tools_are_read_as_one_object_or_as_json_texts(tools):
+    assert json.loads(load_pairs([PAIR | {"tools": tools}])[0]["tools"]) == [TOOL]
+
+
+def test_items_of_tools_are_objects():
+    with pytest.raises(RequestError, match="tools item 1 is text; it must be an object"):
+        load_pairs([PAIR | {"tools": ["add(a, b)"]}])
+
+
+@pytest.mark.parametrize("key", ["thought", "thoughts", "think", "reasoning_details"])
+def test_thoughts_under_other_names_are_found_and_given_as_the_templates_name_them(key):
+    said = [{"type": "reasoning.text", "text": "Siberia."}] if key == "reasoning_details" else "Siberia."
+    message = {"role": "assistant", "content": "Baikal.", key: said}
+    assert [part.text for part in search([message], "Baikal.").lost] == ["Siberia."]
+    assert with_known_keys(message) == {"role": "assistant", "content": "Baikal.", "reasoning_content": "Siberia."}
+
+
+@pytest.mark.parametrize(("name", "value"), [("context", "Baikal"), ("input", "eepes")])
+def test_a_column_repeats_the_prompt_only_if_the_prompt_says_its_words(name, value):
+    with pytest.raises(RequestError, match="is not in the prompt"):
+        load_pairs([PAIR | {name: value}])
+
+
+def test_a_prompt_under_another_name_beside_texts_that_begin_alike_is_refused():
+    rows = [
+        {"user_prompt": f"Which lake, {i}?", "chosen": "The lake is Baikal.", "rejected": "The lake is Como."}
+        for i in range(3)
+    ]
+    with pytest.raises(RequestError, match="column user_prompt seems to hold the prompt"):
+        load_pairs(rows)
+    assert load_pairs(rows, columns={"prompt": "user_prompt"})[0]["prompt"] == "Which lake, 0?"
+    assert load_pairs(rows, columns={"prompt": None})[0]["prompt"] == "The lake is"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "[{'weight': 1, 'role': 'user', 'content': 'x y'}]",
+        "({'weight': 1, 'role': 'user', 'content': 'x y'},)",
+        json.dumps(json.dumps([{"weight": 1, "role": "user", "content": "x y"}])),
+    ],
+)
+def test_cells_with_messages_whose_first_key_is_another_one_are_read(cell):
+    assert read_messages(cell) == [{"weight": 1, "role": "user", "content": "x y"}]
+
+
+def test_texts_that_quote_messages_stay_texts():
+    for cell in (
+        '[{"id": 1, "role": "user", "content": "x"}] Explain this.',
+        '{"id": 1, "role": "admin", "value": "x"}',
+    ):
+        assert read_messages(cell) == cell
