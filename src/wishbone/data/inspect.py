@@ -256,7 +256,7 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
     for reason, lossy in found.lost.items():
         yield f"in {counted(len(lossy), 'row')} {reason} ({_few(lossy)})"
     if found.duplicates:
-        yield f"{counted(len(found.duplicates), 'pair')} occurred before ({_few(found.duplicates)}), and counts twice"
+        yield f"{counted(len(found.duplicates), 'pair')} occurred before ({_few(found.duplicates)}); each counts twice"
     if found.conflicts:
         places = ", ".join(f"{a} and {b}" for a, b in found.conflicts[:_SHOWN])
         contradict = "pair contradicts" if len(found.conflicts) == 1 else "pairs contradict"
