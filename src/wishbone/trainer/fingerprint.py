@@ -141,17 +141,29 @@ def read_fingerprint(checkpoint: Path) -> Facts | None:
 
 
 def changes(old: Facts, new: Facts) -> list[str]:
-    """Say what differs, one line each: name, old and new value. What only one of both knows is not compared."""
+    """Say what differs, one line each: name, old and new value. What only one of both knows is not compared.
+
+    Without a model of its own the reference has the weights that the model started with. So a run may name that model
+    as its reference, or leave it out, and continue; another one it may not.
+    """
     lines = []
     for section, facts in new.items():
         if section == "versions":
             continue
         recorded = old.get(section, {})
+        if section == "reference" and bool(recorded) != bool(facts):
+            recorded, facts = _weights_of_reference(old), _weights_of_reference(new)
         for name, value in facts.items():
             if name in recorded and recorded[name] != value:
                 shown = name if section == "settings" else f"{section}: {name}"
                 lines.append(f"{shown} was {_shown(recorded[name])} and is {_shown(value)}")
     return lines
+
+
+def _weights_of_reference(facts: Facts) -> dict[str, Any]:
+    """The hash of the reference's weights, where it is known: its own, or those that the model starts with."""
+    held = facts.get("reference") or facts.get("model", {})
+    return {name: value for name, value in held.items() if name == "weights"}
 
 
 def refuse_changes(lines: list[str], checkpoint: Path) -> None:
