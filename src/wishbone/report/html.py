@@ -7,6 +7,7 @@ forbids it to load or run anything, so even an error in escaping could do no har
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from wishbone.config.document import show
@@ -38,8 +39,10 @@ def write_report(run_dir: Path) -> Path:
         partial.write_text(text, encoding="utf-8")
         partial.replace(report)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RequestError(
-            f"{show(str(report))} cannot be written ({error.strerror}); check the permissions"
+            f"{show(str(report))} cannot be written ({error.strerror}); check the room on the disk and the permissions"
         ) from error
     return report
 

@@ -11,8 +11,7 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
-from datetime import datetime
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ from transformers.trainer_callback import PrinterCallback
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
-from wishbone.errors import RunError
+from wishbone.errors import RequestError, RunError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
-from wishbone.report.html import write_report
+from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
+from wishbone.run.ending import early_end_noted, now, write_result
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data, trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
@@ -39,7 +39,7 @@ from wishbone.run.resume import deciding_settings, finished_steps, heldout_befor
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.stop_after_step import StopAfterStep
-from wishbone.run.stop_signals import Stopped, StopSignals
+from wishbone.run.stop_signals import StopSignals
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.trainer import DPOTrainer
 
@@ -88,6 +88,8 @@ def _train(
                 f"this run is finished: {steps} of {steps} steps; to train on, set training.max_steps above {steps}",
                 highlight=False,
             )
+            if claimed is not None and not (run_dir / REPORT).exists():
+                _report(run_dir)
             return run_dir
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     train_pairs, heldout, dropped = _pairs(config)
@@ -112,7 +114,7 @@ def _train(
     writes = trainer.is_world_process_zero()
     summary: dict[str, Any] = {
         "status": "running",
-        "started": _now(),
+        "started": now(),
         "model": config.model.name,
         "pairs": {"train": len(train_pairs), "heldout": 0 if heldout is None else len(heldout)},
         "dropped_rows": dropped,
@@ -127,50 +129,50 @@ def _train(
         write_text(run_dir / CONFIG_FILE, dump_config(config.model_copy(update={"data": data})))
         write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
-    began = time.perf_counter()
-    try:
+    with early_end_noted(summary, run_dir / "summary.json" if writes else None, lambda: trainer.state.global_step):
+        began = time.perf_counter()
         with signals.saving() if signals else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
-    except (Stopped, RunError) as error:
+        seconds = time.perf_counter() - began
+        heldout_after = None if heldout is None else _evaluate(trainer)
+        reference = trainer.reference_counts()
         if writes:
-            with suppress(OSError):  # a full disk may be why it ended
-                write_json(run_dir / "summary.json", summary | _ended_early(error, trainer.state.global_step))
-        raise
-    seconds = time.perf_counter() - began
-    heldout_after = None if heldout is None else _evaluate(trainer)
-    reference = trainer.reference_counts()
+            learned = trainer.accelerator.unwrap_model(trainer.model)
+            write_result(run_dir / ("adapter" if lora else "model"), learned.save_pretrained, tokenizer.save_pretrained)
+            summary |= {
+                "status": "done",
+                "finished": now(),
+                "heldout_after": heldout_after,
+                "steps": trainer.state.global_step,
+                "train_seconds": round(seconds, 2),
+                "pairs_per_second": round(trainer.trained_pairs / seconds, 3),
+                "tokens_per_second": round(trainer.trained_tokens / seconds, 1),
+                "peak_memory_gib": round(peak_memory_gib(), 2),
+                "device": trainer.args.device.type,
+                "execution": _execution(trainer),
+                "reference_pairs": reference or None,
+                "lost_metrics_lines": metrics.lost,
+                "guard": trainer.guard.summary() if trainer.guard else None,
+            }
+            write_json(run_dir / "summary.json", summary)
+            if reference:
+                counts = f"{reference['computed']} computed, {reference['reused']} reused"
+                console.print(f"reference log-probabilities: {counts}", highlight=False)
     if writes:
-        save_to = run_dir / ("adapter" if lora else "model")
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(save_to)
-        tokenizer.save_pretrained(save_to)
-        summary |= {
-            "status": "done",
-            "finished": _now(),
-            "heldout_after": heldout_after,
-            "steps": trainer.state.global_step,
-            "train_seconds": round(seconds, 2),
-            "pairs_per_second": round(trainer.trained_pairs / seconds, 3),
-            "tokens_per_second": round(trainer.trained_tokens / seconds, 1),
-            "peak_memory_gib": round(peak_memory_gib(), 2),
-            "device": trainer.args.device.type,
-            "execution": _execution(trainer),
-            "reference_pairs": reference or None,
-            "lost_metrics_lines": metrics.lost,
-            "guard": trainer.guard.summary() if trainer.guard else None,
-        }
-        write_json(run_dir / "summary.json", summary)
-        if reference:
-            counts = f"{reference['computed']} computed, {reference['reused']} reused"
-            console.print(f"reference log-probabilities: {counts}", highlight=False)
-        write_report(run_dir)
+        _report(run_dir)
     return run_dir
 
 
-def _ended_early(error: Stopped | RunError, steps: int) -> dict[str, Any]:
-    """What the summary says of a run that stopped before its end."""
-    failed = isinstance(error, RunError)
-    reason = str(error) if failed else f"{error} after step {steps}"
-    return {"status": "failed" if failed else "stopped", "reason": reason, "finished": _now(), "steps": steps}
+def _report(run_dir: Path) -> None:
+    """Write the report of a run that is done.
+
+    Raises:
+        RunError: the disk is full or fails.
+    """
+    try:
+        write_report(run_dir)
+    except RequestError as error:
+        raise RunError(f"{error}. The run is done and what it learned is whole; --resume writes the report") from error
 
 
 def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
@@ -216,7 +218,3 @@ def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:
     train, heldout, dropped = prepare_data(config, tokenizer)
     check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
     return train, heldout, dropped
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

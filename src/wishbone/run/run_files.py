@@ -47,11 +47,14 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self.lost = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Drop the lines of steps that were done after the checkpoint that the run continues from: they come again."""
-        if not state.is_world_process_zero or not self._path.exists():
+        """Drop the lines that were written after the checkpoint that the run continues from: they come again."""
+        if not state.global_step or not state.is_world_process_zero or not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        steps = [json.loads(line)["step"] for line in lines]
+        before = sum(step < state.global_step for step in steps)
+        logged = sum(entry["step"] == state.global_step for entry in state.log_history)
+        kept = lines[: before + logged]
         if len(kept) < len(lines):
             write_text(self._path, "".join(kept))
 

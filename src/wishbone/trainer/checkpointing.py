@@ -51,6 +51,10 @@ from wishbone.trainer.timed_saves import TimedSaves
 logger = logging.getLogger(__name__)
 
 
+_ARCHIVE = ("inline_container", "iostream")
+"""Words of the errors that PyTorch's archive raises where a file cannot grow."""
+
+
 class CheckpointNotWritten(RunError):
     """A checkpoint could not be written; the message says why and which one is the last."""
 
@@ -249,9 +253,9 @@ def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:
 
 
 def _is_of_the_disk(error: Exception) -> bool:
-    """Whether writing failed. On a full disk PyTorch's archive raises a RuntimeError that speaks of positions."""
+    """Whether writing failed. On a full disk PyTorch's archive raises a RuntimeError of positions or of its stream."""
     told = str(error).lower()
-    return isinstance(error, OSError | SafetensorError) or "write" in told or "inline_container" in told
+    return isinstance(error, OSError | SafetensorError) or any(word in told for word in ("write", *_ARCHIVE))
 
 
 def _not_written(place: Path, error: Exception) -> str:
@@ -259,7 +263,7 @@ def _not_written(place: Path, error: Exception) -> str:
     free = shutil.disk_usage(place.parent).free / 2**20
     others = checkpoints_in(place.parent)
     last = f"{others[-1].name} is whole" if others else "no checkpoint was written before"
-    reason = "a file is not whole" if "inline_container" in str(error) else one_line(error)
+    reason = "a file is not whole" if any(word in str(error) for word in _ARCHIVE) else one_line(error)
     return (
         f"{place} could not be written ({reason}; {free:,.1f} MiB are free); {last}. "
         "Make room on the disk and continue with --resume, or with resume_from_checkpoint=True"
