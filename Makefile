@@ -31,8 +31,8 @@ endef
 
 # $(call tests,ENVIRONMENT,NAME): all tests, then those of Triton's kernels in its interpreter; NAME goes into the record
 define tests
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record $(1)/record-$(2).json
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record $(1)/record-$(2)-interpreter.json tests/ops
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2).json
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2)-interpreter.json tests/ops
 endef
 
 .PHONY: help demo lint quick test soak gpu newest oldest lock versions clean
@@ -93,7 +93,7 @@ soak: $(VENV)/installed
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak --count $(FUZZED) --seed $(SEED) --out ../runs/soak-files.json
 
 gpu: $(VENV)/installed
-	$(BIN)/python -m pytest --record $(VENV)/record-gpu.json tests/gpu tests/ops
+	$(BIN)/python -m pytest --record=$(VENV)/record-gpu.json tests/gpu tests/ops
 
 newest: RESOLUTION := highest
 oldest: RESOLUTION := lowest-direct

@@ -2,7 +2,7 @@
 
     python scripts/document_versions.py [RECORD...]
 
-A record is what `pytest --record FILE` wrote: `make test`, `make newest`, `make oldest` and `make gpu` leave one or two
+A record is what `pytest --record=FILE` wrote: `make test`, `make newest`, `make oldest` and `make gpu` leave one or two
 in their environment, and these are read unless files are named. The name of a run is that of its file,
 `record-NAME.json`. A run replaces the one of the same name in docs/versions.json; runs of other machines stay.
 """

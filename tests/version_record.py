@@ -1,6 +1,6 @@
 """The record of one test run: what was installed, on which machine, and how many tests passed.
 
-`pytest --record FILE` writes it as JSON; `scripts/document_versions.py` makes docs/versions.md of such files.
+`pytest --record=FILE` writes it as JSON; `scripts/document_versions.py` makes docs/versions.md of such files.
 """
 
 from __future__ import annotations
