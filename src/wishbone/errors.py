@@ -53,8 +53,8 @@ def _told(problems: Sequence[str]) -> list[str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """A count with its noun: `1 row`, `2 rows`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """A count with its noun: `1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 LONGEST_REASON = 400

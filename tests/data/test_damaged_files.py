@@ -85,6 +85,7 @@ def test_rows_of_csv_that_are_damaged_are_left_out_alone(tmp_path: Path) -> None
     ("content", "problem"),
     [
         (b'prompt,chosen,rejected\na,b,c\nd,"e,f\ng,h,i\n', "is a quotation mark not closed?"),
+        (b"prompt;chosen;rejected\na;b;c\n", "columns are separated by commas"),
         (b"prompt,chosen,chosen\na,b,c\n", "the header names 'chosen' twice"),
         (b"\xff\xfep\0r\0\na,b,c\n", "ends inside a character of UTF-16"),
     ],

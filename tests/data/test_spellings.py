@@ -98,3 +98,11 @@ def test_texts_that_quote_messages_stay_texts():
         '{"id": 1, "role": "admin", "value": "x"}',
     ):
         assert read_messages(cell) == cell
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-le", "utf-32-be", "utf-16-be"])
+def test_files_in_wide_encodings_are_read_whole(encoding, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    line = json.dumps({"prompt": "Größe?", "chosen": "é", "rejected": "e"}, ensure_ascii=False)
+    path.write_bytes(f"{line}\n{line}\n".encode(encoding))
+    assert load_pairs(path)["chosen"][:] == ["é", "é"]

@@ -326,3 +326,11 @@ def test_a_resumed_run_of_a_whole_model(tmp_path: Path) -> None:
     assert resumed_run(tmp_path, changed(base())) == pytest.approx(whole, abs=1e-6)
     with pytest.raises(RequestError, match="weights"):
         resumed_run(tmp_path, base())
+
+
+def test_adapters_that_cannot_be_trained_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    prefix = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    adaption = peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM")
+    for config, remedy in ((prefix, "gradient_checkpointing=False"), (adaption, "choose another adapter")):
+        with pytest.raises(RequestError, match=remedy):
+            trainer(tmp_path, base(), config, gradient_checkpointing=True)

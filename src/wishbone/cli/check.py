@@ -16,7 +16,7 @@ from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.data.formats.recognize import shown_names
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted
 
 if TYPE_CHECKING:
     from wishbone.check.examine import Examination
@@ -160,7 +160,7 @@ def _print(found: Examination, example: View, model: str | None) -> None:
 def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
     for reader in found.readers:
         source = reader.contents
-        yield "Data", f"{source.name}: {source.rows:,} rows, read as '{reader.layout}'"
+        yield "Data", f"{source.name}: {counted(source.rows, 'row')}, read as '{reader.layout}'"
         if source.judgments:
             yield "Judged", source.judgments
         if source.turned:
@@ -171,7 +171,7 @@ def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
             yield "Not read", f"columns {shown_names(source.unread)}"
     yield "Pairs", f"{len(found.ledger):,}"
     if found.held_out is not None:
-        yield "Held out", f"{found.held_out:,} pairs"
+        yield "Held out", counted(found.held_out, "pair")
     if model is not None:
         yield "Model", model
     spread = found.spreads
@@ -249,7 +249,8 @@ def _print_cleaned(found: Examination, path: Path, kept: int, dropped: Mapping[s
     told_out = "; ".join(f"{KINDS[name].label} ({count:,})" for name, count in (left_out | dict(dropped)).items())
     stay = "; ".join(f"{one.kind.label} ({one.count:,})" for one in found.findings if not one.kind.dropped)
     say(
-        f"{path}: {kept:,} pairs. Left out: {told_out or 'nothing'}" + (f". Still there: {stay}" if stay else ""),
+        f"{path}: {counted(kept, 'pair')}. Left out: {told_out or 'nothing'}"
+        + (f". Still there: {stay}" if stay else ""),
         marker="copy: ",
         style="bold green",
     )

@@ -10,6 +10,7 @@ from rich.table import Table
 from wishbone.cli.console import plain, say, screen
 from wishbone.config.schema import AdapterConfig, PreferenceConfig, RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs
+from wishbone.errors import counted
 from wishbone.model.load import load_tokenizer, read_model_config
 from wishbone.planning.schedule import schedule
 from wishbone.run.prepare_data import prepare_data
@@ -49,10 +50,11 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
         yield "Reference", config.model.reference
     yield (
         "Pairs",
-        f"{inspection.rows} of {data.train}, split {data.split}" + (f"; {dropped} rows dropped" if dropped else ""),
+        f"{inspection.rows} of {data.train}, split {data.split}"
+        + (f"; {counted(dropped, 'row')} dropped" if dropped else ""),
     )
     if heldout:
-        yield "Held out", f"{heldout} pairs" + (f" of {data.eval}" if data.eval else "")
+        yield "Held out", counted(heldout, "pair") + (f" of {data.eval}" if data.eval else "")
         every = "once per epoch" if training.eval_steps is None else f"every {training.eval_steps} steps"
         yield "Evaluation", f"before training, {every}, and after training"
     else:
@@ -63,7 +65,7 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
     saved = 1 - inspection.shared_tokens / inspection.separate_tokens
     yield "One epoch", f"{inspection.shared_tokens:,} tokens, {saved:.0%} fewer than with each prompt computed twice"
     yield "Loss", _loss(config.preference)
-    yield "Steps", f"{plan.steps:,} optimizer steps of {plan.pairs_a_step} pairs, epochs: {plan.epochs:.3g}"
+    yield "Steps", f"{plan.steps:,} optimizer steps of {counted(plan.pairs_a_step, 'pair')}, epochs: {plan.epochs:.3g}"
     yield (
         "Learning rate",
         f"{training.learning_rate:g}, {training.scheduler} after {plan.warmup_steps} steps of warm-up",

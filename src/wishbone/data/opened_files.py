@@ -1,8 +1,8 @@
 """Files opened for reading: decompressed, and in UTF-8 whatever they were written in.
 
 A compressed file is known by its first bytes, or by the end of its name. A text file that begins with the byte order
-mark of UTF-16, or whose first bytes are every other one zero, is decoded as UTF-16 and given on as UTF-8; halves of
-surrogate pairs stay what they are and are refused with their line.
+mark of UTF-16 or UTF-32, or whose first bytes are zero where those of Latin letters are, is decoded and given on as
+UTF-8; halves of surrogate pairs stay what they are and are refused with their line.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ ENDINGS = tuple(_DECOMPRESSED)
 """Ends of the names of compressed files."""
 _DAMAGE = (gzip.BadGzipFile, zlib.error, EOFError, lzma.LZMAError)
 _LONGEST_MAGIC = 6
+_RECODED = ("utf-16", "utf-32")
 
 
 @contextmanager
@@ -107,11 +108,11 @@ def _in_utf8(file: IO[bytes]) -> IO[bytes]:
     buffered = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
     first = cast(Any, buffered).peek(4)[:4]
     encoding = json.detect_encoding(first) if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first else ""
-    return cast(IO[bytes], io.BufferedReader(_Recoded(buffered, encoding))) if encoding[:6] == "utf-16" else buffered
+    return cast(IO[bytes], io.BufferedReader(_Recoded(buffered, encoding))) if encoding[:6] in _RECODED else buffered
 
 
 class _Recoded(io.RawIOBase):
-    """A file in UTF-16 as a raw file in UTF-8."""
+    """A file in UTF-16 or UTF-32 as a raw file in UTF-8."""
 
     def __init__(self, file: IO[bytes], encoding: str) -> None:
         self._text = io.TextIOWrapper(cast(Any, file), encoding, errors="surrogatepass", newline="")
@@ -127,7 +128,9 @@ class _Recoded(io.RawIOBase):
             try:
                 self._rest = self._text.read(max(len(buffer) // 4, 1)).encode("utf-8", "surrogatepass")
             except UnicodeDecodeError as error:
-                raise OSError(None, f"ends inside a character of UTF-16 ({error.reason})") from None
+                raise OSError(
+                    None, f"ends inside a character of {self._text.encoding.upper()[:6]} ({error.reason})"
+                ) from None
         content, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
         buffer[: len(content)] = content
         return len(content)

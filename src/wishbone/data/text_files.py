@@ -175,6 +175,11 @@ def _csv_rows(path: Path, file: IO[bytes]) -> Iterator[NumberedRow]:
 def _csv_header(path: Path, names: list[str]) -> list[str]:
     if not _is_text(names):
         raise RequestError(f"{path}: line 1 is not UTF-8 text; save the file as UTF-8")
+    if len(names) == 1 and (separators := [sign for sign in (";", "\t", "|") if sign in names[0]]):
+        raise RequestError(
+            f"{path}: the header has one column, whose name contains {separators[0]!r}; columns are separated by "
+            "commas: save the file so"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RequestError(f"{path}: the header names {', '.join(map(repr, twice[:5]))} twice; give each column a name")

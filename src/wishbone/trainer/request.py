@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from transformers import TrainingArguments
 
 from wishbone.config.trackers import missing_trackers
@@ -70,6 +70,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     if config is not None:
         config = name_options_without_effect(config)
     _refuse_adapter_of_another_name(model, ref_model)
+    _refuse_adapters_without_logps(model, options.get("peft_config"), config or DPOConfig())
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
     liger = config is not None and config.use_liger_kernel
     peft_config = options.get("peft_config")
@@ -114,6 +115,22 @@ def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
         raise RequestError(
             f"the model's adapter is called {', '.join(map(repr, model.peft_config))}, and the one that is trained and "
             "copied as the reference is called 'default': load it with adapter_name='default', or give a ref_model"
+        )
+
+
+def _refuse_adapters_without_logps(model: object, added: PeftConfig | None, config: DPOConfig) -> None:
+    """Refuse kinds of adapters whose forward pass neither TRL nor the step can use."""
+    kinds = {given.peft_type for given in (model.peft_config.values() if isinstance(model, PeftModel) else ())}
+    kinds |= {added.peft_type} if added is not None else set()
+    if PeftType.ADAPTION_PROMPT in kinds:
+        raise RequestError(
+            "adaption prompts replace the attention of the model, and TRL cannot read log-probabilities from them: "
+            "choose another adapter, such as LoRA or IA3"
+        )
+    if PeftType.PREFIX_TUNING in kinds and config.gradient_checkpointing:
+        raise RequestError(
+            "prefix tuning puts keys and values before the prompt, which gradient checkpointing drops: set "
+            "gradient_checkpointing=False, or choose another adapter"
         )
 
 
