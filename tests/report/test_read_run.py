@@ -12,7 +12,9 @@ from fake_run import WriteRun
 
 from wishbone.errors import RequestError
 from wishbone.report import run_directory
+from wishbone.report.diagnosis import verdict
 from wishbone.report.run_directory import read_run
+from wishbone.report.sections import facts
 
 
 def with_metrics(run: Path, *lines: Any, end: str = "\n") -> Path:
@@ -154,3 +156,15 @@ def test_a_history_that_goes_back_at_every_line_is_read_in_time(write_run: Write
     points = read_run(run).metrics["loss"]
     assert time.monotonic() - began < 20
     assert [step for step, _ in points] == [*range(19_980), steps[-1]]
+
+
+def test_a_run_that_failed_says_why_and_is_not_called_sound(write_run: WriteRun) -> None:
+    run = write_run()
+    summary = json.loads((run / "summary.json").read_text())
+    why = "the loss of step 3 is not finite, so training stopped"
+    (run / "summary.json").write_text(json.dumps(summary | {"status": "failed", "reason": why}))
+    record = read_run(run)
+    assert facts(record)["Reason"] == why
+    assert verdict(record) is None
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "Reason" not in facts(read_run(run))

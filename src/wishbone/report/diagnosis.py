@@ -54,9 +54,12 @@ def diagnose(record: RunRecord) -> list[Finding]:
 
 
 def verdict(record: RunRecord) -> str | None:
-    """Return what it means that nothing was found, in a sentence; None if something was, or nothing was logged."""
+    """Return what it means that nothing was found, in a sentence.
+
+    None if something was, if nothing was logged, or if the run failed: its reason is what stands out.
+    """
     logged = len(record.metrics.get("loss", []))
-    if not record.metrics or diagnose(record):
+    if not record.metrics or record.status == "failed" or diagnose(record):
         return None
     if logged < ENOUGH_RANKED:
         return f"Too few steps to judge: {logged} logged, {ENOUGH_RANKED} needed. So far nothing stands out."

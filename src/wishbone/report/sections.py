@@ -58,6 +58,7 @@ def facts(record: RunRecord) -> dict[str, str]:
     form = summary.get("form")
     reason = summary.get("form_reason")
     shown = {
+        "Reason": summary.get("reason") if record.status in ("failed", "stopped") else None,
         "Model": model,
         "Trained": learned,
         "Loss": None if names is None else f"{names}, beta {preference.get('beta')}",
