@@ -14,6 +14,8 @@ from typer.testing import CliRunner, Result
 from wishbone.cli import app
 from wishbone.cli.request import TRACEBACK_VARIABLE
 from wishbone.config.run_directory import ERROR_LOG
+from wishbone.run import run
+from wishbone.run.training_arguments import training_arguments
 
 CONFIG = """\
 model: {name: ./model}
@@ -74,9 +76,9 @@ def test_the_plan_counts_what_truncation_cuts(workplace: Path):
     row = {"prompt": "What is 1?", "chosen": " It is one, of course.", "rejected": " No."}
     (workplace / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     longest = tokens(row["prompt"] + row["chosen"]) + 1  # and the end of the sequence
-    outcome = train("--dry-run", f"data.max_length={longest - 1}")
+    outcome = train("--dry-run", "data.template=none", f"data.max_length={longest - 1}")
     assert f"pairs longer than {longest - 1} tokens: 1; their start is kept, 1 tokens are cut" in outcome.stdout
-    outcome = train("--dry-run", f"data.max_length={longest}")
+    outcome = train("--dry-run", "data.template=none", f"data.max_length={longest}")
     assert f"none needed: every prompt with a completion fits into {longest} tokens" in outcome.stdout
 
 
@@ -145,25 +147,33 @@ def test_another_model_as_the_reference_is_read_from_its_own_place(workplace: Pa
     assert outcome.exit_code == 2 and "did you mean" in outcome.stderr
 
 
-NO_TRACKER = "output.report_to=comet_ml"
-"""A tracker that is not installed, which transformers finds out when the model is loaded."""
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A fault of the program itself, which nobody foresaw, while a run starts."""
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(run, "training_arguments", fail)
+    return monkeypatch
 
 
-def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path):
-    outcome = train("output.dir=mine[bold]", NO_TRACKER)
+def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path, fault: pytest.MonkeyPatch):
+    outcome = train("output.dir=mine[bold]")
     assert outcome.exit_code == 1
     log = workplace / "mine[bold]" / ERROR_LOG
     failure = outcome.stderr[outcome.stderr.index("failed: ") :].splitlines()
-    assert failure[0].startswith("failed: RuntimeError: CometCallback requires")
+    assert failure[0].startswith("failed: RuntimeError: a fault")
     assert failure[1:] == [f"Full traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)"]
     assert log.read_text().startswith("Traceback (most recent call last)")
     assert [path.name for path in log.parent.iterdir()] == [ERROR_LOG]
+    fault.setattr(run, "training_arguments", training_arguments)
     assert train("output.dir=mine[bold]").exit_code == 0, "a start that failed is in nobody's way"
 
 
-def test_the_traceback_is_shown_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
-    outcome = train("output.dir=mine", NO_TRACKER)
+def test_the_traceback_is_shown_on_request(workplace: Path, fault: pytest.MonkeyPatch):
+    fault.setenv(TRACEBACK_VARIABLE, "1")
+    outcome = train("output.dir=mine")
     assert outcome.exit_code == 1
     assert "Traceback (most recent call last)" in outcome.stderr
     assert "failed: RuntimeError" in outcome.stderr
@@ -178,9 +188,9 @@ def test_a_directory_that_cannot_be_made(workplace: Path):
     assert "name another directory" in outcome.stderr
 
 
-def test_a_traceback_that_cannot_be_written(workplace: Path):
+def test_a_traceback_that_cannot_be_written(workplace: Path, fault: pytest.MonkeyPatch):
     (workplace / "mine" / "error.log").mkdir(parents=True)
-    outcome = train("output.dir=mine", NO_TRACKER)
+    outcome = train("output.dir=mine")
     assert outcome.exit_code == 1
     assert f"The traceback could not be written (Is a directory); {TRACEBACK_VARIABLE}=1 shows it" in outcome.stderr
 
@@ -218,7 +228,13 @@ def strict(text: str) -> Any:
 
 def test_a_run_stops_at_the_first_loss_that_is_not_finite(workplace: Path):
     """The rate is 0 in the first step of the warm-up; what was saved by then stays, and is finite."""
-    settings = ["adapter.method=full", "training.learning_rate=1", "training.max_steps=20", "preference.beta=1e17"]
+    settings = [
+        "data.template=none",
+        "adapter.method=full",
+        "training.learning_rate=1",
+        "training.max_steps=20",
+        "preference.beta=1e17",
+    ]
     outcome = train("output.dir=mine", *settings)
     assert outcome.exit_code == 1, outcome.stderr
     run = workplace / "mine"

@@ -83,8 +83,8 @@ def test_compare_takes_the_prompts_that_the_run_held_out(comparable: Path) -> No
     result = wishbone("compare", str(comparable), "--max-new-tokens", "6", "--json")
     assert result.exit_code == 0
     answers = json.loads(result.stdout)
-    assert [answer["prompt"] for answer in answers] == heldout["prompt"]
-    assert [answer["chosen"] for answer in answers] == [" one two", " one two"]
+    assert [answer["prompt"] for answer in answers] == heldout["prompt"][:]
+    assert [answer["chosen"] for answer in answers] == ["one two", "one two"]
     assert json.loads((comparable / "answers.json").read_text(encoding="utf-8")) == answers
 
 
