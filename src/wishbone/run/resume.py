@@ -78,6 +78,18 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
         refuse_changes(changes({"settings": old}, {"settings": deciding_settings(config)}), run_dir)
 
 
+def template_of_run(config: RunConfig, run_dir: Path) -> RunConfig:
+    """Return the settings with `data.template` as the run carried it out, where they leave that open.
+
+    Before 0.2 there was no such setting, and pairs of texts were trained as they are.
+    """
+    before = _config(run_dir)
+    if before is None or config.data.template != "auto":
+        return config
+    form = before.data.template if "template" in before.data.model_fields_set else "none"
+    return config.model_copy(update={"data": config.data.model_copy(update={"template": form})})
+
+
 def finished_steps(config: RunConfig, run_dir: Path) -> int | None:
     """Return the steps of a run that is done, if `config` asks for no more of them; else None."""
     summary = _summary(run_dir)

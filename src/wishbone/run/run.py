@@ -35,7 +35,14 @@ from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data, trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import ProgressBar
-from wishbone.run.resume import deciding_settings, finished_steps, heldout_before, nothing_saved, refuse_another_run
+from wishbone.run.resume import (
+    deciding_settings,
+    finished_steps,
+    heldout_before,
+    nothing_saved,
+    refuse_another_run,
+    template_of_run,
+)
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.stop_after_step import StopAfterStep
@@ -91,6 +98,7 @@ def _train(
             if claimed is not None and not (run_dir / REPORT).exists():
                 _report(run_dir)
             return run_dir
+        config = template_of_run(config, run_dir)
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     train_pairs, heldout, dropped = _pairs(config)
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
