@@ -31,7 +31,7 @@ endef
 
 # $(call tests,ENVIRONMENT,NAME): all tests, then those of Triton's kernels in its interpreter; NAME goes into the record
 define tests
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2).json
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" --record=$(1)/record-$(2).json
 OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2)-interpreter.json tests/ops
 endef
 
@@ -41,7 +41,7 @@ help:
 	@echo "make lint     ruff, format and types"
 	@echo "make quick    lint and the short tests: before each commit"
 	@echo "make test     lint and all tests; after a change of documentation alone, only its tests"
-	@echo "make soak     kill runs and damage files, at random and for hours; KILLS=300 FUZZED=10000 says how many"
+	@echo "make soak     the long tests, then runs killed and files damaged for hours; KILLS=300 FUZZED=10000 says how many"
 	@echo "make gpu      the tests of kernels and of whole steps on a CUDA device"
 	@echo "make newest   all tests with the newest versions that pyproject.toml allows, in .venv-newest"
 	@echo "make oldest   all tests with the lowest, in .venv-oldest"
@@ -65,7 +65,7 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long"
 
 test: $(VENV)/documented
 	@echo "lint, types and tests are green"
@@ -80,15 +80,16 @@ $(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED) pypr
 # Tests read documentation, too. After a change of documentation alone, only these run.
 $(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
 	@if [ -n "$$(find $(DOCUMENTS) -newer $(VENV)/tested)" ]; then \
-	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m documents; fi
+	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "documents and not long"; fi
 	@touch $@
 
 # Results go to runs/soak-kills.json and runs/soak-files.json; SEED makes other kills and other files.
 KILLS ?= 300
 FUZZED ?= 10000
 SEED ?= 0
-soak: $(VENV)/installed
+soak: $(VENV)/installed builder/node_modules/asked-for
 	@mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.kills --kills $(KILLS) --seed $(SEED) --out ../runs/soak-kills.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak --count $(FUZZED) --seed $(SEED) --out ../runs/soak-files.json
 

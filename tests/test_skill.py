@@ -60,6 +60,7 @@ def test_paths_that_are_named_are_there():
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_command_runs(tmp_path: Path, smollm2: object):
     rows = ROOT / "examples" / "plain-answers" / "train.jsonl"

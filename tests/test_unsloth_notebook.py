@@ -194,7 +194,11 @@ def run(root: Path, directory: Path, train: str, four_bit: bool) -> tuple[dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "four_bit"),
-    [(TRAIN_2025, True), (TRAIN_2025, False), (TRAIN_2024, True)],
+    [
+        (TRAIN_2025, True),
+        pytest.param(TRAIN_2025, False, marks=pytest.mark.long),
+        pytest.param(TRAIN_2024, True, marks=pytest.mark.long),
+    ],
     ids=["2025 in 4 bits", "2025 in 16 bits", "2024 in 4 bits"],
 )
 def test_the_notebook_runs_with_another_import_line(workplace: Path, tmp_path: Path, train: str, four_bit: bool):

@@ -60,6 +60,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_has_what_was_measured(report: dict[str, Any]):
     (row,) = report["results"]
@@ -89,6 +90,7 @@ def test_a_row_has_what_was_measured(report: dict[str, Any]):
     assert "wishbone-f32" in report["stdout"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_call_says_where_when_and_how(report: dict[str, Any]):
     (call,) = report["calls"]
@@ -98,6 +100,7 @@ def test_a_call_says_where_when_and_how(report: dict[str, Any]):
     assert call["hardware"]["cores"] >= 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_is_there_is_not_measured_again_and_a_missing_library_is_a_row(report: dict[str, Any], tmp_path: Path):
     out = tmp_path / "rows.json"

@@ -37,7 +37,11 @@ def test_in_node(test: Path):
 
 
 @needs_node
-@pytest.mark.parametrize("test", IN_CHROMIUM, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "test",
+    [pytest.param(path, marks=() if path.name == "plan.test.js" else pytest.mark.long) for path in IN_CHROMIUM],
+    ids=lambda path: path.name,
+)
 def test_in_chromium(test: Path):
     if reason := missing():
         pytest.skip(reason)

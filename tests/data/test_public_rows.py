@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from wishbone.data.formats import FORMATS, read_pairs, recognize
 from wishbone.data.source import load_pairs
 
+pytestmark = pytest.mark.documents
+
 PAGE = Path(__file__).parents[2] / "docs" / "data-formats.md"
 LINE = re.compile(
     r"^\| (?P<who>[^|]+) \| `(?P<layout>\w+)` \| `(?P<row>\{.*\})` \| \[.*\]\(https://\S+\) \|$", re.MULTILINE

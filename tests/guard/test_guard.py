@@ -105,6 +105,7 @@ def test_a_full_model_goes_back_to_the_newest_checkpoint_before_the_trouble(tmp_
             assert torch.equal(weight, saved[name]), name
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_that_is_slowed_halves_its_rate_and_resumes_bitwise(tmp_path: Path) -> None:
     options = {"guard": "slow", "save_strategy": "steps", "save_steps": 1}

@@ -70,6 +70,7 @@ def test_a_folder_without_tests_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "has no tests/test_dpo_trainer.py" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_tests_run_against_both_trainers_with_stand_ins(tmp_path: Path):
     (tmp_path / "trl" / "tests").mkdir(parents=True)

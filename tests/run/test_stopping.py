@@ -182,7 +182,7 @@ def various(folder: Path) -> dict[str, Run]:
     beside.end()
     hanging.wait_until("summary.json")
     hanging.send(signal.SIGINT, signal.SIGINT)
-    twice.send(signal.SIGTERM, signal.SIGTERM)
+    twice.send(signal.SIGTERM)
     for run in (loading, hanging, twice, closed, to_full_disk):
         run.end()
     to_nobody.process.wait(WITHIN)
@@ -228,6 +228,7 @@ def test_a_live_run_is_not_continued(various: dict[str, Run]) -> None:
     assert various["twice"].process.returncode == 143
 
 
+@pytest.mark.long
 def test_a_signal_in_the_first_moment_ends_with_a_word(folder: Path) -> None:
     """While commands are imported; Python itself needs some milliseconds before that."""
     for seconds in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4):
@@ -241,6 +242,7 @@ def test_a_signal_in_the_first_moment_ends_with_a_word(folder: Path) -> None:
     assert not run.directory.exists()
 
 
+@pytest.mark.long
 def test_figures_stand_beside_their_step(various: dict[str, Run], stopped: dict[signal.Signals, Run]) -> None:
     """Lines on standard error against `metrics.jsonl`: printed at every tenth of the run, with that step's figures."""
     run = start(various["full"].folder, "figures", "training.max_steps=4", "training.learning_rate=1e-2")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from trainer.preference_runs import adapter
@@ -48,6 +49,7 @@ def worker(folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.long
 def test_both_save_and_continue(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

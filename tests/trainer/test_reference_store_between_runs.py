@@ -28,6 +28,7 @@ print("RESULT", *use(trainer), *losses(trainer))
 """
 
 
+@pytest.mark.long
 def test_two_runs_fill_one_store_at_once(tmp_path: Path) -> None:
     store = str(tmp_path / "references.sqlite")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}

@@ -50,6 +50,7 @@ def trajectory(
     return {name: [float(entry[name]) for entry in steps] for name in ("loss", "grad_norm")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("full", "options", "divisions"),
     [
