@@ -81,7 +81,7 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
 def template_of_run(config: RunConfig, run_dir: Path) -> RunConfig:
     """Return the settings with `data.template` as the run carried it out, where they leave that open.
 
-    Before 0.2 there was no such setting, and pairs of texts were trained as they are.
+    Version 0.1.0 had no such setting, and trained pairs of texts as they are.
     """
     before = _config(run_dir)
     if before is None or config.data.template != "auto":
