@@ -78,9 +78,18 @@ def learned(trainer: Any) -> torch.Tensor:
     return torch.cat([weight.detach().flatten().float() for _, weight in named])
 
 
+def under_its_set(entry: dict[str, float]) -> dict[str, float]:
+    """An entry of TRL's log with all metrics under the name of the evaluated set, where TRL has only the loss there."""
+    own = next((name.removesuffix("loss") for name in entry if name.startswith("eval_") and name.endswith("_loss")), "")
+    return {
+        name if name.startswith(own) else own + name.removeprefix("eval_") if name.startswith("eval_") else name: value
+        for name, value in entry.items()
+    }
+
+
 def logged_names(trainer: Any) -> list[set[str]]:
-    """Names in each log of a run."""
-    return [set(entry) for entry in trainer.state.log_history]
+    """Names in each log of a run, each metric of an evaluation under the name of its set."""
+    return [set(under_its_set(entry)) for entry in trainer.state.log_history]
 
 
 def assert_same(theirs: Any, ours: Any, *, rel: float = 1e-4, weights: float = 3e-4) -> None:

@@ -88,20 +88,25 @@ def twin(made: nn.Module, make: Callable[[], nn.Module]) -> nn.Module:
 
 
 KINDS: dict[str, Callable[[], PeftConfig]] = {
+    "plain": lora,
     "all biases": lambda: lora(bias="all"),
     "biases of adapted layers": lambda: lora(bias="lora_only", use_dora=True),
     "pissa": lambda: lora(init_lora_weights="pissa"),
     "pissa and biases": lambda: lora(init_lora_weights="pissa", bias="all", modules_to_save=["lm_head"]),
+    "ia3": lambda: peft.IA3Config(target_modules=SOME, feedforward_modules=["down_proj"]),
     "olora": lambda: lora(init_lora_weights="olora", trainable_token_indices=[4, 5]),
     "random": lambda: lora(init_lora_weights=False),
-    "boft with biases": lambda: peft.BOFTConfig(boft_block_size=8, target_modules=SOME, bias="all"),
     "fourier": lambda: peft.FourierFTConfig(n_frequency=10, target_modules=SOME),
-    "hra": lambda: peft.HRAConfig(r=4, target_modules=SOME),
+    "hra with biases": lambda: peft.HRAConfig(r=4, target_modules=SOME, bias="all"),
 }
+LONG = {"olora", "random", "fourier", "hra with biases"}
+"""Kinds that run the code of the others."""
 
 
 @pytest.mark.parametrize("state", ["new", "trained before"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long) if kind in LONG else kind for kind in KINDS]
+)
 def test_losses_are_those_of_a_copied_reference(tmp_path: Path, kind: str, state: str) -> None:
     torch.manual_seed(5)
     model, config = base(), KINDS[kind]()

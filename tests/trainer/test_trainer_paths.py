@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import tiny_tokenizer
 
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for
-from trainer.side_by_side import trainers
+from trainer.side_by_side import trainers, under_its_set
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
@@ -97,8 +97,11 @@ def test_evaluation_has_trls_metrics(tmp_path: Path) -> None:
             peft_config=LoraConfig(r=4, target_modules="all-linear"),
         )
         trainer.train()
-        results.append(trainer.evaluate())
-    theirs, ours = results
+        results.append(trainer)
+    ours = results[1].evaluate()
+    theirs = {}
+    for name, heldout in results[0].eval_dataset.items():
+        theirs |= under_its_set(results[0].evaluate(heldout, metric_key_prefix=f"eval_{name}"))
     assert ours.keys() == theirs.keys()
     for name in ours:
         if "rewards" in name or name.endswith("loss") or "logps" in name:
