@@ -18,6 +18,8 @@ from wishbone.planning.facts import facts_of
 from wishbone.planning.model_shape import read_shape
 from wishbone.planning.situation import read_situation
 
+pytestmark = pytest.mark.long
+
 MODEL = "model 'one' \"two\" \\ \u00e9{model.name}"  # a directory may be called so
 PAIRS = "pairs '\"\\\u00e9 {data.train}.jsonl"
 PROGRAM = """

@@ -30,6 +30,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "wishbone"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_files_damaged_at_random_are_read_or_refused(target: Target, tmp_path: Path) -> None:
     outcomes = [run_case(target, seed, tmp_path / "case") for seed in SEEDS]

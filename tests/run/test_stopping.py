@@ -197,6 +197,7 @@ def various(folder: Path) -> dict[str, Run]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["closed", "full", "nobody"])
 def test_what_cannot_be_printed_stops_no_run(various: dict[str, Run], name: str) -> None:
     run = various[name]
@@ -205,6 +206,7 @@ def test_what_cannot_be_printed_stops_no_run(various: dict[str, Run], name: str)
     assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_a_signal_while_loading_ends_at_once_and_leaves_nothing(various: dict[str, Run]) -> None:
     run = various["loading"]
     assert run.process.returncode == 143
@@ -212,6 +214,7 @@ def test_a_signal_while_loading_ends_at_once_and_leaves_nothing(various: dict[st
     assert not run.directory.exists()
 
 
+@pytest.mark.long
 def test_the_second_signal_ends_a_step_at_once(various: dict[str, Run]) -> None:
     """One step of 8,000 pairs takes many seconds; the run ends in it."""
     run = various["hanging"]
@@ -220,6 +223,7 @@ def test_the_second_signal_ends_a_step_at_once(various: dict[str, Run]) -> None:
     assert "Traceback" not in run.error
 
 
+@pytest.mark.long
 def test_a_live_run_is_not_continued(various: dict[str, Run]) -> None:
     run = various["beside"]
     assert run.process.returncode == 2

@@ -15,6 +15,8 @@ from trainer.preference_runs import chat_pairs, losses
 from trainer.side_by_side import assert_on_step, assert_same, trained, trainers, under_its_set
 from wishbone.trainer.collator import PairCollator
 
+pytestmark = pytest.mark.long
+
 TIMES = ("runtime", "per_second", "reference")
 
 

@@ -18,6 +18,8 @@ from trainer.preference_runs import arguments, chat_pairs, losses, model_for
 from trainer.side_by_side import assert_on_step, assert_same, learned, lora, trained
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 
+pytestmark = pytest.mark.long
+
 FULL: dict[str, Any] = {"learning_rate": 1e-3}
 SOME = ["q_proj", "v_proj", "up_proj"]
 

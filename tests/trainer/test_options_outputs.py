@@ -19,6 +19,8 @@ from trainer.preference_runs import chat_pairs, losses, model_for
 from trainer.side_by_side import assert_on_step, assert_same, learned, lora, trained, trainer
 from wishbone import DPOTrainer
 
+pytestmark = pytest.mark.long
+
 SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "lr_scheduler_type": "linear"}
 
 

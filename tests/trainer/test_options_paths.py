@@ -20,6 +20,8 @@ from wishbone.policy.capability import varies_in_training
 from wishbone.trainer.request import Request
 from wishbone.trainer.trl_path import refuse_on_trl_path
 
+pytestmark = pytest.mark.long
+
 MOE = "the model's mixture of experts has an auxiliary loss over whole batches"
 DROPOUT = "the model has dropout or other noise that disable_dropout does not turn off"
 

@@ -17,6 +17,8 @@ from trainer.side_by_side import assert_on_step, assert_same, learned, trained, 
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.trainer.non_finite import NonFiniteError
 
+pytestmark = pytest.mark.long
+
 OF_BITSANDBYTES = ["lion_32bit", "adamw_8bit", "paged_adamw_8bit", "ademamix"]
 OPTIMIZERS = ["adafactor", "sgd", "adagrad", "rmsprop", "adamw_torch_fused", *OF_BITSANDBYTES]
 

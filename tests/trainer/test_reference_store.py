@@ -22,6 +22,8 @@ from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import AdapterDisabled
 from wishbone.reference.synchronized import SynchronizedAdapter
 
+pytestmark = pytest.mark.long
+
 PAIRS = 40
 
 
