@@ -77,14 +77,15 @@ def test_compare_takes_the_prompts_that_the_run_held_out(comparable: Path) -> No
     from wishbone.model.load import load_tokenizer
     from wishbone.run.prepare_data import prepare_data
 
-    config = load_config(comparable / "config.yaml")
+    # A run that recorded no template is one of version 0.1.0, which trained texts as they are.
+    config = load_config(comparable / "config.yaml", ["data.template=none"])
     _, heldout, _ = prepare_data(config, load_tokenizer(config.model.name))
     assert heldout is not None
     result = wishbone("compare", str(comparable), "--max-new-tokens", "6", "--json")
     assert result.exit_code == 0
     answers = json.loads(result.stdout)
     assert [answer["prompt"] for answer in answers] == heldout["prompt"][:]
-    assert [answer["chosen"] for answer in answers] == ["one two", "one two"]
+    assert [answer["chosen"] for answer in answers] == [" one two", " one two"]
     assert json.loads((comparable / "answers.json").read_text(encoding="utf-8")) == answers
 
 

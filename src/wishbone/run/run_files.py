@@ -48,7 +48,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the lines that were written after the checkpoint that the run continues from: they come again."""
-        if not state.global_step or not state.is_world_process_zero or not self._path.exists():
+        if not state.global_step or not state.is_world_process_zero or not self._path.is_file():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         steps = [json.loads(line)["step"] for line in lines]
