@@ -86,6 +86,7 @@ OURS = {
 """Places that write attributes of objects of this package, or of objects that were made or loaded there."""
 NO_NAMES = {
     "_ids": "end of a column's name",
+    "_loss": "end of a metric's name",
     "_token_id": "end of an attribute's name",
     "_name_or_path": "field of a configuration",
     "_commit_hash": "field of a configuration",

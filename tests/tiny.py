@@ -6,8 +6,10 @@ uniform and logits differ by more than rounding: a token that sees what it must 
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cache
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -242,3 +244,13 @@ def tiny_pairs(n: int, vocab: int = VOCABULARY, seed: int = 0) -> list[tuple[lis
         return [rng.randrange(3, vocab) for _ in range(rng.randint(1, 12))]
 
     return [(ids(), ids(), ids()) for _ in range(n)]
+
+
+def write_tiny_run(folder: Path, config: str, pairs: int) -> None:
+    """Write what `wishbone train tiny.yaml` needs: model and tokenizer in `model`, `pairs.jsonl`, `tiny.yaml`."""
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(pairs)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tiny.yaml").write_text(config)

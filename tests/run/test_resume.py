@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model, write_tiny_run
 from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
@@ -31,12 +31,7 @@ def train(*arguments: str) -> Result:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps, in the middle of an epoch of eight pairs when it ends, beside its model and pairs."""
     folder = tmp_path_factory.mktemp("finished")
-    tokenizer = tiny_tokenizer()
-    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(16)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "tiny.yaml").write_text(CONFIG)
+    write_tiny_run(folder, CONFIG, pairs=16)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         outcome = train()
@@ -108,9 +103,7 @@ def test_a_run_killed_at_its_end_does_each_step_once(work: Path, finished: Path,
     assert outcome.exit_code == 0, outcome.output
     assert ("checkpoint-4 is damaged and was skipped: scheduler.pt has 1 bytes" in outcome.stderr) is damaged
     assert learned(work) == learned(finished)
-    once, whole = metrics(work), metrics(finished)
-    assert [line for line in once if line[1] is not None] == [line for line in whole if line[1] is not None]
-    assert set(once) == set(whole), "the last evaluation comes at the end of the epoch and of the run, or once"
+    assert metrics(work) == metrics(finished)
     before, after = (json.loads((path / "run" / "summary.json").read_text()) for path in (finished, work))
     assert {name: after[name] for name in ("steps", "heldout_before")} == {
         name: before[name] for name in ("steps", "heldout_before")

@@ -18,7 +18,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer, write_tiny_run
 from trainer.preference_runs import chat_pairs
 from typer.testing import CliRunner
 
@@ -38,12 +38,7 @@ training: {batch_size: 2, gradient_accumulation: 2, max_steps: 4, save_steps: 2,
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run directory as it was when the run was stopped after two steps, beside its model, data and configuration"""
-    tokenizer = tiny_tokenizer()
-    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(10)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    write_tiny_run(tmp_path, CONFIG, pairs=10)
     shutil.copytree(OLD, tmp_path / "run", ignore=shutil.ignore_patterns("adapter_of_*"))
     lines = (OLD / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:2]))

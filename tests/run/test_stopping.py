@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_tokenizer
+from tiny import write_tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -70,12 +70,7 @@ class Run:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("a place, 'quoted'")
-    tokenizer = tiny_tokenizer()
-    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(place / "model")
-    tokenizer.save_pretrained(place / "model")
-    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(40)]
-    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (place / "tiny.yaml").write_text(CONFIG)
+    write_tiny_run(place, CONFIG, pairs=40)
     return place
 
 

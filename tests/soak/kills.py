@@ -83,15 +83,10 @@ class Workplace:
     """A directory with a model, pairs and a configuration, in which runs are started as forked processes."""
 
     def __init__(self, folder: Path) -> None:
-        from tiny import tiny_model, tiny_tokenizer
+        from tiny import write_tiny_run
 
         self.folder = folder
-        tokenizer = tiny_tokenizer()
-        tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
-        rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(16)]
-        (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "tiny.yaml").write_text(CONFIG)
+        write_tiny_run(folder, CONFIG, pairs=16)
 
     def start(self, run: Path, settings: list[str], *, resume: bool, kill_at_operation: int | None = None) -> int:
         """Fork a process that trains, and return its number."""

@@ -45,7 +45,7 @@ def test_a_yaml_file_with_them_says_which_key_to_set() -> None:
     with pytest.raises(RequestError) as refusal:
         parse_config(text)
     assert "preference.loss: [sigmoid, sft]" in str(refusal.value)
-    assert "rows are packed by length anyway" in str(refusal.value)
+    assert "rows are packed by length in any case" in str(refusal.value)
 
 
 @pytest.mark.parametrize("steps", [4, 7])

@@ -1,7 +1,7 @@
-"""Options that TRL or transformers took once, and what says the same today.
+"""Options that TRL or transformers removed or renamed, and what to use instead.
 
-Scripts and examples on the web keep the old names. Each has its successor here, in a phrase; an option that the
-installed library still has is not looked up.
+Scripts and examples on the web still have the old names. This table is read only for options that the installed
+libraries do not have.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SUCCESSORS = {
     "desirable_weight": "it belongs to KTO, which is not trained here",
     "undesirable_weight": "it belongs to KTO, which is not trained here",
     # transformers' TrainingArguments
-    "group_by_length": "train_sampling_strategy='group_by_length' says the same, and rows are packed by length anyway",
-    "train_sampling_strategy": "group_by_length=True says it in this version of transformers",
+    "group_by_length": "use train_sampling_strategy='group_by_length'; rows are packed by length in any case",
+    "train_sampling_strategy": "use group_by_length=True with this version of transformers",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "evaluation_strategy": "it is called eval_strategy",
     "overwrite_output_dir": "checkpoints are never overwritten; name another output_dir, or leave it out",
@@ -52,19 +52,19 @@ SUCCESSORS = {
     "past_index": "leave it out",
     "ray_scope": "leave it out",
     "mp_parameters": "leave it out",
-    "include_inputs_for_metrics": "include_for_metrics=['inputs'] says the same",
-    "include_tokens_per_second": "include_num_input_tokens_seen says the same",
-    "dispatch_batches": "accelerator_config={'dispatch_batches': ...} says the same",
-    "split_batches": "accelerator_config={'split_batches': ...} says the same",
-    "fsdp_min_num_params": "fsdp_config={'min_num_params': ...} says the same",
-    "fsdp_transformer_layer_cls_to_wrap": "fsdp_config={'transformer_layer_cls_to_wrap': ...} says the same",
+    "include_inputs_for_metrics": "use include_for_metrics=['inputs']",
+    "include_tokens_per_second": "use include_num_input_tokens_seen",
+    "dispatch_batches": "use accelerator_config={'dispatch_batches': ...}",
+    "split_batches": "use accelerator_config={'split_batches': ...}",
+    "fsdp_min_num_params": "use fsdp_config={'min_num_params': ...}",
+    "fsdp_transformer_layer_cls_to_wrap": "use fsdp_config={'transformer_layer_cls_to_wrap': ...}",
     "sharded_ddp": "it is called fsdp",
     "push_to_hub_model_id": "it is called hub_model_id",
-    "push_to_hub_organization": "hub_model_id='organization/name' says the same",
+    "push_to_hub_organization": "use hub_model_id='organization/name'",
     "push_to_hub_token": "it is called hub_token",
     "save_safetensors": "checkpoints are always safetensors; leave it out",
     "torchdynamo": "it is called torch_compile_backend",
-    "adafactor": "optim='adafactor' says the same",
+    "adafactor": "use optim='adafactor'",
     "predict_with_generate": "`wishbone compare` or a callback shows answers",
     "gradient_checkpointing": "it is called activation_checkpointing",
     "gradient_checkpointing_kwargs": "it is called activation_checkpointing_kwargs",
@@ -77,7 +77,7 @@ SETTINGS = {
     "evaluation_strategy": "training.eval_steps says how often",
     "eval_strategy": "training.eval_steps says how often",
     "save_strategy": "training.save_steps says how often",
-    "group_by_length": "rows are packed by length anyway; leave it out",
+    "group_by_length": "rows are packed by length in any case; leave it out",
     "rpo_alpha": "preference.loss: [sigmoid, sft] with preference.loss_weights: [1.0, rpo_alpha] adds the same term",
     "reference_free": "preference.loss: simpo, cpo or orpo needs no reference",
     "max_completion_length": "data.max_length limits prompt and completion together",
@@ -91,7 +91,7 @@ SETTINGS = {
     "use_cpu": "CUDA_VISIBLE_DEVICES= in the environment hides the GPUs",
     "ref_model": "did you mean model.reference?",
 }
-"""What says in a YAML file what an option of TRL or transformers says, where no single key does by another name."""
+"""What to write in a YAML file in place of an option of TRL or transformers."""
 
 
 def successor(name: str) -> str | None:

@@ -173,6 +173,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         """How often pairs were scored in this run."""
         return len(self.record.of_kind("measurement"))
 
+    @property
+    def restored(self) -> bool:
+        """Whether the weights are not those of the last step."""
+        return self._course.restored is not None
+
     def summary(self) -> dict[str, Any]:
         """Return the result of the run for summary.json."""
         course = self._course

@@ -142,7 +142,7 @@ def _train(
         with signals.saving() if signals else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - began
-        heldout_after = None if heldout is None else _evaluate(trainer)
+        heldout_after = None if heldout is None else _evaluated_last(trainer) or _evaluate(trainer)
         reference = trainer.reference_counts()
         if writes:
             learned = trainer.accelerator.unwrap_model(trainer.model)
@@ -214,7 +214,19 @@ def _execution(trainer: DPOTrainer) -> dict[str, Any] | None:
 
 def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
     """Return the metrics of the held-out pairs, without the prefix `eval_`."""
-    metrics = trainer.evaluate()
+    return _of_heldout(trainer.evaluate())
+
+
+def _evaluated_last(trainer: DPOTrainer) -> dict[str, float]:
+    """The same of an evaluation that was done after the last step; empty if there was none or weights were restored."""
+    if trainer.guard is not None and trainer.guard.restored:
+        return {}
+    last = trainer.state.global_step
+    found = [entry for entry in trainer.state.log_history if entry["step"] == last and "eval_loss" in entry]
+    return _of_heldout(found[-1]) if found else {}
+
+
+def _of_heldout(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
 
 

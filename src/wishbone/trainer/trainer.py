@@ -45,6 +45,7 @@ from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
+from wishbone.trainer.evaluation_sets import move_under_set
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
@@ -337,17 +338,6 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
                 self._losses.log(self.state.global_step)
             if "train_runtime" in logs:
                 logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}
-        self._name_by_set(logs)
+        if not self.model.training:
+            move_under_set(logs, self._metrics["eval"], self.eval_dataset)
         super().log(logs, start_time)
-
-    def _name_by_set(self, logs: dict[str, float]) -> None:
-        """Put TRL's metrics of an evaluation under the name of its data set, where `eval_dataset` has several.
-
-        transformers calls the loss `eval_<name>_loss`; TRL would call every metric of every set `eval_...`.
-        """
-        names = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-        name = next((name for name in names if f"eval_{name}_loss" in logs), None)
-        if name is not None and not self.model.training:
-            for metric, values in self._metrics["eval"].items():
-                logs[f"eval_{name}_{metric}"] = sum(values) / len(values)
-            self._metrics["eval"].clear()
