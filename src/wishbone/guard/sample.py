@@ -67,7 +67,9 @@ class Sample:
         seen, self._seen = self._seen, {}
         if len(seen) < len(self.pairs):
             return None
-        return self._values(torch.cat([seen[place] for place in range(len(self.pairs))]), step)
+        columns = torch.cat([seen[place] for place in range(len(self.pairs))])
+        self._ref_logps = columns[:, 1].view(-1, 2).tolist()
+        return self._values(columns, step)
 
     def measure(self, step: PreferenceStep, execution: Execution) -> dict[str, float]:
         """Score the pairs and return the values; a reference that does not move scores them once."""
