@@ -67,7 +67,7 @@ def test_a_run_from_a_configuration_says_what_it_reused(tmp_path: Path, capsys: 
         return json.loads((tmp_path / name / "summary.json").read_text())["reference_pairs"]
 
     store = str(tmp_path / "references.sqlite")
-    evaluations, epochs, heldout, learned = 4, 2, 3, 9
+    evaluations, epochs, heldout, learned = 3, 2, 3, 9  # before the first epoch and after each
     asked = evaluations * heldout + epochs * learned
     assert run("first", reference_store=store) == {"reused": asked - 12, "computed": 12}
     assert f"reference log-probabilities: 12 computed, {asked - 12} reused\n" in capsys.readouterr().err
