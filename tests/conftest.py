@@ -73,7 +73,7 @@ def smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         return load_model("smollm2-135m-instruct", device="cpu")
     except RequestError as error:
-        pytest.fail(f"the embedded model cannot be had, and these tests need it: {error}", pytrace=False)
+        pytest.fail(f"the embedded model is missing, and these tests need it: {error}", pytrace=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

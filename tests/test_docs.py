@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_layers import LAYERS
 from tiny import tiny_tokenizer
 
 from wishbone.config.load import parse_config
@@ -141,3 +142,10 @@ def test_paths_of_the_listing_exist():
     assert not [path for path in paths if not (ROOT / path).exists()]
     parts = {f"src/wishbone/{path.parent.name}/" for path in (ROOT / "src" / "wishbone").glob("*/__init__.py")}
     assert parts <= set(paths), "a folder of the package is missing in the listing"
+
+
+def test_layers_on_the_page_are_those_that_are_enforced():
+    page = next(text for _, _, text in blocks(DOCS / "design.md", "text") if text.startswith("cli "))
+    written = [set(re.split(r" {2,}", line)[0].split(", ")) for line in page.splitlines()]
+    enforced = [{name.removeprefix("wishbone.") for name in layer} for layer in LAYERS if layer != ["wishbone"]]
+    assert written == enforced[::-1]

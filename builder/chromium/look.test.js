@@ -1,5 +1,5 @@
 "use strict";
-/* How the page looks: colours that can be read, dark and light, narrow and wide, at rest for who asks for it. */
+/* How the page looks: colours that can be read, dark and light, narrow and wide, and still for people who ask for no motion. */
 const assert = require("node:assert/strict");
 const { after, before, test } = require("node:test");
 const { launch, missing, openPlanner } = require("./browser.js");
@@ -85,7 +85,7 @@ for (const width of [320, 360, 768, 1024, 1440, 2560]) {
   });
 }
 
-test("nothing moves for who asks for it", { skip }, async () => {
+test("nothing moves for people who ask for no motion", { skip }, async () => {
   const moving = () => [...document.querySelectorAll("*")].filter((node) => getComputedStyle(node).transitionDuration !== "0s").length;
   assert.ok((await (await openPlanner(browser, { reducedMotion: "no-preference" })).evaluate(moving)) > 0);
   assert.equal(await (await openPlanner(browser, { reducedMotion: "reduce" })).evaluate(moving), 0);

@@ -68,7 +68,7 @@ def refusals(name: str, config: Mapping[str, Any], form: str, *, fits: bool, obs
         config: its config.json.
         form: of the weights that is asked for, such as "4 bits".
         fits: whether the checkpoint is of that form already, if it is quantized.
-        obstacle: why the form cannot be had on the device, or None.
+        obstacle: why the device cannot hold the form, or None.
     """
     method = stored_method(config)
     if method and not fits:
@@ -93,7 +93,7 @@ def quantization_options(
         bits: asked for; 0 for none.
 
     Raises:
-        RequestError: the checkpoint is of another form, or its form cannot be had on this device.
+        RequestError: the checkpoint is of another form, or this device cannot hold its form.
     """
     method = stored_method(config)
     if not bits and method != "bitsandbytes":
