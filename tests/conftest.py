@@ -6,6 +6,7 @@ import atexit
 import functools
 import hashlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sys
@@ -38,9 +39,9 @@ from wishbone.errors import RequestError  # noqa: E402
 if TYPE_CHECKING:  # torch and transformers are loaded by the tests that use them: pytest's main process needs neither
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-settings.register_profile("reproducible", derandomize=True)
-if "CI" in os.environ:
-    settings.load_profile("reproducible")
+settings.register_profile("any machine", deadline=None)  # a busy one takes a second for what takes a millisecond
+settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.load_profile("reproducible" if "CI" in os.environ else "any machine")
 
 
 os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
@@ -59,6 +60,15 @@ def own_reference_store(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     """No test reads what another one stored."""
     name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()
     monkeypatch.setenv("WISHBONE_REFERENCE_STORE", f"{_HF_HOME}/references-{name}.sqlite")
+
+
+@pytest.fixture(autouse=True)
+def logger_of_no_command() -> None:
+    """A command that an earlier test ran in this process has printed what Wishbone logs, instead of passing it on."""
+    own = logging.getLogger("wishbone")
+    own.setLevel(logging.NOTSET)
+    own.propagate = True
+    own.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -159,14 +159,14 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
         fields.setdefault("sliding_window", None)
     config = CONFIG_MAPPING[family](**fields)
     generator = torch.Generator().manual_seed(seed)
-    experts = (
-        {"experts_implementation": "eager"}
-        if hasattr(config, "num_experts_per_tok") or hasattr(config, "moe_k")
-        else {}
-    )  # float64 too
+    forms = {}
+    if hasattr(config, "num_experts_per_tok") or hasattr(config, "moe_k"):
+        forms["experts_implementation"] = "eager"  # float64 too
+    if getattr(config, "attn_logit_softcapping", None):
+        forms["attn_implementation"] = "eager"  # PyTorch's leaves the soft cap out without a word under 5.17
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **experts)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **forms)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)

@@ -16,8 +16,8 @@ from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 
 QWEN = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
-TOOLS = [
-    {"type": "function", "function": {"name": name, "description": "Adds.", "parameters": {"properties": properties}}}
+TOOLS = [  # keys in the order of the alphabet, into which pyarrow 21 sorts those of objects
+    {"function": {"description": "Adds.", "name": name, "parameters": {"properties": properties}}, "type": "function"}
     for name, properties in (("add", {"a": {"type": "integer"}}), ("join", {"b": {"type": "string"}}))
 ]
 

@@ -121,9 +121,9 @@ class Ledger:
             (min(pair), max(pair)) for pair in zip(first[swapped].tolist(), order[swapped + 1].tolist(), strict=True)
         )
         self._mark(DUPLICATE, order[later])
-        self._mark(CONTRADICTION, np.flatnonzero(np.isin(keys >> 1, sorted_keys[1:][swapped] >> 1)))
+        self._mark(CONTRADICTION, np.flatnonzero(_among(keys >> 1, sorted_keys[1:][swapped] >> 1)))
         prompts = np.frombuffer(self._prompts, dtype=np.uint64)
-        self._mark(HELD_OUT, np.flatnonzero(np.isin(prompts, held_out)))
+        self._mark(HELD_OUT, np.flatnonzero(_among(prompts, held_out)))
         return [(earlier, index) for index, earlier in duplicates], contradictions
 
     def _mark(self, name: str, indices: npt.NDArray[np.intp]) -> None:
@@ -133,3 +133,8 @@ class Ledger:
     def first_places(self, name: str, count: int) -> tuple[str, ...]:
         """The places of the first pairs with a fault."""
         return tuple(self.places[index] for index in np.flatnonzero(self.has(name))[:count].tolist())
+
+
+def _among(hashes: npt.NDArray[np.integer[Any]], wanted: npt.NDArray[np.integer[Any]]) -> Flags:
+    """Which hashes are among the wanted ones. By sorting: numpy 2.0 may choose a table, whose size then overflows."""
+    return np.isin(hashes, wanted, kind="sort")

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import nn
 
 from wishbone.engine.step import PreferenceStep
@@ -22,6 +23,9 @@ from wishbone.reference.reference import AdapterDisabled
 from wishbone.trainer.start_check import uncached
 
 logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+"""The adapter that PEFT saves in the directory itself."""
 
 
 def take_reference(step: PreferenceStep, checkpoint: Path) -> None:
@@ -37,6 +41,17 @@ def take_reference(step: PreferenceStep, checkpoint: Path) -> None:
         logger.warning("The reference is the base model, as in the run of %s.", checkpoint)
         drop_frozen(model)
         reference.switch_to(None)
+
+
+def load_default_adapter(model: nn.Module, checkpoint: Path) -> None:
+    """Load the adapter `default`, which PEFT saves beside the folders of others, such as frozen ones.
+
+    transformers 5.17 loads the folders alone, so a resumed run would begin with an adapter that has learned nothing.
+    """
+    weights = checkpoint / SAFETENSORS_WEIGHTS_NAME
+    beside = any(checkpoint.glob(f"*/{SAFETENSORS_WEIGHTS_NAME}"))
+    if isinstance(model, PeftModel) and DEFAULT in model.peft_config and weights.is_file() and beside:
+        set_peft_model_state_dict(model, load_file(weights), adapter_name=DEFAULT)
 
 
 @contextmanager

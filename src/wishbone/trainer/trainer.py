@@ -50,7 +50,7 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
-from wishbone.trainer.reference_in_checkpoint import take_reference, trained_as_before
+from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
@@ -197,6 +197,7 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         """Load the policy as transformers does, and with it the reference that the run began with."""
         with trained_as_before(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_default_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
         if self.preference_step is not None:
             take_reference(self.preference_step, Path(resume_from_checkpoint))
 
