@@ -43,6 +43,7 @@ SOURCE = REPOSITORY / "src" / "wishbone"
 PAGE = (REPOSITORY / "docs" / "interceptions.md").read_text(encoding="utf-8")
 
 OURS = {
+    "cli/chat.py:_obey": "its own conversation",
     "cli/compare.py:print_answer": "a table that was made there",
     "cli/train.py:train": "its own attempt",
     "config/document.py:read_document": "its own document",

@@ -38,6 +38,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.guard"],  # watches what the engine computes; trainer and run use it
     ["wishbone.unsloth", "wishbone.trainer"],
     ["wishbone.run", "wishbone.training"],
+    ["wishbone.result"],  # what is done with a finished run
     ["wishbone.cli"],
     ["wishbone"],
 ]

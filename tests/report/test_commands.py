@@ -140,11 +140,12 @@ def strange(comparable: Path, learned: Learned, tmp_path: Path) -> Path:
     return comparable
 
 
-def test_compare_runs_code_of_a_run_only_when_this_call_says_so(
-    strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("words", [("compare", "--prompt", "Hi", "--max-new-tokens", "3"), ("chat",)])
+def test_code_of_a_run_runs_only_when_this_call_says_so(
+    strange: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    asked = ("compare", str(strange), "--prompt", "Hi", "--max-new-tokens", "3")
+    asked = (words[0], str(strange), *words[1:])
     refused = wishbone(*asked)
     assert refused.exit_code == 2
     assert "the run says trust_remote_code" in refused.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from wishbone.cli.chat import chat
 from wishbone.cli.check import check
 from wishbone.cli.compare import compare
 from wishbone.cli.console import spell_what_is_missing
@@ -39,6 +40,10 @@ app.command(
 )(check)
 app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
 app.command(short_help="Compare the model's answers before and after a run, side by side.")(compare)
+app.command(
+    short_help="Talk to what a run learned.",
+    epilog="Example: wishbone chat runs/mine --system 'Answer in one sentence.'",
+)(chat)
 app.command(short_help="Write report.html of a run and print its result.")(report)
 
 

@@ -10,12 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from wishbone.cli.console import plain, say, screen
+from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
-from wishbone.config.load import parse_config, read_text
 from wishbone.config.schema import RunConfig
 from wishbone.report.html import write_report
-from wishbone.report.run_directory import CONFIG, read_run
 from wishbone.report.sections import message_text
 
 if TYPE_CHECKING:
@@ -42,38 +41,24 @@ def compare(
     """Compare the model's answers before and after the run, side by side."""
     settle_libraries()
     with requested():
-        record = read_run(run)
-        from wishbone.report.answers import answer_before_and_after, learned_weights, to_json, write_answers
+        from wishbone.report.answers import answer_before_and_after, to_json, write_answers
 
-        learned_weights(record.path)
-        config = _trusting(parse_config(read_text(record.path / CONFIG)), trust_remote_code)
+        finished = opened_run(run, trust_remote_code=trust_remote_code)
+        config = finished.config
         as_text = config.data.template == "none"
         if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
             config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
         with screen(error=True).status("answering before and after"):
             questions = _questions(config, prompt or [], count, as_text=as_text)
-            answers = answer_before_and_after(record.path, config.model, questions, max_new_tokens=max_new_tokens)
-        write_answers(record.path, answers)
-        report = write_report(record.path)
+            answers = answer_before_and_after(finished.path, config.model, questions, max_new_tokens=max_new_tokens)
+        write_answers(finished.path, answers)
+        report = write_report(finished.path)
     if as_json:
         typer.echo(to_json(answers), nl=False)
         return
     for number, answer in enumerate(answers, 1):
         print_answer(number, answer)
     say(str(report), marker="report: ", style="bold green")
-
-
-def _trusting(config: RunConfig, trust_remote_code: bool) -> RunConfig:
-    """The configuration with this call's word on code that comes with a model: a run may come from a stranger."""
-    if config.model.trust_remote_code and not trust_remote_code:
-        say(
-            "the run says trust_remote_code; code that comes with its model runs only with --trust-remote-code here",
-            marker="note: ",
-            style="bold yellow",
-            error=True,
-        )
-    model = config.model.model_copy(update={"trust_remote_code": trust_remote_code})
-    return config.model_copy(update={"model": model})
 
 
 def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bool) -> list[Question]:

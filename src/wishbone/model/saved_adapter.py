@@ -59,17 +59,26 @@ def adapter_directory(name: str, revision: str | None = None, token: str | None 
 
 
 def adapter_config(directory: Path) -> PeftConfig:
-    """Return the configuration of a saved adapter.
+    """Return the configuration of a saved adapter, which says what its base model is.
 
     Raises:
         RequestError: it cannot be read, or names no base model.
     """
+    config = _saved_config(directory)
+    if not config.base_model_name_or_path:
+        raise RequestError(f"{str(directory / CONFIG)!r} names no base model; set base_model_name_or_path in it")
+    return config
+
+
+def _saved_config(directory: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{str(directory / CONFIG)!r} cannot be read ({one_line(error)}); save it again") from error
-    if not config.base_model_name_or_path:
-        raise RequestError(f"{str(directory / CONFIG)!r} names no base model; set base_model_name_or_path in it")
+    if getattr(config, "megatron_config", None):  # PEFT imports the module that the file names
+        raise RequestError(
+            f"{str(directory / CONFIG)!r} has a megatron_config, which would import code that it names; set it to null"
+        )
     return config
 
 
@@ -77,10 +86,13 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     """Put a saved adapter on its base model, which is changed in place.
 
     Raises:
-        RequestError: the adapter is damaged, or was made for another model: names or shapes of its tensors differ.
+        RequestError: the adapter is damaged, would import code, or was made for another model: names or shapes of its
+            tensors differ.
     """
-    config = adapter_config(directory)
+    config = _saved_config(directory)
     config.inference_mode = not trainable
+    if not (directory / WEIGHTS).is_file():
+        raise RequestError(f"{str(directory)!r} has no {WEIGHTS}; save the adapter again, as safetensors")
     try:
         with safe_open(directory / WEIGHTS, "pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no iterator)

@@ -62,14 +62,23 @@ def question_from_text(
         return Question(text, list(tokenizer(text)["input_ids"]))
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages.append({"role": "user", "content": text})
+    return Question(messages, conversation_ids(messages, tokenizer))
+
+
+def conversation_ids(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids of a conversation up to where the next answer begins.
+
+    Raises:
+        RequestError: the chat template refuses the conversation, or does not end.
+    """
     write = partial(tokenizer.apply_chat_template, messages, add_generation_prompt=True, return_dict=True)
     try:
-        encoded = rendered(write, conversations=1, characters=len(text))
+        encoded = rendered(write, conversations=1, characters=sum(len(turn["content"]) for turn in messages))
     except RequestError:
         raise
     except REFUSALS as refusal:
         raise RequestError(f"the chat template refuses the prompt: {one_line(refusal)}") from refusal
-    return Question(messages, list(encoded["input_ids"]))
+    return list(encoded["input_ids"])
 
 
 def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Question]:

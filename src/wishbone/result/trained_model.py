@@ -1,0 +1,63 @@
+"""The model of a finished run in memory, as the run left it and as it was before.
+
+With an adapter both are one model, whose adapter is switched off for the model as it was. If every weight was trained,
+the model as it was is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from wishbone.model.load import load_model
+from wishbone.model.saved_adapter import load_adapter
+from wishbone.result.finished_run import FinishedRun
+
+
+class TrainedModel:
+    """The model of a run.
+
+    Attributes:
+        tokenizer: of the model.
+        trained: the model with what the run learned.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        """Load it.
+
+        Raises:
+            RequestError: a model cannot be loaded, or the adapter does not fit it.
+        """
+        self._run = run
+        self._base: PreTrainedModel | None = None
+        self.tokenizer: PreTrainedTokenizerBase
+        self.trained: PreTrainedModel | PeftModel
+        model, self.tokenizer = self._load(None if run.is_adapter else str(run.weights))
+        self.trained = load_adapter(model, run.weights, trainable=False).eval() if run.is_adapter else model
+
+    @contextmanager
+    def before(self) -> Iterator[PreTrainedModel | PeftModel]:
+        """The model as it was before the run, while the block lasts."""
+        if isinstance(self.trained, PeftModel):
+            with self.trained.disable_adapter():
+                yield self.trained
+            return
+        if self._base is None:
+            self._base, _ = self._load(None)
+        yield self._base
+
+    def _load(self, weights: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The model of the run's configuration, or the one in a directory that the run wrote."""
+        model = self._run.config.model
+        own = weights is None
+        return load_model(
+            model.name if weights is None else weights,
+            dtype=model.dtype,
+            revision=model.revision if own else None,
+            trust_remote_code=model.trust_remote_code,
+            load_in_4bit=own and model.quantization == "nf4",
+            load_in_fp8=own and model.quantization == "fp8",
+        )
