@@ -23,19 +23,18 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from random import Random
+
+from soak.circumstances import circumstances
 
 KINDS = ("start", "step", "step", "file", "file", "saving", "saving", "between")
 LONGEST = 300.0
@@ -316,17 +315,7 @@ def _write(
     wrong: list[dict[str, object]],
     seconds: float,
 ) -> None:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    libraries = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors")
-    results = {
-        "command": " ".join(["python", "-m", "soak.kills", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in libraries},
-        },
+    results = circumstances("soak.kills") | {
         "first_seed": seed,
         "runs": trials,
         "kills": sum(kinds.values()),

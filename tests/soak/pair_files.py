@@ -359,10 +359,11 @@ def read_pairs(path: Path) -> None:
     from wishbone.data.tokenize import tokenize_pairs
     from wishbone.errors import RequestError
 
+    tokenizer = _tokenizer()  # first of all, so that no case that counts pays for its imports
     refusal: RequestError | None = None
     for invalid_rows in ("refuse", "drop"):
         try:
-            pairs = tokenize_pairs(load_pairs(path, invalid_rows=invalid_rows), _tokenizer())
+            pairs = tokenize_pairs(load_pairs(path, invalid_rows=invalid_rows), tokenizer)
             found = inspect_pairs(pairs, max_length=64, truncation="keep_start")
             refuse_or_drop(pairs, found, invalid_rows)
             return

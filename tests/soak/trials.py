@@ -3,6 +3,9 @@
 A case may end in two ways only: what was written is read, or it is refused with a message that a person can act on.
 Everything else is a finding: a raw exception, a case that does not end, one that takes memory far beyond its file, one
 that takes the process down, a message of more than a screen.
+
+Time is processor time, of the process and those that it started: on a machine that does other things as well, a case
+takes no more of it. One that waits without computing is ended by the clock.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from random import Random
 
 MEMORY_LIMIT = 6 * 2**30
 """Address space that a case may take beyond what the process had when it began."""
+WAITING = 10
+"""A case may take this many times its seconds by the clock."""
 LONGEST_MESSAGE = 8000
 """Characters of a refusal: a screen of 100 columns by 50 lines, with room for long paths."""
 
@@ -35,7 +40,7 @@ class Target:
         name: of the target, on the command line and in results.
         write: makes a damaged thing below an empty directory and returns its path.
         read: reads it as a run would; `RequestError` and what it returns are the only ways to end.
-        seconds: that a case may take, on a machine that does other things as well.
+        seconds: of processor time that a case may take.
         memory: bytes that it may take beyond the size of its files.
         per_byte: bytes of memory that it may take for each byte of its files.
     """
@@ -90,11 +95,15 @@ class _Worker:
 
     def outcome(self, seed: int) -> Outcome | None:
         """What came of a case; None where the process did not answer."""
-        self._began = time.monotonic()
+        self._began, before = time.monotonic(), _processor_seconds(self._process.pid)
         self._pipe.send(seed)
         with contextlib.suppress(EOFError, ConnectionError):
-            if self._pipe.poll(self._target.seconds + 5):
-                return self._pipe.recv()  # type: ignore[no-any-return]
+            while not self._pipe.poll(1):
+                if time.monotonic() - self._began > WAITING * self._target.seconds:
+                    return None
+                if _processor_seconds(self._process.pid) - before > self._target.seconds + 5:
+                    return None
+            return self._pipe.recv()  # type: ignore[no-any-return]
         return None
 
     def end(self, seed: int) -> Outcome:
@@ -154,7 +163,7 @@ def run_case(target: Target, seed: int, directory: Path) -> Outcome:
     path = target.write(Random(f"{target.name} {seed}"), directory)
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
     _forget_peak()
-    before, began = _status("VmRSS"), time.monotonic()
+    before, began = _status("VmRSS"), _processor_seconds(os.getpid())
     kind, detail = "read", ""
     try:
         target.read(path)
@@ -167,9 +176,9 @@ def run_case(target: Target, seed: int, directory: Path) -> Outcome:
             kind, detail = "raw", "a refusal with a traceback or without a word"
     except BaseException as error:  # noqa: BLE001  whatever else comes is what is looked for
         kind, detail = "raw", f"{type(error).__module__}.{type(error).__name__} at {_where(error)}: {str(error)[:160]}"
-    seconds, peak = time.monotonic() - began, _status("VmHWM") - before
+    seconds, peak = _processor_seconds(os.getpid()) - began, _status("VmHWM") - before
     if kind in ("read", "refused") and seconds > target.seconds:
-        kind, detail = "endless", f"{seconds:.0f} s"
+        kind, detail = "endless", f"{seconds:.0f} s of processor time"
     if kind in ("read", "refused") and peak > target.memory + target.per_byte * size:
         kind, detail = "memory", f"{peak / 2**20:.0f} MiB for a file of {size / 2**20:.2f} MiB; {detail[:80]}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -189,6 +198,15 @@ def _status(field: str) -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _processor_seconds(process: int | None) -> float:
+    """What a process and those children of it that have ended used of a processor, in seconds."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _forget_peak() -> None:
