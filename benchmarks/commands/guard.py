@@ -51,7 +51,7 @@ class Case:
     rate: float
     steps: int
     loss: str = "sigmoid"
-    guard_steps: int | None = 10
+    guard_steps: int | None = 20
     batch: int = 8
     seeds: int | None = 1
     given: bool = False
@@ -61,8 +61,8 @@ class Case:
 CASES = {
     "2e-4": Case("report", 2e-4, 400),
     "2e-4, stop": Case("stop", 2e-4, 400),
-    "2e-4, other pairs": Case("report", 2e-4, 400, batch=4, given=True, max_length=512),
-    "2e-4, other pairs, stop": Case("stop", 2e-4, 400, batch=4, given=True, max_length=512),
+    "2e-4, other pairs": Case("report", 2e-4, 400, batch=4, given=True, max_length=1024),
+    "2e-4, other pairs, stop": Case("stop", 2e-4, 400, batch=4, given=True, max_length=1024),
     "1e-3, stop": Case("stop", 1e-3, 60, guard_steps=4, batch=2),
     "share of time": Case("report", 5e-6, 600, guard_steps=None),
     "healthy": Case("stop", 5e-6, 200, seeds=None),
@@ -121,7 +121,9 @@ def _run(request: Row, folder: Path, end: float) -> Row:
     limit = end - time.monotonic()
     if limit <= 0:
         return _shown(row | {"status": "failed", "reason": "the time of this call was over before it began"})
-    process = Child(request, request["case"].translate(str.maketrans(" ,", "--")), folder)
+    threads = max(1, (os.cpu_count() or 1) // row["at_the_same_time"])
+    name = request["case"].translate(str.maketrans(" ,", "--"))
+    process = Child(request, name, folder, environment={"OMP_NUM_THREADS": str(threads)})
     process.go()
     return _shown(row | process.outcome(limit))
 
@@ -189,7 +191,7 @@ def measure(request: Row, progress: Any) -> Row:
 def _heldout(request: Row, scratch: Path) -> Row:
     """Settings of the held-out pairs: a part of the given ones, or the first of the example's."""
     if request["given"]:
-        return {"eval_fraction": 0.1}
+        return {"eval_fraction": 0.1, "invalid_rows": "drop"}
     heldout = scratch / "heldout.jsonl"
     with (EXAMPLE / "heldout.jsonl").open(encoding="utf-8") as lines:
         heldout.write_text("".join(islice(lines, HELD_OUT)), encoding="utf-8")
