@@ -66,5 +66,35 @@ def test_going_on_from_a_saved_state() -> None:
     schedule, _ = run(100, cost=0.2, step_seconds=1.0)
     schedule.suspect(99)
     resumed = Schedule(None)
-    resumed.restore(json.loads(json.dumps(schedule.state())))
+    resumed.restore(json.loads(json.dumps(schedule.state())), 100)
     assert resumed.state() == schedule.state()
+
+
+def test_from_the_first_checkpoint_on_a_continued_run_measures_where_the_whole_one_does() -> None:
+    """However fast the other machine is."""
+
+    def steps_of(schedule: Schedule, first: int, cost: float) -> list[int]:
+        measured = []
+        for step in range(first, 401):
+            if step == 150:
+                schedule.suspect(step)
+            if schedule.due(step):
+                measured.append(step)
+                schedule.plan(step, 400, cost=cost, step_seconds=1.0)
+        return measured
+
+    whole, continued = Schedule(None), Schedule(None)
+    whole.plan(3, 400, cost=0.3, step_seconds=1.0)
+    saved = whole.state()
+    whole.keep_plan()
+    continued.restore(saved, 400)
+    found = steps_of(whole, 100, 0.3)
+    assert len(found) > 5
+    assert steps_of(continued, 100, 300.0) == found
+
+
+def test_a_longer_run_is_measured_to_its_end() -> None:
+    schedule, _ = run(400, cost=0.5, step_seconds=1.0)
+    longer = Schedule(None)
+    longer.restore(schedule.state(), 800)
+    assert longer.next is not None and 400 <= longer.next < 800

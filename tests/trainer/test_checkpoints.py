@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import resource
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import TrainerCallback
 
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
-from wishbone.trainer.checkpoint_files import checkpoints_in, damage
+from wishbone.trainer.checkpoint_files import checkpoints_in, damage, publish
 from wishbone.trainer.checkpointing import CheckpointNotWritten, _is_of_the_disk
 from wishbone.trainer.fingerprint import read_fingerprint
 
@@ -257,3 +262,58 @@ def test_saves_by_the_clock_are_replaced_by_the_next(tmp_path: Path) -> None:
     run.train()
     assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
     assert read_fingerprint(tmp_path / "checkpoint-5") is not None
+
+
+class Sets(TrainerCallback):  # type: ignore[misc]
+    """Changes something of a run after its first step."""
+
+    def __init__(self) -> None:
+        self.change: Any = None
+
+    def on_step_end(self, args: object, state: Any, control: Any, **_: object) -> None:
+        if state.global_step == 1:
+            self.change(state)
+
+
+def test_rows_of_a_continued_run_are_as_long_as_they_were(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As after memory ran out: rows of another length round differently."""
+    shorter = Sets()
+    first = trainer(tmp_path, shorter, max_steps=2)
+    shorter.change = lambda state: setattr(first, "execution", replace(first.execution, token_budget=48))
+    first.train()
+    again = trainer(tmp_path, max_steps=4)
+    again.train(resume_from_checkpoint=True)
+    assert again.execution.token_budget == 48
+    other = trainer(tmp_path, max_steps=6, token_budget=96)
+    with caplog.at_level(logging.WARNING, "wishbone"):
+        other.train(resume_from_checkpoint=True)
+    assert other.execution.token_budget == 96
+    assert "Rows are measured again, because token_budget was auto and is 96" in caplog.text
+
+
+def test_the_state_is_json_where_a_norm_was_infinite(tmp_path: Path) -> None:
+    """As with float16, whose scaler skips such steps."""
+    infinite = Sets()
+    infinite.change = lambda state: state.log_history.append({"step": 1, "grad_norm": math.inf, "loss": math.nan})
+    run = trainer(tmp_path, infinite, max_steps=2)
+    run.train()
+    run.save_state()
+    for file in (tmp_path / "checkpoint-2" / "trainer_state.json", tmp_path / "trainer_state.json"):
+        content = json.loads(file.read_text(), parse_constant=pytest.fail)
+        assert {"step": 1, "grad_norm": None, "loss": None} in content["log_history"]
+    trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_a_sound_checkpoint_with_weights_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=4).train()
+    checkpoint = tmp_path / "checkpoint-4"
+    file = checkpoint / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = math.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    publish(checkpoint.rename(tmp_path / "written"), checkpoint)
+    assert damage(checkpoint) is None
+    with pytest.raises(RequestError, match=r"checkpoint-4 holds weights that are NaN or infinite .* delete this"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    shutil.rmtree(checkpoint)
+    trainer(tmp_path).train(resume_from_checkpoint=True)

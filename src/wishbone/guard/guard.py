@@ -24,6 +24,7 @@ from wishbone.guard.record import Record
 from wishbone.guard.schedule import AIM, SHARE, Schedule
 from wishbone.guard.training_figures import TrainingFigures
 from wishbone.reference.reference import NoReference
+from wishbone.strict_json import read_spelled, spelled
 
 Action = Literal["report", "slow", "stop"]
 KEY = "wishbone_guard"
@@ -104,7 +105,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self._began, self._first_step = time.perf_counter(), None
         self.record.begin(state.global_step)
         if state.global_step > 0 and KEY in state.stateful_callbacks:
-            self._restore(state.stateful_callbacks[KEY])
+            self._restore(state.stateful_callbacks[KEY], state.max_steps)
             return
         if not self._measuring.sample.heldout:
             self._note(
@@ -148,6 +149,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self._measure(state, control, answers=answers, evaluated=True, **kept)
         self._save(state)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Keep the plan from the first checkpoint on, so that a run continued from it measures as this one will."""
+        self._pairs.keep_plan()
+        self._answers.keep_plan()
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Restore the best weights of a run that was stopped, and say how much was seen."""
         self._seconds = time.perf_counter() - self._began
@@ -159,6 +165,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]
             else:
                 which = f"after step {course.restored}" if course.restored else "before the first step"
                 self._note(step, f"The weights are again those {which}, where nothing unusual had been seen.")
+        if course.stopped is None and step < state.max_steps:
+            return  # a signal or another callback ended it, and it may go on
         if self._measuring.here:
             self._weights.discard()
         if self.measurements < ENOUGH:
@@ -285,17 +293,20 @@ class Guard(TrainerCallback):  # type: ignore[misc]
     def _save(self, state: TrainerState) -> None:
         """Put what decisions depend on into the state that checkpoints hold."""
         self._course.reference = self._measuring.sample.reference
-        state.stateful_callbacks[KEY] = {
-            "pairs": self._pairs.state(),
-            "answers": self._answers.state(),
-            "judge": self._judge.state(),
-            "figures": self._figures.state(),
-            "course": asdict(self._course),
-        }
+        state.stateful_callbacks[KEY] = spelled(
+            {
+                "pairs": self._pairs.state(),
+                "answers": self._answers.state(),
+                "judge": self._judge.state(),
+                "figures": self._figures.state(),
+                "course": asdict(self._course),
+            }
+        )
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
-        self._pairs.restore(saved["pairs"])
-        self._answers.restore(saved["answers"])
+    def _restore(self, state: Mapping[str, Any], max_steps: int) -> None:
+        saved = read_spelled(state)
+        self._pairs.restore(saved["pairs"], max_steps)
+        self._answers.restore(saved["answers"], max_steps)
         self._judge.restore(saved["judge"])
         self._figures.restore(saved["figures"])
         self._course = replace(Course(**saved["course"]), stopped=None, restored=None)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from wishbone.strict_json import without_nan
 
 FILE = "guard.jsonl"
 
@@ -64,10 +65,7 @@ class Record:
 
 
 def _line(row: dict[str, Any]) -> str:
-    known = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
-    return json.dumps(known, ensure_ascii=False) + "\n"
+    return json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _row(line: str) -> dict[str, Any] | None:

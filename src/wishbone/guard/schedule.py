@@ -9,8 +9,9 @@ measurements. One is kept for a suspicion, the others are spread over the steps 
 So the interval grows where a measurement is expensive compared with a step, and measurements end where the share is
 used up. A suspicion (an early sign in the logs, a sign seen once) brings the next one forward, out of the same share.
 
-The clock decides, so two runs on different machines may measure at different steps. A fixed interval (`guard_steps`)
-asks no clock.
+The clock decides until the first checkpoint is written; from then on the interval and the number of measurements stay
+what they are, so that a run continued from a checkpoint measures at the steps at which it would have measured. Two runs
+on different machines may measure at different steps. A fixed interval (`guard_steps`) asks no clock.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Schedule:
         self._interval = fixed or 1
         self._affordable = 0
         self._last = 0
+        self._planned_steps = 0
+        self._kept = False
 
     def due(self, step: int) -> bool:
         """Return whether to measure after `step` optimizer steps."""
@@ -61,10 +64,19 @@ class Schedule:
         if self._fixed is not None:
             self.next = step + self._fixed
             return
+        if self._kept:
+            self._affordable = max(0, self._affordable - 1)
+            self.next = step + self._interval if self._affordable > 1 and step < max_steps else None
+            return
+        self._planned_steps = max_steps
         left = AIM * max_steps * step_seconds - self.spent
         self._affordable = max(0, min(MOST, math.floor(left / max(cost, 1e-9))))
         self._interval = max(1, math.ceil((max_steps - step) / max(self._affordable - 1, 1)))
         self.next = step + self._interval if self._affordable > 1 and step < max_steps else None
+
+    def keep_plan(self) -> None:
+        """Ask the clock no more, if it was asked before."""
+        self._kept = self._planned_steps > 0
 
     def suspect(self, step: int) -> None:
         """Bring the next measurement forward, `step` at the earliest, where the share allows one."""
@@ -74,12 +86,21 @@ class Schedule:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON."""
-        own = (self.next, self.spent, self._interval, self._affordable, self._last)
-        return dict(zip(("next", "spent", "interval", "affordable", "last"), own, strict=True))
+        own = (self.next, self.spent, self._interval, self._affordable, self._last, self._planned_steps)
+        return dict(zip(("next", "spent", "interval", "affordable", "last", "steps"), own, strict=True))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; another fixed interval than then counts from the last measurement."""
+    def restore(self, state: Mapping[str, Any], max_steps: int) -> None:
+        """Go on from what `state` returned; another fixed interval than then counts from the last measurement.
+
+        Where the run is longer now, it gets more measurements at the same interval.
+        """
         self.next, self.spent, self._interval = state["next"], state["spent"], state["interval"]
         self._affordable, self._last = state["affordable"], state["last"]
+        self._planned_steps = state.get("steps", 0)
+        self.keep_plan()
+        more = (max_steps - self._planned_steps) // self._interval if self._kept else 0
+        if more > 0:
+            self._planned_steps, self._affordable = max_steps, self._affordable + more
+            self.next = self.next or self._last + self._interval
         if self._fixed is not None and self._interval != self._fixed:
             self.next, self._interval = self._last + self._fixed, self._fixed

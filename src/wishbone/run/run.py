@@ -45,9 +45,9 @@ from wishbone.run.resume import (
 )
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
-from wishbone.run.stop_after_step import StopAfterStep
 from wishbone.run.stop_signals import StopSignals
 from wishbone.run.training_arguments import training_arguments
+from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import math
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from wishbone.run.atomic_file import write_text
+from wishbone.strict_json import without_nan
 from wishbone.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         seconds = self._earlier + time.monotonic() - self._began
         line = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
         try:
-            _append(self._path, json.dumps(_finite(line), allow_nan=False) + "\n")
+            _append(self._path, json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as error:
             self.lost += 1
             if self.lost == 1:
@@ -105,7 +105,7 @@ def peak_memory_gib() -> float:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace the file by `value` as JSON, atomically."""
-    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(without_nan(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _append(path: Path, line: str) -> None:
@@ -120,15 +120,6 @@ def _append(path: Path, line: str) -> None:
             with suppress(OSError):
                 file.truncate(size)
             raise
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for every number that is not finite."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _last_seconds(path: Path) -> float:

@@ -12,16 +12,19 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
+from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError, RunError, one_line
+from wishbone.strict_json import without_nan
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.checkpoint_files import (
     FINGERPRINT,
@@ -46,6 +49,7 @@ from wishbone.trainer.fingerprint import (
     settings_of,
     versions,
 )
+from wishbone.trainer.script_signals import saved_before_signals
 from wishbone.trainer.timed_saves import TimedSaves
 
 logger = logging.getLogger(__name__)
@@ -67,10 +71,12 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     Attributes:
         deciding: the settings that decide the result, by the names that the caller knows them by. A run that continues
             must have the same. None: the arguments.
+        continued: the checkpoint that training continued from, or None.
     """
 
     args: DPOConfig
     deciding: dict[str, Any] | None = None
+    continued: Path | None = None
 
     def _checkpoint_by_the_clock(self) -> None:
         """Prepare what saving and resuming need, once TRL has constructed itself."""
@@ -98,10 +104,12 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.args.should_save:
             self._record()
             self._remove_rest(Path(self.args.output_dir))
+        self.continued = None
         if resume_from_checkpoint:
             resume_from_checkpoint = str(self.checkpoint_to_resume(resume_from_checkpoint))
-            self._checked = None  # a later call looks again
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+            self.continued, self._checked = Path(resume_from_checkpoint), None  # a later call looks again
+        with saved_before_signals(self):
+            return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _record(self) -> Facts:
         """Return the fingerprint of this run, taken before the first step is."""
@@ -228,20 +236,35 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self._timed is not None:
             self._timed.saved(time.monotonic() - began)
 
+    def save_state(self) -> None:
+        """Write the state into `output_dir` as transformers does, in JSON that every reader takes."""
+        super().save_state()
+        if self.is_world_process_zero():
+            _save_state(self.state, Path(self.args.output_dir) / STATE)
+
     def _remove_rest(self, folder: Path) -> None:
         """Delete what a process that was killed left of a checkpoint."""
         if self.is_local_process_zero() and (folder / STAGING).exists():
             shutil.rmtree(folder / STAGING)
 
     def _write_extras(self, written: Path, folder: Path) -> None:
-        """Add the fingerprint; name the best checkpoint by its place, which is not where it was looked for."""
+        """Add the fingerprint; write the state again, in JSON that every reader takes.
+
+        There the best checkpoint has the name of its place, which is not where it was looked for.
+        """
         if self.args.should_save:
             (written / FINGERPRINT).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
         best = folder / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best.exists() or best.name == written.name):
             self.state.best_model_checkpoint = str(best)
-            if self.args.should_save:
-                self.state.save_to_json(str(written / STATE))
+        if self.args.should_save and (written / STATE).is_file():
+            _save_state(self.state, written / STATE)
+
+
+def _save_state(state: TrainerState, file: Path) -> None:
+    """Write a state as transformers does, with null for NaN and infinity, which its logs may hold in float16."""
+    content = without_nan(asdict(state))
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.non_finite import FirstNonFinite, check_trained, refuse_non_finite
+from wishbone.trainer.non_finite import (
+    FirstNonFinite,
+    check_trained,
+    refuse_non_finite,
+    refuse_non_finite_checkpoint,
+)
 
 
 class FiniteTrainer(TRLDPOTrainer):  # type: ignore[misc]
@@ -57,6 +62,12 @@ class FiniteTrainer(TRLDPOTrainer):  # type: ignore[misc]
             scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
             self._first_non_finite.see_gradients(norm, self.state.global_step + 1, scale)
         return norm
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load as transformers does, and refuse trained weights that are not finite."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.stop_on_non_finite:
+            refuse_non_finite_checkpoint(self.model if model is None else model, resume_from_checkpoint)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, unless there is anything in it that is not finite."""

@@ -112,6 +112,20 @@ def check_trained(model: nn.Module, step: int) -> None:
         )
 
 
+def refuse_non_finite_checkpoint(model: nn.Module, checkpoint: str) -> None:
+    """Refuse to continue from trained weights that are not finite, once they are loaded.
+
+    Raises:
+        RequestError: naming the parameters.
+    """
+    names = _non_finite(model, trained=True)
+    if names:
+        raise RequestError(
+            f"{checkpoint} holds weights that are NaN or infinite ({len(names)}: {some_of(names)}), so nothing is "
+            "built on them; delete this checkpoint, and the one before it is used"
+        )
+
+
 @torch.no_grad()
 def _non_finite(model: nn.Module, *, trained: bool = False) -> list[str]:
     """Names of the floating-point parameters that hold NaN or infinity, as in the model's files."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.evaluation_sets import move_under_set
+from wishbone.trainer.execution_in_checkpoint import Asked, Recorded, read_execution, write_execution
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
@@ -257,7 +259,10 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         return share * loss
 
     def _rehearse(self, step: PreferenceStep) -> None:
-        """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays."""
+        """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
+
+        A run that continues on the same machine computes rows as before.
+        """
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
         known = isinstance(self.train_dataset, Dataset)
@@ -265,19 +270,41 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             tokens = pair_tokens(self.train_dataset, self.args.max_length)
         else:
             tokens = np.full(pairs, longest_of_stream(self.args.max_length))
-        fixed = self.args.token_budget != "auto"
-        self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
-        if self.args.cuda_graphs != "off" and known and self.accelerator.num_processes == 1:
+        graphs, recorded = self.args.cuda_graphs, self._recorded_execution()
+        if recorded is not None:
+            on_cpu = step.policy.device.type == "cpu"  # there memory is shared, and recomputing changes no bit
+            room = self.execution.room if on_cpu else recorded.execution.room
+            self.execution, graphs = replace(recorded.execution, room=room), "on" if recorded.graphs else "off"
+        else:
+            fixed = self.args.token_budget != "auto"
+            self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
+        if graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
             self.execution = with_cuda_graphs(
                 step,
                 self.execution,
                 tokens,
                 pairs,
-                wanted=self.args.cuda_graphs,
+                wanted=graphs,
                 steps=left,
                 show_progress=not self.args.disable_tqdm,
             )
+
+    def _asked(self, step: PreferenceStep) -> Asked:
+        return Asked.of(self.args, step.policy.device, self.accelerator.num_processes)
+
+    def _recorded_execution(self) -> Recorded | None:
+        """How rows were computed in the checkpoint that training continues from."""
+        if self.continued is None or self.preference_step is None:
+            return None
+        return read_execution(self.continued, self.args.process_index, self._asked(self.preference_step))
+
+    def _write_extras(self, written: Path, folder: Path) -> None:
+        """Add how rows are computed, in this process, to what a checkpoint holds."""
+        super()._write_extras(written, folder)
+        if self.preference_step is not None:
+            asked = self._asked(self.preference_step)
+            write_execution(written, self.args.process_index, self.execution, asked)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -8,18 +8,32 @@ run that goes on, so that the resumed run continues from the same state.
 from __future__ import annotations
 
 import signal
+from typing import Protocol
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
-from wishbone.run.stop_signals import StopSignals
+
+class Signals(Protocol):
+    """Which signal asked this process to stop.
+
+    Attributes:
+        received: the first signal, or None.
+    """
+
+    received: signal.Signals | None
+
+    @property
+    def asked(self) -> int:
+        """Number of the signal for which training is to save and return, or 0."""
+        ...
 
 
 class StopAfterStep(TrainerCallback):  # type: ignore[misc]
     """Asks the trainer to save and stop; it comes after all callbacks that ask for evaluations and checkpoints."""
 
-    def __init__(self, signals: StopSignals) -> None:
+    def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self._saved_at = -1
 
