@@ -132,6 +132,15 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "minimax_m2": {**_HEAD_DIM, "num_local_experts": 4, "num_experts_per_tok": 2},
     "gpt_oss": {**_HEAD_DIM, **_WINDOWED, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "doge": {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 2},
+    "llama4_text": {
+        **_HEAD_DIM,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 64,
+        "interleave_moe_layer_step": 1,
+        "num_hidden_layers": 4,
+    },
     "stablelm": {},
     "nemotron": {},
 }

@@ -16,7 +16,7 @@ layers cannot take the mask. Both have the same interface, so the step does not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,13 @@ class PreferenceBatch:
         """Keyword arguments for the model's forward pass."""
         raise NotImplementedError
 
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield `(pair, start, stop, sequences)`: the tokens of a pair, and in how many of its sequences they lie.
+
+        `start` and `stop` are flat indices into rows * tokens; padding is in no span.
+        """
+        raise NotImplementedError
+
     @property
     def tokens(self) -> int:
         """Tokens that the model processes, padding included."""
@@ -139,6 +146,12 @@ class SharedPrefixBatch(PreferenceBatch):
     def model_inputs(self) -> dict[str, Any]:
         """Ids, positions and the layout, which the attention hook reads; there is no mask."""
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
+
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield the stem of each pair, which lies in both sequences, and its branches, as `PreferenceBatch.spans`."""
+        for pair, document in zip(range(len(self.pairs)), self.layout.documents, strict=False):
+            yield pair, document.start, document.stem_end, 2
+            yield pair, document.stem_end, document.end, 1
 
     @classmethod
     def from_pairs(
@@ -198,6 +211,12 @@ class PlainBatch(PreferenceBatch):
     def model_inputs(self) -> dict[str, Any]:
         """Ids and mask, as every causal model takes them."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    def spans(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield each sequence, as `PreferenceBatch.spans`."""
+        width = self.input_ids.shape[1]
+        for row, ids in enumerate(ids for pair in self.pairs for ids, _ in pair.sequences()):
+            yield row // 2, row * width, row * width + len(ids), 1
 
     @classmethod
     def from_pairs(cls, pairs: Sequence[TokenizedPair], device: torch.device | str = "cpu") -> PlainBatch:

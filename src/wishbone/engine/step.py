@@ -12,6 +12,9 @@ any rows. How rows are computed (their length, what is recomputed) is an `Execut
 Some losses couple the pairs of a group (AOT sorts them). Their log-probabilities are computed first, the loss is
 differentiated with respect to them alone, and a second pass sends those coefficients back. By the chain rule
 dL/dtheta = sum_j dL/dlogp_j dlogp_j/dtheta, so the gradients are again exact for any rows.
+
+A mixture of experts may have an auxiliary loss, a term of each group that couples all its tokens; `balance.py` says how
+rows add it up.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.data.packing import pack_rows
+from wishbone.engine.balance import StepBalance
 from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
 from wishbone.policy.policy import Policy
+from wishbone.policy.router_logits import RowRouting
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.preference.sequence_scores import SequenceScores, sequence_scores
@@ -68,16 +73,24 @@ class PreferenceStep:
         pairs = [pair for group in groups for pair in group]
         weights = [1 / (len(groups) * len(group)) for group in groups for _ in group]
         mean_scored = [_mean_chosen_scored(group) for group in groups for _ in group]
+        balance = self._balance(groups)
+        if balance is not None:
+            self._count_ahead(balance, pairs, execution)
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
         for row, batch in self._rows(pairs, execution):
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             ref_logps = self.reference.logps(batch, execution)
+            routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
-                scores = self._scores(batch, execution)
+                scores = self._scores(batch, execution, routing)
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
+                if balance is not None and routing is not None:
+                    loss = loss + balance.row_loss(row, routing)
                 backward(loss)
             metrics.add(scores, ref_logps)
             total += loss.detach()
+        if balance is not None:
+            metrics.add_auxiliary(balance.losses())
         return total
 
     @torch.no_grad()
@@ -89,10 +102,12 @@ class PreferenceStep:
         observe: Observer | None = None,
     ) -> Tensor:
         """Return the mean loss of one group, a scalar; `observe` is handed what it was computed from."""
-        scores, ref_logps = self._score_all(group, metrics, execution)
+        balance = self._balance([group])
+        scores, ref_logps = self._score_all(group, metrics, execution, balance)
         if observe is not None:
             observe(group, scores, ref_logps)
-        return self._group_loss(group, scores, ref_logps)
+        loss = self._group_loss(group, scores, ref_logps)
+        return loss if balance is None else loss + balance.mean_loss().to(loss.dtype)
 
     @torch.no_grad()
     def score(self, pairs: Sequence[TokenizedPair], execution: Execution) -> tuple[SequenceScores, Tensor]:
@@ -104,8 +119,9 @@ class PreferenceStep:
     ) -> Tensor:
         """`backward` in two passes: all log-probabilities and the loss's derivatives by them, then the parameters'."""
         pairs = [pair for group in groups for pair in group]
+        balance = self._balance(groups)
         with torch.no_grad():
-            scores, ref_logps = self._score_all(pairs, metrics, execution)
+            scores, ref_logps = self._score_all(pairs, metrics, execution, balance)
         leaves = scores.logps.requires_grad_(), scores.plain_logps.clone().requires_grad_()
         scores = replace(scores, logps=leaves[0], plain_logps=leaves[1])
         loss, first = leaves[0].new_zeros(()), 0
@@ -117,24 +133,51 @@ class PreferenceStep:
         derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
         by_pair = [derivative.view(-1, 2) for derivative in derivatives]
         for row, batch in self._rows(pairs, execution):
+            routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
-                own, index = self._scores(batch, execution), to_device(torch.tensor(row), self.policy.device)
+                own, index = self._scores(batch, execution, routing), to_device(torch.tensor(row), self.policy.device)
                 by_logps, by_plain = (derivative[index].flatten() for derivative in by_pair)
-                backward((own.logps * by_logps + own.plain_logps * by_plain).sum())
-        return loss.detach()
+                part = (own.logps * by_logps + own.plain_logps * by_plain).sum()
+                if balance is not None and routing is not None:
+                    part = part + balance.row_loss(row, routing)
+                backward(part)
+        return loss.detach() if balance is None else loss.detach() + balance.mean_loss().to(loss.dtype)
+
+    def _balance(self, groups: Groups) -> StepBalance | None:
+        """What adds up the auxiliary loss of a step, or None where there is none."""
+        term = self.objective.load_balancing
+        return None if term is None else StepBalance(term, groups, self.policy.device)
+
+    def _count_ahead(self, balance: StepBalance, pairs: Sequence[TokenizedPair], execution: Execution) -> None:
+        """Count what the routers choose in the rows that hold a part of a group."""
+        for row, batch in self._rows(pairs, execution, balance.split):
+            routing = balance.routing(row, batch)
+            with torch.no_grad(), self.policy.running(execution):
+                self.policy.token_scores(batch, execution, statistics=False, routing=routing)
+            balance.add(row, routing)
 
     def _rows(
-        self, pairs: Sequence[TokenizedPair], execution: Execution
+        self,
+        pairs: Sequence[TokenizedPair],
+        execution: Execution,
+        wanted: Callable[[list[int]], bool] = lambda row: True,
     ) -> Iterator[tuple[list[int], PreferenceBatch]]:
-        """Yield the rows that `pairs` are packed into: indices of the pairs, and the pairs as tensors."""
-        for row in pack_rows([pair.row_tokens for pair in pairs], execution.token_budget):
+        """Yield the `wanted` rows of those that `pairs` are packed into: indices of pairs, and the pairs as tensors."""
+        for row in filter(wanted, pack_rows([pair.row_tokens for pair in pairs], execution.token_budget)):
             yield row, self.policy.collate([pairs[i] for i in row], execution)
 
-    def _scores(self, batch: PreferenceBatch, execution: Execution) -> SequenceScores:
-        return sequence_scores(self.policy.token_scores(batch, execution), batch, self.objective.ld_alpha)
+    def _scores(
+        self, batch: PreferenceBatch, execution: Execution, routing: RowRouting | None = None
+    ) -> SequenceScores:
+        tokens = self.policy.token_scores(batch, execution, routing=routing)
+        return sequence_scores(tokens, batch, self.objective.ld_alpha)
 
     def _score_all(
-        self, pairs: Sequence[TokenizedPair], metrics: PairMetrics, execution: Execution
+        self,
+        pairs: Sequence[TokenizedPair],
+        metrics: PairMetrics,
+        execution: Execution,
+        balance: StepBalance | None = None,
     ) -> tuple[SequenceScores, Tensor]:
         """Scores and reference log-probabilities of all pairs, in the pairs' order."""
         order: list[int] = []
@@ -142,14 +185,19 @@ class PreferenceStep:
         references: list[Tensor] = []
         for row, batch in self._rows(pairs, execution):
             ref_logps = self.reference.logps(batch, execution)
+            routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
-                scores = self._scores(batch, execution)
+                scores = self._scores(batch, execution, routing)
+            if balance is not None and routing is not None:
+                balance.add(row, routing)
             metrics.add(scores, ref_logps)
             order += row
             parts.append(scores)
             references.append(ref_logps.view(-1, 2))
         back = sorted(range(len(order)), key=order.__getitem__)
         index = to_device(torch.tensor(back), self.policy.device)
+        if balance is not None:
+            metrics.add_auxiliary(balance.losses())
         return SequenceScores.join(parts).of_pairs(back), torch.cat(references)[index].flatten()
 
     def _group_loss(self, group: Sequence[TokenizedPair], scores: SequenceScores, ref_logps: Tensor) -> Tensor:

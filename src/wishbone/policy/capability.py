@@ -61,6 +61,8 @@ def choose_form(
     try:
         with torch.no_grad(), inputs_not_rounded(model):
             own = _logps(Policy(model, form="own_logits"))
+            if plain.decoder is plain.causal_lm:
+                return Capability("own_logits", "its layers cannot be run without its output head")
             head = _logps(Policy(model, form="plain", autocast=autocast))
             with autocast():
                 tolerance = TOLERANCE[_computing_dtype(plain)]

@@ -28,6 +28,7 @@ from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.attention_hook import attention_configs, shared_prefix_attention
+from wishbone.policy.router_logits import RowRouting
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
@@ -75,6 +76,15 @@ class Policy:
         self.logit_scale = _logit_scale(text_config)
 
     @property
+    def decoder(self) -> Any:
+        """The model without its output head, whose output has `last_hidden_state`; the model itself if it has none."""
+        model = self.causal_lm
+        if model.base_model is not model:
+            return model.base_model
+        # Llama 4's text model names an attribute as its base that only the model with images has.
+        return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+    @property
     def device(self) -> torch.device:
         """Where batches go."""
         return compute_device(self.causal_lm)
@@ -96,21 +106,37 @@ class Policy:
         ):
             yield
 
-    def hidden_states(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
+    def hidden_states(
+        self, batch: PreferenceBatch, execution: Execution = UNLIMITED, routing: RowRouting | None = None
+    ) -> Tensor:
         """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
         hidden: Tensor | None = None
-        if execution.graphs is not None and isinstance(batch, SharedPrefixBatch):
+        if execution.graphs is not None and routing is None and isinstance(batch, SharedPrefixBatch):
             hidden = execution.graphs.hidden_states(batch)
-        hidden = self.backbone(batch) if hidden is None else hidden
+        hidden = self.backbone(batch, routing) if hidden is None else hidden
         return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
-    def backbone(self, batch: PreferenceBatch) -> Tensor:
-        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`."""
-        hidden: Tensor = self.causal_lm.base_model(**batch.model_inputs, use_cache=False).last_hidden_state
+    def backbone(self, batch: PreferenceBatch, routing: RowRouting | None = None) -> Tensor:
+        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`.
+
+        Args:
+            batch: the pairs.
+            routing: takes the router logits of all layers; None records none.
+        """
+        recorded = {"output_router_logits": True} if routing is not None else {}
+        output = self.decoder(**batch.model_inputs, use_cache=False, **recorded)
+        if routing is not None:
+            routing.take(output.router_logits)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def token_scores(
-        self, batch: PreferenceBatch, execution: Execution = UNLIMITED, *, statistics: bool = True
+        self,
+        batch: PreferenceBatch,
+        execution: Execution = UNLIMITED,
+        *,
+        statistics: bool = True,
+        routing: RowRouting | None = None,
     ) -> TokenScores:
         """Return the scores of all scored tokens of `batch`, [scored]; call it within `running()`.
 
@@ -118,13 +144,17 @@ class Policy:
             batch: the pairs.
             execution: how the row is computed; its graphs must be of this model.
             statistics: whether anyone reads more of the scores than `logps`.
+            routing: takes what the routers of a mixture of experts do; None records nothing.
         """
         with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
             if self.form == "own_logits":
-                logits = self.causal_lm(**batch.model_inputs, use_cache=False).logits
-                logits = logits.flatten(0, 1).index_select(0, batch.predictor_index)
+                recorded = {"output_router_logits": True} if routing is not None else {}
+                output = self.causal_lm(**batch.model_inputs, use_cache=False, **recorded)
+                if routing is not None:
+                    routing.take(output.router_logits)
+                logits = output.logits.flatten(0, 1).index_select(0, batch.predictor_index)
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
-            hidden = self.hidden_states(batch, execution)
+            hidden = self.hidden_states(batch, execution, routing)
             return self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
 
     def _padded(self, tokens: int, execution: Execution) -> int:

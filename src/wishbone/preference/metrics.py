@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from wishbone.preference.sequence_scores import SequenceScores
 
@@ -22,6 +23,12 @@ PAIR_MEANS = (
     "logps/rejected",
 )
 
+PAIR_SUMS = len(PAIR_MEANS) + 7
+"""Sums that `PairMetrics.add` adds up: these, four over tokens, two numbers of tokens, and the number of pairs."""
+
+AUXILIARY = 2
+"""Sums that `PairMetrics.add_auxiliary` adds up: auxiliary losses, and the number of groups."""
+
 
 class PairMetrics:
     """Accumulates the metrics of pairs.
@@ -29,7 +36,7 @@ class PairMetrics:
     Means over pairs: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies` (share of pairs with
     r_chosen > r_rejected), `logps/chosen`, `logps/rejected`. Means over scored tokens: `entropy` (of both completions,
     nats), `logits/chosen`, `logits/rejected` (mean logit), `mean_token_accuracy` (chosen tokens that are the model's
-    first choice).
+    first choice). Mean over groups, where there is one: `aux_loss` (load balancing of experts, not weighted).
     """
 
     def __init__(self, beta: float) -> None:
@@ -60,6 +67,15 @@ class PairMetrics:
                 torch.ones_like(chosen).sum(),
             ]
         )
+        self._plus(pad(sums, (0, AUXILIARY)))
+
+    def add_auxiliary(self, losses: Tensor) -> None:
+        """Add the auxiliary losses of groups, [groups], without waiting for the device."""
+        losses = losses.detach().double()
+        sums = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
+        self._plus(pad(sums, (PAIR_SUMS, 0)))
+
+    def _plus(self, sums: Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
 
     @classmethod
@@ -70,7 +86,7 @@ class PairMetrics:
     def absorb(self, other: PairMetrics) -> None:
         """Add everything that was added to `other`."""
         if other._sums is not None:
-            self._sums = other._sums if self._sums is None else self._sums + other._sums
+            self._plus(other._sums)
 
     def read(self, reduce: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Return the metrics of everything added since the last reading, and start over.
@@ -80,7 +96,7 @@ class PairMetrics:
         """
         if self._sums is None:
             return {}
-        sums = reduce(self._sums).tolist()
+        *sums, auxiliary, groups = reduce(self._sums).tolist()
         self._sums = None
         entropy, logit_chosen, logit_rejected, top1, chosen_tokens, rejected_tokens, pairs = sums[len(PAIR_MEANS) :]
         metrics = {name: total / pairs for name, total in zip(PAIR_MEANS, sums, strict=False)}
@@ -89,4 +105,5 @@ class PairMetrics:
             "logits/chosen": logit_chosen / max(chosen_tokens, 1),
             "logits/rejected": logit_rejected / max(rejected_tokens, 1),
             "mean_token_accuracy": top1 / max(chosen_tokens, 1),
+            **({"aux_loss": auxiliary / groups} if groups else {}),
         }

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.preference.losses import COUPLED, are_reference_free, check_losses, preference_loss
 from wishbone.preference.scores import LossParameters, PairScores, wpo_weight
 from wishbone.preference.sequence_scores import SequenceScores
@@ -21,6 +22,8 @@ class Objective:
         parameters: hyperparameters of the losses.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
         use_weighting: whether pairs are weighted as in WPO (arXiv 2406.11827).
+        load_balancing: the auxiliary loss of a mixture of experts, or None. It is no loss of pairs: the step adds it to
+            each group's loss.
 
     Raises:
         RequestError: the combination is not defined.
@@ -31,6 +34,7 @@ class Objective:
     parameters: LossParameters = field(default_factory=LossParameters)
     ld_alpha: float | None = None
     use_weighting: bool = False
+    load_balancing: LoadBalancing | None = None
 
     def __post_init__(self) -> None:
         check_losses(self.losses, self.loss_weights, self.parameters, use_weighting=self.use_weighting)

@@ -26,6 +26,7 @@ from wishbone.policy.activations import allow_recompute, chosen_activations
 from wishbone.policy.capability import choose_form
 from wishbone.policy.fused_parts import coverage_of
 from wishbone.policy.policy import Policy
+from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
 from wishbone.reference.cache import CachedReference, cached_reference
@@ -70,6 +71,7 @@ def assemble_step(
     args: DPOConfig,
     autocast: Autocast = nullcontext,
     held: HeldParameters | None = None,
+    load_balancing: LoadBalancing | None = None,
 ) -> Assembly:
     """Build the step that a trainer's arguments ask for.
 
@@ -79,11 +81,12 @@ def assemble_step(
         args: the trainer's arguments.
         autocast: context of forward passes, for mixed precision.
         held: trained parameters of an adapter's base, with the values that they have in the reference, or None.
+        load_balancing: the auxiliary loss of the model's experts, or None.
 
     Raises:
         RequestError: model and arguments do not go together.
     """
-    objective = _objective(args)
+    objective = _objective(args, load_balancing)
     policy, form_reason = _policy(model, args, autocast)
     coverage = coverage_of(policy, form_reason)
     if policy.device.type == "cuda":
@@ -94,7 +97,7 @@ def assemble_step(
     return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
 
 
-def _objective(args: DPOConfig) -> Objective:
+def _objective(args: DPOConfig, load_balancing: LoadBalancing | None) -> Objective:
     return Objective(
         losses=tuple(args.loss_type),
         loss_weights=tuple(args.loss_weights or [1.0] * len(args.loss_type)),
@@ -112,6 +115,7 @@ def _objective(args: DPOConfig) -> Objective:
         ),
         ld_alpha=args.ld_alpha,
         use_weighting=args.use_weighting,
+        load_balancing=load_balancing,
     )
 
 

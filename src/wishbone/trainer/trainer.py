@@ -42,6 +42,7 @@ from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
+from wishbone.trainer.auxiliary_loss import leave_to_trl, settle_auxiliary_loss
 from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
@@ -123,8 +124,10 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
         self._start_checked = request.ref_model_given
+        load_balancing = settle_auxiliary_loss(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
         if self.form_reason:
+            leave_to_trl(self)
             refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             if self.args.guard != "off":
@@ -139,7 +142,9 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
-        assembly = assemble_step(self.model, self.ref_model, self.args, self.accelerator.autocast, self._held)
+        assembly = assemble_step(
+            self.model, self.ref_model, self.args, self.accelerator.autocast, self._held, load_balancing
+        )
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
         self.coverage = assembly.coverage

@@ -47,7 +47,6 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         "the model takes more than text": trainer._is_vlm,
         "a data collator was given": collator_given,
         "compute_metrics reads logits": trainer.compute_metrics is not None,
-        "the model's mixture of experts has an auxiliary loss over whole batches": trainer.aux_loss_enabled,
         "dropout is on (disable_dropout=False)": bool(dropout),
         "attention dropout is on in the model's configuration": bool(attention_dropout),
         "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
