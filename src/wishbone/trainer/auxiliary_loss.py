@@ -17,43 +17,49 @@ from wishbone.preference.load_balancing import LoadBalancing
 logger = logging.getLogger(__name__)
 
 
-def settle_auxiliary_loss(trainer: TRLDPOTrainer) -> LoadBalancing | None:
-    """Return the auxiliary loss that a trainer's settings ask for; switch TRL's off where there is none.
-
-    Args:
-        trainer: as TRL constructed it; its `aux_loss_enabled` may change.
+def auxiliary_loss_of(trainer: TRLDPOTrainer) -> LoadBalancing | None:
+    """Return the auxiliary loss that a trainer's settings ask for, or None where the model has none.
 
     Raises:
         RequestError: the user gave a coefficient, and the model has no such loss.
     """
-    if not trainer.aux_loss_enabled or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    if not trainer.aux_loss_enabled or _sharded(trainer):
         return None
     try:
-        term = load_balancing_of(trainer.model, trainer.router_aux_loss_coef)
+        return load_balancing_of(trainer.model, trainer.router_aux_loss_coef)
     except NoAuxiliaryLoss as missing:
         _do_without(trainer, str(missing))
         return None
-    if term is None:
-        trainer.aux_loss_enabled = False
-    return term
 
 
-def leave_to_trl(trainer: TRLDPOTrainer) -> None:
-    """Switch the auxiliary loss off on TRL's own path where TRL would fail to compute it.
+def trl_computes_it(trainer: TRLDPOTrainer, term: LoadBalancing | None) -> bool:
+    """Return whether a run on TRL's own path has an auxiliary loss.
+
+    Args:
+        trainer: as TRL constructed it.
+        term: what `auxiliary_loss_of` found.
 
     Raises:
-        RequestError: the user gave a coefficient.
+        RequestError: the user gave a coefficient, and TRL would fail to compute the loss.
     """
-    if trainer.aux_loss_enabled and not hasattr(trainer.model.config.get_text_config(), "num_experts"):
-        _do_without(trainer, "the run takes TRL's own path, and TRL looks for num_experts in the model's configuration")
+    if not trainer.aux_loss_enabled or term is None or _sharded(trainer):
+        return trainer.aux_loss_enabled and _sharded(trainer)
+    if hasattr(trainer.model.config.get_text_config(), "num_experts"):
+        return True
+    _do_without(trainer, "it takes TRL's own path, and TRL looks for num_experts in the model's configuration")
+    return False
+
+
+def _sharded(trainer: TRLDPOTrainer) -> bool:
+    return bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
 
 
 def _do_without(trainer: TRLDPOTrainer, reason: str) -> None:
     coefficient, name = trainer.router_aux_loss_coef, trainer.model.config.model_type
     if trainer.args.router_aux_loss_coef is not None:
         raise RequestError(
-            f"router_aux_loss_coef={coefficient}: a model of the family {name} has no auxiliary loss that can be "
-            f"computed here, because {reason}; leave router_aux_loss_coef out or set it to 0"
+            f"router_aux_loss_coef={coefficient}: for this run of a {name} model no auxiliary loss can be computed, "
+            f"because {reason}; leave router_aux_loss_coef out or set it to 0"
         )
     logger.warning(
         "The model's configuration weights an auxiliary loss of its experts by %s, and this run trains without it, "
@@ -61,4 +67,3 @@ def _do_without(trainer: TRLDPOTrainer, reason: str) -> None:
         coefficient,
         reason,
     )
-    trainer.aux_loss_enabled = False

@@ -42,7 +42,7 @@ from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
-from wishbone.trainer.auxiliary_loss import leave_to_trl, settle_auxiliary_loss
+from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
@@ -124,10 +124,10 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
         self._start_checked = request.ref_model_given
-        load_balancing = settle_auxiliary_loss(self)
+        load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
         if self.form_reason:
-            leave_to_trl(self)
+            self.aux_loss_enabled = trl_computes_it(self, load_balancing)
             refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             if self.args.guard != "off":
