@@ -98,7 +98,9 @@ PUBLIC = {"grad"}
 """Attributes that PyTorch has for everybody to set."""
 
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
-REGISTERS = re.compile(r"(\.|^)register(_\w+)?$|saved_tensors_hooks$|^FunctionType$|^InstanceAttributes$|\bmallopt$|^signal\.signal$")
+REGISTERS = re.compile(
+    r"(\.|^)register(_\w+)?$|saved_tensors_hooks$|^FunctionType$|^InstanceAttributes$|\bmallopt$|^signal\.signal$"
+)
 SETS = re.compile(r"^(setattr|delattr|object\.__setattr__)$|(__dict__|vars\(.*\))\.(pop|update|setdefault)$")
 ENVIRONMENT = re.compile(r"os\.environ\.(setdefault|update|pop)$|os\.putenv$")
 
