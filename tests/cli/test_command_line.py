@@ -50,6 +50,24 @@ def test_version():
     assert wishbone("--version").stdout == f"wishbone {__version__}\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_is_not_taken_ends_a_command_in_one_line():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "wishbone", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("wishbone: standard output takes no more (No space left on device)")
+    assert len(ended.stderr.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "wishbone", "--version"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")
+
+
 @pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "--nonsense"], ["doctor", "extra"]])
 def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
     outcome = wishbone(*arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -9,13 +11,17 @@ import typer
 from wishbone.cli.chat import chat
 from wishbone.cli.check import check
 from wishbone.cli.compare import compare
-from wishbone.cli.console import spell_what_is_missing
+from wishbone.cli.console import refuse, spell_what_is_missing
 from wishbone.cli.doctor import doctor
 from wishbone.cli.init import init
 from wishbone.cli.plan import plan
 from wishbone.cli.report import report
 from wishbone.cli.train import train
+from wishbone.run.lasting_output import OutputFailed, checked_output, lasting_output
 from wishbone.version import __version__
+
+READER_LEFT = 141
+"""Exit status where the reader of a pipe is gone, as of programs that SIGPIPE ends: 128 + 13."""
 
 app = typer.Typer(
     name="wishbone",
@@ -55,14 +61,29 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _wishbone(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light."""
+    if context.obj is not None and context.invoked_subcommand != "train":
+        context.obj()
 
 
-def main() -> None:
-    """Run the command line and exit with its status."""
+def main(release_signals: Callable[[], None] | None = None) -> None:
+    """Run the command line and exit with its status.
+
+    Args:
+        release_signals: lets signals do what they did before this program began. `wishbone train` handles them itself.
+    """
     spell_what_is_missing()
-    app(prog_name="wishbone")
+    with lasting_output():
+        try:
+            with checked_output():
+                app(prog_name="wishbone", obj=release_signals, standalone_mode=True)
+        except OutputFailed as failure:
+            if failure.number == errno.EPIPE:  # the reader has what it wanted
+                raise SystemExit(READER_LEFT) from None
+            refuse([f"standard output takes no more ({failure}); print to another place, or make room there"])
+            raise SystemExit(1) from None

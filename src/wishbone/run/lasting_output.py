@@ -1,7 +1,10 @@
-"""Standard output and standard error that never fail: what cannot be printed is lost, and the run goes on.
+"""Standard output and standard error that fail in one place, or never.
 
 A reader may go away (`| head`), a log's disk may be full, a terminal may close, and a parent may start a process
 without standard streams at all. In Python each of these raises wherever something is printed next.
+
+    a run                what cannot be printed is lost, and training goes on
+    any other command    what it prints is its result: it ends where standard output takes no more, with one line
 """
 
 from __future__ import annotations
@@ -14,15 +17,36 @@ from contextlib import contextmanager
 from typing import TextIO
 
 
+class OutputFailed(Exception):
+    """Standard output takes no more.
+
+    Attributes:
+        number: of the system's error.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or type(error).__name__)
+        self.number = error.errno
+
+
 class _Descriptor(io.FileIO):
-    """A file descriptor for writing that drops what it cannot take."""
+    """A file descriptor for writing that drops what it cannot take.
+
+    Attributes:
+        raises: whether the first failure is raised as `OutputFailed`.
+    """
+
+    raises = False
 
     def write(self, data: object) -> int:
         """Return the length of `data`, in bytes, written or not."""
         size = memoryview(data).nbytes  # type: ignore[arg-type]
         try:
             written = super().write(data)  # type: ignore[arg-type]
-        except OSError:
+        except OSError as error:
+            if self.raises:
+                self.raises = False  # what is still in a buffer is dropped
+                raise OutputFailed(error) from error
             return size
         return size if written is None else written
 
@@ -30,6 +54,39 @@ class _Descriptor(io.FileIO):
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Context in which `sys.stdout` and `sys.stderr` never fail; streams that others put there stay as they are."""
+    with _own_streams():
+        raw = _descriptor(sys.stdout)
+        raised = raw is not None and raw.raises
+        if raw is not None:
+            raw.raises = False
+        try:
+            yield
+        finally:
+            if raw is not None:
+                raw.raises = raised
+
+
+@contextmanager
+def checked_output() -> Iterator[None]:
+    """Context in which `sys.stderr` never fails and `sys.stdout` fails in one way.
+
+    Raises:
+        OutputFailed: where something is printed that standard output does not take, or at the end.
+    """
+    with _own_streams():
+        raw = _descriptor(sys.stdout)
+        if raw is not None:
+            raw.raises = True
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            if raw is not None:
+                raw.raises = False
+
+
+@contextmanager
+def _own_streams() -> Iterator[None]:
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
     if sys.stdout is sys.__stdout__:
@@ -42,6 +99,11 @@ def lasting_output() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+def _descriptor(stream: TextIO) -> _Descriptor | None:
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    return raw if isinstance(raw, _Descriptor) else None
 
 
 def _open_standard_descriptors() -> None:
