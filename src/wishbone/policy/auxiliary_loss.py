@@ -44,12 +44,13 @@ def load_balancing_of(model: nn.Module, coefficient: float) -> LoadBalancing | N
             recorded = getattr(output, "router_logits", None)
             if recorded == ():
                 return None
+            routers: tuple[torch.Tensor, ...] = recorded or ()
             term = LoadBalancing(coefficient, getattr(config, "num_experts_per_tok", None) or 0)
-            experts = {logits.shape[1:] for logits in recorded or () if logits.shape[0] == batch.tokens}
+            experts = {logits.shape[1:] for logits in routers if logits.shape[0] == batch.tokens}
             if not term.top_k or len(experts) != 1 or len(next(iter(experts))) != 1:
                 raise NoAuxiliaryLoss("its routers record no logits with one value for each token and expert")
             if getattr(config, "num_experts", None) != next(iter(experts))[0]:
-                _compare_with_own(policy, batch, recorded, term)
+                _compare_with_own(policy, batch, routers, term)
             return term
     finally:
         model.train(was_training)
