@@ -91,6 +91,12 @@ def test_a_run_that_goes_wrong_stops_with_the_best_weights(tmp_path: Path) -> No
     assert clean[restored] == min(clean.values())
 
 
+def test_a_run_that_is_ended_early_keeps_its_best_weights_for_the_resumed_one(tmp_path: Path) -> None:
+    guarded(tmp_path, StopAt(2), guard="stop", save_strategy="steps", save_steps=1).train()
+    assert (tmp_path / BEST).exists()
+    assert not [row for row in rows(tmp_path, "note") if "Too few" in row["text"]]
+
+
 @pytest.mark.slow
 def test_a_full_model_goes_back_to_the_newest_checkpoint_before_the_trouble(tmp_path: Path) -> None:
     options = {"guard": "stop", "save_strategy": "steps", "save_steps": 1, "learning_rate": 5e-2}
