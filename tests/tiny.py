@@ -143,6 +143,9 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     },
     "stablelm": {},
     "nemotron": {},
+    "diffllama": {},
+    "bloom": {},
+    "falcon": {},
 }
 """Families beside FAMILIES, for the tests of what runs fused; transformers may be too old for some."""
 ATTENTION_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "qwen3_moe", "mamba", "lfm2", "qwen3_next"}]

@@ -1,4 +1,4 @@
-"""Vision-language models: TRL's path with images, and with a processor; Wishbone's step with text alone."""
+"""Vision-language models: TRL's path with images; Wishbone's step with text, processor or tokenizer given."""
 
 from __future__ import annotations
 
@@ -33,14 +33,22 @@ def makers(images: bool, processor: bool = True) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("images", [True, False])
-def test_with_a_processor(tmp_path: Path, images: bool) -> None:
+def test_images(tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 3}
-    theirs, ours = trained(tmp_path, options, **makers(images))
-    reasons = ["the data has images"] * images + ["the model takes more than text"]
-    assert ours.form_reason == " and ".join(reasons)
+    theirs, ours = trained(tmp_path, options, **makers(images=True))
+    assert ours.form_reason == "the data has images"
     assert losses(ours) == losses(theirs) and len(losses(ours)) == 3
     assert torch.equal(learned(ours), learned(theirs))
+    assert "eval_loss" in ours.state.log_history[-2]
+
+
+def test_text_with_a_processor_is_trained_by_the_step(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 3, "max_length": 40}
+    theirs, ours = trained(tmp_path, options, **makers(images=False))
+    assert_on_step(ours)
+    assert_same(theirs, ours)
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert [list(ids) for ids in ours.train_dataset[name]] == [list(ids) for ids in theirs.train_dataset[name]]
     assert "eval_loss" in ours.state.log_history[-2]
 
 

@@ -23,6 +23,7 @@ from wishbone.engine.execution import Execution
 from wishbone.engine.probe import Trial
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
+from wishbone.fused.parts import text_layers
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.cuda_graphs import UNDO, CudaGraphs
 from wishbone.policy.model_state import ModelState
@@ -130,7 +131,8 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
         return "its position encoding depends on the longest sequence"
     if not isinstance(policy.model, PeftModel):
         return "the model itself is trained, not an adapter"
-    if policy.fused is None or len(policy.fused.linears.mlps) != layers:
+    text = text_layers(policy.model)[0]
+    if policy.fused is None or sum(name.startswith(text) for name in policy.fused.linears.mlps) != layers:
         return "not all of its MLPs are of the known form, and kernels that depend on values cannot be recorded"
     if ModelState(policy.model).hooks_of_others():
         return "its modules have hooks, which a replay would not call"

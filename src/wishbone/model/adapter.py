@@ -41,8 +41,8 @@ def lora_config(
         alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
         dropout: probability in [0, 1) that an input of A is dropped in training.
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear" for all but the
-            head and `out_proj` of state-space layers (`FUSED_OUTPUT`). Experts that are stored as one stacked weight
-            are not linear layers and stay frozen.
+            head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts. Experts that are stored as
+            one stacked weight are not linear layers and stay frozen.
         further: other fields of PEFT's `LoraConfig`, such as `use_rslora` or `modules_to_save`.
 
     Raises:
@@ -64,9 +64,20 @@ def lora_config(
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if everything else names,
         task_type="CAUSAL_LM",
-        **({"exclude_modules": ["out_proj"]} if everything and model.config.model_type in FUSED_OUTPUT else {})
-        | further,
+        **({"exclude_modules": excluded} if everything and (excluded := _not_adapted(model)) else {}) | further,
     )
+
+
+def _not_adapted(model: PreTrainedModel) -> list[str]:
+    """Names of linear layers on which an adapter has no effect, or whose output is more than their product: routers."""
+    routers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+    ]
+    return [*routers, *(["out_proj"] if model.config.model_type in FUSED_OUTPUT else [])]
 
 
 def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> PeftModel:

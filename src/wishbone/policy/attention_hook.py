@@ -29,6 +29,10 @@ class AttentionCall:
     window: int | None
 
 
+class MaskNotHandedDown(TypeError):
+    """A model's layers did not hand the keyword arguments of its forward pass down to their attention."""
+
+
 _recorder: list[AttentionCall] | None = None
 
 
@@ -39,7 +43,7 @@ def prefix_attention_forward(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    prefix_layout: PrefixLayout,
+    prefix_layout: PrefixLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -51,8 +55,11 @@ def prefix_attention_forward(
     """Attend as transformers asks for it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
 
     Raises:
+        MaskNotHandedDown: the layers did not hand the layout on.
         NotImplementedError: for attention sinks, position biases, dropout or a mask beside the layout.
     """
+    if prefix_layout is None:
+        raise MaskNotHandedDown("the layers of this model do not hand prefix_layout down to their attention")
     refused = {"attention sinks": s_aux, "a position bias": position_bias, "an attention mask": attention_mask}
     named = [name for name, value in refused.items() if value is not None] + (["dropout"] if dropout else [])
     if named:

@@ -18,14 +18,18 @@ import torch
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.errors import one_line
 from wishbone.model.fp8_linear import inputs_not_rounded
-from wishbone.policy.attention_hook import AttentionCall, record_calls
+from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
 from wishbone.policy.policy import Form, Policy
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """Position encodings that look at the longest sequence that is run."""
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+IMPOSSIBLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
+"""What models raise that cannot run in one row."""
+
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Relative error of hidden states that rounding explains; norms round to float32 inside even in float64 models."""
 
@@ -123,10 +127,16 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int) -
     with record_calls() as calls:
         try:
             got = _hidden(packed)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            return f"its layers cannot take the shared-prefix mask ({error})"
+        except MaskNotHandedDown:
+            return "its layers do not hand the shared-prefix mask down to their attention"
+        except NotImplementedError as error:
+            return f"its layers cannot take the shared-prefix mask ({one_line(error)})"
+        except torch.OutOfMemoryError:
+            raise
+        except IMPOSSIBLE as error:
+            return f"its layers do not run without a mask of their own ({one_line(error)})"
     if not _every_layer_called(calls, config):
-        return f"only {len(calls)} of its {config.num_hidden_layers} layers take the shared-prefix mask"
+        return _how_layers_differ(calls, config)
     difference = _relative_error(got, _hidden(plain))
     if not difference <= TOLERANCE[plain.causal_lm.dtype]:
         return f"a shared prefix changes its hidden states (relative difference {difference:.1e})"
@@ -142,6 +152,18 @@ def _every_layer_called(calls: list[AttentionCall], config: Any) -> bool:
         return True
     windows = [None if kind == "full_attention" else config.sliding_window for kind in layer_types]
     return [call.window for call in calls] == windows
+
+
+def _how_layers_differ(calls: list[AttentionCall], config: Any) -> str:
+    """Return in what the recorded calls are not one for each layer with the window of its type, in words."""
+    layers = config.num_hidden_layers
+    if not calls:
+        return "its attention cannot be exchanged for one that takes the shared-prefix mask"
+    if len(calls) < layers:
+        return f"only {len(calls)} of its {layers} layers take the shared-prefix mask"
+    if len(calls) > layers:
+        return f"its {layers} layers attend {len(calls)} times in a pass, and each should attend once"
+    return "the windows of its layers are not those that its configuration names"
 
 
 def _computing_dtype(policy: Policy) -> torch.dtype:

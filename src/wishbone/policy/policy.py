@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
 from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
+from wishbone.fused.parts import text_layers
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
@@ -49,7 +50,7 @@ class Policy:
 
     Attributes:
         causal_lm: the model without its adapters' wrapper.
-        layers: those that can be recomputed.
+        layers: those that can be recomputed, without the layers of towers for images, which text does not run through.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Policy:
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
-        self.layers = checkpointed_layers(causal_lm)
+        self.layers = checkpointed_layers(text_layers(causal_lm)[1])
         self._configs = attention_configs(causal_lm)
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)

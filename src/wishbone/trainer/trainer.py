@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -182,10 +183,13 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
     ) -> Dataset | IterableDataset:
-        """Tokenize in batches instead of row by row; the ids are TRL's."""
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-        return prepare_pairs(dataset, processing_class, args, dataset_name)
+        """Tokenize in batches instead of row by row; the ids are TRL's. With a processor, TRL tokenizes the texts."""
+        if isinstance(processing_class, PreTrainedTokenizerBase):
+            return prepare_pairs(dataset, processing_class, args, dataset_name)
+        whole = copy(args)
+        whole.max_length = None  # rows that are too long are dropped below, after prompts were cut
+        tokenized = super()._prepare_dataset(dataset, processing_class, whole, dataset_name)
+        return prepare_pairs(tokenized, self._tokenizer, args, dataset_name)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; batches that an earlier, interrupted call left are dropped."""

@@ -44,7 +44,6 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
     reasons = {
         f"{type(trainer).__name__} overrides {', '.join(overridden)}": bool(overridden),
         "the data has images": trainer._is_vision_dataset,
-        "the model takes more than text": trainer._is_vlm,
         "a data collator was given": collator_given,
         "compute_metrics reads logits": trainer.compute_metrics is not None,
         "dropout is on (disable_dropout=False)": bool(dropout),

@@ -1,0 +1,26 @@
+"""Why a family does not run in one row with a shared prefix, in words that say what its layers do."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_model
+
+from wishbone.policy.capability import choose_form
+
+REASONS = {
+    "stablelm": "its layers do not hand the shared-prefix mask down to their attention",
+    "nemotron": "its layers do not hand the shared-prefix mask down to their attention",
+    "diffllama": "its 2 layers attend 4 times in a pass, and each should attend once",
+    "bloom": "its attention cannot be exchanged for one that takes the shared-prefix mask",
+    "gpt_oss": "attention sinks",
+    "falcon": "its layers do not run without a mask of their own",
+    "llama4_text": "layers of type chunked_attention",
+}
+
+
+@pytest.mark.parametrize("family", REASONS)
+def test_reasons_are_words(family: str) -> None:
+    capability = choose_form(tiny_model(family))
+    assert capability.form == "plain" and capability.reason is not None
+    assert REASONS[family] in capability.reason
+    assert "prefix_layout" not in capability.reason and "\n" not in capability.reason
