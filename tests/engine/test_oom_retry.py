@@ -34,8 +34,8 @@ class SmallPolicy(Policy):
 
     holds: Holds
 
-    def token_scores(self, batch, execution=UNLIMITED, *, statistics=True):
-        scores = super().token_scores(batch, execution, statistics=statistics)
+    def token_scores(self, batch, execution=UNLIMITED, **options):
+        scores = super().token_scores(batch, execution, **options)
         if torch.is_grad_enabled() and batch.tokens > self.holds(execution):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return scores
