@@ -218,7 +218,7 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
     beside: dict[str, Any] = {"callbacks": settings.pop("callbacks", None)}
     if "eval_dataset" in settings:
         beside["eval_dataset"] = Dataset.from_list(settings.pop("eval_dataset"))
-    return trainer_class(
+    trainer = trainer_class(
         model=loaded.model,
         args=config_class(**arguments(system, device, directory, **settings)),
         train_dataset=Dataset.from_list(rows),
@@ -226,3 +226,6 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         **beside,
         **loaded.options,
     )
+    if system.apart:
+        trainer.preference_step.reference.in_lockstep = False
+    return trainer

@@ -27,6 +27,7 @@ class System:
         checkpointing: gradient checkpointing, as that style's code asks for it: None for the library's default,
             "unsloth" (Unsloth's style only) to move layer inputs to host memory.
         token_budget, activations, cuda_graphs: Wishbone's own settings; None for their defaults.
+        apart: run policy and reference one after the other where one pass could compute both.
         offload_embedding: keep the input embedding in host memory.
         warm_store: train once before, untimed, so that Wishbone finds the reference's log-probabilities stored.
         memory_gib: memory of the GPU that the process may take, in GiB; None for all of it.
@@ -41,6 +42,7 @@ class System:
     token_budget: int | None = None
     activations: str | None = None
     cuda_graphs: str | None = None
+    apart: bool = False
     offload_embedding: bool = False
     warm_store: bool = False
     memory_gib: float | None = None
@@ -87,7 +89,7 @@ SYSTEMS = {
     "wishbone-fp8-recorded": System("wishbone", "fp8", "unsloth", checkpointing=False, cuda_graphs="on"),
 }
 
-WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "offload_embedding", "warm_store")
+WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "apart", "offload_embedding", "warm_store")
 OPTIONS = ("style", "checkpointing", *WISHBONE_OPTIONS, "memory_gib")
 
 

@@ -94,7 +94,7 @@ class Graphs(Protocol):
         """Return the length that a row of so many tokens should be padded to."""
         ...
 
-    def hidden_states(self, batch: Any) -> Any:
+    def hidden_states(self, batch: Any, beside: Any = None) -> Any:
         """Return last hidden states of a row by replaying its graph, or None where the row has to be run."""
         ...
 

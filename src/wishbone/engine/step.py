@@ -79,10 +79,9 @@ class PreferenceStep:
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
         for row, batch in self._rows(pairs, execution):
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
-            ref_logps = self.reference.logps(batch, execution)
             routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
-                scores = self._scores(batch, execution, routing)
+                scores, ref_logps = self._scores_and_reference(batch, execution, routing)
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 if balance is not None and routing is not None:
                     loss = loss + balance.row_loss(row, routing)
@@ -166,6 +165,18 @@ class PreferenceStep:
         for row in filter(wanted, pack_rows([pair.row_tokens for pair in pairs], execution.token_budget)):
             yield row, self.policy.collate([pairs[i] for i in row], execution)
 
+    def _scores_and_reference(
+        self, batch: PreferenceBatch, execution: Execution, routing: RowRouting | None
+    ) -> tuple[SequenceScores, Tensor]:
+        """Scores of a row and its reference log-probabilities, from one pass where the reference allows it."""
+        beside = self.reference.beside(batch)
+        if beside is None:
+            ref_logps = self.reference.logps(batch, execution)
+            return self._scores(batch, execution, routing), ref_logps
+        of_policy, of_reference = self.policy.scores_beside(batch, beside, execution, routing=routing)
+        ref_logps = sequence_scores(of_reference, batch, self.objective.ld_alpha).logps
+        return sequence_scores(of_policy, batch, self.objective.ld_alpha), self.reference.take(batch, ref_logps)
+
     def _scores(
         self, batch: PreferenceBatch, execution: Execution, routing: RowRouting | None = None
     ) -> SequenceScores:
@@ -184,10 +195,9 @@ class PreferenceStep:
         parts: list[SequenceScores] = []
         references: list[Tensor] = []
         for row, batch in self._rows(pairs, execution):
-            ref_logps = self.reference.logps(batch, execution)
             routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
-                scores = self._scores(batch, execution, routing)
+                scores, ref_logps = self._scores_and_reference(batch, execution, routing)
             if balance is not None and routing is not None:
                 balance.add(row, routing)
             metrics.add(scores, ref_logps)

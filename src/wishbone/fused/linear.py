@@ -13,7 +13,7 @@ forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,21 +23,22 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from wishbone.fused.coverage import Site
+from wishbone.fused.lockstep import Lockstep, apart
 from wishbone.fused.lora_layer import (
     Forward,
     LayerReader,
-    PlainLinear,
     base_of,
     columns,
     input_features,
     is_lora_linear,
+    read_all,
     why_not,
 )
-from wishbone.fused.mlp import FusedMlp, fused_mlp_of
+from wishbone.fused.mlp import FusedMlp, fused_mlp_of, reference_half
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
-from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
+from wishbone.ops.lora_linear import LockstepRows, compute_dtype, fuse_group, lora_linears
 
 GROUPS = (("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"))
 """Names that model families give layers which are called with one input; a family has some of them."""
@@ -72,6 +73,11 @@ class FusedLinears:
     @property
     def mlps(self) -> list[str]:  # noqa: D102
         return [mlp.name for mlp in self._mlps]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Linear layers that are computed together or alone."""
+        return [module for group in self._groups for module in group.modules]
 
     def sites(self) -> Iterator[Site]:
         """Yield every MLP and every group of linear layers outside the fused ones, fused or not as they ran so far."""
@@ -231,6 +237,8 @@ class _Group:
             yield self._forward(index, module.forward)
 
     def _forward(self, index: int, own_forward: Forward) -> Forward:
+        own_forward = apart(self.modules[index], own_forward)
+
         def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
             if args or kwargs or not isinstance(x, Tensor):
                 self.ran_own = True
@@ -249,18 +257,33 @@ class _Group:
         self._left.clear()
         dtype = compute_dtype(x)
         if self.shares_input and not x.is_inference():
-            layers = [reader.read(x, dtype) for reader in self._readers]
-            read = [layer for layer in layers if layer is not None]
-            if len(read) == len(layers):
-                outputs = dict(enumerate(self._linears(x, read)))
+            together = self._linears(x, dtype, self._readers)
+            if together is not None:
+                outputs = dict(enumerate(together))
                 y = outputs.pop(index)
                 self._left.leave(self, x, outputs)
                 return y
-        layer = self._readers[index].read(x, dtype)
-        return None if layer is None else self._linears(x, [layer])[0]
+        alone = self._linears(x, dtype, [self._readers[index]])
+        return None if alone is None else alone[0]
 
-    def _linears(self, x: Tensor, layers: list[PlainLinear]) -> tuple[Tensor, ...]:
-        return lora_linears(x, *columns(layers), prepared=self._quantized.take(x, layers[0].weight))
+    def _linears(self, x: Tensor, dtype: torch.dtype, readers: Sequence[LayerReader]) -> tuple[Tensor, ...] | None:
+        """Return the outputs of some of the layers; None if one of them cannot be read."""
+        policy = x.policy if isinstance(x, Lockstep) else x
+        layers = read_all(readers, policy, dtype)
+        if layers is None:
+            return None
+        rows = self._quantized.take(x, layers[0].weight)
+        if not isinstance(x, Lockstep):
+            assert not isinstance(rows, LockstepRows)
+            return lora_linears(x, *columns(layers), prepared=rows)
+        half = reference_half(x, readers, rows)
+        if half is None:
+            return None
+        outputs = lora_linears(policy, *columns(layers), half=half)
+        return tuple(
+            Lockstep(y, of_reference.view(y.shape), x.adapters)
+            for y, of_reference in zip(outputs, half.outputs, strict=True)
+        )
 
 
 def _can_be_read(module: nn.Module) -> bool:

@@ -27,6 +27,9 @@ from wishbone.ops.lora_linear import Adapter
 
 Forward = Callable[..., Any]
 
+OFF, ACTIVE = "_disable_adapters", "_active_adapter"
+"""Attributes in which each of PEFT's layers keeps whether its adapters are off, and the names of those that are on."""
+
 
 @dataclass(frozen=True)
 class PlainLinear:
@@ -85,7 +88,7 @@ class LayerReader:
         self.module = module
         self._is_lora = is_lora_linear(module)
         self._own: FrozenWeight | None = None
-        self._known: dict[bool, tuple[tuple[Any, ...], list[Adapter] | None]] = {}
+        self._known: dict[tuple[Any, ...], tuple[tuple[Any, ...], list[Adapter] | None]] = {}
 
     def read_own(self) -> None:
         """Read the frozen weight of a layer without adapter; to be called while the layer has its own forward."""
@@ -120,14 +123,39 @@ class LayerReader:
             return None
         return PlainLinear(weight, base.bias, adapter)
 
+    def read_reference(self, adapters: Sequence[str]) -> tuple[Adapter | None] | None:
+        """Return the adapter that the layer adds in the reference, or None where it must run its own forward.
+
+        Args:
+            adapters: names of the adapters that are on in the reference.
+        """
+        if not self._is_lora or not adapters:
+            return (None,)
+        own = vars(self.module)
+        before = own[OFF], own[ACTIVE]
+        own[OFF], own[ACTIVE] = False, list(adapters)
+        try:
+            found = self._adapters()
+        finally:
+            own[OFF], own[ACTIVE] = before
+        return None if found is None else (_as_one(found),)
+
     def _adapters(self) -> list[Adapter] | None:
         """The adapters that the layer adds now, or None where it does anything but add them."""
         own = vars(self.module)
         kind, _ = _kind_of(own)
-        before = self._known.get(own["_disable_adapters"])
+        state = own[OFF], str(own[ACTIVE])
+        before = self._known.get(state)
         if before is None or before[0] != kind:
-            before = self._known[own["_disable_adapters"]] = kind, _plain_adapters(self.module)
+            before = self._known[state] = kind, _plain_adapters(self.module)
         return before[1]
+
+
+def read_all(readers: Sequence[LayerReader], x: Tensor, dtype: torch.dtype) -> list[PlainLinear] | None:
+    """Return what layers compute, or None if one of them must run its own forward; arguments as `LayerReader.read`."""
+    found = [reader.read(x, dtype) for reader in readers]
+    read = [layer for layer in found if layer is not None]
+    return read if len(read) == len(found) else None
 
 
 def _kind_of(own: dict[str, Any]) -> tuple[tuple[Any, ...], list[Tensor]]:

@@ -7,7 +7,7 @@ norm, a clamp between), the module runs its own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from inspect import signature
 from itertools import permutations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wishbone.fused.instance_attributes import REPLACED
+from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.lora_layer import (
     Forward,
     LayerReader,
@@ -26,12 +27,14 @@ from wishbone.fused.lora_layer import (
     has_hooks,
     input_features,
     output_features,
+    read_all,
     why_not,
 )
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
+from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.gated_mlp import Activation, activate, gated_mlp
-from wishbone.ops.lora_linear import compute_dtype
+from wishbone.ops.lora_linear import LockstepRows, ReferenceHalf, compute_dtype
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Relative difference between a module's own output and ours that rounding explains."""
@@ -81,7 +84,7 @@ class FusedMlp:
 
     def forwards(self) -> Iterator[Forward]:
         """Yield what replaces the forward of each of `modules`."""
-        own_forward = self.module.forward
+        own_forward = self.module.forward  # its layers run apart, each for itself
 
         def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
             y = None if args or kwargs or not isinstance(x, Tensor) else self.compute(x)
@@ -96,13 +99,20 @@ class FusedMlp:
         """Return the MLP's output; None if one of its layers cannot be read or has hooks, which would be passed by."""
         if any(map(has_hooks, self._parts)):
             return None
-        dtype = compute_dtype(x)
-        found = [reader.read(x, dtype) for reader in self._readers]
-        read = [layer for layer in found if layer is not None]
-        if len(read) < len(found):
+        policy = x.policy if isinstance(x, Lockstep) else x
+        read = read_all(self._readers, policy, compute_dtype(policy))
+        if read is None:
             return None
         rows = None if self.tile_tokens else self._quantized.take(x, read[0].weight)
-        return gated_mlp(x, *columns(read), activation=self._activation, tile_tokens=self.tile_tokens, prepared=rows)
+        mlp = partial(gated_mlp, policy, *columns(read), activation=self._activation, tile_tokens=self.tile_tokens)
+        if not isinstance(x, Lockstep):
+            assert not isinstance(rows, LockstepRows)
+            return mlp(prepared=rows)
+        half = reference_half(x, self._readers, rows)
+        if half is None:
+            return None
+        y = mlp(half=half)
+        return Lockstep(y, half.outputs[0].view(y.shape), x.adapters)
 
 
 def fused_mlp_of(
@@ -142,6 +152,25 @@ def fused_mlp_of(
         if agrees:
             return mlp
     return f"{kind} computes more than its layers and its activation"
+
+
+def reference_half(
+    x: Lockstep, readers: Sequence[LayerReader], rows: LockstepRows | QuantizedRows | None
+) -> ReferenceHalf | None:
+    """Return the reference's half of a call of layers with the input x; None if one must run its own forward.
+
+    Args:
+        x: [..., K].
+        readers: of the layers.
+        rows: both halves of x as FP8 layers take them, where a norm has left them.
+    """
+    adapters = [reader.read_reference(x.adapters) for reader in readers]
+    read = [one[0] for one in adapters if one is not None]
+    if len(read) < len(adapters):
+        return None
+    reference = x.reference.to(compute_dtype(x.reference))
+    assert rows is None or isinstance(rows, LockstepRows)
+    return ReferenceHalf(reference.reshape(-1, x.shape[-1]), read, rows)
 
 
 def _orders(linears: list[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:

@@ -26,10 +26,12 @@ from torch.autograd.function import once_differentiable
 
 from wishbone.fused.coverage import LAYER_NORM, NO_GPU, Site
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
+from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
-from wishbone.ops.fp8_quantize import QuantizedRows, rms_norm, rms_norm_backward, rms_norm_quantize
+from wishbone.ops.fp8_quantize import QuantizedRows, quantize_rows, rms_norm, rms_norm_backward, rms_norm_quantize
+from wishbone.ops.lora_linear import LockstepRows
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Relative difference that rounding explains; norms of transformers round to float32 inside, whatever the dtype."""
@@ -135,11 +137,28 @@ def _norm_forward(
             return own_forward(x)
         if is_layer_norm:
             return _layer_norm(x, weight, eps)
-        normed, rows = _RMSNorm.apply(x, weight, eps, offset, quantized.begin(module))
+        asked = quantized.begin(module)
+        if isinstance(x, Lockstep):
+            normed, rows = _in_lockstep(x, weight, eps, offset, asked)
+        else:
+            normed, rows = _RMSNorm.apply(x, weight, eps, offset, asked)
         quantized.leave(module, normed, rows)
         return normed
 
     return forward
+
+
+def _in_lockstep(
+    x: Lockstep, weight: Tensor, eps: float, offset: float, quantize: bool
+) -> tuple[Lockstep, LockstepRows | None]:
+    """Return the RMSNorm of both halves, and their rows in e4m3 if wanted."""
+    policy, _ = _RMSNorm.apply(x.policy, weight, eps, offset, False)
+    with torch.no_grad():
+        reference, rows = _RMSNorm.apply(x.reference, weight, eps, offset, quantize)
+        if quantize:
+            flat = policy.detach().view(-1, policy.shape[-1]), reference.view(-1, policy.shape[-1])
+            rows = LockstepRows(rows, quantize_rows(flat[0], minus=flat[1]))
+    return Lockstep(policy, reference, x.adapters), rows
 
 
 def _layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

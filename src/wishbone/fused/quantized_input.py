@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.frozen_linear import FrozenWeight
-from wishbone.ops.lora_linear import compute_dtype
+from wishbone.ops.lora_linear import LockstepRows, compute_dtype
+
+Rows = QuantizedRows | LockstepRows
+"""Of one input, or of the policy's and the reference's."""
 
 
 class QuantizedInput:
@@ -32,7 +35,7 @@ class QuantizedInput:
     def clear(self) -> None:
         """Forget what was left."""
         self._left: tuple[nn.Module, ReferenceType[Tensor], int] | None = None
-        self._rows: QuantizedRows | None = None
+        self._rows: Rows | None = None
 
     def begin(self, norm: nn.Module) -> bool:
         """Forget what was left, as a norm begins a call; return whether its rows were asked for since its last."""
@@ -41,12 +44,12 @@ class QuantizedInput:
         self._asked.discard(norm)
         return asked
 
-    def leave(self, norm: nn.Module, output: Tensor, rows: QuantizedRows | None) -> None:
+    def leave(self, norm: nn.Module, output: Tensor, rows: Rows | None) -> None:
         """Note a norm's output, and its rows where they were made."""
         if not output.is_inference():  # these have no version, so that a change would go unseen
             self._left, self._rows = (norm, ref(output), output._version), rows
 
-    def take(self, x: Tensor, weight: FrozenWeight) -> QuantizedRows | None:
+    def take(self, x: Tensor, weight: FrozenWeight) -> Rows | None:
         """Return the rows of `x`, once, if they are what `weight` multiplies with and were left; None if not."""
         if weight.input_form != "fp8_rows" or compute_dtype(x) != x.dtype or self._left is None:
             return None

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from wishbone.fused.coverage import NO_GPU, Site
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
+from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
 from wishbone.fused.parts import has_rotary_embedding, part_of
 from wishbone.fused.rebound_function import names_in, rebound
 from wishbone.fused.rounding import differs_by_rounding
@@ -160,6 +161,8 @@ class Rotary:
 
         It runs at each call of each layer, so shapes that were seen before are looked up and not looked at.
         """
+        if adapters_of_reference((args, kwargs)) is not None:
+            return in_lockstep(self, args, kwargs)
         if kwargs or len(args) != 4 or not isinstance(args[3], Tensor):
             return self._call(args, kwargs)
         query, key, cos, sin = args

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from wishbone.fused.lockstep import Lockstep, in_lockstep
 from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention
 
 NAME = "wishbone_prefix"
@@ -36,7 +37,7 @@ class MaskNotHandedDown(TypeError):
 _recorder: list[AttentionCall] | None = None
 
 
-def prefix_attention_forward(
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -69,6 +70,14 @@ def prefix_attention_forward(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     out = prefix_attention(query, key, value, prefix_layout, scale=scale, window=sliding_window, softcap=softcap)
     return out.transpose(1, 2).contiguous(), None
+
+
+def prefix_attention_forward(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Attend as `_attend` does; with queries of policy and reference, once for each."""
+    if isinstance(query, Lockstep):
+        both: tuple[Tensor, None] = in_lockstep(_attend, (module, query, *args), kwargs)
+        return both
+    return _attend(module, query, *args, **kwargs)
 
 
 AttentionInterface.register(NAME, prefix_attention_forward)

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wishbone.data.batch import SharedPrefixBatch
+from wishbone.fused.lockstep import Lockstep
 from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables
+from wishbone.policy.lockstep import Beside
 from wishbone.policy.model_state import ModelState
 
 UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
@@ -46,7 +48,8 @@ class CudaGraphs:
 
     Args:
         model: with its adapters; its modules and trained parameters must stay the same objects.
-        backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on.
+        backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on;
+            of policy and reference where a reference is given.
 
     Attributes:
         trained: parameters that hidden states depend on.
@@ -55,10 +58,10 @@ class CudaGraphs:
         replays: number of passes replayed so far.
     """
 
-    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch], Tensor]) -> None:
+    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch, Beside | None], Tensor]) -> None:
         self._backbone, self._model = backbone, model
         self._state = ModelState(model)
-        self._recordings: dict[tuple[int, bool], _Recording] = {}
+        self._recordings: dict[tuple[int, bool, Beside | None], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
         self._open = False
@@ -67,6 +70,7 @@ class CudaGraphs:
         self.gradients: Tensor | None = None
         self.replays = 0
         self._hidden: Tensor | None = None
+        self._reference: Tensor | None = None
         self._hidden_gradient: Tensor | None = None
         self._kept: list[Tensor | None] = []
 
@@ -89,7 +93,7 @@ class CudaGraphs:
             yield
         finally:
             self._open = False
-            self.lengths = sorted({tokens for tokens, _ in self._recordings})
+            self.lengths = sorted({tokens for tokens, _, _ in self._recordings})
             generator.graphsafe_set_state(random_numbers)
             gc.collect()
             if collected:
@@ -103,50 +107,63 @@ class CudaGraphs:
         """
         self._recordings.clear()
         self._kept.clear()
-        self._hidden = self._hidden_gradient = self.gradients = None
+        self._hidden = self._reference = self._hidden_gradient = self.gradients = None
         torch._C._cuda_clearCublasWorkspaces()
 
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
         return tokens if self._open or not self._recordings else padded_length(tokens, self.lengths)
 
-    def hidden_states(self, batch: SharedPrefixBatch) -> Tensor | None:
+    def hidden_states(self, batch: SharedPrefixBatch, beside: Beside | None = None) -> Tensor | None:
         """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
 
         They hold until the next call. If gradients are on, the backward pass through them reaches the parameters.
 
+        Args:
+            batch: the row.
+            beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
+
         Raises:
             RuntimeError: while recording, if a pass cannot be recorded.
         """
-        key = batch.tokens, torch.is_grad_enabled()
+        key = batch.tokens, torch.is_grad_enabled(), beside
         if self._open and key not in self._recordings:
             with _autocast_without_cache(), self._stand_ins() as leaves:
-                self._recordings[key] = self._record(batch, leaves)
+                self._recordings[key] = self._record(batch, beside, leaves)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
             return None
         recording.take(batch)
         replayed: Tensor = _Replay.apply(self, recording, *self.trained)
-        return replayed
+        if recording.reference is None or beside is None:
+            return replayed
+        return Lockstep(replayed, recording.reference, beside.adapters)
 
-    def _record(self, batch: SharedPrefixBatch, leaves: list[nn.Parameter]) -> _Recording:
+    def _record(self, batch: SharedPrefixBatch, beside: Beside | None, leaves: list[nn.Parameter]) -> _Recording:
         """Run a row, record it, and check that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
         torch.cuda.empty_cache()  # memory cached for one stream cannot serve another, or a recording
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what a capture cannot
-            hidden = self._backbone(batch)
+            hidden, reference = _halves(self._backbone(batch, beside))
             run = hidden.detach()
             gradients = self._gradients(hidden, leaves, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
         del hidden  # and its graph
         torch.cuda.empty_cache()
-        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._hidden_buffer(run))
+        self._hidden, out = _buffer(self._hidden, run)
+        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), out)
+        if reference is not None:
+            self._reference, recording.reference = _buffer(self._reference, run)
         with self._captured(recording.forward):
-            hidden = self._backbone(batch)
+            hidden, again = _halves(self._backbone(batch, beside))
             recording.hidden.copy_(hidden.detach())
+            if recording.reference is not None and again is not None:
+                recording.reference.copy_(again)
+            del again
         if gradients is not None:
-            recording.backward, recording.hidden_gradient = torch.cuda.CUDAGraph(), self._gradient_buffer(run)
+            self._hidden_gradient, recording.hidden_gradient = _buffer(self._hidden_gradient, run)
+            recording.backward = torch.cuda.CUDAGraph()
             recording.hidden_gradient.copy_(run)
             self.gradients = torch.empty_like(gradients) if self.gradients is None else self.gradients
             with self._captured(recording.backward):
@@ -156,6 +173,8 @@ class CudaGraphs:
         self._kept.append(held_scratch(run.device))
         recording.forward.replay()
         same = torch.equal(recording.hidden, run)
+        if reference is not None and recording.reference is not None:
+            same = same and torch.equal(recording.reference, reference)
         if gradients is not None and recording.backward is not None and self.gradients is not None:
             recording.backward.replay()
             same = same and torch.equal(self.gradients, gradients)
@@ -219,16 +238,17 @@ class CudaGraphs:
             raise NotImplementedError("parameters of several dtypes are trained")
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
-    def _hidden_buffer(self, like: Tensor) -> Tensor:
-        """Memory for hidden states, shared by all recordings no longer than the one it was made for."""
-        if self._hidden is None or self._hidden.shape[1] < like.shape[1]:
-            self._hidden = torch.empty_like(like)
-        return self._hidden[:, : like.shape[1]]
 
-    def _gradient_buffer(self, like: Tensor) -> Tensor:
-        if self._hidden_gradient is None or self._hidden_gradient.shape[1] < like.shape[1]:
-            self._hidden_gradient = torch.empty_like(like)
-        return self._hidden_gradient[:, : like.shape[1]]
+def _halves(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the hidden states of the policy, and of the reference where they were computed."""
+    return (hidden.policy, hidden.reference) if isinstance(hidden, Lockstep) else (hidden, None)
+
+
+def _buffer(kept: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return memory that all recordings no longer than the one it was made for share, and the part for this one."""
+    if kept is None or kept.shape[1] < like.shape[1]:
+        kept = torch.empty_like(like)
+    return kept, kept[:, : like.shape[1]]
 
 
 def _autocast_without_cache() -> torch.autocast:
@@ -251,6 +271,7 @@ class _Recording:
     state: tuple[Any, ...]
     forward: torch.cuda.CUDAGraph
     hidden: Tensor
+    reference: Tensor | None = None
     backward: torch.cuda.CUDAGraph | None = None
     hidden_gradient: Tensor | None = None
 

@@ -24,11 +24,13 @@ from transformers import PreTrainedModel
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
 from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
+from wishbone.fused.lockstep import Lockstep, half_of
 from wishbone.fused.parts import text_layers
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.attention_hook import attention_configs, shared_prefix_attention
+from wishbone.policy.lockstep import Beside, LockstepModules, embedded, reference_of
 from wishbone.policy.router_logits import RowRouting
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
@@ -71,6 +73,7 @@ class Policy:
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
+        self._lockstep = LockstepModules(causal_lm, self.layers, fused)
         self._configs = attention_configs(causal_lm)
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
@@ -108,26 +111,41 @@ class Policy:
             yield
 
     def hidden_states(
-        self, batch: PreferenceBatch, execution: Execution = UNLIMITED, routing: RowRouting | None = None
+        self,
+        batch: PreferenceBatch,
+        execution: Execution = UNLIMITED,
+        routing: RowRouting | None = None,
+        beside: Beside | None = None,
     ) -> Tensor:
-        """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`."""
-        hidden: Tensor | None = None
-        if execution.graphs is not None and routing is None and isinstance(batch, SharedPrefixBatch):
-            hidden = execution.graphs.hidden_states(batch)
-        hidden = self.backbone(batch, routing) if hidden is None else hidden
-        return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
-
-    def backbone(self, batch: PreferenceBatch, routing: RowRouting | None = None) -> Tensor:
-        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`.
+        """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`.
 
         Args:
             batch: the pairs.
+            execution: how the row is computed; its graphs must be of this model.
             routing: takes the router logits of all layers; None records none.
+            beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
         """
-        recorded = {"output_router_logits": True} if routing is not None else {}
-        output = self.decoder(**batch.model_inputs, use_cache=False, **recorded)
+        hidden: Tensor | None = None
+        if execution.graphs is not None and routing is None and isinstance(batch, SharedPrefixBatch):
+            hidden = execution.graphs.hidden_states(batch, beside)
+        hidden = self.backbone(batch, beside, routing) if hidden is None else hidden
+        return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
+
+    def backbone(
+        self, batch: PreferenceBatch, beside: Beside | None = None, routing: RowRouting | None = None
+    ) -> Tensor:
+        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`.
+
+        Arguments are those of `hidden_states`. Router logits are the policy's.
+        """
+        inputs = batch.model_inputs | ({"output_router_logits": True} if routing is not None else {})
+        if beside is not None:
+            embedding = self.causal_lm.get_input_embeddings()
+            inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters)
+        with self._lockstep.running() if beside is not None else nullcontext():
+            output = self.decoder(**inputs, use_cache=False)
         if routing is not None:
-            routing.take(output.router_logits)
+            routing.take(half_of(output.router_logits, "policy"))
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -157,6 +175,32 @@ class Policy:
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
             hidden = self.hidden_states(batch, execution, routing)
             return self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
+
+    def scores_beside(
+        self,
+        batch: PreferenceBatch,
+        beside: Beside,
+        execution: Execution = UNLIMITED,
+        *,
+        routing: RowRouting | None = None,
+    ) -> tuple[TokenScores, TokenScores]:
+        """Return the scores of all scored tokens, [scored], of the policy and of the reference, from one pass.
+
+        Call it within `running()`. The reference's are without gradient and hold only `logps`.
+
+        Args:
+            batch: the pairs, in the form "shared_prefix".
+            beside: what the reference is.
+            execution: how the row is computed.
+            routing: takes the policy's router logits of all layers; None records none.
+        """
+        head = self.causal_lm.get_output_embeddings()
+        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
+            hidden = self.hidden_states(batch, execution, routing, beside)
+            assert isinstance(hidden, Lockstep)
+            with torch.no_grad(), reference_of(head, beside.adapters):
+                reference = self._head_scores(hidden.reference, batch.targets, execution.head_chunk, False)
+            return self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True), reference
 
     def _padded(self, tokens: int, execution: Execution) -> int:
         """The length of a row of so many tokens with its padding; only passes of training are recorded."""

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-OFF, ACTIVE = "_disable_adapters", "_active_adapter"
+from wishbone.fused.lora_layer import ACTIVE, OFF
 
 
 class AdapterSwitch:
@@ -28,24 +28,28 @@ class AdapterSwitch:
 
     Args:
         model: with its adapters; layers that get an adapter later are not switched.
+
+    Attributes:
+        by_flag: whether every layer follows the flag that says whether its adapters are off.
+        by_name: whether every layer follows the names of its active adapters.
     """
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
         self._layers = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-        self._read_flag = bool(self._layers) and all(map(_reads_flag, self._layers))
-        self._read_names = bool(self._layers) and all(map(_reads_names, self._layers))
+        self.by_flag = bool(self._layers) and all(map(_reads_flag, self._layers))
+        self.by_name = bool(self._layers) and all(map(_reads_names, self._layers))
 
     @contextmanager
     def off(self) -> Iterator[None]:
         """Context in which the model is its base model."""
-        with self._set(OFF, True) if self._read_flag else self._model.disable_adapter():
+        with self._set(OFF, True) if self.by_flag else self._model.disable_adapter():
             yield
 
     @contextmanager
     def only(self, adapters: Sequence[str]) -> Iterator[None]:
         """Context in which only these adapters are on."""
-        if self._read_names:
+        if self.by_name:
             with self._set(ACTIVE, list(adapters)):
                 yield
             return

@@ -33,6 +33,7 @@ from wishbone.errors import RequestError
 from wishbone.ops.to_device import to_device
 from wishbone.paths import user_path
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
+from wishbone.policy.lockstep import Beside
 from wishbone.policy.policy import Policy
 from wishbone.reference.identity import Autocast, reference_identity
 from wishbone.reference.reference import ReferencePolicy
@@ -50,7 +51,7 @@ MOST_IN_MEMORY = 2**20
 logger = logging.getLogger(__name__)
 
 
-class CachedReference:
+class CachedReference(ReferencePolicy):
     """A `ReferencePolicy` that looks values up before it computes them.
 
     Args:
@@ -115,6 +116,30 @@ class CachedReference:
             return computed
         sequences = [s for i in missing for s in (2 * i, 2 * i + 1)]
         return values.index_copy(0, to_device(torch.tensor(sequences), device), computed.to(values.dtype))
+
+    def beside(self, batch: PreferenceBatch) -> Beside | None:
+        """Return what `inner` says if a value is missing."""
+        keys = [self._key(pair) for pair in batch.pairs]
+        return self.inner.beside(batch) if len(self._known(keys)) < len(set(keys)) else None
+
+    def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
+        """Keep values that were missing, and return the known ones in the place of those computed again."""
+        keys = [self._key(pair) for pair in batch.pairs]
+        known = self._known(keys)
+        missing = [key for key in keys if key not in known]
+        self.reused += len(keys) - len(missing)
+        self.computed += len(missing)
+        if len(missing) == len(keys):
+            self._pending.append((keys, logps))
+            self._pending_keys.update(keys)
+            return logps
+        sequences = [s for i, key in enumerate(keys) if key not in known for s in (2 * i, 2 * i + 1)]
+        index = to_device(torch.tensor(sequences, dtype=torch.long), logps.device)
+        computed = logps.index_select(0, index)
+        self._pending.append((missing, computed))
+        self._pending_keys.update(missing)
+        values = [v for key in keys for v in known.get(key, (0.0, 0.0))]
+        return to_device(torch.tensor(values, dtype=logps.dtype), logps.device).index_copy(0, index, computed)
 
     def flush(self) -> None:
         """Read the values computed since the last flush, which waits for the device, and store them."""

@@ -9,9 +9,9 @@ beforehand. Reference-free losses have none.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
 
 import torch
 from peft import PeftModel
@@ -22,20 +22,29 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.model.frozen_copy import HeldParameters
 from wishbone.ops.to_device import to_device
 from wishbone.policy.activations import chosen_activations
+from wishbone.policy.lockstep import Beside
 from wishbone.policy.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
 from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapterCheck
 
 
-class ReferencePolicy(Protocol):
+class ReferencePolicy(ABC):
     """Gives log pi_ref(y|x) for every sequence of a batch, shape [2 * pairs], without gradient."""
 
+    @abstractmethod
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, computed as `execution` says."""
-        ...
+
+    def beside(self, batch: PreferenceBatch) -> Beside | None:
+        """Return what the reference is where one pass should compute it with the policy; None where `logps` should."""
+        return None
+
+    def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
+        """Take values, [2 * pairs], that were computed beside the policy, and return those to use."""
+        return logps
 
 
-class AdapterDisabled:
+class AdapterDisabled(ReferencePolicy):
     """The policy's own weights with its adapter off: no second model.
 
     Args:
@@ -43,6 +52,9 @@ class AdapterDisabled:
         adapter: name of a frozen adapter to switch to instead of none, for policies that continue an existing adapter.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
         held: trained parameters of the base, which switching adapters does not restore, or None.
+
+    Attributes:
+        in_lockstep: whether one pass computes it with the policy; `reference/lockstep.py` finds out whether it can.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class AdapterDisabled:
         self._held = held
         self._switch = AdapterSwitch(policy.model)
         self._check = EmptyAdapterCheck(policy.model)
+        self.in_lockstep = False
 
     @property
     def adapters(self) -> list[str]:
@@ -66,6 +79,7 @@ class AdapterDisabled:
     def switch_to(self, adapter: str | None) -> None:
         """Take another frozen adapter, or none: a checkpoint says which one its run had."""
         self._adapter = adapter
+        self.in_lockstep = self.in_lockstep and self.switches_by_layer
 
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, [2 * pairs]."""
@@ -73,12 +87,25 @@ class AdapterDisabled:
             scores = self._policy.token_scores(batch, execution, statistics=False)
             return sequence_scores(scores, batch, self._ld_alpha).logps
 
+    def beside(self, batch: PreferenceBatch) -> Beside | None:
+        """Return the adapters that are on, if policy and reference run in one pass."""
+        return Beside(tuple(self.on())) if self.in_lockstep else None
+
+    @property
+    def switches_by_layer(self) -> bool:
+        """Whether the reference is the policy but for which adapters are on, as flags of single layers say."""
+        return self._held is None and (self._switch.by_name if self.adapters else self._switch.by_flag)
+
+    def on(self) -> list[str]:
+        """Names of the adapters that are on and add something."""
+        adapters = self.adapters
+        return [] if not adapters or self._check.empty(adapters) else adapters
+
     @contextmanager
     def _switched(self) -> Iterator[None]:
-        adapters = self.adapters
-        off = not adapters or self._check.empty(adapters)
+        adapters = self.on()
         with (
-            self._switch.off() if off else self._switch.only(adapters),
+            self._switch.only(adapters) if adapters else self._switch.off(),
             nullcontext() if self._held is None else self._held.in_place(),
         ):
             yield
@@ -93,7 +120,7 @@ def has_empty_adapter(model: PeftModel) -> bool:
     return chosen_activations(model) is not None and EmptyAdapterCheck(model).empty(["default"])
 
 
-class SeparateModel:
+class SeparateModel(ReferencePolicy):
     """A second, frozen model, which may be of another size, form or device than the policy.
 
     It keeps no activations and has no graphs, so it runs each row at once, whatever the policy's execution.
@@ -112,7 +139,7 @@ class SeparateModel:
             )
 
 
-class Stored:
+class Stored(ReferencePolicy):
     """Values computed beforehand, which come with the data (`ref_chosen_logps`, `ref_rejected_logps`)."""
 
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
@@ -121,7 +148,7 @@ class Stored:
         return to_device(torch.tensor(values, dtype=torch.float32), batch.input_ids.device)
 
 
-class NoReference:
+class NoReference(ReferencePolicy):
     """For reference-free losses: log pi_ref = 0, so rewards are beta log pi(y|x)."""
 
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:

@@ -31,6 +31,7 @@ from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
 from wishbone.reference.cache import CachedReference, cached_reference
 from wishbone.reference.identity import Autocast
+from wishbone.reference.lockstep import rounds_inputs, why_apart
 from wishbone.reference.reference import (
     AdapterDisabled,
     NoReference,
@@ -199,23 +200,30 @@ def _reference(
     callbacks: list[TrainerCallback] = []
     reference: ReferencePolicy
     runs = policy
-    disabled: AdapterDisabled | None = None
+    own: AdapterDisabled | None = None
     if ref_model is not None:
         runs, _ = _policy(ref_model, args, autocast)
         reference = SeparateModel(runs, args.ld_alpha)
     elif args.sync_ref_model:
-        reference = moving = SynchronizedAdapter(policy, args.ld_alpha, held)
+        reference = own = moving = SynchronizedAdapter(policy, args.ld_alpha, held)
         callbacks.append(Synchronization(moving))
     else:
         assert isinstance(policy.model, PeftModel)
         frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
-        reference = disabled = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
+        reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
+    asked = args.reference_store
+    if own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy) and asked == "auto":
+        asked = "off"
+        logger.info(
+            "Reference log-probabilities are not stored: in FP8 those of another pass are rounded otherwise than the "
+            "policy's, which puts noise into every reward. To store them anyway, name a file as reference_store."
+        )
     reference = cached_reference(
         reference,
         runs,
-        asked=args.reference_store,
+        asked=asked,
         trained=policy.model,
-        adapters=lambda: disabled.adapters if disabled else [],
+        adapters=lambda: own.adapters if own else [],
         moves=args.sync_ref_model,
         ld_alpha=args.ld_alpha,
         autocast=autocast,
@@ -223,3 +231,12 @@ def _reference(
     if isinstance(reference, CachedReference):
         callbacks.append(ReferenceStoreCallback(reference))
     return reference, callbacks
+
+
+def _run_in_lockstep(policy: Policy, reference: AdapterDisabled) -> bool:
+    """Let one pass compute policy and reference where it can; return whether it does."""
+    reason = why_apart(policy, reference)
+    reference.in_lockstep = reason is None
+    if reason is not None and policy.fused is not None:
+        logger.info("Policy and reference run one after the other, because %s.", reason)
+    return reference.in_lockstep

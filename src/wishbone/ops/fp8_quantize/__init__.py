@@ -11,6 +11,7 @@ from wishbone.ops.fp8_quantize.reference import (
     rms_norm_backward_reference,
     rms_norm_quantize_reference,
     rms_norm_reference,
+    swiglu_quantize_both_reference,
     swiglu_quantize_reference,
 )
 from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, QuantizedRows
@@ -27,15 +28,19 @@ __all__ = [
     "rms_norm_backward",
     "rms_norm_quantize",
     "swiglu_quantize",
+    "swiglu_quantize_both",
 ]
 
 
-def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Backend = "auto") -> QuantizedRows:
-    """Return x, or x * column_scale, in e4m3 with one scale a row.
+def quantize_rows(
+    x: Tensor, column_scale: Tensor | None = None, *, minus: Tensor | None = None, backend: Backend = "auto"
+) -> QuantizedRows:
+    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row.
 
     Args:
         x: [rows, columns], float16, bfloat16, float32 or float64.
         column_scale: [columns], float32, or None.
+        minus: [rows, columns], in the dtype of x, or None; subtracted before anything is rounded.
         backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
 
     Returns:
@@ -48,8 +53,8 @@ def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Bac
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
 
-        return quantize_rows_triton(x, column_scale)
-    return quantize_rows_reference(x, column_scale)
+        return quantize_rows_triton(x, column_scale, minus)
+    return quantize_rows_reference(x, column_scale, minus)
 
 
 def rms_norm_quantize(
@@ -115,6 +120,34 @@ def swiglu_quantize(
 
         return swiglu_quantize_triton(gate, up, keep=keep)
     return swiglu_quantize_reference(gate, up, keep=keep)
+
+
+def swiglu_quantize_both(
+    gate: Tensor,
+    up: Tensor,
+    reference_gate: Tensor,
+    reference_up: Tensor,
+    *,
+    keep: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
+    """Return the policy's silu(gate) * up, the reference's in e4m3, and their difference in e4m3, in one pass.
+
+    Args:
+        gate, up: [rows, columns], of one dtype.
+        reference_gate, reference_up: likewise.
+        keep: whether to return the policy's product, too.
+        backend: as for `quantize_rows`.
+
+    Returns:
+        product p [rows, columns] in the dtype of gate, or None; with r the reference's product in that dtype,
+        `quantize_rows(r)` and `quantize_rows(p, minus=r)`.
+    """
+    if _by_triton(gate, backend):
+        from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
+
+        return swiglu_quantize_both_triton(gate, up, reference_gate, reference_up, keep=keep)
+    return swiglu_quantize_both_reference(gate, up, reference_gate, reference_up, keep=keep)
 
 
 def _by_triton(x: Tensor, backend: Backend) -> bool:

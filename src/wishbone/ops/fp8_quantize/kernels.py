@@ -8,7 +8,7 @@ to the grid of e4m3 first.
 
 Grid (R,) for R rows of C = columns elements. Arguments of all kernels:
 
-    x_ptr, gate_ptr, up_ptr, do_ptr     rows of C elements: float32, bfloat16 or float16
+    x_ptr, gate_ptr, up_ptr, do_ptr ...  rows of C elements: float32, bfloat16 or float16
     stride_x_row ...                    elements from one of these rows to the next; those of a row lie side by side
     values_ptr                          [R, C] e4m3, contiguous
     scale_ptr                           [R] float32, a scale for each row of the values
@@ -67,18 +67,23 @@ def _store_quantized(exact, values_ptr, scale_ptr, inside, INTERPRETED: tl.const
 @triton.jit
 def quantize(
     x_ptr,
+    minus_ptr,
     column_scale_ptr,
     values_ptr,
     scale_ptr,
     stride_x_row,
+    stride_minus_row,
     columns,
     SCALED: tl.constexpr,
+    MINUS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of x in e4m3; if SCALED, of x times `column_scale_ptr` [C]."""
+    """Write a row of x in e4m3; if MINUS, of x less the row at `minus_ptr`; if SCALED, times `column_scale_ptr` [C]."""
     row, column, inside = whole_row(columns, BLOCK)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
+    if MINUS:
+        exact = exact - load_row(minus_ptr, row, stride_minus_row, column, inside)
     if SCALED:
         exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
     _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
@@ -159,6 +164,14 @@ def norm_gradient(
 
 
 @triton.jit
+def _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside):
+    """Return a row of silu(gate) * up in float32, 0 where not `inside`."""
+    gate = load_row(gate_ptr, row, stride_gate_row, column, inside)
+    up = load_row(up_ptr, row, stride_up_row, column, inside)
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
 def swiglu(
     gate_ptr,
     up_ptr,
@@ -177,10 +190,51 @@ def swiglu(
     If KEEP, write the product [R, C], contiguous, there, too.
     """
     row, column, inside = whole_row(columns, BLOCK)
-    gate = tl.load(gate_ptr + row * stride_gate_row + column, mask=inside, other=0.0)
-    up = tl.load(up_ptr + row * stride_up_row + column, mask=inside, other=0.0)
-    exact = gate.to(tl.float32)
-    result = (exact / (1.0 + tl.exp(-exact)) * up.to(tl.float32)).to(product_ptr.dtype.element_ty)
+    result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside)
+    result = result.to(product_ptr.dtype.element_ty)
     if KEEP:
         tl.store(product_ptr + row * columns + column, result, mask=inside)
     _store_quantized(result.to(tl.float32), values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+
+
+@triton.jit
+def swiglu_both(
+    gate_ptr,
+    up_ptr,
+    reference_gate_ptr,
+    reference_up_ptr,
+    product_ptr,
+    values_ptr,
+    scale_ptr,
+    difference_ptr,
+    difference_scale_ptr,
+    stride_gate_row,
+    stride_up_row,
+    stride_reference_gate_row,
+    stride_reference_up_row,
+    columns,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a row of the reference's silu(gate) * up in e4m3, and the policy's less the reference's.
+
+    Both products are rounded to the dtype of `product_ptr` first. If KEEP, write the policy's there, as `swiglu`.
+
+    Args:
+        reference_gate_ptr, reference_up_ptr: the reference's rows; the policy's are at `gate_ptr` and `up_ptr`.
+        values_ptr, scale_ptr: of the reference's rows.
+        difference_ptr, difference_scale_ptr: of the differences, likewise.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    dtype = product_ptr.dtype.element_ty
+    reference = _swiglu(
+        reference_gate_ptr, reference_up_ptr, row, stride_reference_gate_row, stride_reference_up_row, column, inside
+    ).to(dtype)
+    exact = reference.to(tl.float32)
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside).to(dtype)
+    if KEEP:
+        tl.store(product_ptr + row * columns + column, result, mask=inside)
+    change = result.to(tl.float32) - exact
+    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)

@@ -22,9 +22,13 @@ from torch import Tensor
 from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, QuantizedRows
 
 
-def quantize_rows_reference(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
-    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
-    exact = x.float() if column_scale is None else x.float() * column_scale.float()
+def quantize_rows_reference(
+    x: Tensor, column_scale: Tensor | None = None, minus: Tensor | None = None
+) -> QuantizedRows:
+    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row; as `quantize_rows`."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    exact = x.float() if minus is None else (x.to(precise) - minus.to(precise)).float()
+    exact = exact if column_scale is None else exact * column_scale.float()
     amax = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
     limit = torch.full_like(amax, E4M3_MAX)  # a quotient with a plain number would be a product with its reciprocal
     scaled = (exact * (limit / amax)).clamp(-E4M3_MAX, E4M3_MAX)
@@ -58,6 +62,16 @@ def rms_norm_quantize_reference(
     """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row; as `rms_norm_quantize`."""
     normed, reciprocal_rms = rms_norm_reference(x, weight, eps, offset=offset)
     return normed, quantize_rows_reference(normed), reciprocal_rms
+
+
+def swiglu_quantize_both_reference(
+    gate: Tensor, up: Tensor, reference_gate: Tensor, reference_up: Tensor, *, keep: bool = True
+) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
+    """Return silu(gate) * up, the reference's in e4m3, and their difference; as `swiglu_quantize_both`."""
+    product, _ = swiglu_quantize_reference(gate, up)
+    reference, rows = swiglu_quantize_reference(reference_gate, reference_up)
+    assert product is not None
+    return product if keep else None, rows, quantize_rows_reference(product, minus=reference)
 
 
 def swiglu_quantize_reference(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:

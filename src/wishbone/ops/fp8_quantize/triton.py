@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.kernels import norm, norm_gradient, quantize, swiglu
+from wishbone.ops.fp8_quantize.kernels import norm, norm_gradient, quantize, swiglu, swiglu_both
 from wishbone.ops.fp8_quantize.rows import E4M3, QuantizedRows
 from wishbone.ops.launch_sizes import power_of_two
 
@@ -21,20 +21,24 @@ WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 
 
-def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
-    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
+def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, minus: Tensor | None = None) -> QuantizedRows:
+    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row; as `quantize_rows`."""
     x = _dense_rows(x)
+    minus = x if minus is None else _dense_rows(minus)
     out = empty_rows(x)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
         quantize[(x.shape[0],)](
             x,
+            minus,
             x if column_scale is None else column_scale.contiguous(),
             out.values,
             out.scale,
             x.stride(0),
+            minus.stride(0),
             x.shape[1],
             SCALED=column_scale is not None,
+            MINUS=minus is not x,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
@@ -102,6 +106,38 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
             num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
         )
     return product, out
+
+
+def swiglu_quantize_both_triton(
+    gate: Tensor, up: Tensor, reference_gate: Tensor, reference_up: Tensor, *, keep: bool = True
+) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
+    """Return silu(gate) * up, the reference's in e4m3, and their difference; as `swiglu_quantize_both`."""
+    gate, up, reference_gate, reference_up = map(_dense_rows, (gate, up, reference_gate, reference_up))
+    reference, difference = empty_rows(gate), empty_rows(gate)
+    product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
+    if gate.shape[0]:
+        block, warps = _block(gate.shape[1])
+        swiglu_both[(gate.shape[0],)](
+            gate,
+            up,
+            reference_gate,
+            reference_up,
+            gate if product is None else product,
+            reference.values,
+            reference.scale,
+            difference.values,
+            difference.scale,
+            gate.stride(0),
+            up.stride(0),
+            reference_gate.stride(0),
+            reference_up.stride(0),
+            gate.shape[1],
+            KEEP=keep,
+            BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
+        )
+    return product, reference, difference
 
 
 def _rms_norm(

@@ -15,22 +15,23 @@ several times as wide as x, never exist for the whole row, but are computed agai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wishbone.ops.fp8_quantize import swiglu_quantize
+from wishbone.ops.fp8_quantize import swiglu_quantize, swiglu_quantize_both
 from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
 from wishbone.ops.lora_linear.fused import has_graph
 from wishbone.ops.lora_linear.group import Factors, LinearGroup
+from wishbone.ops.lora_linear.lockstep import LockstepRows, ReferenceHalf
 from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
 
-BEFORE_FACTORS = 7
+BEFORE_FACTORS = 8
 """Arguments of `_GatedMLP` before A_1 .. A_m, B_1 .. B_m."""
 
 
@@ -43,6 +44,7 @@ def gated_mlp(
     activation: Activation,
     tile_tokens: int | None = None,
     prepared: Prepared | None = None,
+    half: ReferenceHalf | None = None,
 ) -> Tensor:
     """Return `down(act(gate(x)) * up(x))`.
 
@@ -55,6 +57,8 @@ def gated_mlp(
         tile_tokens: about how many tokens are computed at a time; None computes a whole row at once.
         prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x; tiles make
             their own.
+        half: the reference's half of the call, computed as well: its input, the adapters of all layers, the rows of
+            gate's and up's input; y_ref [T, K] is left in it.
 
     Returns:
         [..., K].
@@ -65,11 +69,11 @@ def gated_mlp(
     tile = tile_tokens if tile_tokens and _tile_count(rows.shape[0], tile_tokens) > 1 else None
     with without_autocast(x.device):
         if has_graph(rows, *factors):
-            y: Tensor = _GatedMLP.apply(rows, prepared, weights, biases, scales, activation, tile, *factors)
+            y: Tensor = _GatedMLP.apply(rows, prepared, half, weights, biases, scales, activation, tile, *factors)
         else:
             with torch.no_grad():
                 block = _Block(weights, biases, adapters, x.dtype, activation)
-                y = block.forward(rows, prepared) if tile is None else _forward_tiled(block, rows, tile)[0]
+                y = _forward_tiled(block, rows, tile, half)[0] if tile else block.forward(rows, prepared, half).y
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -91,9 +95,31 @@ class _Block:
         self.factors = (*self.into.factors, *self.down.factors)
         self.activation = activation
 
-    def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
-        """Return y."""
-        return self.contract(self.expand(x, prepared)[0])[0]
+    def forward(self, x: Tensor, prepared: Prepared | None = None, half: ReferenceHalf | None = None) -> _Forward:
+        """Return y, the outputs of gate and up as they lie in memory, one tensor or two, and low-rank products."""
+        if half is not None:
+            return self._forward_in_lockstep(x, half)
+        outputs, low = self.expand(x, prepared)
+        y, down_low = self.contract(outputs)
+        return _Forward(y, outputs, low, down_low)
+
+    def _forward_in_lockstep(self, x: Tensor, half: ReferenceHalf) -> _Forward:
+        *into_adapters, down_adapter = half.adapters
+        into = ReferenceHalf(half.x, into_adapters, half.rows)
+        outputs, low = self.into.forward_in_lockstep(x, into)
+        (gate, up), (reference_gate, reference_up) = _gate_and_up(outputs), _gate_and_up(into.outputs)
+        if self.down.weights[0].input_form == "fp8_rows" and self.activation == "silu" and down_adapter is None:
+            product, *both = swiglu_quantize_both(gate, up, reference_gate, reference_up)
+            assert product is not None
+            down = ReferenceHalf(product, [None], LockstepRows(*both))  # without adapter its x is not read
+        else:
+            product = _elementwise(gate).gated_product(gate, up, self.activation)
+            reference = _elementwise(gate).gated_product(reference_gate, reference_up, self.activation)
+            down = ReferenceHalf(reference, [down_adapter])
+        del reference_gate, reference_up, into
+        (y,), down_low = self.down.forward_in_lockstep(product, down)
+        half.outputs = down.outputs
+        return _Forward(y, outputs, low, down_low)
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return the outputs of gate and up as they lie in memory, one tensor or two, and their low-rank product."""
@@ -142,12 +168,20 @@ class _Block:
 _Lows = tuple[Tensor | None, Tensor | None]
 
 
+class _Forward(NamedTuple):
+    y: Tensor
+    outputs: tuple[Tensor, ...]
+    low: Tensor | None
+    down_low: Tensor | None
+
+
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         prepared: Prepared | None,
+        half: ReferenceHalf | None,
         weights: Sequence[FrozenWeight],
         biases: Sequence[Tensor | None],
         scales: Sequence[float],
@@ -159,11 +193,10 @@ class _GatedMLP(torch.autograd.Function):
         ctx.weights, ctx.biases, ctx.scales, ctx.dtype, ctx.activation = weights, biases, scales, x.dtype, activation
         ctx.tile, ctx.used = tile, False
         if tile is not None:
-            y, down_low = _forward_tiled(block, x, tile)
+            y, down_low = _forward_tiled(block, x, tile, half)
             ctx.save_for_backward(x, down_low, *block.factors, *factors)
             return y
-        outputs, low = block.expand(x, prepared)
-        y, down_low = block.contract(outputs)
+        y, outputs, low, down_low = block.forward(x, prepared, half)
         trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
         ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *block.factors, *factors)
         return y
@@ -191,12 +224,17 @@ class _GatedMLP(torch.autograd.Function):
         return dx, *(None,) * (BEFORE_FACTORS - 1), *of_dtypes(gradients, factors, needed)
 
 
-def _forward_tiled(block: _Block, x: Tensor, tile: int) -> tuple[Tensor, Tensor | None]:
+def _forward_tiled(block: _Block, x: Tensor, tile: int, half: ReferenceHalf | None) -> tuple[Tensor, Tensor | None]:
     """Return y and the low-rank product of down, tile by tile."""
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
+    if half is not None:
+        half.outputs = (torch.empty_like(y),)
     lows = []
     for rows in _tiles(x.shape[0], tile):
-        y[rows], low = block.contract(block.expand(x[rows])[0])
+        part = None if half is None else ReferenceHalf(half.x[rows], half.adapters)
+        y[rows], _, _, low = block.forward(x[rows], half=part)
+        if half is not None and part is not None:
+            half.outputs[0][rows] = part.outputs[0]
         if low is not None:
             lows.append(low)
     return y, torch.cat(lows) if lows else None

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import QuantizedRows
-from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, InputForm, Prepared
+from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight, InputForm, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
+from wishbone.ops.lora_linear.lockstep import ReferenceHalf, fp8_in_lockstep, lockstep_rows, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
@@ -102,6 +103,37 @@ class LinearGroup:
         terms = self._low_terms(low, range(len(self.weights)))
         return product_and_terms(joined, prepared, self._joined_bias(x), terms), low
 
+    def forward_in_lockstep(self, x: Tensor, half: ReferenceHalf) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return what `forward` returns, and leave the reference's outputs in `half`.
+
+        Outputs of joined weights come in one tensor each, [T, sum of N_i], the policy's and the reference's.
+        """
+        reference = LinearGroup(self.weights, self.biases, half.adapters, self.dtype, join=True)
+        if all(isinstance(weight, DenseWeight) for weight in self.weights):
+            if self.joined is None:
+                half.outputs, _ = reference.forward(half.x)
+                return self.forward(x)
+            half.outputs = (reference.forward_together(half.x)[0],)
+            together, low = self.forward_together(x)
+            return (together,), low
+        low, reference_low = self._low(x), reference._low(half.x)
+        rows, bases = half.rows, None
+        if reference.whole is not None and reference.whole.input_form == "fp8_rows":
+            rows = rows or lockstep_rows(x, half.x)
+            base = reference.whole.forward(rows.reference, reference._joined_bias(x))
+            bases = [base] if self.joined is not None else base.split(self.sizes, dim=1)
+        outputs = []
+        for i, (weight, bias, layers) in enumerate(self._products(x)):
+            terms, reference_terms = self._low_terms(low, layers), reference._low_terms(reference_low, layers)
+            if weight.input_form == "fp8_rows":
+                rows = rows or lockstep_rows(x, half.x)
+                base = weight.forward(rows.reference, bias) if bases is None else bases[i]
+                outputs.append(fp8_in_lockstep(weight, rows, base, terms, reference_terms))
+            else:
+                outputs.append(matrix_in_lockstep(weight, x, half.x, bias, terms, reference_terms))
+        half.outputs = tuple(y for _, y in outputs)
+        return tuple(y for y, _ in outputs), low
+
     def backward(
         self,
         grads: Sequence[Tensor],
@@ -179,6 +211,13 @@ class LinearGroup:
             if adapter is not None:
                 torch.mul(adapter.a, adapter.scale, out=stack[rows])
         return stack
+
+    def _products(self, x: Tensor) -> list[tuple[FrozenWeight, Tensor | None, Sequence[int]]]:
+        """Return the weights that products are taken with, their biases, and the layers whose outputs each gives."""
+        if self.joined is not None:
+            return [(self.joined, self._joined_bias(x), range(len(self.weights)))]
+        layers = zip(self.weights, self.biases, strict=True)
+        return [(weight, bias, [i]) for i, (weight, bias) in enumerate(layers)]
 
     def _joined_bias(self, x: Tensor) -> Tensor | None:
         """Return the biases one after the other, so that joined and single products round alike; None without any."""

@@ -13,14 +13,17 @@ Backend = Literal["auto", "reference", "triton"]
 __all__ = ["Backend", "add_low_rank_"]
 
 
-def add_low_rank_(y: Tensor, low: Tensor, factor: Tensor, *, backend: Backend = "auto") -> Tensor:
-    """Add low @ factor to y in place, and return y.
+def add_low_rank_(
+    y: Tensor, low: Tensor, factor: Tensor, *, base: Tensor | None = None, backend: Backend = "auto"
+) -> Tensor:
+    """Add low @ factor to y in place, and return y; with a base, y becomes base + (y + low @ factor).
 
     Args:
         y: [T, N]. In bfloat16 and float16 the sum is rounded at random (`reference`), but repeatably; in other dtypes
             to the nearest.
         low: [T, r], in the dtype of y.
         factor: [r, N], in the dtype of y, any strides.
+        base: [T, N], in the dtype of y, or None: what y is small beside. Then y and the product are one addend to it.
         backend: "triton" or "reference" by name, or "auto": triton for 16 bits on CUDA, reference elsewhere.
 
     Raises:
@@ -34,5 +37,5 @@ def add_low_rank_(y: Tensor, low: Tensor, factor: Tensor, *, backend: Backend = 
     if backend == "triton" or (backend == "auto" and y.is_cuda and rounds):
         from wishbone.ops.low_rank_add.triton import add_low_rank_triton_
 
-        return add_low_rank_triton_(y, low, factor)
-    return add_low_rank_reference_(y, low, factor)
+        return add_low_rank_triton_(y, low, factor, base)
+    return add_low_rank_reference_(y, low, factor, base)

@@ -34,10 +34,13 @@ SEED_MULTIPLIER = 0x31848BAB
 """Gives each seed another a; from the hash triple32."""
 
 
-def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
-    """Add low @ factor to y in place; as `add_low_rank_`."""
+def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None) -> Tensor:
+    """Add low @ factor to y in place, and a base to both; as `add_low_rank_`."""
     if y.dtype not in ROUNDED_AT_RANDOM:
-        return y.addmm_(low, factor)
+        y.addmm_(low, factor)
+        return y if base is None else y.add_(base)
+    if base is not None:
+        return y.copy_(rounded_at_random(base, y.float() + low.float() @ factor.float()))
     return y.copy_(rounded_at_random(y, low.float() @ factor.float()))
 
 

@@ -18,26 +18,31 @@ ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
 FIRST, SECOND = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
 
 
-def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
-    """Add low @ factor to y in place; as `add_low_rank_`."""
+def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None) -> Tensor:
+    """Add low @ factor to y in place, and a base to both; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
     stride_y_row, stride_y_column = y.stride()
     stride_low_row, stride_low_rank = low.stride()
     stride_factor_rank, stride_factor_column = factor.stride()
+    stride_base_row, stride_base_column = (y if base is None else base).stride()
     if rows and columns:
         add_low_rank[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
             y,
             low,
             factor,
+            y if base is None else base,
             stride_y_row,
             stride_y_column,
             stride_low_row,
             stride_low_rank,
             stride_factor_rank,
             stride_factor_column,
+            stride_base_row,
+            stride_base_column,
             rows,
             columns,
             rank,
+            BASE=base is not None,
             UNSEEN=unseen_bits(y.dtype),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
@@ -53,27 +58,32 @@ def add_low_rank(
     y_ptr,
     low_ptr,
     factor_ptr,
+    base_ptr,
     stride_y_row,
     stride_y_column,
     stride_low_row,
     stride_low_rank,
     stride_factor_rank,
     stride_factor_column,
+    stride_base_row,
+    stride_base_column,
     rows,
     columns,
     rank,
+    BASE: tl.constexpr,
     UNSEEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Add l F to a tile of y; grid (rows / ROWS, columns / COLUMNS).
+    """Add l F to a tile of y, and the base to both if BASE; grid (rows / ROWS, columns / COLUMNS).
 
     Args:
         y_ptr: [rows, columns], bfloat16 or float16, overwritten.
         low_ptr: l [rows, rank], in the dtype of y.
         factor_ptr: F [rank, columns], in the dtype of y.
+        base_ptr: [rows, columns], in the dtype of y; read if BASE.
         stride_..._row, _column, _rank: elements from one to the next along that dimension.
         UNSEEN: bits of float32 that the dtype of y does not have, as a mask.
         ROWS, COLUMNS: of a tile of y.
@@ -95,6 +105,10 @@ def add_low_rank(
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         addend = tl.dot(left, right, addend)
+    if BASE:
+        addend += exact
+        base = base_ptr + row * stride_base_row + column * stride_base_column
+        exact = tl.load(base, mask=inside, other=0.0).to(tl.float32)
     tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty), mask=inside)
 
 

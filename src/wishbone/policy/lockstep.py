@@ -1,0 +1,99 @@
+"""What a model's modules do with both halves at once, for as long as a pass of policy and reference runs.
+
+`fused/lockstep.py` says what the halves are. Fused layers take them by themselves. Here, modules that have to run once
+for each half do so, and layers that are recomputed get a checkpoint that knows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.layers import FusedLayers
+from wishbone.fused.lockstep import Lockstep, apart, checkpointed_in_lockstep, only_adapters
+from wishbone.fused.lora_layer import OFF
+from wishbone.fused.parts import part_of
+
+CHECKPOINT = "_gradient_checkpointing_func"
+"""Attribute of transformers' layers: what they are recomputed with."""
+
+APART = ("experts", "recurrence")
+"""Parts that run once for each half: which kernels they call depends on values, or they keep a state."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A reference that is the policy's own weights, and so can be computed in one pass with it.
+
+    Attributes:
+        adapters: names of the frozen adapters that are on in it; none means the base model.
+    """
+
+    adapters: tuple[str, ...] = ()
+
+
+class LockstepModules:
+    """Finds what runs apart in a model.
+
+    Args:
+        model: with its adapters.
+        layers: those that can be recomputed.
+        fused: layers that take both halves at once, or None.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Any], fused: FusedLayers | None) -> None:
+        self._layers = layers
+        self._attributes = InstanceAttributes()
+        known = set() if fused is None else set(fused.linears.modules)
+        inside: set[nn.Module] = set()
+        for module in model.modules():
+            if module in known or module in inside:
+                continue
+            slot = slot_of(module)
+            if (OFF in vars(module) or part_of(module) in APART) and slot is not None:
+                self._attributes.add(module, slot, apart(module, getattr(module, slot)))
+                inside.update(module.modules())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context of a forward pass of both halves."""
+        checkpoints = [vars(layer) for layer in self._layers if layer.gradient_checkpointing]
+        before: list[Callable[..., Any]] = [own[CHECKPOINT] for own in checkpoints]
+        with self._attributes.replaced():
+            try:
+                for own in checkpoints:
+                    own[CHECKPOINT] = checkpointed_in_lockstep(own[CHECKPOINT])
+                yield
+            finally:
+                for own, checkpoint in zip(checkpoints, before, strict=True):
+                    own[CHECKPOINT] = checkpoint
+
+
+def embedded(embedding: nn.Module, input_ids: Tensor, adapters: tuple[str, ...]) -> Lockstep:
+    """Return the embeddings of a row in both halves, [1, tokens, hidden_size].
+
+    Args:
+        embedding: the model's, perhaps with an adapter.
+        input_ids: [1, tokens].
+        adapters: names of those that are on in the reference.
+    """
+    policy = embedding(input_ids)
+    with torch.no_grad(), reference_of(embedding, adapters):
+        reference = embedding(input_ids) if _has_adapter(embedding) else policy.detach().clone()
+    return Lockstep(policy, reference, adapters)
+
+
+def reference_of(module: nn.Module, adapters: tuple[str, ...]) -> Any:
+    """Return a context in which a module is the reference's: with these adapters, or without any."""
+    layers = [vars(one) for one in module.modules() if OFF in vars(one)]
+    return only_adapters(layers, adapters) if layers else nullcontext()
+
+
+def _has_adapter(module: nn.Module) -> bool:
+    return any(OFF in vars(one) for one in module.modules())
