@@ -18,6 +18,7 @@ from wishbone.ops.fp8_quantize import (
     rms_norm_backward,
     rms_norm_quantize,
     swiglu_quantize,
+    swiglu_quantize_both,
 )
 
 RUNS_TRITON = find_spec("triton") and (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available())
@@ -166,6 +167,32 @@ def test_swiglu_in_one_pass(backend: Any, dtype: torch.dtype) -> None:
     assert same(quantized, quantize_rows(product))
     nothing, alone = swiglu_quantize(gate, up, keep=False, backend=backend)
     assert nothing is None and same(alone, quantized)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_differences_are_formed_before_anything_is_rounded(backend: Any, dtype: torch.dtype) -> None:
+    x = normal(5, 140, dtype=dtype)[:, 3:133]
+    close = (x.double() + 1e-3 * normal(5, 130, seed=1).double()).to(dtype)
+    got = quantize_rows(close, minus=x, backend=backend)
+    assert got.dtype == dtype and same(got, quantize_rows(close.float() - x.float()))
+    assert not quantize_rows(x, minus=x.contiguous(), backend=backend).dequantized().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_of_policy_and_reference_in_one_pass(backend: Any, dtype: torch.dtype) -> None:
+    reference = normal(5, 2 * 130, dtype=dtype) * 4
+    both = (reference.double() + 0.1 * normal(5, 2 * 130, seed=1).double()).to(dtype)
+    halves = both[:, :130], both[:, 130:], reference[:, :130], reference[:, 130:]
+    product, rows, difference = swiglu_quantize_both(*halves, backend=backend)
+    expected, _ = swiglu_quantize(*halves[:2], backend=backend)
+    of_reference, expected_rows = swiglu_quantize(*halves[2:], backend=backend)
+    assert product is not None and expected is not None and of_reference is not None
+    assert torch.equal(product, expected) and same(rows, expected_rows)
+    assert same(difference, quantize_rows(product, minus=of_reference))
+    nothing, *alone = swiglu_quantize_both(*halves, keep=False, backend=backend)
+    assert nothing is None and same(alone[0], rows) and same(alone[1], difference)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

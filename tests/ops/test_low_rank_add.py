@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,31 @@ def test_each_seed_rounds_for_itself_and_is_right_on_average(dtype: torch.dtype,
         assert abs(float((error * addend).sum() / addend.square().sum())) < 4 * float(error.std() / addend.norm())
         for other in errors[:i]:
             assert abs(float((error * other).mean() / error.square().mean())) < 0.01, "independent"
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_kernels)])
+def test_what_lies_in_y_is_part_of_the_addend_where_there_is_a_base(backend: Any) -> None:
+    base, low, factor = inputs(150, 170, 16, 1e-4)
+    change = (1e-4 * base.flip(0)).contiguous()
+    got = add_low_rank_(change.clone(), low, factor, base=base, backend=backend)
+    addend = change.float() + low.float() @ factor.float()
+    exact = base.double() + addend.double()
+    step = 2.0 ** (torch.maximum(base.abs().double(), exact.abs()).log2().floor() - 7)
+    assert ((got.double() - exact).abs() <= 1.001 * step).all()
+    kept = ((got.double() - base.double()) * addend.double()).sum() / addend.double().square().sum()
+    assert abs(float(kept) - 1) < 0.2, "rounding to the nearest would keep nothing"
+    none = add_low_rank_(torch.zeros_like(base), low, torch.zeros_like(factor), base=base, backend=backend)
+    assert torch.equal(none, base)
+    same = add_low_rank_(change.clone(), low, factor, base=base, backend="reference")
+    assert (got != same).float().mean() < 0.01, "sums in another order may decide otherwise"
+
+
+def test_other_dtypes_add_a_base_to_the_nearest() -> None:
+    base, low, factor = inputs(9, 11, 4, dtype=torch.float64)
+    change = base * 1e-3
+    assert torch.allclose(
+        add_low_rank_(change.clone(), low, factor, base=base), base + change + low @ factor, rtol=1e-14
+    )
 
 
 def test_a_zero_addend_changes_nothing() -> None:
