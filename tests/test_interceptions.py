@@ -81,6 +81,7 @@ OURS = {
     "report/answers.py:decode_greedily": "a model that was loaded there",
     "run/run.py:_train": "a trainer that was made there",
     "trainer/arguments.py:DPOConfig.from_arguments": "its own object",
+    "trainer/assembly.py:_run_in_lockstep": "its own reference",
     "trainer/arguments.py:DPOConfig.changed": "its own copy",
     "unsloth/call_arguments.py:foreign_signature.decorate": "a function that was made there",
 }

@@ -23,6 +23,7 @@ from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle
 from wishbone.policy.cuda_graphs import CudaGraphs
+from wishbone.policy.lockstep import Beside
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -57,9 +58,11 @@ def adapted(family: str, *, fp8: bool = False) -> PeftModel:
     return model.train()
 
 
-def step_of(model: PeftModel) -> PreferenceStep:
+def step_of(model: PeftModel, in_lockstep: bool = False) -> PreferenceStep:
     policy = Policy(model, row_multiple=128, fused=FusedLayers(model))
-    return PreferenceStep(policy, AdapterDisabled(policy), Objective())
+    reference = AdapterDisabled(policy)
+    reference.in_lockstep = in_lockstep
+    return PreferenceStep(policy, reference, Objective())
 
 
 def results(step: PreferenceStep, pairs: list[TokenizedPair], graphs: CudaGraphs | None = None) -> list[Tensor]:
@@ -171,11 +174,22 @@ def test_a_graph_that_someone_keeps_is_no_obstacle() -> None:
     assert graphs.replays and any(value.grad_fn for value in kept)
 
 
+def test_one_recording_holds_policy_and_reference() -> None:
+    step = step_of(adapted("qwen3"), in_lockstep=True)
+    rows = [pairs_of(length, seed=seed) for length in LENGTHS for seed in (1, 2)]
+    expected = [results(step, row) for row in rows]
+    graphs = recorded(step)
+    before = graphs.replays
+    for row, one in zip(rows, expected, strict=True):
+        assert_same(results(step, row, graphs), one)
+    assert graphs.replays == before + 2 * len(rows), "one replay forward and one backward"
+
+
 def test_a_parameter_that_is_used_from_elsewhere_rules_recording_out() -> None:
     step = step_of(adapted("qwen3"))
     parameter = next(p for p in step.policy.model.parameters() if p.requires_grad)
     backbone = step.policy.backbone
-    graphs = CudaGraphs(step.policy.model, lambda batch: backbone(batch) + 0 * parameter.sum())
+    graphs = CudaGraphs(step.policy.model, lambda batch, beside: backbone(batch, beside) + 0 * parameter.sum())
     with pytest.raises(RuntimeError, match="somewhere else"), graphs.recording():
         results(step, pairs_of(384, seed=0), graphs)
 
@@ -186,8 +200,8 @@ def test_a_recording_that_fails_leaves_nothing_behind() -> None:
     expected = results(step, row)
     backbone = step.policy.backbone
 
-    def waiting(batch: PreferenceBatch) -> Tensor:
-        hidden = backbone(batch)
+    def waiting(batch: PreferenceBatch, beside: Beside | None) -> Tensor:
+        hidden = backbone(batch, beside)
         if torch.cuda.is_current_stream_capturing():
             hidden.sum().item()
         return hidden

@@ -13,10 +13,12 @@ from torch import Tensor
 from wishbone.ops import fp8_quantize
 from wishbone.ops.fp8_quantize import (
     QuantizedRows,
+    quantize_both,
     quantize_rows,
     rms_norm,
     rms_norm_backward,
     rms_norm_quantize,
+    rms_norm_quantize_both,
     swiglu_quantize,
     swiglu_quantize_both,
 )
@@ -35,6 +37,12 @@ GRID = sorted({m * 2.0**e for e in range(-9, 6) for m in range(16)} & {x / 512 f
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def close_rows(rows: int, columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows that lie apart in memory, and others that differ a little, as those of a policy from its reference's."""
+    reference = normal(rows, columns + 9, dtype=dtype)[:, 3 : columns + 3]
+    return reference, (reference.double() + 1e-2 * normal(rows, columns, seed=1).double()).to(dtype)
 
 
 def nearest(value: float) -> float:
@@ -172,27 +180,43 @@ def test_swiglu_in_one_pass(backend: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_differences_are_formed_before_anything_is_rounded(backend: Any, dtype: torch.dtype) -> None:
-    x = normal(5, 140, dtype=dtype)[:, 3:133]
-    close = (x.double() + 1e-3 * normal(5, 130, seed=1).double()).to(dtype)
-    got = quantize_rows(close, minus=x, backend=backend)
-    assert got.dtype == dtype and same(got, quantize_rows(close.float() - x.float()))
-    assert not quantize_rows(x, minus=x.contiguous(), backend=backend).dequantized().any()
+    x, close = close_rows(5, 130, dtype)
+    got = quantize_both(close, x, backend=backend)
+    assert got.difference.dtype == dtype and same(got.reference, quantize_rows(x.contiguous()))
+    assert same(got.difference, quantize_rows(close.float() - x.float()))
+    assert not quantize_both(x, x.contiguous(), backend=backend).difference.dequantized().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_policy_and_reference_in_one_pass(backend: Any, offset: float, dtype: torch.dtype) -> None:
+    reference, x = close_rows(5, 130, dtype)
+    weight = normal(130, seed=2, dtype=dtype)
+    normed, other, rows, reciprocal = rms_norm_quantize_both(x, reference, weight, 1e-5, offset=offset, backend=backend)
+    tolerance = {"rtol": 2e-6 if dtype == torch.float32 else 2 * BFLOAT16, "atol": 1e-6}
+    for got, of in ((normed, x), (other, reference)):
+        exact = torch.nn.functional.rms_norm(of.double(), (130,), offset + weight.double(), 1e-5)
+        assert got.dtype == dtype and torch.allclose(got.double(), exact, **tolerance)
+    assert torch.allclose(reciprocal.double(), (x.double().square().mean(1) + 1e-5).rsqrt(), rtol=1e-6)
+    assert same(rows.reference, quantize_rows(other)) and same(rows.difference, quantize_both(normed, other).difference)
+    equal = rms_norm_quantize_both(x, x.clone(), weight, 1e-5, offset=offset, backend=backend)
+    assert torch.equal(equal[0], equal[1]) and not equal[2].difference.dequantized().any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_swiglu_of_policy_and_reference_in_one_pass(backend: Any, dtype: torch.dtype) -> None:
-    reference = normal(5, 2 * 130, dtype=dtype) * 4
-    both = (reference.double() + 0.1 * normal(5, 2 * 130, seed=1).double()).to(dtype)
+    reference, both = (4 * rows for rows in close_rows(5, 260, dtype))
     halves = both[:, :130], both[:, 130:], reference[:, :130], reference[:, 130:]
-    product, rows, difference = swiglu_quantize_both(*halves, backend=backend)
+    product, rows = swiglu_quantize_both(*halves, backend=backend)
     expected, _ = swiglu_quantize(*halves[:2], backend=backend)
     of_reference, expected_rows = swiglu_quantize(*halves[2:], backend=backend)
     assert product is not None and expected is not None and of_reference is not None
-    assert torch.equal(product, expected) and same(rows, expected_rows)
-    assert same(difference, quantize_rows(product, minus=of_reference))
-    nothing, *alone = swiglu_quantize_both(*halves, keep=False, backend=backend)
-    assert nothing is None and same(alone[0], rows) and same(alone[1], difference)
+    assert torch.equal(product, expected) and same(rows.reference, expected_rows)
+    assert same(rows.difference, quantize_both(product, of_reference).difference)
+    nothing, alone = swiglu_quantize_both(*halves, keep=False, backend=backend)
+    assert nothing is None and same(alone.reference, rows.reference) and same(alone.difference, rows.difference)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -96,9 +96,9 @@ def test_switching_is_exact_and_leaves_everything_as_it_was(family: str, quick: 
     model.set_adapter("default")
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     switch = AdapterSwitch(model)
-    assert switch._read_names and switch._read_flag
+    assert switch.by_name and switch.by_flag
     if not quick:
-        monkeypatch.setattr(switch, "_read_names", False)
+        monkeypatch.setattr(switch, "by_name", False)
     with torch.no_grad(), switch.only(["ref", "other"]), policy.running():
         got = policy.token_scores(batch).logps
     assert torch.equal(got, expected)

@@ -37,8 +37,9 @@ from wishbone.fused.lora_layer import (
 from wishbone.fused.mlp import FusedMlp, fused_mlp_of, reference_half
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
+from wishbone.ops.fp8_quantize import LockstepRows
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
-from wishbone.ops.lora_linear import LockstepRows, compute_dtype, fuse_group, lora_linears
+from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
 
 GROUPS = (("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"))
 """Names that model families give layers which are called with one input; a family has some of them."""

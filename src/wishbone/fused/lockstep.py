@@ -176,7 +176,7 @@ def together(policy: Any, reference: Any, adapters: tuple[str, ...]) -> Any:
         if isinstance(policy, dict):
             return {key: together(one, reference[key], adapters) for key, one in policy.items()}
         parts = [together(one, other, adapters) for one, other in zip(policy, reference, strict=True)]
-        return type(policy)(*parts) if hasattr(policy, "_fields") else type(policy)(parts)
+        return type(policy)(parts)
     if not isinstance(policy, Tensor) and not isinstance(reference, Tensor) and bool(policy == reference):
         return policy
     raise NotImplementedError("the model's code looks at values, which differ between policy and reference")

@@ -32,9 +32,9 @@ from wishbone.fused.lora_layer import (
 )
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import LockstepRows, QuantizedRows
 from wishbone.ops.gated_mlp import Activation, activate, gated_mlp
-from wishbone.ops.lora_linear import LockstepRows, ReferenceHalf, compute_dtype
+from wishbone.ops.lora_linear import ReferenceHalf, compute_dtype
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Relative difference between a module's own output and ours that rounding explains."""

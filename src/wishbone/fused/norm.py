@@ -30,8 +30,14 @@ from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
-from wishbone.ops.fp8_quantize import QuantizedRows, quantize_rows, rms_norm, rms_norm_backward, rms_norm_quantize
-from wishbone.ops.lora_linear import LockstepRows
+from wishbone.ops.fp8_quantize import (
+    LockstepRows,
+    QuantizedRows,
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_quantize,
+    rms_norm_quantize_both,
+)
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Relative difference that rounding explains; norms of transformers round to float32 inside, whatever the dtype."""
@@ -100,28 +106,38 @@ class FusedNorms:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one value a row."""
+    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one value a row.
+
+    With a reference, rows are those of both, and its norm is returned as well.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantize: bool
-    ) -> tuple[Tensor, QuantizedRows | None]:
-        rows, quantized = x.reshape(-1, x.shape[-1]), None
-        if quantize:
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantize: bool, reference: Tensor | None
+    ) -> tuple[Tensor, QuantizedRows | LockstepRows | None, Tensor | None]:
+        rows, other = x.reshape(-1, x.shape[-1]), None
+        quantized: QuantizedRows | LockstepRows | None = None
+        if reference is not None:
+            normed, other, quantized, reciprocal_rms = rms_norm_quantize_both(
+                rows, reference.reshape(rows.shape), weight, eps, offset=offset
+            )
+            other = other.view(x.shape)
+            ctx.mark_non_differentiable(other)
+        elif quantize:
             normed, quantized, reciprocal_rms = rms_norm_quantize(rows, weight, eps, offset=offset)
         else:
             normed, reciprocal_rms = rms_norm(rows, weight, eps, offset=offset)
         ctx.save_for_backward(x, weight, reciprocal_rms)
         ctx.offset = offset
-        return normed.view(x.shape), quantized
+        return normed.view(x.shape), quantized, other
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         x, weight, reciprocal_rms = ctx.saved_tensors
         grad_rows, rows = grad.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
         dx = rms_norm_backward(grad_rows, rows, weight, reciprocal_rms, offset=ctx.offset)
-        return dx.view(x.shape), None, None, None, None
+        return dx.view(x.shape), None, None, None, None, None
 
 
 def _norm_forward(
@@ -141,7 +157,7 @@ def _norm_forward(
         if isinstance(x, Lockstep):
             normed, rows = _in_lockstep(x, weight, eps, offset, asked)
         else:
-            normed, rows = _RMSNorm.apply(x, weight, eps, offset, asked)
+            normed, rows, _ = _RMSNorm.apply(x, weight, eps, offset, asked, None)
         quantized.leave(module, normed, rows)
         return normed
 
@@ -152,13 +168,13 @@ def _in_lockstep(
     x: Lockstep, weight: Tensor, eps: float, offset: float, quantize: bool
 ) -> tuple[Lockstep, LockstepRows | None]:
     """Return the RMSNorm of both halves, and their rows in e4m3 if wanted."""
-    policy, _ = _RMSNorm.apply(x.policy, weight, eps, offset, False)
+    if quantize:
+        policy, rows, reference = _RMSNorm.apply(x.policy, weight, eps, offset, True, x.reference)
+        return Lockstep(policy, reference, x.adapters), rows
+    policy, *_ = _RMSNorm.apply(x.policy, weight, eps, offset, False, None)
     with torch.no_grad():
-        reference, rows = _RMSNorm.apply(x.reference, weight, eps, offset, quantize)
-        if quantize:
-            flat = policy.detach().view(-1, policy.shape[-1]), reference.view(-1, policy.shape[-1])
-            rows = LockstepRows(rows, quantize_rows(flat[0], minus=flat[1]))
-    return Lockstep(policy, reference, x.adapters), rows
+        reference, *_ = _RMSNorm.apply(x.reference, weight, eps, offset, False, None)
+    return Lockstep(policy, reference, x.adapters), None
 
 
 def _layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -237,7 +253,7 @@ def _agrees(module: nn.Module, weight: Tensor, formula: _Formula, size: float) -
     def ours(x: Tensor) -> Tensor:
         if formula.is_layer_norm:
             return _layer_norm(x, weight, formula.eps)
-        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, False)[0]
+        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, False, None)[0]
         return normed
 
     results = []

@@ -17,9 +17,9 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import LockstepRows, QuantizedRows
 from wishbone.ops.frozen_linear import FrozenWeight
-from wishbone.ops.lora_linear import LockstepRows, compute_dtype
+from wishbone.ops.lora_linear import compute_dtype
 
 Rows = QuantizedRows | LockstepRows
 """Of one input, or of the policy's and the reference's."""

@@ -7,14 +7,16 @@ from typing import Literal
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize.reference import (
+    quantize_both_reference,
     quantize_rows_reference,
     rms_norm_backward_reference,
+    rms_norm_quantize_both_reference,
     rms_norm_quantize_reference,
     rms_norm_reference,
     swiglu_quantize_both_reference,
     swiglu_quantize_reference,
 )
-from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, QuantizedRows
+from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, LockstepRows, QuantizedRows
 
 Backend = Literal["auto", "reference", "triton"]
 
@@ -22,25 +24,25 @@ __all__ = [
     "E4M3",
     "E4M3_MAX",
     "Backend",
+    "LockstepRows",
     "QuantizedRows",
+    "quantize_both",
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_quantize",
+    "rms_norm_quantize_both",
     "swiglu_quantize",
     "swiglu_quantize_both",
 ]
 
 
-def quantize_rows(
-    x: Tensor, column_scale: Tensor | None = None, *, minus: Tensor | None = None, backend: Backend = "auto"
-) -> QuantizedRows:
-    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row.
+def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Backend = "auto") -> QuantizedRows:
+    """Return x, or x * column_scale, in e4m3 with one scale a row.
 
     Args:
         x: [rows, columns], float16, bfloat16, float32 or float64.
         column_scale: [columns], float32, or None.
-        minus: [rows, columns], in the dtype of x, or None; subtracted before anything is rounded.
         backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
 
     Returns:
@@ -53,8 +55,25 @@ def quantize_rows(
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
 
-        return quantize_rows_triton(x, column_scale, minus)
-    return quantize_rows_reference(x, column_scale, minus)
+        return quantize_rows_triton(x, column_scale)
+    return quantize_rows_reference(x, column_scale)
+
+
+def quantize_both(x: Tensor, reference: Tensor, *, backend: Backend = "auto") -> LockstepRows:
+    """Return rows of the reference in e4m3, and what those of the policy, x, differ from them by, in one pass.
+
+    Args:
+        x, reference: [rows, columns], of one dtype.
+        backend: as for `quantize_rows`.
+
+    Returns:
+        `quantize_rows` of the reference, and of x - reference, which is formed in float32.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import quantize_both_triton
+
+        return quantize_both_triton(x, reference)
+    return quantize_both_reference(x, reference)
 
 
 def rms_norm_quantize(
@@ -78,6 +97,26 @@ def rms_norm_quantize(
 
         return rms_norm_quantize_triton(x, weight, eps, offset=offset)
     return rms_norm_quantize_reference(x, weight, eps, offset=offset)
+
+
+def rms_norm_quantize_both(
+    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
+    """Return RMSNorm of the policy's x and of the reference's, and their rows in e4m3, in one pass.
+
+    Args:
+        x, reference: [rows, columns], of one dtype.
+        weight, eps, offset, backend: as for `rms_norm_quantize`.
+
+    Returns:
+        normed and the reference's normed [rows, columns] in the dtype of x; `quantize_both` of them; reciprocal rms of
+        x [rows], float32.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_both_triton
+
+        return rms_norm_quantize_both_triton(x, reference, weight, eps, offset=offset)
+    return rms_norm_quantize_both_reference(x, reference, weight, eps, offset=offset)
 
 
 def rms_norm(
@@ -130,18 +169,18 @@ def swiglu_quantize_both(
     *,
     keep: bool = True,
     backend: Backend = "auto",
-) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
-    """Return the policy's silu(gate) * up, the reference's in e4m3, and their difference in e4m3, in one pass.
+) -> tuple[Tensor | None, LockstepRows]:
+    """Return the policy's silu(gate) * up, and the rows in e4m3 of policy and reference, in one pass.
 
     Args:
         gate, up: [rows, columns], of one dtype.
         reference_gate, reference_up: likewise.
-        keep: whether to return the policy's product, too.
+        keep: whether to return the policy's product.
         backend: as for `quantize_rows`.
 
     Returns:
-        product p [rows, columns] in the dtype of gate, or None; with r the reference's product in that dtype,
-        `quantize_rows(r)` and `quantize_rows(p, minus=r)`.
+        product p [rows, columns] in the dtype of gate, or None; `quantize_both(p, r)` with r the reference's product,
+        rounded to that dtype.
     """
     if _by_triton(gate, backend):
         from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton

@@ -67,26 +67,48 @@ def _store_quantized(exact, values_ptr, scale_ptr, inside, INTERPRETED: tl.const
 @triton.jit
 def quantize(
     x_ptr,
-    minus_ptr,
     column_scale_ptr,
     values_ptr,
     scale_ptr,
     stride_x_row,
-    stride_minus_row,
     columns,
     SCALED: tl.constexpr,
-    MINUS: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of x in e4m3; if MINUS, of x less the row at `minus_ptr`; if SCALED, times `column_scale_ptr` [C]."""
+    """Write a row of x in e4m3; if SCALED, of x times `column_scale_ptr` [C]."""
     row, column, inside = whole_row(columns, BLOCK)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
-    if MINUS:
-        exact = exact - load_row(minus_ptr, row, stride_minus_row, column, inside)
     if SCALED:
         exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
     _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+
+
+@triton.jit
+def quantize_both(
+    x_ptr,
+    reference_ptr,
+    values_ptr,
+    scale_ptr,
+    difference_ptr,
+    difference_scale_ptr,
+    stride_x_row,
+    stride_reference_row,
+    columns,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a row of the reference's input in e4m3, and the policy's, x, less the reference's.
+
+    Args:
+        values_ptr, scale_ptr: of the reference's rows.
+        difference_ptr, difference_scale_ptr: of the differences, likewise.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
+    change = load_row(x_ptr, row, stride_x_row, column, inside) - exact
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)
 
 
 @triton.jit
@@ -122,14 +144,7 @@ def norm(
     row, column, inside = whole_row(columns, BLOCK)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
     w = tl.load(weight_ptr + column, mask=inside, other=0.0)
-    mean_square = tl.sum(exact * exact, axis=0) / columns
-    reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
-    unit = exact * reciprocal
-    dtype = normed_ptr.dtype.element_ty
-    if OFFSET:
-        result = (unit * (offset + w.to(tl.float32))).to(dtype)
-    else:
-        result = (unit.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)).to(dtype)
+    result, reciprocal = _normed(exact, w, columns, eps, offset, OFFSET, normed_ptr.dtype.element_ty)
     tl.store(normed_ptr + row * columns + column, result, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
     if QUANTIZE:
@@ -137,6 +152,63 @@ def norm(
         VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
         target = tl.max_contiguous(values_ptr + row * columns + column, [VECTOR])
         _store_quantized(rounded, target, scale_ptr + row, inside, INTERPRETED)
+
+
+@triton.jit
+def _normed(exact, w, columns, eps, offset, OFFSET: tl.constexpr, dtype: tl.constexpr):
+    """Return the RMSNorm of a row, in `dtype`, and its 1 / rms."""
+    mean_square = tl.sum(exact * exact, axis=0) / columns
+    reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+    unit = exact * reciprocal
+    if OFFSET:
+        result = (unit * (offset + w.to(tl.float32))).to(dtype)
+    else:
+        result = (unit.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)).to(dtype)
+    return result, reciprocal
+
+
+@triton.jit
+def norm_both(
+    x_ptr,
+    reference_ptr,
+    weight_ptr,
+    normed_ptr,
+    reference_normed_ptr,
+    reciprocal_rms_ptr,
+    values_ptr,
+    scale_ptr,
+    difference_ptr,
+    difference_scale_ptr,
+    stride_x_row,
+    stride_reference_row,
+    columns,
+    eps,
+    offset,
+    OFFSET: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write the RMSNorm of a row of the policy, x, and of the reference; the latter in e4m3, too, and the difference.
+
+    Args:
+        normed_ptr, reference_normed_ptr: [R, C], contiguous, the dtype of x.
+        reciprocal_rms_ptr: [R] float32, of the policy's rows.
+        values_ptr, scale_ptr, difference_ptr, difference_scale_ptr: as `quantize_both`; other arguments as `norm`.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    dtype = normed_ptr.dtype.element_ty
+    w = tl.load(weight_ptr + column, mask=inside, other=0.0)
+    exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
+    normed, _ = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
+    tl.store(reference_normed_ptr + row * columns + column, normed, mask=inside)
+    reference = tl.where(inside, normed.to(tl.float32), 0.0)
+    _store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    exact = load_row(x_ptr, row, stride_x_row, column, inside)
+    normed, reciprocal = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
+    tl.store(normed_ptr + row * columns + column, normed, mask=inside)
+    tl.store(reciprocal_rms_ptr + row, reciprocal)
+    change = tl.where(inside, normed.to(tl.float32), 0.0) - reference
+    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)
 
 
 @triton.jit

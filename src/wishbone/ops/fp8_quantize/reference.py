@@ -19,20 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, QuantizedRows
+from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, SMALLEST_AMAX, LockstepRows, QuantizedRows
 
 
-def quantize_rows_reference(
-    x: Tensor, column_scale: Tensor | None = None, minus: Tensor | None = None
-) -> QuantizedRows:
-    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row; as `quantize_rows`."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    exact = x.float() if minus is None else (x.to(precise) - minus.to(precise)).float()
-    exact = exact if column_scale is None else exact * column_scale.float()
+def quantize_rows_reference(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
+    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
+    exact = x.float() if column_scale is None else x.float() * column_scale.float()
     amax = exact.abs().amax(-1, keepdim=True).clamp_min(SMALLEST_AMAX)
     limit = torch.full_like(amax, E4M3_MAX)  # a quotient with a plain number would be a product with its reciprocal
     scaled = (exact * (limit / amax)).clamp(-E4M3_MAX, E4M3_MAX)
     return QuantizedRows(scaled.to(E4M3), amax / limit, x.dtype)
+
+
+def quantize_both_reference(x: Tensor, reference: Tensor) -> LockstepRows:
+    """Return the reference's rows in e4m3 and the difference of x; as `quantize_both`."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    values, scale, _ = quantize_rows_reference(x.to(precise) - reference.to(precise))
+    return LockstepRows(quantize_rows_reference(reference), QuantizedRows(values, scale, x.dtype))
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -64,14 +67,23 @@ def rms_norm_quantize_reference(
     return normed, quantize_rows_reference(normed), reciprocal_rms
 
 
+def rms_norm_quantize_both_reference(
+    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
+    """Return RMSNorm of both, their rows in e4m3, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
+    normed, reciprocal_rms = rms_norm_reference(x, weight, eps, offset=offset)
+    reference_normed, _ = rms_norm_reference(reference, weight, eps, offset=offset)
+    return normed, reference_normed, quantize_both_reference(normed, reference_normed), reciprocal_rms
+
+
 def swiglu_quantize_both_reference(
     gate: Tensor, up: Tensor, reference_gate: Tensor, reference_up: Tensor, *, keep: bool = True
-) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
+) -> tuple[Tensor | None, LockstepRows]:
     """Return silu(gate) * up, the reference's in e4m3, and their difference; as `swiglu_quantize_both`."""
     product, _ = swiglu_quantize_reference(gate, up)
-    reference, rows = swiglu_quantize_reference(reference_gate, reference_up)
-    assert product is not None
-    return product if keep else None, rows, quantize_rows_reference(product, minus=reference)
+    reference, _ = swiglu_quantize_reference(reference_gate, reference_up)
+    assert product is not None and reference is not None
+    return product if keep else None, quantize_both_reference(product, reference)
 
 
 def swiglu_quantize_reference(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:

@@ -30,3 +30,13 @@ class QuantizedRows(NamedTuple):
         """Return scale * values, [rows, columns], in float32, or in float64 if the matrix was float64."""
         precise = torch.promote_types(self.dtype, torch.float32)
         return self.values.to(precise) * self.scale.to(precise)
+
+
+class LockstepRows(NamedTuple):
+    """The same rows of policy and reference: the reference's, and what the policy's differ from them by.
+
+    The difference is formed in float32 before it is rounded to e4m3.
+    """
+
+    reference: QuantizedRows
+    difference: QuantizedRows

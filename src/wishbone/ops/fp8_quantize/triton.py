@@ -12,8 +12,16 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.kernels import norm, norm_gradient, quantize, swiglu, swiglu_both
-from wishbone.ops.fp8_quantize.rows import E4M3, QuantizedRows
+from wishbone.ops.fp8_quantize.kernels import (
+    norm,
+    norm_both,
+    norm_gradient,
+    quantize,
+    quantize_both,
+    swiglu,
+    swiglu_both,
+)
+from wishbone.ops.fp8_quantize.rows import E4M3, LockstepRows, QuantizedRows
 from wishbone.ops.launch_sizes import power_of_two
 
 MOST_WARPS = 32
@@ -21,29 +29,82 @@ WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 
 
-def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, minus: Tensor | None = None) -> QuantizedRows:
-    """Return x, or x * column_scale, or x - minus, in e4m3 with one scale a row; as `quantize_rows`."""
+def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
+    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
     x = _dense_rows(x)
-    minus = x if minus is None else _dense_rows(minus)
     out = empty_rows(x)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
         quantize[(x.shape[0],)](
             x,
-            minus,
             x if column_scale is None else column_scale.contiguous(),
             out.values,
             out.scale,
             x.stride(0),
-            minus.stride(0),
             x.shape[1],
             SCALED=column_scale is not None,
-            MINUS=minus is not x,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
         )
     return out
+
+
+def quantize_both_triton(x: Tensor, reference: Tensor) -> LockstepRows:
+    """Return the reference's rows in e4m3 and the difference of x; as `quantize_both`."""
+    x, reference = _dense_rows(x), _dense_rows(reference)
+    out = LockstepRows(empty_rows(x), empty_rows(x))
+    if x.shape[0]:
+        block, warps = _block(x.shape[1])
+        quantize_both[(x.shape[0],)](
+            x,
+            reference,
+            out.reference.values,
+            out.reference.scale,
+            out.difference.values,
+            out.difference.scale,
+            x.stride(0),
+            reference.stride(0),
+            x.shape[1],
+            BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=warps,
+        )
+    return out
+
+
+def rms_norm_quantize_both_triton(
+    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
+    """Return RMSNorm of both, their rows in e4m3, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
+    x, reference = _dense_rows(x), _dense_rows(reference)
+    out = LockstepRows(empty_rows(x), empty_rows(x))
+    normed, reference_normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
+    if x.shape[0]:
+        block, warps = _block(x.shape[1])
+        norm_both[(x.shape[0],)](
+            x,
+            reference,
+            weight.contiguous(),
+            normed,
+            reference_normed,
+            reciprocal_rms,
+            out.reference.values,
+            out.reference.scale,
+            out.difference.values,
+            out.difference.scale,
+            x.stride(0),
+            reference.stride(0),
+            x.shape[1],
+            eps,
+            offset,
+            OFFSET=offset != 0,
+            BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=warps,
+        )
+    return normed, reference_normed, out, reciprocal_rms
 
 
 def rms_norm_quantize_triton(
@@ -110,7 +171,7 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
 
 def swiglu_quantize_both_triton(
     gate: Tensor, up: Tensor, reference_gate: Tensor, reference_up: Tensor, *, keep: bool = True
-) -> tuple[Tensor | None, QuantizedRows, QuantizedRows]:
+) -> tuple[Tensor | None, LockstepRows]:
     """Return silu(gate) * up, the reference's in e4m3, and their difference; as `swiglu_quantize_both`."""
     gate, up, reference_gate, reference_up = map(_dense_rows, (gate, up, reference_gate, reference_up))
     reference, difference = empty_rows(gate), empty_rows(gate)
@@ -137,7 +198,7 @@ def swiglu_quantize_both_triton(
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
         )
-    return product, reference, difference
+    return product, LockstepRows(reference, difference)
 
 
 def _rms_norm(

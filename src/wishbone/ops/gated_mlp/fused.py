@@ -28,7 +28,7 @@ from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
 from wishbone.ops.lora_linear.fused import has_graph
 from wishbone.ops.lora_linear.group import Factors, LinearGroup
-from wishbone.ops.lora_linear.lockstep import LockstepRows, ReferenceHalf
+from wishbone.ops.lora_linear.lockstep import ReferenceHalf
 from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
 
 BEFORE_FACTORS = 8
@@ -109,16 +109,16 @@ class _Block:
         outputs, low = self.into.forward_in_lockstep(x, into)
         (gate, up), (reference_gate, reference_up) = _gate_and_up(outputs), _gate_and_up(into.outputs)
         if self.down.weights[0].input_form == "fp8_rows" and self.activation == "silu" and down_adapter is None:
-            product, *both = swiglu_quantize_both(gate, up, reference_gate, reference_up)
+            product, rows = swiglu_quantize_both(gate, up, reference_gate, reference_up)
             assert product is not None
-            down = ReferenceHalf(product, [None], LockstepRows(*both))  # without adapter its x is not read
+            down = ReferenceHalf(product, [None], rows)  # without adapter its x is not read
         else:
             product = _elementwise(gate).gated_product(gate, up, self.activation)
             reference = _elementwise(gate).gated_product(reference_gate, reference_up, self.activation)
             down = ReferenceHalf(reference, [down_adapter])
         del reference_gate, reference_up, into
         (y,), down_low = self.down.forward_in_lockstep(product, down)
-        half.outputs = down.outputs
+        half.leave(*down.outputs)
         return _Forward(y, outputs, low, down_low)
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -228,7 +228,7 @@ def _forward_tiled(block: _Block, x: Tensor, tile: int, half: ReferenceHalf | No
     """Return y and the low-rank product of down, tile by tile."""
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
     if half is not None:
-        half.outputs = (torch.empty_like(y),)
+        half.leave(torch.empty_like(y))
     lows = []
     for rows in _tiles(x.shape[0], tile):
         part = None if half is None else ReferenceHalf(half.x[rows], half.adapters)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.fused import lora_linears
-from wishbone.ops.lora_linear.lockstep import LockstepRows, ReferenceHalf, lockstep_rows
+from wishbone.ops.lora_linear.lockstep import ReferenceHalf
 from wishbone.ops.lora_linear.one_buffer import fuse_group
 from wishbone.ops.lora_linear.precision import compute_dtype
 from wishbone.ops.lora_linear.reference import lora_linears_reference
 
 __all__ = [
     "Adapter",
-    "LockstepRows",
     "ReferenceHalf",
     "compute_dtype",
     "fuse_group",
-    "lockstep_rows",
     "lora_linears",
     "lora_linears_reference",
 ]

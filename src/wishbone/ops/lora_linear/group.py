@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight, InputForm, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf, fp8_in_lockstep, lockstep_rows, matrix_in_lockstep
+from wishbone.ops.lora_linear.lockstep import ReferenceHalf, fp8_in_lockstep, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
@@ -111,27 +111,27 @@ class LinearGroup:
         reference = LinearGroup(self.weights, self.biases, half.adapters, self.dtype, join=True)
         if all(isinstance(weight, DenseWeight) for weight in self.weights):
             if self.joined is None:
-                half.outputs, _ = reference.forward(half.x)
+                half.leave(*reference.forward(half.x)[0])
                 return self.forward(x)
-            half.outputs = (reference.forward_together(half.x)[0],)
+            half.leave(reference.forward_together(half.x)[0])
             together, low = self.forward_together(x)
             return (together,), low
         low, reference_low = self._low(x), reference._low(half.x)
         rows, bases = half.rows, None
         if reference.whole is not None and reference.whole.input_form == "fp8_rows":
-            rows = rows or lockstep_rows(x, half.x)
+            rows = rows or quantize_both(x, half.x)
             base = reference.whole.forward(rows.reference, reference._joined_bias(x))
             bases = [base] if self.joined is not None else base.split(self.sizes, dim=1)
         outputs = []
         for i, (weight, bias, layers) in enumerate(self._products(x)):
             terms, reference_terms = self._low_terms(low, layers), reference._low_terms(reference_low, layers)
             if weight.input_form == "fp8_rows":
-                rows = rows or lockstep_rows(x, half.x)
+                rows = rows or quantize_both(x, half.x)
                 base = weight.forward(rows.reference, bias) if bases is None else bases[i]
                 outputs.append(fp8_in_lockstep(weight, rows, base, terms, reference_terms))
             else:
                 outputs.append(matrix_in_lockstep(weight, x, half.x, bias, terms, reference_terms))
-        half.outputs = tuple(y for _, y in outputs)
+        half.leave(*(y for _, y in outputs))
         return tuple(y for y, _ in outputs), low
 
     def backward(

@@ -16,22 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import QuantizedRows, quantize_rows
+from wishbone.ops.fp8_quantize import LockstepRows
 from wishbone.ops.frozen_linear import DenseWeight, FrozenWeight, MatrixWeight
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.precision import LowTerm, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
-
-
-class LockstepRows(NamedTuple):
-    """Inputs of FP8 layers: the reference's, and what the policy's differs from it by."""
-
-    reference: QuantizedRows
-    difference: QuantizedRows
 
 
 @dataclass
@@ -41,7 +33,7 @@ class ReferenceHalf:
     Attributes:
         x: input [T, K].
         adapters: frozen adapters of the reference, or None for each layer.
-        rows: what `lockstep_rows` makes of the policy's input and `x`, where that was made together with them.
+        rows: what `quantize_both` makes of the policy's input and `x`, where that was made together with them.
         outputs: y_ref [T, N_i] of each layer, once the call has run; they may be views of one tensor.
     """
 
@@ -50,10 +42,9 @@ class ReferenceHalf:
     rows: LockstepRows | None = None
     outputs: tuple[Tensor, ...] = field(default=())
 
-
-def lockstep_rows(x: Tensor, reference: Tensor) -> LockstepRows:
-    """Return both inputs [T, K] as FP8 layers take them."""
-    return LockstepRows(quantize_rows(reference), quantize_rows(x, minus=reference))
+    def leave(self, *outputs: Tensor) -> None:
+        """Note the outputs of the call."""
+        self.outputs = outputs
 
 
 def fp8_in_lockstep(
