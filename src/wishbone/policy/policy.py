@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -73,11 +74,14 @@ class Policy:
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
-        self._lockstep = LockstepModules(causal_lm, self.layers, fused)
         self._configs = attention_configs(causal_lm)
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.logit_scale = _logit_scale(text_config)
+
+    @cached_property
+    def _lockstep(self) -> LockstepModules:
+        return LockstepModules(self.causal_lm, self.layers, self.fused)
 
     @property
     def decoder(self) -> Any:
