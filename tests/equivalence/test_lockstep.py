@@ -22,6 +22,7 @@ from wishbone.model.fp8_linear import inputs_not_rounded
 from wishbone.policy.activations import allow_recompute
 from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy
+from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.preference.losses import LOSSES
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -110,6 +111,17 @@ def test_every_loss_also_those_that_couple_pairs(losses: list[Any]) -> None:
     reference = AdapterDisabled(policy)
     step = step_of(policy, reference, losses)
     apart, beside = both_ways(policy, reference, lambda: gradients(step, Execution(64, EVERYTHING), groups=2))
+    assert_close(beside, apart, 1e-12)
+
+
+@pytest.mark.parametrize("room", [EVERYTHING, NOTHING])
+def test_a_mixture_has_its_auxiliary_loss_from_the_policys_routers(room: Room) -> None:
+    model = adapted("qwen3_moe")
+    policy = policy_of(model)
+    reference = AdapterDisabled(policy)
+    term = LoadBalancing(0.5, model.config.num_experts_per_tok)
+    step = PreferenceStep(policy, reference, Objective(load_balancing=term))
+    apart, beside = both_ways(policy, reference, lambda: gradients(step, Execution(10**6, room)))
     assert_close(beside, apart, 1e-12)
 
 
