@@ -227,5 +227,7 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         **loaded.options,
     )
     if system.apart:
-        trainer.preference_step.reference.in_lockstep = False
+        from wishbone.trainer.start_check import uncached
+
+        uncached(trainer.preference_step).in_lockstep = False
     return trainer
