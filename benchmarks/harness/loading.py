@@ -227,7 +227,10 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         **loaded.options,
     )
     if system.apart:
+        from wishbone.reference.reference import AdapterDisabled
         from wishbone.trainer.start_check import uncached
 
-        uncached(trainer.preference_step).in_lockstep = False
+        reference = uncached(trainer.preference_step)
+        assert isinstance(reference, AdapterDisabled)
+        reference.in_lockstep = False
     return trainer

@@ -19,7 +19,7 @@ from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
-from wishbone.reference.reference import AdapterDisabled
+from wishbone.reference.reference import AdapterDisabled, ReferencePolicy
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox"]
 SCALED_HEADS = ["cohere", "granite"]
@@ -113,6 +113,6 @@ def test_full_fine_tuning_trains_head_and_embeddings(family: str) -> None:
     assert (got - expected).norm() <= 1e-6 * expected.norm()
 
 
-class ZeroReference:
+class ZeroReference(ReferencePolicy):
     def logps(self, batch: object, execution: object) -> Tensor:
         return torch.zeros(2 * len(batch.pairs))  # type: ignore[attr-defined]

@@ -95,5 +95,14 @@ def reference_of(module: nn.Module, adapters: tuple[str, ...]) -> Any:
     return only_adapters(layers, adapters) if layers else nullcontext()
 
 
+def of_policy(recorded: Sequence[Tensor]) -> list[Tensor]:
+    """Return the policy's of what transformers recorded of modules in a pass of both halves.
+
+    A module that runs apart is recorded twice, first for the policy, then for the reference.
+    """
+    both = [one.policy for one in recorded if isinstance(one, Lockstep)]
+    return both + [one for one in recorded if not isinstance(one, Lockstep)][::2]
+
+
 def _has_adapter(module: nn.Module) -> bool:
     return any(OFF in vars(one) for one in module.modules())

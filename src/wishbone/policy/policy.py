@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
 from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
-from wishbone.fused.lockstep import Lockstep, half_of
+from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import text_layers
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.attention_hook import attention_configs, shared_prefix_attention
-from wishbone.policy.lockstep import Beside, LockstepModules, embedded, reference_of
+from wishbone.policy.lockstep import Beside, LockstepModules, embedded, of_policy, reference_of
 from wishbone.policy.router_logits import RowRouting
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
@@ -149,7 +149,7 @@ class Policy:
         with self._lockstep.running() if beside is not None else nullcontext():
             output = self.decoder(**inputs, use_cache=False)
         if routing is not None:
-            routing.take(half_of(output.router_logits, "policy"))
+            routing.take(output.router_logits if beside is None else of_policy(output.router_logits))
         hidden: Tensor = output.last_hidden_state
         return hidden
 
