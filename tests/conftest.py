@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,9 @@ from wishbone.errors import RequestError  # noqa: E402
 
 if TYPE_CHECKING:  # torch and transformers are loaded by the tests that use them: pytest's main process needs neither
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None)  # a busy one takes a second for what takes a millisecond
 settings.register_profile("reproducible", deadline=None, derandomize=True)

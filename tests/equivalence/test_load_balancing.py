@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from equivalence.test_model_families import gradients, textbook_dpo, with_trained_adapter
 from peft import PeftModel
 from tiny import tiny_model, tiny_pairs
@@ -24,6 +25,10 @@ from wishbone.reference.reference import AdapterDisabled
 
 FAMILIES = ["mixtral", "qwen3_moe", "olmoe", "granitemoe", "minimax_m2", "ernie4_5_moe"]
 COEFFICIENT = 0.5
+
+OLD = transformers.__version__.startswith("5.17.")
+RECORDED = [family for family in FAMILIES if not (OLD and family == "granitemoe")]
+"""Families of which transformers returns router logits."""
 
 
 def model_of(family: str, dtype: torch.dtype, *, router: bool) -> PeftModel:
@@ -76,7 +81,7 @@ def got(
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"), [*((family, torch.float64) for family in FAMILIES), ("qwen3_moe", torch.float32)]
+    ("family", "dtype"), [*((family, torch.float64) for family in RECORDED), ("qwen3_moe", torch.float32)]
 )
 def test_step_equals_plain_sequences(family: str, dtype: torch.dtype) -> None:
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-5}[dtype]
@@ -139,7 +144,7 @@ def test_evaluation_adds_the_term_of_the_group() -> None:
 
 
 class TestWhatAModelHas:
-    @pytest.mark.parametrize("family", [*FAMILIES, "qwen3_next", "gpt_oss"])
+    @pytest.mark.parametrize("family", [*RECORDED, "qwen3_next", "gpt_oss"])
     def test_an_auxiliary_loss(self, family: str) -> None:
         model = tiny_model(family)
         assert load_balancing_of(model, 0.1) == LoadBalancing(0.1, 2)
@@ -148,9 +153,10 @@ class TestWhatAModelHas:
         assert load_balancing_of(tiny_model("qwen3_moe", mlp_only_layers=[0, 1]), 0.1) is None
 
     def test_none_of_its_own(self) -> None:
-        with pytest.raises(NoAuxiliaryLoss, match="the model itself computes none"):
+        with pytest.raises(NoAuxiliaryLoss, match=r"the model itself computes none|record no logits"):  # 5.24 and 5.17
             load_balancing_of(tiny_model("deepseek_v3"), 0.1)
 
+    @pytest.mark.skipif(OLD, reason="Doge with experts cannot run there")
     def test_none_for_each_token(self) -> None:
         with pytest.raises(NoAuxiliaryLoss, match="one value for each token and expert"):
             load_balancing_of(tiny_model("doge"), 0.1)
