@@ -13,8 +13,11 @@ from wishbone.cli.check import check
 from wishbone.cli.compare import compare
 from wishbone.cli.console import refuse, spell_what_is_missing
 from wishbone.cli.doctor import doctor
+from wishbone.cli.eval import evaluate
+from wishbone.cli.export import export
 from wishbone.cli.init import init
 from wishbone.cli.plan import plan
+from wishbone.cli.push import push
 from wishbone.cli.report import report
 from wishbone.cli.train import train
 from wishbone.run.lasting_output import OutputFailed, checked_output, lasting_output
@@ -50,6 +53,19 @@ app.command(
     short_help="Talk to what a run learned.",
     epilog="Example: wishbone chat runs/mine --system 'Answer in one sentence.'",
 )(chat)
+app.command(
+    short_help="Write what a run learned as a merged model, GGUF, for Ollama or vLLM.",
+    epilog="Example: wishbone export runs/mine --gguf mine.gguf --quantize q8_0",
+)(export)
+app.command(
+    "eval",
+    short_help="Measure runs on other pairs: accuracy and margins with confidence intervals.",
+    epilog="Example: wishbone eval runs/one runs/two other-pairs.jsonl",
+)(evaluate)
+app.command(
+    short_help="Publish what a run learned on the hub, with a model card.",
+    epilog="Example: wishbone push runs/mine someone/my-model --private",
+)(push)
 app.command(short_help="Write report.html of a run and print its result.")(report)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from wishbone.cli.console import say
+from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.outcome import Attempt
 from wishbone.cli.request import requested
@@ -21,6 +22,14 @@ from wishbone.run.lasting_output import lasting_output
 from wishbone.run.preflight import check_access
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import StopSignals
+
+NEXT = (
+    ("report {run}", "curves, and what to look at"),
+    ("compare {run}", "answers before and after"),
+    ("chat {run}", "talk to it"),
+    ("export {run} --gguf model.gguf", "for llama.cpp and Ollama; also --merged, --vllm"),
+)
+"""What to do with a run that is done."""
 
 
 def train(
@@ -82,6 +91,17 @@ def _run(config: RunConfig, directory: Path | None, resume: bool, signals: StopS
     done = run(config, resume=resume, run_dir=directory, signals=signals)
     if directory is not None:
         say(str(done), marker="done: ", style="bold green")
+        _print_next(done)
+
+
+def _print_next(run: Path) -> None:
+    """Commands that use the result, each on a line of its own, whole, for copying."""
+    name = shlex.quote(str(run))
+    say("", marker="next:", style="bold", error=True)
+    for words, what in NEXT:
+        screen(error=True).print(
+            plain(f"  wishbone {words.format(run=name)}") + plain(f"  # {what}", "dim"), soft_wrap=True
+        )
 
 
 def _say_stopping(text: str) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from wishbone.errors import RequestError
 from wishbone.model.agreement import difference, real_sequences, sequence_logps
 from wishbone.model.atomic_directory import beside
-from wishbone.model.load import load_model
+from wishbone.model.load import load_model, resolve_model
 from wishbone.model.merged_weights import active_adapters, base_of, merged_weights
 from wishbone.model.quantization import dequantized, is_quantized
 from wishbone.model.saved_adapter import not_finite
@@ -54,6 +55,7 @@ class Merge:
         dtype: of its weights.
         difference: mean |log p merged - log p adapter| over tokens of real text, in nats.
         allowed: the difference that rounding to `dtype` explains, three times that of two roundings.
+        largest, allowed_largest: the same of the token that differs most.
         quantization: the same difference to the quantized model that was trained; None if it was not quantized.
     """
 
@@ -61,6 +63,8 @@ class Merge:
     dtype: torch.dtype
     difference: float
     allowed: float
+    largest: float
+    allowed_largest: float
     quantization: float | None = None
 
 
@@ -70,14 +74,18 @@ def merge_adapter(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_shard_size: int | str = "5GB",
+    dtype: torch.dtype | None = None,
+    sequences: Sequence[Sequence[int]] | None = None,
 ) -> Merge:
-    """Write the model with its active adapter merged into 16-bit weights; the model itself does not change.
+    """Write the model with its active adapter merged into its weights; the model itself does not change.
 
     Args:
         model: a PEFT model, or one that PEFT has put adapters into; without an adapter its weights are written alone.
         directory: files in it with the same names are replaced; on failure nothing is written.
         tokenizer: written beside the weights, and used for the comparison.
         max_shard_size: of a file of weights.
+        dtype: of the weights that are written; None is the model's own 16 bits. In float32 nothing is rounded.
+        sequences: token ids of the texts of the comparison; None: a few texts of several kinds.
 
     Raises:
         RequestError: the adapter has NaN or infinite values, the directory holds an adapter or the base model, the
@@ -87,9 +95,9 @@ def merge_adapter(
     problems = [*_unusable(target, model), *not_finite(model)]
     if problems:
         raise RequestError(problems)
-    sequences = real_sequences(tokenizer)
+    sequences = sequences or real_sequences(tokenizer)
     trained = sequence_logps(model, sequences) if is_quantized(model) else None
-    dtype = _sixteen_bits(model)
+    dtype = dtype or _sixteen_bits(model)
     whole = _in_sixteen_bits(model, dtype) if trained is not None else model
     expected = sequence_logps(whole, sequences)
     with beside(target) as temporary:
@@ -101,12 +109,15 @@ def merge_adapter(
         )
         found = sequence_logps(merged, sequences)
         merged.load_state_dict(merged_weights(base, dtype, again=True), strict=False)
-        allowed = 3 * difference(sequence_logps(merged, sequences), found) + FLOAT_NOISE
+        second = sequence_logps(merged, sequences)
+        allowed = 3 * difference(second, found) + FLOAT_NOISE
         result = Merge(
             target,
             dtype,
             difference=difference(found, expected),
             allowed=allowed,
+            largest=float((found - expected).abs().max()),
+            allowed_largest=3 * float((second - found).abs().max()) + 10 * FLOAT_NOISE,
             quantization=None if trained is None else difference(found, trained),
         )
         if not result.difference <= allowed:
@@ -141,8 +152,8 @@ def _sixteen_bits(model: nn.Module) -> torch.dtype:
     found: Any = base.dtype
     if found not in (torch.bfloat16, torch.float16) and base.name_or_path:
         try:
-            config, _ = PretrainedConfig.get_config_dict(base.name_or_path, revision=_revision(base))
-        except OSError:
+            config, _ = PretrainedConfig.get_config_dict(resolve_model(base.name_or_path), revision=_revision(base))
+        except (OSError, RequestError):
             config = {}
         found = config.get("dtype", config.get("torch_dtype"))
     return torch.float16 if found in ("float16", torch.float16) else torch.bfloat16

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError
-from wishbone.ops.low_rank_add.reference import rounded_at_random
+from wishbone.ops.low_rank_add.reference import ROUNDED_AT_RANDOM, rounded_at_random
 
 ROWS_AT_ONCE = 1024
 """Rows of a merged weight that are rounded at a time."""
@@ -47,7 +47,7 @@ def merged_weights(base: PreTrainedModel, dtype: torch.dtype, *, again: bool = F
 
     Args:
         base: the model that adapters are in; afterwards it is bit by bit what it was.
-        dtype: bfloat16 or float16.
+        dtype: bfloat16 or float16; float32 keeps the sum as it is.
         again: a second rounding: with other random numbers, and at random for weights without an adapter, too.
     """
     tied: dict[tuple[int, tuple[int, ...]], Tensor] = {}
@@ -102,6 +102,8 @@ def _merged_in_float32(layer: Any) -> Iterator[dict[nn.Parameter, Tensor]]:
 
 def _rounded(exact: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
     """Return a weight in `dtype` on the CPU, rounded at random, a few rows at a time to save memory."""
+    if dtype not in ROUNDED_AT_RANDOM:
+        return exact.to("cpu", dtype, copy=True)
     parts = []
     for part in torch.atleast_1d(exact).split(ROWS_AT_ONCE):
         nearest = part.to(dtype)

@@ -7,6 +7,7 @@ does not fit is refused.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,23 @@ def save_adapter(model: nn.Module, directory: str | Path, tokenizer: PreTrainedT
     with beside(target) as temporary:
         model.save_pretrained(temporary, selected_adapters=[model.active_adapter])
         tokenizer.save_pretrained(temporary)
+
+
+def name_base(directory: Path, name: str, revision: str | None = None) -> None:
+    """Let a saved adapter name its base model as a person named it, and not by where this machine keeps a copy.
+
+    PEFT writes the directory that the weights were read from, which for an embedded model or a GGUF file is a cache.
+    """
+    path = directory / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    former = config.get("base_model_name_or_path")
+    if former == name and config.get("revision") == revision:
+        return
+    named = config | {"base_model_name_or_path": name, "revision": revision}
+    path.write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+    card = directory / "README.md"
+    if former and card.is_file():
+        card.write_text(card.read_text(encoding="utf-8").replace(former, name), encoding="utf-8")
 
 
 def not_finite(model: nn.Module) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from wishbone.config.schema import ModelConfig, RunConfig
 from wishbone.errors import RequestError, RunError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
+from wishbone.model.saved_adapter import name_base
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
 from wishbone.run.ending import early_end_noted, now, write_result
@@ -146,7 +148,10 @@ def _train(
         reference = trainer.reference_counts()
         if writes:
             learned = trainer.accelerator.unwrap_model(trainer.model)
-            write_result(run_dir / ("adapter" if lora else "model"), learned.save_pretrained, tokenizer.save_pretrained)
+            writers = [learned.save_pretrained, tokenizer.save_pretrained]
+            if lora:
+                writers.append(partial(name_base, name=config.model.name, revision=config.model.revision))
+            write_result(run_dir / ("adapter" if lora else "model"), *writers)
             summary |= {
                 "status": "done",
                 "finished": now(),

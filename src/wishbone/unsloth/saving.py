@@ -8,29 +8,25 @@ it.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MethodType
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError
 from wishbone.model.gguf_export import check_gguf_tools, export_gguf, gguf_kinds
 from wishbone.model.merge import Merge, merge_adapter
+from wishbone.model.publishing import MESSAGE, Upload
 from wishbone.model.saved_adapter import save_adapter
 from wishbone.paths import user_path
 from wishbone.unsloth.call_arguments import foreign_signature
 
 METHODS = {"merged_16bit": "merged_16bit", "16bit": "merged_16bit", "lora": "lora"}
-MESSAGE = "Trained with Wishbone"
 FOUR_BIT = ("merged_4bit", "merged_4bit_forced", "4bit")
 IGNORED = {
     "state_dict": "the model's own weights are saved",
@@ -54,8 +50,6 @@ IGNORED = {
 }
 
 IGNORED_FOR_GGUF = IGNORED | {"max_shard_size": "a GGUF file is one file"}
-
-logger = logging.getLogger(__name__)
 
 
 def attach_saving(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -104,7 +98,7 @@ def save_pretrained_merged(
     else:
         merge = merge_adapter(self, save_directory, tokenizer, max_shard_size=max_shard_size)
     if push_to_hub:
-        _Upload(Path(save_directory).name, token).send(Path(save_directory))
+        Upload(Path(save_directory).name, token).send(Path(save_directory))
     return merge
 
 
@@ -129,7 +123,7 @@ def push_to_hub_merged(
     _method(save_method)
     with _space(repo_id) as directory:
         self.save_pretrained_merged(directory, tokenizer, save_method, max_shard_size=max_shard_size)
-        return _Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
+        return Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
 
 
 @foreign_signature(ignored=IGNORED_FOR_GGUF)
@@ -160,7 +154,7 @@ def save_pretrained_gguf(
         merge_adapter(self, directory, tokenizer or _tokenizer(self))
         files = export_gguf(directory, target, kinds)
     if push_to_hub:
-        _Upload(target.name, token, private).send(target, only="*.gguf")
+        Upload(target.name, token, private).send(target, only="*.gguf")
     return files
 
 
@@ -185,7 +179,7 @@ def push_to_hub_gguf(
     """Publish what `save_pretrained_gguf` saves, and return the commit's address."""
     with _space(repo_id) as directory:
         self.save_pretrained_gguf(directory, tokenizer, quantization_method)
-        return _Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
+        return Upload(repo_id, token, private, commit_message, create_pr, revision).send(directory)
 
 
 def _method(asked: str) -> str:
@@ -212,39 +206,3 @@ def _space(name: str) -> Iterator[Path]:
     """Yield a temporary directory with the name of a model."""
     with TemporaryDirectory(prefix="wishbone-") as root:
         yield Path(root) / name.rsplit("/", 1)[-1]
-
-
-@dataclass(frozen=True)
-class _Upload:
-    """Publishing a directory as a hub repository, with the options of `HfApi.upload_folder`."""
-
-    repo_id: str
-    token: str | bool | None
-    private: bool | None = None
-    commit_message: str | None = MESSAGE
-    create_pr: bool = False
-    revision: str | None = None
-
-    def send(self, directory: Path, only: str | None = None) -> str:
-        """Upload the files that match the pattern `only`, or all, and return the address of the commit."""
-        api = HfApi(token=self.token)
-        try:
-            repository = api.create_repo(self.repo_id, private=self.private, exist_ok=True).repo_id
-            if self.revision is not None and not self.create_pr:
-                api.create_branch(repository, branch=self.revision, exist_ok=True)
-            commit = api.upload_folder(
-                repo_id=repository,
-                folder_path=directory,
-                commit_message=self.commit_message or MESSAGE,
-                create_pr=self.create_pr,
-                revision=self.revision,
-                allow_patterns=only,
-            )
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise RequestError(
-                f"{self.repo_id!r} could not be published ({one_line(error)}); log in with `hf auth login` or give "
-                "token=, and check the name. What was saved on this machine is unharmed"
-            ) from error
-        address = commit.pr_url or commit.commit_url
-        logger.info("published %s", address)
-        return str(address)

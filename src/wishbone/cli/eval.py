@@ -1,0 +1,71 @@
+"""`wishbone eval`: accuracy and margins of runs on pairs of any data set, with confidence intervals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.finished import opened_run
+from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.request import requested
+from wishbone.errors import counted
+
+if TYPE_CHECKING:
+    from wishbone.result.evaluation import Evaluation, Interval
+
+METHODS = "95 % intervals: Wilson for accuracy, bootstrap over pairs for the others"
+
+
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Pairs: a file, a directory or a hub name.", show_default=False)
+    ],
+    split: Annotated[str, typer.Option(help="Of directories and hub data sets.")] = "train",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure the first so many pairs only.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a run's model.")
+    ] = False,
+) -> None:
+    """Measure runs on pairs: how often the better completion has the higher reward, and by how much."""
+    settle_libraries()
+    with requested():
+        finished = [opened_run(run, trust_remote_code=trust_remote_code) for run in runs]
+        from wishbone.result.evaluation import evaluate as measured
+
+        found: list[Evaluation] = []
+        for run in finished:
+            with screen(error=True).status(f"measuring {plain(str(run.path)).plain}"):
+                found.append(measured(run, data, split=split, limit=limit))
+    if as_json:
+        shown = [{"run": str(run), "data": data, **asdict(one)} for run, one in zip(runs, found, strict=True)]
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    table = Table()
+    table.add_column("Run", overflow="fold")
+    for name in ("Pairs", "Accuracy", "Margin", "Chosen reward", "Rejected reward"):
+        table.add_column(name, justify="right")
+    for run, one in zip(runs, found, strict=True):
+        shares = f"{one.accuracy.value:.1%} ({one.accuracy.low:.1%} to {one.accuracy.high:.1%})"
+        numbers = (_told(value) for value in (one.margin, one.chosen, one.rejected))
+        table.add_row(plain(str(run)), f"{one.pairs:,}", shares, *numbers)
+    screen().print(table)
+    say(METHODS)
+    for run, one in zip(runs, found, strict=True):
+        if one.dropped:
+            say(f"{run}: {counted(one.dropped, 'row')} left out that are no usable pairs", marker="note: ")
+        if one.ties:
+            say(f"{run}: {counted(one.ties, 'pair')} with equal rewards, counted as wrong", marker="note: ")
+
+
+def _told(found: Interval) -> str:
+    return f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"

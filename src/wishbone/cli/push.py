@@ -1,0 +1,48 @@
+"""`wishbone push`: publishes what a run learned on the hub, with a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wishbone.cli.console import binary_size, plain, say, screen
+from wishbone.cli.finished import opened_run
+from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.request import requested
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)],
+    merged: Annotated[bool, typer.Option("--merged", help="The whole model, with the adapter merged.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/MODEL", help="Of the base model, if the run trained a copy.", show_default=False),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", metavar="NAME", help="Of the result, such as apache-2.0.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print card and files, publish nothing.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
+    ] = False,
+) -> None:
+    """Publish what a run learned on the hub, with a model card that is written from the run."""
+    settle_libraries()
+    with requested():
+        finished = opened_run(run, trust_remote_code=trust_remote_code)
+        from wishbone.model.publishing import Upload
+        from wishbone.result.publish import publication
+
+        with publication(finished, repository, merged=merged, base=base, licence=licence) as directory:
+            if dry_run:
+                screen().print(plain((directory / "README.md").read_text(encoding="utf-8")), soft_wrap=True)
+                for path in sorted(directory.iterdir()):
+                    say(f"{path.name} ({binary_size(path.stat().st_size)})", marker="file: ", style="bold")
+                return
+            address = Upload(repository, private=private or None).send(directory)
+    say(address, marker="published: ", style="bold green")

@@ -1,0 +1,270 @@
+"""What a run learned, in the formats of other programs. Each file is checked before it takes its place.
+
+What is written is read back, and its log-probabilities of the run's own pairs are compared with those of the model in
+memory: held-out pairs, or training pairs where none are held out, or texts of several kinds where the pairs are gone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from wishbone.errors import RequestError
+from wishbone.model.agreement import real_sequences, sequence_logps
+from wishbone.model.gguf_adapter import adapter_logps, write_gguf_adapter
+from wishbone.model.gguf_check import FLOAT_NOISE, LARGEST_NOISE, Agreement, check_gguf
+from wishbone.model.gguf_export import write_kind
+from wishbone.model.merge import merge_adapter
+from wishbone.result.base_name import base_name
+from wishbone.result.finished_run import FinishedRun, was_trained_on_texts
+from wishbone.result.modelfile import modelfile
+from wishbone.result.trained_model import TrainedModel
+from wishbone.run.prepare_data import prepare_data
+
+PAIRS, TOKENS = 4, 192
+"""Pairs that are compared, and tokens of each of their sequences."""
+DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+"""Dtype of the merged weights, by kind of GGUF file; all other kinds are made from float32."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Largest ranks that vLLM can be started with."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file or directory that was written.
+
+    Attributes:
+        path: of it.
+        what: in words.
+        agreement: with the model in memory, in nats a token.
+        notes: what the person should know, one sentence each.
+    """
+
+    path: Path
+    what: str
+    agreement: Agreement
+    notes: tuple[str, ...] = ()
+
+
+class Exporter:
+    """Writes one run in several formats.
+
+    Attributes:
+        compared: what texts the comparison is on, in words.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        """Load the model of the run.
+
+        Raises:
+            RequestError: as `TrainedModel`.
+        """
+        self.run = run
+        self.model = TrainedModel(run)
+        self.name = run.path.absolute().name
+        self.compared, self._sequences = _texts(run, self.model)
+
+    @cached_property
+    def _expected(self) -> Tensor:
+        return sequence_logps(self.model.trained, self._sequences)
+
+    def merged(self, directory: Path, *, overwrite: bool) -> Written:
+        """Write the model with the adapter merged into 16-bit weights.
+
+        Raises:
+            RequestError: the disk is full, or rounding does not explain the difference.
+        """
+        with _writing(directory):
+            if overwrite and directory.is_dir():
+                _refuse_foreign(directory)
+                shutil.rmtree(directory)
+            merge = merge_adapter(self.model.trained, directory, self.model.tokenizer, sequences=self._sequences)
+        agreement = Agreement(merge.difference, merge.largest, merge.allowed, merge.allowed_largest)
+        return Written(directory, f"merged model, {str(merge.dtype).removeprefix('torch.')}", agreement)
+
+    def gguf(self, file: Path, kind: str) -> Written:
+        """Write the model as a GGUF file.
+
+        Raises:
+            RequestError: a tool of llama.cpp is needed, the disk is full, or what was written is not what was trained.
+        """
+        with _writing(file), _beside(file) as scratch:
+            merged, written = scratch / "merged", scratch / file.name
+            dtype = DTYPES.get(kind, torch.float32)
+            merge_adapter(self.model.trained, merged, self.model.tokenizer, dtype=dtype, sequences=self._sequences)
+            by = write_kind(merged, self.model.tokenizer, written, kind, self.name)
+            agreement = check_gguf(written, kind, merged, self.model.tokenizer, self._sequences, self._expected)
+            self._accept(file, agreement)
+            os.replace(written, file)
+        return Written(file, f"GGUF, {kind}, by {by}", agreement)
+
+    def ollama(self, directory: Path, kind: str) -> Written:
+        """Write a GGUF file and a Modelfile for Ollama into a directory.
+
+        Raises:
+            RequestError: as `gguf`, or the Modelfile cannot quote a text of the model.
+        """
+        file = directory / "model.gguf"
+        tokenizer = self.model.tokenizer
+        text, note = modelfile(
+            file.name,
+            tokenizer,
+            ends=_ends(self.model),
+            as_text=was_trained_on_texts(self.run, tokenizer),
+            system=self.run.config.data.system_prompt,
+        )
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            written = self.gguf(file, kind)
+            (directory / "Modelfile").write_text(text, encoding="utf-8")
+        command = f"ollama create {shlex.quote(self.name)} -f {shlex.quote(str(directory / 'Modelfile'))}"
+        notes = (f"then: {command} && ollama run {shlex.quote(self.name)}", *([note] if note else []))
+        return Written(directory, f"{written.what}, and a Modelfile for Ollama", written.agreement, notes)
+
+    def adapter_gguf(self, file: Path) -> Written:
+        """Write the adapter alone as a GGUF file.
+
+        Raises:
+            RequestError: the run has no adapter, or it is not LoRA on linear layers.
+        """
+        model = self.model.trained
+        if not isinstance(model, PeftModel):
+            raise RequestError("--adapter-gguf: the run trained every weight and has no adapter; use --gguf")
+        with _writing(file), _beside(file) as scratch:
+            written = scratch / file.name
+            write_gguf_adapter(model, written, self.name)
+            apart = (adapter_logps(model, written, self._sequences) - self._expected).abs()
+            noise = 1.0 if model.dtype == torch.float32 else 1000.0  # the merged weight is rounded to 16 bits
+            agreement = Agreement(float(apart.mean()), float(apart.max()), noise * FLOAT_NOISE, noise * LARGEST_NOISE)
+            self._accept(file, agreement)
+            os.replace(written, file)
+        base = base_name(self.run.config.model)
+        note = (
+            f"it goes with a GGUF file of its base model {base.hub_id or base.name}: llama-server -m BASE.gguf --lora"
+        )
+        return Written(file, "LoRA adapter as GGUF, f32", agreement, (f"{note} {shlex.quote(str(file))}",))
+
+    def _accept(self, place: Path, agreement: Agreement) -> None:
+        if not agreement.holds:
+            raise RequestError(
+                f"what was written for {place} differs from the trained model by {agreement.mean:.2g} nats a token "
+                f"(at most {agreement.largest:.2g}), and rounding explains {agreement.allowed_mean:.2g} "
+                f"({agreement.allowed_largest:.2g}); nothing was kept. Use --merged instead"
+            )
+
+
+def check_places(directories: Sequence[Path], files: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse what cannot be written before anything is loaded.
+
+    Raises:
+        RequestError: a place is taken, or the name of a file does not say that it is GGUF.
+    """
+    for file in files:
+        if file.suffix.lower() != ".gguf":
+            raise RequestError(f"{str(file)!r} is to be a GGUF file; let its name end with .gguf")
+        if file.is_dir():
+            raise RequestError(f"{str(file)!r} is a directory; name a file")
+    for place in (*directories, *files):
+        taken = any(place.iterdir()) if place.is_dir() else place.exists()
+        if taken and not overwrite:
+            raise RequestError(f"{str(place)!r} exists; name another place, or replace it with --overwrite")
+        if place in directories and place.is_file():
+            raise RequestError(f"{str(place)!r} is a file; name a directory")
+
+
+def vllm_command(run: FinishedRun, merged: Path | None) -> tuple[str, str | None]:
+    """Return the command that serves a run with vLLM, and a note.
+
+    Args:
+        run: the run.
+        merged: where it was merged to, or None to serve its adapter on the base model.
+
+    Raises:
+        RequestError: vLLM has no base model to put the adapter on.
+    """
+    name = shlex.quote(run.path.absolute().name)
+    if merged is not None or not run.is_adapter:
+        directory = (merged or run.weights).absolute()
+        return f"vllm serve {shlex.quote(str(directory))} --served-model-name {name}", None
+    base = base_name(run.config.model)
+    model = base.hub_id or run.config.model.name
+    if base.hub_id is None:
+        if model.endswith(".gguf"):
+            raise RequestError(
+                f"vLLM puts no adapter on {model!r}; add --merged DIR, and the command is for that model"
+            )
+        model = str(Path(model).expanduser().absolute())
+    rank = next((rank for rank in RANKS if rank >= run.config.adapter.rank), None)
+    if rank is None:
+        raise RequestError(f"vLLM takes adapters up to rank {RANKS[-1]}, and this one has more; add --merged DIR")
+    note = None if base.note is None else f"{base.note}; --merged DIR gives exactly what was trained"
+    adapter = shlex.quote(f"{run.path.absolute().name}={run.weights.absolute()}")
+    return f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {rank} --lora-modules {adapter}", note
+
+
+def _texts(run: FinishedRun, model: TrainedModel) -> tuple[str, list[list[int]]]:
+    """Token ids of texts for the comparison, and what they are."""
+    config = run.config
+    if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
+        config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
+    try:
+        trained, heldout, _ = prepare_data(config, model.tokenizer)
+    except RequestError:
+        return "texts of several kinds, because the run's pairs are not there", real_sequences(model.tokenizer)
+    pairs = trained if heldout is None else heldout
+    chosen = pairs.select(range(min(PAIRS, len(pairs))))
+    sequences = [[*row["prompt_ids"], *row[side]][:TOKENS] for row in chosen for side in ("chosen_ids", "rejected_ids")]
+    kind = "training" if heldout is None else "held-out"
+    found = [sequence for sequence in sequences if len(sequence) > 1]
+    return f"{len(chosen)} {kind} pairs", found or real_sequences(model.tokenizer)
+
+
+def _ends(model: TrainedModel) -> list[str]:
+    """Tokens that end an answer, as texts."""
+    found = getattr(model.trained.generation_config, "eos_token_id", None)
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if model.tokenizer.eos_token_id is not None:
+        ids = [*ids, model.tokenizer.eos_token_id]
+    return [str(token) for token in model.tokenizer.convert_ids_to_tokens(list(dict.fromkeys(ids)))]
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Refuse to replace a directory that holds something else than one model."""
+    ours = {".json", ".jinja", ".safetensors", ".txt", ".model", ".md"}
+    if foreign := sorted(entry.name for entry in directory.iterdir() if entry.is_dir() or entry.suffix not in ours):
+        raise RequestError(
+            f"{str(directory)!r} holds {foreign[0]!r}, which no merged model has; name another directory"
+        )
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Say where files could not be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise RequestError(f"{str(place)!r} cannot be written ({reason}); make room, or name another place") from error
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[Path]:
+    """Yield an empty directory on the same disk as `file`, which is removed afterwards."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
