@@ -57,6 +57,12 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def counted_of(count: int, total: int, noun: str, one: str = "", many: str = "") -> str:
+    """A part of a whole, and the verb that agrees: `1 of 4 rows is`, `2 of 4 rows are`, without a verb `1 of 1 row`."""
+    said = one if count == 1 else many
+    return f"{count:,} of {counted(total, noun)}" + (f" {said}" if said else "")
+
+
 LONGEST_REASON = 400
 SHOWN_NAMES = 3
 

@@ -79,7 +79,13 @@ def test_what_json_says(tmp_path: Path) -> None:
     status, told = check(data, "--held-out", held_out, "--json")
     found = json.loads(told)
     assert status == 1
-    assert found["data"][0] | {"name": ""} == {"name": "", "rows": 12, "layout": "text", "not_read": ["source"]}
+    assert found["data"][0] | {"name": ""} == {
+        "name": "",
+        "rows": 12,
+        "layout": "text",
+        "judged": None,
+        "not_read": ["source"],
+    }
     assert (found["pairs"], found["held_out"], found["unit"]) == (11, 2, "characters")
     counted = {one["name"]: (one["count"], one["rows"]) for one in found["findings"]}
     assert counted == {
@@ -159,7 +165,7 @@ def test_texts_on_a_chat_model_are_seen_as_training_sees_them(tmp_path: Path) ->
     rendered = [one | {"prompt": f"{tokenizer.bos_token}{one['prompt']}{tokenizer.eos_token}"} for one in CLEAN]
     for rows, raw, turned in ((CLEAN, False, True), (CLEAN, True, False), (rendered, False, False)):
         data = write(tmp_path / "data.jsonl", rows)
-        found = examine([reader(data)], model=model, raw=raw)
+        found = examine([reader(data)], model=model, template="none" if raw else "auto")
         turns = load_pairs(str(data), turns=turned)
         assert found.readers[0].contents.turned == turned
         assert found.ledger.lengths("prompt").tolist() == list(map(len, tokenize_pairs(turns, tokenizer)["prompt_ids"]))
@@ -174,7 +180,7 @@ def test_tokens_are_what_the_model_sees(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     data = write(tmp_path / "data.jsonl", [*CLEAN, row(4, chosen="Caf\u00e9 \U0001f600!", prompt="\u4e2d\u6587")])
     model = ModelView(tokenizer, positions=20)
-    found = examine([reader(data)], model=model, raw=True)
+    found = examine([reader(data)], model=model, template="none")
     pairs = [pair for _, pair in reader(data)]
     names = ("prompt", "chosen", "rejected")
     batch = {name: [pair[name] for pair in pairs] for name in names}
@@ -261,3 +267,69 @@ def test_without_a_model_no_torch_is_loaded(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(data)], check=False).returncode == 0
+
+
+RANKED = [
+    {"instruction": f"Question {n}?", "generations": [f"Good {n}.", f"Fair {n}.", f"Bad {n}."], "ratings": [5, 4, 1]}
+    for n in range(3)
+]
+
+
+def test_scored_rows_become_pairs_by_the_rule_that_is_asked_for(tmp_path: Path) -> None:
+    data = write(tmp_path / "ranked.jsonl", RANKED)
+    for options, pairs in (
+        ((), 3),
+        (("--pairs", "best_rest"), 6),
+        (("--pairs", "all"), 9),
+        (("--pairs", "all", "--least-margin", "2"), 6),
+    ):
+        found = json.loads(check(data, "--json", *options)[1])
+        assert found["pairs"] == pairs
+        assert found["data"][0]["judged"].startswith(f"{pairs} pairs of 3 rows")
+    assert check(data, "--pairs", "best_worst", "--least-margin", "9")[0] == 2
+
+
+def test_a_column_without_a_name_is_not_read(tmp_path: Path) -> None:
+    rows = [one | {"history": [["Hi", "Hello."]]} for one in CLEAN]
+    data = write(tmp_path / "data.jsonl", rows)
+    with_history, without = (json.loads(check(data, "--json", *more)[1]) for more in ((), ("--column", "history=")))
+    assert [side[1] for side in with_history["example"]["read"]["prompt"]] == ["Hi", "Hello.", CLEAN[0]["prompt"]]
+    assert [side[1] for side in without["example"]["read"]["prompt"]] == [CLEAN[0]["prompt"]]
+
+
+def chat_model(folder: Path) -> Path:
+    """The directory of a model's tokenizer and configuration, without weights."""
+    model = folder / "model"
+    tiny_tokenizer().save_pretrained(model)
+    (model / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}', encoding="utf-8")
+    return model
+
+
+def test_the_file_of_a_run_is_checked_as_the_run_reads_it(tmp_path: Path) -> None:
+    write(tmp_path / "ranked.jsonl", RANKED)
+    write(tmp_path / "held.jsonl", CLEAN)
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"model: {{name: {chat_model(tmp_path)}}}\n"
+        "data: {train: ranked.jsonl, eval: held.jsonl, pairs: all, max_length: 40, system_prompt: Be brief.}\n",
+        encoding="utf-8",
+    )
+    found = json.loads(check(run, "--json")[1])
+    assert (found["pairs"], found["held_out"], found["unit"]) == (9, 3, "tokens")
+    assert found["max_length"][0]["limit"] == 40
+    assert "Be brief." in "".join(found["example"]["tokens"]["prompt"])
+    assert json.loads(check(run, "data.pairs=best_worst", "--json")[1])["pairs"] == 3
+    assert check(run, "--pairs", "all")[0] == 2
+    assert check(run, "data.nonsense=1")[0] == 2
+
+
+def test_texts_with_a_system_prompt_are_turns(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", CLEAN)
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"model: {{name: {chat_model(tmp_path)}}}\ndata: {{train: pairs.jsonl, system_prompt: Be brief.}}\n",
+        encoding="utf-8",
+    )
+    status, told = check(run, "--json")
+    assert status == 0
+    assert "Be brief." in "".join(json.loads(told)["example"]["tokens"]["prompt"])

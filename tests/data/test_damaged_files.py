@@ -67,7 +67,7 @@ def test_a_line_that_is_no_row_is_refused_by_its_number_or_left_out_alone(line: 
     lines = [json.dumps(row).encode() for row in GOOD]
     lines.insert(1, line if isinstance(line, bytes) else line.encode())
     path.write_bytes(b"\n".join(lines))
-    assert "1 of 4 rows do not fit" in refusal(path)
+    assert "1 of 4 rows does not fit" in refusal(path)
     assert "line 2" in refusal(path)
     assert load_pairs(path, invalid_rows="drop")["source_row"][:] == [1, 3, 4]
 

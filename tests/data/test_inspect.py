@@ -183,7 +183,7 @@ def test_dropping_leaves_the_others_in_order(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level(logging.WARNING, "wishbone"):
         kept = refuse_or_drop(rows, found, "drop")
     assert list(kept["source_row"]) == [5, 7]
-    assert "1 of 3 rows are dropped: chosen and rejected are the same (row 6)" in caplog.text
+    assert "1 of 3 rows is dropped: chosen and rejected are the same (row 6)" in caplog.text
     only_good = tokens(GOOD)
     found = inspect_pairs(only_good, max_length=9, truncation="keep_start")
     assert refuse_or_drop(only_good, found, "refuse") is only_good
@@ -191,7 +191,7 @@ def test_dropping_leaves_the_others_in_order(caplog: pytest.LogCaptureFixture) -
 
 def test_dropping_everything_is_refused() -> None:
     rows = tokens(([1], [2], [2]))
-    with pytest.raises(RequestError, match="1 of 1 rows"):
+    with pytest.raises(RequestError, match="1 of 1 row"):
         refuse_or_drop(rows, inspect_pairs(rows, max_length=None, truncation="keep_start"), "drop")
 
 

@@ -36,7 +36,7 @@ def test_tokens_are_those_that_training_counts(tmp_path: Path, pairs: Path, max_
     tokenizer.save_pretrained(tmp_path / "model")
     data = DataConfig(train=str(pairs), max_length=max_length, truncation="keep_end")
     found = measured_lengths(data, tmp_path / "model")
-    tokenized = tokenize_pairs(load_pairs(str(pairs)), tokenizer)
+    tokenized = tokenize_pairs(load_pairs(str(pairs), turns=True), tokenizer)
     inspection = inspect_pairs(tokenized, max_length=None, truncation="keep_end")
     assert len(found) == inspection.rows
     assert found.source == "by the model's tokenizer"
@@ -44,10 +44,21 @@ def test_tokens_are_those_that_training_counts(tmp_path: Path, pairs: Path, max_
     assert found.rows(max_length).tolist() == pair_tokens(tokenized, max_length).tolist()
 
 
+def test_texts_are_counted_in_the_form_in_which_they_are_trained(tmp_path: Path, pairs: Path):
+    for chat, template, turns in ((True, "auto", True), (True, "none", False), (False, "auto", False)):
+        tokenizer = tiny_tokenizer(chat)
+        tokenizer.save_pretrained(tmp_path / f"{chat}-{template}")
+        data = DataConfig(train=str(pairs), template=template, max_length=None)
+        found = measured_lengths(data, tmp_path / f"{chat}-{template}")
+        tokenized = tokenize_pairs(load_pairs(str(pairs), turns=turns), tokenizer)
+        assert found.prompt.tolist() == [len(ids) for ids in tokenized["prompt_ids"]]
+
+
 def test_without_a_tokenizer_characters_are_counted(pairs: Path):
-    found = measured_lengths(DataConfig(train=str(pairs)), None)
-    assert "estimated" in found.source
-    assert found.prompt.tolist() == [-(-len(row["prompt"]) // 4) for row in ROWS]
+    raw, turns = (measured_lengths(DataConfig(train=str(pairs), template=form), None) for form in ("none", "auto"))
+    assert "estimated" in raw.source
+    assert raw.prompt.tolist() == [-(-len(row["prompt"]) // 4) for row in ROWS]
+    assert turns.prompt.tolist() == [count + 4 for count in raw.prompt.tolist()]
 
 
 def test_conversations_without_a_prompt_share_what_they_begin_with(tmp_path: Path):

@@ -90,7 +90,7 @@ def test_pairs_whose_prompt_fills_max_length_are_dropped_and_counted(
     assert_same(theirs, ours)
     assert 0 < len(ours.train_dataset) == len(theirs.train_dataset) < 16
     dropped = 16 - len(ours.train_dataset)
-    assert f"{dropped} of 16 train pairs were dropped: their prompt alone fills max_length=40" in caplog.text
+    assert f"{dropped} of 16 train pairs are dropped: the prompt alone fills max_length=40" in caplog.text
 
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 3}

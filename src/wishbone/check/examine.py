@@ -16,6 +16,7 @@ from wishbone.check.pair_faults import pair_faults
 from wishbone.check.reading import Pair, PairReader
 from wishbone.check.special_tokens import SpecialTokens
 from wishbone.check.written import side_text
+from wishbone.data.row_reader import Template
 
 if TYPE_CHECKING:
     from wishbone.check.model_view import ModelView, Seen
@@ -64,7 +65,8 @@ def examine(
     *,
     held_out: PairReader | None = None,
     model: ModelView | None = None,
-    raw: bool = False,
+    template: Template = "auto",
+    max_length: int | None = None,
 ) -> Examination:
     """Read all pairs once.
 
@@ -72,14 +74,15 @@ def examine(
         readers: of the pairs to learn from.
         held_out: the pairs to measure on; only their prompts are compared.
         model: counts tokens instead of characters, and finds what its chat template does to a pair.
-        raw: whether texts are trained as they are, without the chat template (`data.template: none`).
+        template: `data.template`; without a model, texts are looked at as they are.
+        max_length: a limit of the length that is looked at beside the usual ones.
 
     Raises:
         RequestError: a source cannot be read, or holds no pair.
     """
-    if model and model.has_template and not raw:
+    if model and (template == "chat" or (template == "auto" and model.has_template)):
         for reader in (*readers, *([held_out] if held_out else [])):
-            reader.use_template(model.special_tokens)
+            reader.use_template(model.special_tokens if template == "auto" else [])
     special = SpecialTokens(model.special_tokens, model.ends) if model else SpecialTokens()
     measured = np.array([] if held_out is None else [prompt_hash(pair) for _, pair in held_out], dtype=np.uint64)
     ledger = Ledger()
@@ -104,7 +107,7 @@ def examine(
         ledger=ledger,
         unit="tokens" if model else "characters",
         spreads=spread,
-        cuts=cuts(columns, model.positions) if model else [],
+        cuts=cuts(columns, model.positions, max_length) if model else [],
         findings=[*_unreadable(readers), *_findings(ledger, details), *_by_length(ledger, spread)],
         example=next((i for i in range(len(ledger)) if not ledger.of_pair(i)), 0),
     )

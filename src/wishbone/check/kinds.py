@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from wishbone.errors import counted_of
+
 Severity = Literal["problem", "warning", "note"]
 
 
@@ -19,7 +21,7 @@ class Kind:
     Attributes:
         severity: "problem", "warning" or "note".
         label: its name.
-        title: what such pairs are, continuing their number.
+        title: what such a pair is or has.
         why: why it hurts.
         remedy: what to do.
         dropped: whether a clean copy leaves such pairs out.
@@ -40,7 +42,7 @@ KINDS: dict[str, Kind] = {
     UNREADABLE: Kind(
         "problem",
         "not a pair",
-        "rows are not a pair",
+        "not a pair",
         "A run refuses them, or leaves them out with data.invalid_rows: drop.",
         "Correct them; each is named with its reason.",
         dropped=True,
@@ -48,7 +50,7 @@ KINDS: dict[str, Kind] = {
     "refused": Kind(
         "problem",
         "refused by the template",
-        "pairs are refused by the chat template",
+        "refused by the chat template",
         "The template raises an error for them, so a run refuses them.",
         "Correct their messages, or choose a template that takes them.",
         dropped=True,
@@ -56,7 +58,7 @@ KINDS: dict[str, Kind] = {
     "lost_text": Kind(
         "problem",
         "text lost in the template",
-        "pairs lose text in the chat template",
+        "text lost in the chat template",
         "What the template leaves out never reaches the model, so it learns from another pair than you wrote.",
         "Choose a template that writes it, or move the text where it does; data.lost_text: drop leaves such pairs out.",
         dropped=True,
@@ -64,7 +66,7 @@ KINDS: dict[str, Kind] = {
     "empty": Kind(
         "problem",
         "empty completion",
-        "pairs have an empty completion",
+        "an empty completion",
         "There is no answer to prefer or to reject, so a run refuses them.",
         "Write the completion, or drop the pair.",
         dropped=True,
@@ -72,7 +74,7 @@ KINDS: dict[str, Kind] = {
     "identical": Kind(
         "problem",
         "same completions",
-        "pairs have the same chosen and rejected completion",
+        "the same chosen and rejected completion",
         "Their difference is zero, so nothing is learned, and a run refuses them.",
         "Correct one side, or drop the pair.",
         dropped=True,
@@ -80,14 +82,14 @@ KINDS: dict[str, Kind] = {
     "too_long": Kind(
         "problem",
         "prompt too long",
-        "pairs have a prompt that fills every position of the model",
+        "a prompt that fills every position of the model",
         "Nothing of the completions is left after truncation.",
         "Shorten the prompt, drop the pair, or set data.truncation: keep_end.",
     ),
     CONTRADICTION: Kind(
         "warning",
         "contradiction",
-        "pairs contradict another pair",
+        "contradicts another pair",
         "The same prompt stands there with chosen and rejected swapped; the two cancel each other.",
         "Keep the right one. A clean copy has neither, because nothing tells which it is.",
         dropped=True,
@@ -95,7 +97,7 @@ KINDS: dict[str, Kind] = {
     DUPLICATE: Kind(
         "warning",
         "repeated pair",
-        "pairs occurred before",
+        "occurred before",
         "They count twice, and data.eval_fraction may put one of them on each side.",
         "Keep one of each.",
         dropped=True,
@@ -103,7 +105,7 @@ KINDS: dict[str, Kind] = {
     HELD_OUT: Kind(
         "warning",
         "held-out prompt",
-        "pairs have a prompt that is held out, too",
+        "a prompt that is held out, too",
         "The model learns from what it is measured on, so held-out loss and accuracy are too good.",
         "Drop them from the training data.",
         dropped=True,
@@ -111,70 +113,70 @@ KINDS: dict[str, Kind] = {
     "special_tokens": Kind(
         "warning",
         "special token in a text",
-        "pairs have special tokens or chat markup in their text",
+        "special tokens or chat markup in the text",
         "The model sees a turn begin or end where none does, or two of these tokens where one belongs.",
         "Remove them: the chat template writes them. They belong in texts only if those are trained as they are.",
     ),
     "more_speakers": Kind(
         "warning",
         "other speaker in a completion",
-        "pairs have a user or system message inside a completion",
+        "a user or system message inside a completion",
         "Every token of a completion is trained, so the model learns to write the user's part.",
         "Move the turns before the last answer into the prompt.",
     ),
     "answered": Kind(
         "warning",
         "answered prompt",
-        "pairs have a prompt that ends with an assistant message",
+        "a prompt that ends with an assistant message",
         "The completion is then a second answer, a turn that never happens when the model is used.",
         "End the prompt with the user's message, or join both answers.",
     ),
     "same_speaker": Kind(
         "note",
         "same speaker twice",
-        "pairs have two user or two assistant messages in a row",
+        "two user or two assistant messages in a row",
         "Some chat templates (Gemma, Mistral) refuse such conversations.",
         "Join the two messages, or look for a turn that is missing.",
     ),
     "late_system": Kind(
         "note",
         "late system message",
-        "pairs have a system message that is not the first message",
+        "a system message that is not the first message",
         "Many chat templates read only the first one, or refuse others.",
         "Move it to the beginning.",
     ),
     "blank_prompt": Kind(
         "note",
         "empty prompt",
-        "pairs have an empty prompt",
+        "an empty prompt",
         "The completions are then compared without a question.",
         "Look whether the prompt's column has the name that is read.",
     ),
     "near_identical": Kind(
         "note",
         "nearly the same",
-        "pairs have nearly the same chosen and rejected completion",
+        "nearly the same chosen and rejected completion",
         "Where few tokens differ, DPO tends to make both completions less likely.",
         "Look whether the difference is meant; preference.loss=[sigmoid,sft] holds the chosen one up.",
     ),
     "rewritten": Kind(
         "note",
         "written in another form",
-        "pairs are written in another form than their messages have",
+        "written in another form than the messages have",
         "The chat template would refuse them or lose a part of them as they are.",
         "Look at one as the model sees it.",
     ),
     "moved_boundary": Kind(
         "note",
         "moved prompt end",
-        "pairs have a prompt whose end is tokenized differently before a completion",
+        "a prompt whose end is tokenized differently before a completion",
         "Some tokens at the prompt's end count as part of the completion, or are not seen.",
         "End the prompt where a token ends; usually leave out a space at its end.",
     ),
     LENGTH: Kind(
         "note",
         "longer chosen side",
-        "pairs have a longer chosen than rejected completion",
+        "a longer chosen than rejected completion",
         "Where length tells which side is chosen, the model may learn the length alone.",
         "Even out the lengths, or use a length-normalized loss (simpo, rdpo) or preference.ld_alpha.",
     ),
@@ -203,6 +205,10 @@ class Finding:
     def kind(self) -> Kind:
         """What holds for every fault of this kind."""
         return KINDS[self.name]
+
+    def told(self) -> str:
+        """How many, of how many, and what: `1 of 9 pairs: an empty completion`."""
+        return f"{counted_of(self.count, self.of, 'row' if self.name == UNREADABLE else 'pair')}: {self.kind.title}"
 
     def lines(self) -> list[str]:
         """What was found, and the places of the first pairs where that does not name them all."""

@@ -89,17 +89,17 @@ class Cut:
     lost: int
 
 
-def cuts(lengths: Mapping[str, Counts], positions: int | None = None) -> list[Cut]:
-    """What each limit of `LIMITS`, and the positions of a model, cut, up to the first that cuts nothing, in tokens."""
+def cuts(lengths: Mapping[str, Counts], positions: int | None = None, asked: int | None = None) -> list[Cut]:
+    """What each limit of `LIMITS`, the positions of a model and `asked` cut, up to the first that cuts nothing."""
     sequences = [lengths["prompt"] + lengths[side] for side in ("chosen", "rejected")]
     total = sum(int(sequence.sum()) for sequence in sequences)
     found: list[Cut] = []
-    for limit in sorted({*LIMITS, *([positions] if positions else [])}):
+    for limit in sorted({*LIMITS, *(limit for limit in (positions, asked) if limit)}):
         over = [np.maximum(sequence - limit, 0) for sequence in sequences]
         pairs = int(np.count_nonzero(over[0] + over[1]))
         cut = sum(int(tokens.sum()) for tokens in over)
         lost = int(np.count_nonzero(lengths["prompt"] >= limit))
         found.append(Cut(limit, pairs, cut / total if total else 0.0, lost))
-        if not pairs:
+        if not pairs and limit >= (asked or 0):
             break
     return found

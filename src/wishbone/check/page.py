@@ -100,7 +100,7 @@ def _finding(finding: Finding) -> Markup:
     button = element("button", "Look at them", type="button", data_fault=finding.name)
     return element(
         "li",
-        element("strong", f"{kind.severity.capitalize()}: {finding.count:,} of {finding.of:,} {kind.title}. "),
+        element("strong", f"{kind.severity.capitalize()}: {finding.told()}. "),
         f"{kind.why} ",
         element("span", kind.remedy, class_="remedy"),
         *(element("p", line, class_="rows") for line in finding.lines()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wishbone.data.formats import FORMATS
@@ -18,7 +19,7 @@ class PairReader:
         name: of the source, for messages.
         rows: starts reading at the first row.
         prefix: stands before each place, to tell several sources apart.
-        columns: `data.columns`: the name in the data for Wishbone's name.
+        rules: how rows become pairs; rows that are no pair are left out and counted, and texts are `turns`.
 
     Attributes:
         contents: what the source holds; complete after it was read once.
@@ -32,10 +33,10 @@ class PairReader:
         rows: Callable[[], Iterable[NumberedRow]],
         *,
         prefix: str = "",
-        columns: Mapping[str, str] | None = None,
+        rules: RowRules | None = None,
     ) -> None:
         self.turns = self.prerendered = False
-        self._columns = dict(columns or {})
+        self._rules = rules or RowRules()
         self.contents = self._reader(name)
         self._name = name
         self._prefix = prefix
@@ -55,23 +56,28 @@ class PairReader:
         """Read pairs of texts as turns, as training does, unless most prompts hold tokens of the chat template.
 
         Args:
-            tokens: of the tokenizer, the special ones.
+            tokens: of the tokenizer, the special ones; none: the prompts are not looked at.
 
         Raises:
             RequestError: as `__iter__`.
         """
+        self.turns = True
+        if not tokens:
+            return
+        reader = self._reader(self._name)
         count = held = 0
-        for _, pair in self:
-            if not isinstance(pair["prompt"], str):
+        for pair in reader.read(self._rows()):
+            prompt = pair["prompt"]
+            if not (reader.turned or isinstance(prompt, str)):
                 return
+            said = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             count += 1
-            held += any(token in pair["prompt"] for token in tokens)
+            held += any(token in said for token in tokens)
         self.prerendered = held * 2 > count
         self.turns = not self.prerendered
 
     def _reader(self, name: str) -> RowReader:
-        """Leaves rows out that are no pair, and counts them."""
-        return RowReader(name, RowRules(invalid_rows="drop", columns=self._columns, turns=self.turns))
+        return RowReader(name, replace(self._rules, invalid_rows="drop", turns=self.turns))
 
     def __iter__(self) -> Iterator[tuple[str, Pair]]:
         """Place and pair (prompt, chosen, rejected) of each row that is one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +13,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wishbone.cli.check_request import CheckRequest, is_run_file, named_columns, of_a_run
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
+from wishbone.data.formats import PairRule, Pairs
 from wishbone.data.formats.recognize import shown_names
+from wishbone.data.row_reader import RowRules
 from wishbone.errors import RequestError, counted
 
 if TYPE_CHECKING:
     from wishbone.check.examine import Examination
     from wishbone.check.kinds import Finding
     from wishbone.check.model_view import ModelView
-    from wishbone.check.reading import PairReader
     from wishbone.check.sample import View
 
 HURTS = 1
@@ -33,7 +36,12 @@ STYLES = {"problem": "bold red", "warning": "bold yellow", "note": "bold"}
 
 def check(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files, directories or hub names.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Files, directories or hub names; or a run's CONFIG.yaml, and SECTION.KEY=VALUE as for train.",
+            show_default=False,
+        ),
     ],
     model: Annotated[
         str | None, typer.Option(help="Show pairs as this model sees them, and count its tokens.", show_default=False)
@@ -41,10 +49,24 @@ def check(
     held_out: Annotated[
         str | None, typer.Option("--held-out", metavar="DATA", help="Look for its prompts in DATA.", show_default=False)
     ] = None,
-    split: Annotated[str, typer.Option(help="Of directories and hub data sets.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Of directories and hub data sets; without it: train.", show_default=False)
+    ] = None,
     column: Annotated[
         list[str] | None,
-        typer.Option("--column", metavar="NAME=YOURS", help="As data.columns; may be repeated.", show_default=False),
+        typer.Option(
+            "--column",
+            metavar="NAME=YOURS",
+            help="As data.columns; NAME= is not read. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    pairs: Annotated[
+        Pairs | None,
+        typer.Option(help="As data.pairs, for scored and ranked rows; without it: best_worst.", show_default=False),
+    ] = None,
+    least_margin: Annotated[
+        float | None, typer.Option("--least-margin", min=0, help="As data.least_margin.", show_default=False)
     ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Texts are trained without the chat template (data.template: none).")
@@ -71,50 +93,53 @@ def check(
             refuse_existing(fix)
         if html is not None and html.suffix.lower() not in (".html", ".htm"):
             raise RequestError(f"{html}: the page is HTML; let its name end with .html")
-        columns = _named(column or [])
-        readers = [_reader(name, split, columns, prefix=f"{Path(name).name} " * (len(data) > 1)) for name in data]
-        measured = None if held_out is None else _reader(held_out, split, columns)
-        view = None if model is None else _model_view(model, trust_remote_code)
+        if is_run_file(data[0]):
+            given = {
+                "--model": model,
+                "--held-out": held_out,
+                "--split": split,
+                "--column": column,
+                "--pairs": pairs,
+                "--least-margin": least_margin,
+                "--raw": raw or None,
+            }
+            if said := [name for name, value in given.items() if value is not None]:
+                raise RequestError(
+                    f"{', '.join(said)} beside {data[0]}: the file of a run says that; write SECTION.KEY=VALUE behind "
+                    "it, such as data.pairs=all, or name its data"
+                )
+            asked = of_a_run(data[0], data[1:])
+            asked = replace(asked, trust_remote_code=asked.trust_remote_code or trust_remote_code)
+        else:
+            asked = CheckRequest(
+                data=[(name, split or "train") for name in data],
+                held_out=None if held_out is None else (held_out, split or "train"),
+                rules=RowRules(
+                    columns=dict(named_columns(column or [])),
+                    rule=PairRule(pairs or "best_worst", least_margin or 0.0),
+                ),
+                template="none" if raw else "auto",
+                model=model,
+                trust_remote_code=trust_remote_code,
+            )
+        readers, measured, view = asked.readers(), asked.held_out_reader(), asked.view()
         with screen(error=True).status("reading pairs"):
-            found = examine(readers, held_out=measured, model=view, raw=raw)
+            found = examine(
+                readers, held_out=measured, model=view, template=asked.template, max_length=asked.max_length
+            )
             example = _example(found, view)
             cleaned = None if fix is None else write_cleaned(found, fix)
             if html is not None:
-                _write_page(found, html, data, model, view)
+                _write_page(found, html, [name for name, _ in asked.data], asked.model, view)
     if as_json:
         typer.echo(json.dumps(_as_json(found, example, fix, cleaned), indent=2))
     else:
-        _print(found, example, model)
+        _print(found, example, asked.model)
         if fix is not None and cleaned is not None:
             _print_cleaned(found, fix, *cleaned)
         if html is not None:
             say(str(html), marker="page: ", style="bold green")
     raise typer.Exit(HURTS if found.hurts else 0)
-
-
-def _named(columns: Sequence[str]) -> dict[str, str]:
-    """`NAME=YOURS` as a mapping."""
-    divided = [column.partition("=") for column in columns]
-    if wrong := [column for column, (ours, _, theirs) in zip(columns, divided, strict=True) if not (ours and theirs)]:
-        raise RequestError(f"--column {wrong[0]}: give NAME=YOURS, such as prompt=question_text")
-    return {ours: theirs for ours, _, theirs in divided}
-
-
-def _reader(name: str, split: str, columns: Mapping[str, str], prefix: str = "") -> PairReader:
-    from wishbone.check.reading import PairReader
-    from wishbone.data.source import open_rows
-
-    shown, rows = open_rows(name, split=split, columns=columns)
-    return PairReader(shown, rows, prefix=prefix, columns=columns)
-
-
-def _model_view(model: str, trust_remote_code: bool) -> ModelView:
-    from wishbone.check.model_view import ModelView
-    from wishbone.model.load import load_tokenizer, read_model_config
-    from wishbone.run.sequence_lengths import positions_of
-
-    described = read_model_config(model, None, trust_remote_code, weights=False)
-    return ModelView(load_tokenizer(model, trust_remote_code=trust_remote_code), positions_of(described))
 
 
 def _example(found: Examination, view: ModelView | None) -> View:
@@ -237,7 +262,7 @@ def _shown_side(example: View, name: str) -> str:
 def told(finding: Finding) -> str:
     """A finding as a paragraph: how many, why it hurts, what to do, and where."""
     kind = finding.kind
-    head = f"{finding.count:,} of {finding.of:,} {kind.title}. {kind.why} {kind.remedy}"
+    head = f"{finding.told()}. {kind.why} {kind.remedy}"
     return head + "".join(f"\n  {line}" for line in finding.lines())
 
 
@@ -266,6 +291,7 @@ def _as_json(
                 "name": source.name,
                 "rows": source.rows,
                 "layout": source.layout,
+                "judged": source.judgments or None,
                 "not_read": source.unread,
             }
             for source in (reader.contents for reader in found.readers)

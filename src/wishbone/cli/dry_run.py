@@ -50,12 +50,12 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
         yield "Reference", config.model.reference
     yield (
         "Pairs",
-        f"{inspection.rows} of {data.train}, split {data.split}"
+        f"{inspection.rows:,} of {data.train}, split {data.split}"
         + (f"; {counted(dropped, 'row')} dropped" if dropped else ""),
     )
     if heldout:
         yield "Held out", counted(heldout, "pair") + (f" of {data.eval}" if data.eval else "")
-        every = "once per epoch" if training.eval_steps is None else f"every {training.eval_steps} steps"
+        every = "once per epoch" if training.eval_steps is None else f"every {counted(training.eval_steps, 'step')}"
         yield "Evaluation", f"before training, {every}, and after training"
     else:
         yield "Held out", "none; with data.eval_fraction=0.05 the run would also be measured on pairs it does not see"
@@ -65,10 +65,13 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
     saved = 1 - inspection.shared_tokens / inspection.separate_tokens
     yield "One epoch", f"{inspection.shared_tokens:,} tokens, {saved:.0%} fewer than with each prompt computed twice"
     yield "Loss", _loss(config.preference)
-    yield "Steps", f"{plan.steps:,} optimizer steps of {counted(plan.pairs_a_step, 'pair')}, epochs: {plan.epochs:.3g}"
+    yield (
+        "Steps",
+        f"{counted(plan.steps, 'optimizer step')} of {counted(plan.pairs_a_step, 'pair')}, epochs: {plan.epochs:.3g}",
+    )
     yield (
         "Learning rate",
-        f"{training.learning_rate:g}, {training.scheduler} after {plan.warmup_steps} steps of warm-up",
+        f"{training.learning_rate:g}, {training.scheduler} after {counted(plan.warmup_steps, 'step')} of warm-up",
     )
     yield (
         "Optimizer",
@@ -95,7 +98,7 @@ def _truncation(config: RunConfig, inspection: Inspection) -> str:
         return f"none needed: every prompt with a completion fits into {limit} tokens"
     return (
         f"pairs longer than {limit} tokens: {inspection.truncated_rows}; their {end} is kept, "
-        f"{inspection.truncated_tokens:,} tokens are cut"
+        f"{counted(inspection.truncated_tokens, 'token')} {'is' if inspection.truncated_tokens == 1 else 'are'} cut"
     )
 
 

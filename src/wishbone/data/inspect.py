@@ -18,10 +18,10 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.data.columns import Counts, Flags, IdColumn, blank_completions
-from wishbone.data.lost_rows import LostText, lost_by_reason, lost_problems, rows_with_loss
+from wishbone.data.lost_rows import LostText, few_rows, lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.row_reader import InvalidRows
 from wishbone.data.tokenize import CUT_COLUMN, EMPTY_COLUMN, ID_COLUMNS
-from wishbone.errors import RequestError, counted
+from wishbone.errors import RequestError, counted, counted_of
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def unusable(inspection: Inspection, lost_text: LostText = "refuse") -> list[str
     """Return one problem for each reason why rows teach nothing or lost text, with ten rows and the remedy."""
     lost = lost_problems(inspection.lost, inspection.rows, "data.lost_text") if lost_text == "refuse" else []
     return lost + [
-        f"{len(rows)} of {inspection.rows} rows: {reason} ({_few(rows)}). To train without them, set "
+        f"{counted_of(len(rows), inspection.rows, 'row')}: {reason} ({few_rows(rows)}). To train without them, set "
         f"data.invalid_rows: drop; otherwise {_REMEDIES[reason]}"
         for reason, rows in inspection.problems.items()
     ]
@@ -190,13 +190,19 @@ def refuse_or_drop(
     lost = rows_with_loss(tokenized) if inspection.lost and lost_text != "allow" else np.zeros(0, dtype=np.int64)
     unwanted = np.union1d(np.asarray(inspection.invalid, dtype=np.int64), lost)
     refused = (inspection.invalid and policy == "refuse") or (len(lost) and lost_text == "refuse")
-    if refused or len(unwanted) == inspection.rows:
-        raise RequestError(unusable(inspection, "allow" if lost_text == "allow" else "refuse"))
+    if refused:
+        raise RequestError(unusable(inspection, lost_text))
+    if len(unwanted) == inspection.rows:
+        found = [*inspection.problems.items(), *(inspection.lost.items() if lost_text == "drop" else ())]
+        reasons = "; ".join(f"{reason} ({few_rows(rows)})" for reason, rows in found)
+        raise RequestError(f"every row would be dropped, and none is left to train on: {reasons}. Correct the rows")
     for reason, rows in inspection.problems.items():
-        logger.warning("%d of %d rows are dropped: %s (%s).", len(rows), inspection.rows, reason, _few(rows))
+        dropped = counted_of(len(rows), inspection.rows, "row", "is", "are")
+        logger.warning("%s dropped: %s (%s).", dropped, reason, few_rows(rows))
     for reason, rows in inspection.lost.items():
-        done = "are trained without it" if lost_text == "allow" else "are dropped"
-        logger.warning("%d of %d rows %s: %s (%s).", len(rows), inspection.rows, done, reason, _few(rows))
+        done = "trained without it" if lost_text == "allow" else "dropped"
+        which = counted_of(len(rows), inspection.rows, "row", "is", "are")
+        logger.warning("%s %s: %s (%s).", which, done, reason, few_rows(rows))
     return tokenized.select(np.setdiff1d(np.arange(inspection.rows), unwanted)) if len(unwanted) else tokenized
 
 
@@ -250,13 +256,14 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
     if found.truncated_rows:
         share = found.truncated_tokens / (found.separate_tokens + found.truncated_tokens)
         yield (
-            f"{found.truncated_rows} of {found.rows} rows are longer than max_length; truncation cuts "
-            f"{found.truncated_tokens} tokens ({share:.1%})"
+            f"{counted_of(found.truncated_rows, found.rows, 'row', 'is', 'are')} longer than max_length; truncation "
+            f"cuts {counted(found.truncated_tokens, 'token')} ({share:.1%})"
         )
     for reason, lossy in found.lost.items():
-        yield f"in {counted(len(lossy), 'row')} {reason} ({_few(lossy)})"
+        yield f"in {counted(len(lossy), 'row')} {reason} ({few_rows(lossy)})"
     if found.duplicates:
-        yield f"{counted(len(found.duplicates), 'pair')} occurred before ({_few(found.duplicates)}); each counts twice"
+        repeated = counted(len(found.duplicates), "pair")
+        yield f"{repeated} occurred before ({few_rows(found.duplicates)}); each counts twice"
     if found.conflicts:
         places = ", ".join(f"{a} and {b}" for a, b in found.conflicts[:_SHOWN])
         contradict = "pair contradicts" if len(found.conflicts) == 1 else "pairs contradict"
@@ -271,8 +278,3 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
         if cut:
             rows = counted(int(cut), "row")
             yield f"in {rows} the end of the prompt is tokenized differently before a completion and is not trained"
-
-
-def _few(rows: Sequence[int]) -> str:
-    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
-    return f"row{'s' * (len(rows) != 1)} {', '.join(map(str, rows[:_SHOWN]))}{more}"

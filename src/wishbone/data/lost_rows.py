@@ -13,6 +13,7 @@ import numpy.typing as npt
 from datasets import Dataset
 
 from wishbone.data.tokenize import LOST_COLUMN
+from wishbone.errors import counted_of
 
 LostText = Literal["refuse", "drop", "allow"]
 """What happens to rows that lost text: refuse raises, drop leaves them out, allow trains what is left of them."""
@@ -46,13 +47,17 @@ def lost_problems(lost: Mapping[str, Sequence[int]], rows: int, option: str) -> 
     """One problem for each reason, with the first ten rows and the remedy; `option` is the setting that allows it."""
     problems = []
     for reason, numbers in lost.items():
-        more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
         problems.append(
-            f"{len(numbers)} of {rows} rows: {reason} (rows {', '.join(map(str, numbers[:_SHOWN]))}{more}). Use a "
-            f"model or a chat template that writes it, or set {option} to drop (leave these rows out) or allow (train "
-            "what is left of them)"
+            f"{counted_of(len(numbers), rows, 'row')}: {reason} ({few_rows(numbers)}). Use a model or a chat template "
+            f"that writes it, or set {option} to drop (leave such rows out) or allow (train what is left of them)"
         )
     return problems
+
+
+def few_rows(numbers: Sequence[int]) -> str:
+    """The first ten numbers of rows, and how many more there are: `row 3`, `rows 3, 7`."""
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return f"row{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers[:_SHOWN]))}{more}"
 
 
 def _column(tokenized: Dataset) -> list[str | None]:

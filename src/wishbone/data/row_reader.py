@@ -18,10 +18,12 @@ from wishbone.data.formats.layouts import JUDGED
 from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
 from wishbone.data.formats.recognize import shown_names
 from wishbone.data.formats.rewrite import ALWAYS_READ
-from wishbone.errors import RequestError, counted
+from wishbone.errors import RequestError, counted, counted_of
 
 NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
 InvalidRows = Literal["refuse", "drop"]
+Template = Literal["auto", "chat", "none"]
+"""`data.template`: in which form texts are trained."""
 
 _GIVEN_UP_AFTER = 100
 _SHOWN = 10
@@ -178,9 +180,9 @@ class RowReader:
         self._refuse_missing_columns()
         if self._without_prompt * 2 > self.rows:
             raise RequestError(
-                f"{self.name}: in {self._without_prompt} of {self.rows} rows chosen and rejected begin differently, "
-                "so they do not contain their prompt, and no column is named as one. Name the prompt's column in "
-                f"data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
+                f"{self.name}: in {counted_of(self._without_prompt, self.rows, 'row')} chosen and rejected begin "
+                "differently, so they do not contain their prompt, and no column is named as one. Name the prompt's "
+                f"column in data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
             )
         for name, rows in self._unread_prompts.items():
             if rows * 2 > self.rows:
@@ -189,6 +191,7 @@ class RowReader:
                     f"not contain it. Set data.columns: {{prompt: {shown_names([name])}}} to train with it, or "
                     "{prompt: null} if it is not the prompt"
                 )
+        told = counted_of(misfits, self.rows, "row", "does not fit", "do not fit")
         if misfits and (self.rules.invalid_rows == "refuse" or misfits == self.rows):
             layout = f", read as '{FORMATS[self.layout]}'" if self.layout else ""
             remedy = (
@@ -197,9 +200,9 @@ class RowReader:
                 else "Correct them"
             )
             kind = MalformedRows if misfits < self.rows else RequestError
-            raise kind(f"{self.name}{layout}: {misfits} of {self.rows} rows do not fit. {remedy}.{self._listed()}")
+            raise kind(f"{self.name}{layout}: {told}. {remedy}.{self._listed()}")
         if misfits:
-            self.notes.append(f"{self.name}: {misfits} of {self.rows} rows do not fit and are dropped:{self._listed()}")
+            self.notes.append(f"{self.name}: {told} and {'is' if misfits == 1 else 'are'} dropped:{self._listed()}")
         self._count_pairs()
         if self.turned and self._first:
             self.notes.append(

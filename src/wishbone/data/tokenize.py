@@ -37,7 +37,7 @@ from wishbone.data.kept import kept_dataset
 from wishbone.data.message_forms import without_nulls
 from wishbone.data.rendering import RenderedPair, render_pairs
 from wishbone.data.template_writer import Ids, TemplateWriter
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError, counted, counted_of, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -166,19 +166,18 @@ def _tokenize_stream(
 def _tell_notes(notes: Iterable[str], rows: int) -> None:
     """Log each kind of note once, with the number of its rows."""
     for note, count in Counter(chain.from_iterable(some.split("\n") for some in notes)).items():
-        logger.warning("In %d of %d rows %s.", count, rows, note)
+        logger.warning("In %s %s.", counted_of(count, rows, "row"), note)
 
 
 def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
     if rows := int(np.count_nonzero(cut)):
         logger.warning(
-            "In %d of %d rows the tokenized prompt + completion does not begin with the tokenized prompt: the chat "
+            "In %s the tokenized prompt + completion does not begin with the tokenized prompt: the chat "
             "template writes the prompt differently without a completion, or a token spans both. The completion begins "
-            "where they differ, which moves up to %d tokens of the prompt's end into it. To avoid this, use a template "
+            "where they differ, which moves up to %s of the prompt's end into it. To avoid this, use a template "
             "that writes the prompt the same way in both cases, or end the prompt where a token ends.",
-            rows,
-            len(cut),
-            cut.max(),
+            counted_of(rows, len(cut), "row"),
+            counted(int(cut.max()), "token"),
         )
 
 
@@ -301,7 +300,9 @@ def _encode_chats(
 
 def _refuse_rows(problems: Iterable[str]) -> None:
     if found := list(problems):
-        raise RequestError(found[:_SHOWN] + [f"... and {len(found) - _SHOWN} more rows"] * (len(found) > _SHOWN))
+        raise RequestError(
+            found[:_SHOWN] + [f"... and {counted(len(found) - _SHOWN, 'more row')}"] * (len(found) > _SHOWN)
+        )
 
 
 def _common_length(ids: Ids, others: Ids) -> int:

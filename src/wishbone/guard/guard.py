@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.errors import counted
 from wishbone.guard.advice import advice_for
 from wishbone.guard.best_weights import BestWeights
 from wishbone.guard.judge import Alarm, Judge, Judgement
@@ -172,8 +173,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         if self.measurements < ENOUGH:
             self._note(
                 step,
-                f"Too few steps to judge: {self.measurements} measurements in {step} steps, and {ENOUGH} are needed. "
-                "A longer run has time for more; guard_steps measures at fixed steps, whatever that costs.",
+                f"Too few steps to judge: {counted(self.measurements, 'measurement')} in {counted(step, 'step')}, and "
+                f"{ENOUGH} are needed. A longer run has time for more; guard_steps measures at fixed steps, "
+                "whatever that costs.",
             )
 
     @property

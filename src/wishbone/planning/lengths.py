@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,22 +78,11 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
     Raises:
         RequestError: the data cannot be read, or holds no usable pair.
     """
-    from wishbone.data.source import load_pairs
-
-    rows = load_pairs(
-        data.train,
-        split=data.split,
-        invalid_rows="drop",
-        system_prompt=data.system_prompt,
-        columns=data.columns,
-        pairs=data.pairs,
-        least_margin=data.least_margin,
-        turns=data.template != "none" and data.system_prompt is not None,
-    )
     if tokenizer_directory is not None and (tokenizer_directory / "tokenizer.json").is_file():
-        prompt, chosen, rejected = _tokenized(rows, tokenizer_directory)
+        prompt, chosen, rejected = _tokenized(data, tokenizer_directory)
         source = "by the model's tokenizer"
     else:
+        rows = _loaded(data, data.template != "none")
         prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).T
         source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
     room = prompt < data.max_length if data.max_length and data.truncation == "keep_start" else prompt >= 0
@@ -102,14 +92,31 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
     return PairLengths(prompt[usable], chosen[usable], rejected[usable], source)
 
 
-def _tokenized(rows: Any, directory: Path) -> tuple[Counts, Counts, Counts]:
+def _loaded(data: DataConfig, turns: bool) -> Any:
+    from wishbone.data.source import load_pairs
+
+    return load_pairs(
+        data.train,
+        split=data.split,
+        invalid_rows="drop",
+        system_prompt=data.system_prompt,
+        columns=data.columns,
+        pairs=data.pairs,
+        least_margin=data.least_margin,
+        turns=turns,
+    )
+
+
+def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Counts]:
     """Count as training would, without loading torch."""
     from transformers import PreTrainedTokenizerFast
 
     from wishbone.data.columns import IdColumn
+    from wishbone.data.text_turns import in_trained_form
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    rows = in_trained_form(partial(_loaded, data), tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
     prompt, chosen, rejected = (IdColumn(pairs, name).lengths.astype(np.int64) for name in ID_COLUMNS)
     return prompt, chosen, rejected

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from wishbone.config.schema import RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
-from wishbone.data.row_reader import InvalidRows, MalformedRows
+from wishbone.data.row_reader import InvalidRows, MalformedRows, Template
 from wishbone.data.source import load_pairs
-from wishbone.data.text_turns import are_texts, hold_template_tokens
+from wishbone.data.text_turns import are_texts, in_trained_form
 from wishbone.data.tokenize import tokenize_pairs
-from wishbone.errors import RequestError
-
-logger = logging.getLogger(__name__)
+from wishbone.errors import RequestError, counted
 
 RowNumbers = npt.NDArray[np.int64]
 
@@ -34,37 +31,21 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     """
     data = config.data
 
-    def loaded(source: str, split: str, invalid_rows: InvalidRows, turns: bool) -> Dataset:
-        pairs: Any = load_pairs(
-            source,
-            split=split,
-            invalid_rows=invalid_rows,
-            system_prompt=data.system_prompt,
-            columns=data.columns,
-            pairs=data.pairs,
-            least_margin=data.least_margin,
-            turns=turns,
-        )
-        return pairs
-
     def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
-        turns = data.template == "chat" or (data.template == "auto" and bool(tokenizer.chat_template))
-        rows = loaded(source, split, invalid_rows, turns)
-        if turns and data.template == "auto" and hold_template_tokens(rows, tokenizer):
-            raw = loaded(source, split, invalid_rows, turns=False)
-            if are_texts(raw):
-                logger.warning(
-                    "%s: the texts hold tokens of the model's chat template, so instead they are trained as they are "
-                    "(data.template: chat writes them as turns).",
-                    source,
-                )
-                rows = raw
-        elif turns and are_texts(rows):
-            logger.warning(
-                "%s: chosen and rejected contain the prompt as text, so they are trained without the model's chat "
-                "template; give the prompt in a column of its own to use it.",
+        def load(turns: bool) -> Dataset:
+            pairs: Any = load_pairs(
                 source,
+                split=split,
+                invalid_rows=invalid_rows,
+                system_prompt=data.system_prompt,
+                columns=data.columns,
+                pairs=data.pairs,
+                least_margin=data.least_margin,
+                turns=turns,
             )
+            return pairs
+
+        rows = in_trained_form(load, tokenizer, data.template, source)
         pairs = tokenize_pairs(rows, tokenizer)
         return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 
@@ -92,7 +73,7 @@ def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, R
     numbers = pairs.with_format("numpy")["source_row"][:]
     rows = np.unique(numbers)
     if len(rows) < 2:
-        raise RequestError(f"data.eval_fraction {fraction:g} of {len(rows)} row leaves nothing to train on")
+        raise RequestError(f"data.eval_fraction {fraction:g} of {counted(len(rows), 'row')} leaves nothing to train on")
     train, heldout = split_rows(len(rows), min(max(1, round(len(rows) * fraction)), len(rows) - 1), seed)
     if len(rows) == len(pairs):
         return train, heldout
@@ -100,7 +81,7 @@ def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, R
     return np.flatnonzero(~is_heldout), np.flatnonzero(is_heldout)
 
 
-def trained_template(pairs: Dataset, asked: Literal["auto", "chat", "none"]) -> Literal["auto", "chat", "none"]:
+def trained_template(pairs: Dataset, asked: Template) -> Template:
     """`data.template` as it was carried out: chat for messages, none for texts; as asked for pairs of token ids."""
     if "prompt" not in pairs.column_names:
         return asked

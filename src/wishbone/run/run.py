@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
 from wishbone.config.schema import ModelConfig, RunConfig
-from wishbone.errors import RequestError, RunError
+from wishbone.errors import RequestError, RunError, counted_of
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
@@ -94,7 +94,8 @@ def _train(
         refuse_another_run(config, run_dir)
         if (steps := finished_steps(config, run_dir)) is not None:
             console.print(
-                f"this run is finished: {steps} of {steps} steps; to train on, set training.max_steps above {steps}",
+                f"this run is finished: {counted_of(steps, steps, 'step')}; to train on, set training.max_steps above "
+                f"{steps}",
                 highlight=False,
             )
             if claimed is not None and not (run_dir / REPORT).exists():

@@ -17,7 +17,7 @@ from datasets import Dataset
 from wishbone.config.schema import RunConfig
 from wishbone.data.columns import IdColumn
 from wishbone.data.tokenize import ID_COLUMNS
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted_of
 from wishbone.planning.hardware import read_memory
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.model_shape import read_shape
@@ -77,7 +77,7 @@ def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: Pair
     longer = int(np.count_nonzero(kept > positions))
     if not positions or (not longer and (limit is None or limit <= positions)):
         return
-    what = f"{longer:,} of {len(kept):,} pairs are longer than the {positions:,} positions of the model"
+    what = f"{counted_of(longer, len(kept), 'pair', 'is', 'are')} longer than the {positions:,} positions of the model"
     what += f" (the longest has {int(kept.max()):,} tokens)"
     if longer and text.get("model_type") in TABLES:
         yield f"{what}, which has no others; set data.max_length={positions} to cut them"

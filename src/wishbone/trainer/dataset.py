@@ -13,7 +13,7 @@ from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 from wishbone.data.columns import IdColumn
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import LOST_COLUMN, tokenize_pairs
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted_of
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +56,13 @@ def prepare_pairs(
         return tokenized
     if not len(kept):
         raise RequestError(
-            f"all {len(tokenized)} {name} pairs would be dropped: their prompts alone fill max_length={longest}; "
+            f"every {name} pair would be dropped ({len(tokenized):,}): the prompts alone fill max_length={longest}; "
             f"raise it (the shortest prompt has {int(IdColumn(tokenized, 'prompt_ids').lengths.min())} tokens) or set "
             "max_prompt_length"
         )
     logger.warning(
-        "%d of %d %s pairs were dropped: their prompt alone fills max_length=%d.",
-        len(tokenized) - len(kept),
-        len(tokenized),
-        name,
+        "%s dropped: the prompt alone fills max_length=%d.",
+        counted_of(len(tokenized) - len(kept), len(tokenized), f"{name} pair", "is", "are"),
         longest,
     )
     return tokenized.select(kept)

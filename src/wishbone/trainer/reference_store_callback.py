@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.errors import counted
 from wishbone.reference.cache import CachedReference
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ class ReferenceStoreCallback(TrainerCallback):  # type: ignore[misc]
         self._reference.flush()
         self._reference.store.close()
         logger.info(
-            "Reference log-probabilities: %d pairs computed, %d pairs reused (%s).",
-            self._reference.computed,
+            "Reference log-probabilities: %s computed, %d reused (%s).",
+            counted(self._reference.computed, "pair"),
             self._reference.reused,
             self._reference.store.path,
         )
