@@ -52,6 +52,13 @@ def test_names_of_columns_are_mapped(tmp_path: Path) -> None:
     assert load_pairs(named, columns={"prompt": "q"})["prompt"][:] == pairs["prompt"][:]
 
 
+def test_a_mapped_column_that_is_missing_beside_one_of_that_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row | {"prompt": f"prompt {row['id']}?"} for row in ROWS]
+    with caplog.at_level(logging.WARNING):
+        assert load_pairs(rows, columns={"prompt": "qq"})["prompt"][0] == "prompt 0?"
+    assert any("names 'qq' as prompt, but no row has such a column" in line for line in caplog.messages)
+
+
 def test_a_column_is_left_out_on_purpose() -> None:
     row = {"prompt": "A?", "chosen": "B.", "rejected": "C.", "images": ["x.png"]}
     assert "images holds images" in refusal([row])

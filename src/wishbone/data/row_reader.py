@@ -221,11 +221,23 @@ class RowReader:
         return listed([f"{place} {reason}" for place, reason in self.reasons], total=self.misfits)
 
     def _refuse_missing_columns(self) -> None:
+        absent = {
+            ours: theirs
+            for ours, theirs in self.rules.columns.items()
+            if theirs is not None and theirs not in self._columns
+        }
         missing = [
             f"data.columns names {theirs!r:.40} as {ours}"
-            for ours, theirs in self.rules.columns.items()
-            if theirs is not None and theirs not in self._columns and ours not in self._columns
+            for ours, theirs in absent.items()
+            if ours not in self._columns
         ]
+        if self._first:  # a held-out set may have Wishbone's names
+            self.notes += [
+                f"{self.name}: data.columns names {theirs!r:.40} as {ours}, but no row has such a column; the column "
+                f"{ours} is read"
+                for ours, theirs in absent.items()
+                if ours in self._columns
+            ]
         if missing and self._columns:
             raise RequestError(
                 f"{self.name}: {'; '.join(missing)}, but no row has such a column; the columns are "
