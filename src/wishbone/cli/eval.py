@@ -47,24 +47,24 @@ def evaluate(
             with screen(error=True).status(f"measuring {plain(str(run.path)).plain}"):
                 found.append(measured(run, data, split=split, limit=limit))
     if as_json:
-        shown = [{"run": str(run), "data": data, **asdict(one)} for run, one in zip(runs, found, strict=True)]
+        shown = [{"run": str(path), "data": data, **asdict(one)} for path, one in zip(runs, found, strict=True)]
         typer.echo(json.dumps(shown, indent=2))
         return
     table = Table()
     table.add_column("Run", overflow="fold")
     for name in ("Pairs", "Accuracy", "Margin", "Chosen reward", "Rejected reward"):
         table.add_column(name, justify="right")
-    for run, one in zip(runs, found, strict=True):
+    for path, one in zip(runs, found, strict=True):
         shares = f"{one.accuracy.value:.1%} ({one.accuracy.low:.1%} to {one.accuracy.high:.1%})"
         numbers = (_told(value) for value in (one.margin, one.chosen, one.rejected))
-        table.add_row(plain(str(run)), f"{one.pairs:,}", shares, *numbers)
+        table.add_row(plain(str(path)), f"{one.pairs:,}", shares, *numbers)
     screen().print(table)
     say(METHODS)
-    for run, one in zip(runs, found, strict=True):
+    for path, one in zip(runs, found, strict=True):
         if one.dropped:
-            say(f"{run}: {counted(one.dropped, 'row')} left out that are no usable pairs", marker="note: ")
+            say(f"{path}: {counted(one.dropped, 'row')} left out that are no usable pairs", marker="note: ")
         if one.ties:
-            say(f"{run}: {counted(one.ties, 'pair')} with equal rewards, counted as wrong", marker="note: ")
+            say(f"{path}: {counted(one.ties, 'pair')} with equal rewards, counted as wrong", marker="note: ")
 
 
 def _told(found: Interval) -> str:

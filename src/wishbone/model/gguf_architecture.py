@@ -104,7 +104,7 @@ def _rope(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _head_size(config: PretrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _layers(config: PretrainedConfig) -> int:

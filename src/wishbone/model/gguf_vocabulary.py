@@ -144,7 +144,7 @@ def _cut(described: Any, *, ignores_merges: bool) -> str:
 
 def _adds_space(described: dict[str, Any]) -> bool:
     """Whether a space is put before text."""
-    steps = []
+    steps: list[dict[str, Any]] = []
     for part in (described.get("normalizer"), described.get("pre_tokenizer")):
         steps += (part.get("normalizers") or part.get("pretokenizers") or [part]) if part else []
     return any(s["type"] == "Prepend" or s.get("prepend_scheme") in ("always", "first") for s in steps)

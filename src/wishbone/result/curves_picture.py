@@ -25,8 +25,16 @@ def curves_picture(record: RunRecord) -> str | None:
     if not shown:
         return None
     background = element("rect", width=len(PANELS) * WIDTH, height=HEIGHT, fill="#ffffff")
-    size = {"width": len(PANELS) * WIDTH, "height": HEIGHT, "viewBox": f"0 0 {len(PANELS) * WIDTH} {HEIGHT}"}
-    whole = element("svg", background, *shown, xmlns="http://www.w3.org/2000/svg", font_family="sans-serif", **size)
+    whole = element(
+        "svg",
+        background,
+        *shown,
+        xmlns="http://www.w3.org/2000/svg",
+        font_family="sans-serif",
+        width=len(PANELS) * WIDTH,
+        height=HEIGHT,
+        viewBox=f"0 0 {len(PANELS) * WIDTH} {HEIGHT}",
+    )
     return str(whole) + "\n"
 
 

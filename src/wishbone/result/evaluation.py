@@ -176,5 +176,5 @@ def _completion_logp(model: Any, ids: list[int], start: int) -> Tensor:
     if kept < 1:
         return torch.zeros(())
     logits = model(input_ids=tokens, use_cache=False).logits[0, first - 1 : -1].float()
-    scores = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
+    scores: Tensor = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
     return scores.double().sum().cpu()
