@@ -62,7 +62,7 @@ def main(files: list[str]) -> None:
     records = [Path(file) for file in files] or sorted(ROOT.glob(".venv*/record-*.json"))
     runs: Runs = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     runs |= {name_of(record): json.loads(record.read_text(encoding="utf-8")) for record in records}
-    KEPT.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    KEPT.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(TABLE.sub(lambda _: table(runs), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {', '.join(sorted(map(name_of, records))) or 'no new run'}")
 
