@@ -77,7 +77,7 @@ def test_the_plan_counts_what_truncation_cuts(workplace: Path):
     (workplace / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     longest = tokens(row["prompt"] + row["chosen"]) + 1  # and the end of the sequence
     outcome = train("--dry-run", "data.template=none", f"data.max_length={longest - 1}")
-    assert f"pairs longer than {longest - 1} tokens: 1; their start is kept, 1 tokens are cut" in outcome.stdout
+    assert f"pairs longer than {longest - 1} tokens: 1; their start is kept, 1 token is cut" in outcome.stdout
     outcome = train("--dry-run", "data.template=none", f"data.max_length={longest}")
     assert f"none needed: every prompt with a completion fits into {longest} tokens" in outcome.stdout
 

@@ -53,10 +53,13 @@ def test_rewards_are_those_of_log_ratios(
     assert found["margin"]["low"] <= found["margin"]["value"] <= found["margin"]["high"]
 
 
-def test_several_runs_are_rows_of_a_table(run: Path, wishbone: Command, tmp_path: Path):
-    result = wishbone("eval", run, run, tmp_path / "pairs.jsonl", "--limit", 2)
+def test_several_runs_are_rows_of_a_table(
+    run: Path, wishbone: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(run.parent)  # a long path is folded
+    result = wishbone("eval", run.name, run.name, tmp_path / "pairs.jsonl", "--limit", 2)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.count("/run") >= 2 and "Wilson" in result.stdout and "bootstrap" in result.stdout
+    assert result.stdout.count(f"│ {run.name} ") == 2 and "Wilson" in result.stdout and "bootstrap" in result.stdout
     assert wishbone("eval", run, tmp_path / "gone.jsonl").exit_code == 2
     assert wishbone("eval", tmp_path, tmp_path / "pairs.jsonl").exit_code == 2
 

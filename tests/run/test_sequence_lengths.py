@@ -70,7 +70,7 @@ def test_a_max_length_beyond_the_positions_is_said_even_when_no_pair_is_that_lon
 def test_a_table_of_positions_has_no_rows_beyond_its_end() -> None:
     gpt2 = {"model_type": "gpt2", "n_positions": 1024}
     said = refusal(config(2000), gpt2, pairs(1500), None)
-    assert "1 of 1 pairs are longer than the 1,024 positions" in said
+    assert "1 of 1 pair is longer than the 1,024 positions" in said
     assert "set data.max_length=1024" in said
     check_lengths(config(1024), gpt2, pairs(1500), None)
 

@@ -30,6 +30,7 @@ from wishbone.data.packing import pack_rows
 from wishbone.engine.balance import StepBalance
 from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
+from wishbone.policy.lockstep import Beside
 from wishbone.policy.policy import Policy
 from wishbone.policy.router_logits import RowRouting
 from wishbone.preference.metrics import PairMetrics
@@ -80,8 +81,9 @@ class PreferenceStep:
         for row, batch in self._rows(pairs, execution):
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             routing = balance.routing(row, batch) if balance is not None else None
+            reference = self._reference_of(batch, execution)
             with self.policy.running(execution):
-                scores, ref_logps = self._scores_and_reference(batch, execution, routing)
+                scores, ref_logps = self._scores_and_reference(batch, execution, reference, routing)
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 if balance is not None and routing is not None:
                     loss = loss + balance.row_loss(row, routing)
@@ -165,15 +167,22 @@ class PreferenceStep:
         for row in filter(wanted, pack_rows([pair.row_tokens for pair in pairs], execution.token_budget)):
             yield row, self.policy.collate([pairs[i] for i in row], execution)
 
-    def _scores_and_reference(
-        self, batch: PreferenceBatch, execution: Execution, routing: RowRouting | None
-    ) -> tuple[SequenceScores, Tensor]:
-        """Scores of a row and its reference log-probabilities, from one pass where the reference allows it."""
+    def _reference_of(self, batch: PreferenceBatch, execution: Execution) -> Beside | Tensor:
+        """Reference log-probabilities of a row, or what the reference is where the policy's pass computes them."""
         beside = self.reference.beside(batch)
-        if beside is None:
-            ref_logps = self.reference.logps(batch, execution)
-            return self._scores(batch, execution, routing), ref_logps
-        of_policy, of_reference = self.policy.scores_beside(batch, beside, execution, routing=routing)
+        return self.reference.logps(batch, execution) if beside is None else beside
+
+    def _scores_and_reference(
+        self,
+        batch: PreferenceBatch,
+        execution: Execution,
+        reference: Beside | Tensor,
+        routing: RowRouting | None,
+    ) -> tuple[SequenceScores, Tensor]:
+        """Scores of a row and its reference log-probabilities."""
+        if isinstance(reference, Tensor):
+            return self._scores(batch, execution, routing), reference
+        of_policy, of_reference = self.policy.scores_beside(batch, reference, execution, routing=routing)
         ref_logps = sequence_scores(of_reference, batch, self.objective.ld_alpha).logps
         return sequence_scores(of_policy, batch, self.objective.ld_alpha), self.reference.take(batch, ref_logps)
 
@@ -196,8 +205,9 @@ class PreferenceStep:
         references: list[Tensor] = []
         for row, batch in self._rows(pairs, execution):
             routing = balance.routing(row, batch) if balance is not None else None
+            reference = self._reference_of(batch, execution)
             with self.policy.running(execution):
-                scores, ref_logps = self._scores_and_reference(batch, execution, routing)
+                scores, ref_logps = self._scores_and_reference(batch, execution, reference, routing)
             if balance is not None and routing is not None:
                 balance.add(row, routing)
             metrics.add(scores, ref_logps)
