@@ -63,6 +63,13 @@ def test_thoughts_under_other_names_are_found_and_given_as_the_templates_name_th
     assert with_known_keys(message) == {"role": "assistant", "content": "Baikal.", "reasoning_content": "Siberia."}
 
 
+@pytest.mark.parametrize("content", ["", None])
+def test_a_refusal_is_the_answer(content):
+    message = {"role": "assistant", "content": content, "refusal": "I cannot help with that."}
+    assert [part.text for part in search([message], "").lost] == ["I cannot help with that."]
+    assert with_known_keys(message) == {"role": "assistant", "content": "I cannot help with that."}
+
+
 @pytest.mark.parametrize(("name", "value"), [("context", "Baikal"), ("input", "eepes")])
 def test_a_column_repeats_the_prompt_only_if_the_prompt_says_its_words(name, value):
     with pytest.raises(RequestError, match="is not in the prompt"):

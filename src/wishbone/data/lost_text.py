@@ -151,6 +151,8 @@ def _all_parts(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield _what_of(message), block["text"]
     elif isinstance(content, Mapping):
         yield from ((_what_of(message), leaf) for leaf in _leaves(content))
+    if isinstance(refusal := message.get("refusal"), str):
+        yield _what_of(message), refusal
     calls = message.get("tool_calls")
     former = message.get("function_call")
     for call in [*(calls if isinstance(calls, list) else []), *([former] if isinstance(former, Mapping) else [])]:

@@ -68,8 +68,10 @@ def with_null_content(message: Message) -> Message:
 
 
 def with_known_keys(message: Message) -> Message:
-    """The message with its thought in reasoning_content and its former function_call in tool_calls."""
+    """The message with a thought in reasoning_content, a former function_call in tool_calls, a refusal as content."""
     known = dict(message)
+    if isinstance(known.get("refusal"), str) and not known.get("content"):
+        known["content"] = known.pop("refusal")
     if isinstance(call := known.get("function_call"), Mapping):
         del known["function_call"]
         known["tool_calls"] = [*(known.get("tool_calls") or []), _parsed_call(call)]

@@ -40,7 +40,10 @@ EARLIER_THOUGHTS = "the chat template leaves out the thoughts of earlier turns, 
 VERBATIM = "the chat template leaves out a part of the answer (its thoughts), so the answer is written as it is given"
 ONE_END = "the answer ends with the end-of-sequence token, which the chat template writes too; it is written once"
 _FORMS: tuple[tuple[forms.Form, str], ...] = (
-    (forms.with_known_keys, "thoughts and calls are given to the chat template as reasoning_content and tool_calls"),
+    (
+        forms.with_known_keys,
+        "thoughts, calls and refusals are given to the chat template as reasoning_content, tool_calls and content",
+    ),
     (forms.with_text_content, "content that is a list of text blocks is written as one text"),
     (forms.with_some_content, ""),
     (forms.with_argument_texts, "the chat template takes the arguments of tool calls as JSON text"),
