@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader, dequantize
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_tokenizer
@@ -26,6 +27,7 @@ from wishbone.model.gguf_tokenizer import gguf_tokenizer
 from wishbone.model.gguf_vocabulary import vocabulary
 from wishbone.model.gguf_writing import obstacle, write_gguf
 
+OLDER = transformers.__version__.startswith("5.17.")
 WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"tie_word_embeddings": True},
@@ -58,6 +60,8 @@ def written(tmp_path: Path, family: str, kind: str, **settings: Any) -> tuple[Pa
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_is_read_back_as_it_was(tmp_path: Path, family: str):
+    if family == "gemma2" and OLDER:
+        pytest.skip("transformers 5.17 runs Gemma 2 without its soft capping")
     _, file, agreement = written(tmp_path, family, "f32", **FAMILIES[family])
     assert agreement.largest < 1e-3 and agreement.holds
     assert read_header(file).values["general.architecture"] == gguf_name(family)
@@ -175,6 +179,8 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("cut", TOKENIZERS)
 def test_tokenizers_are_read_back(tmp_path: Path, cut: str):
+    if OLDER and cut in ("llama-bpe", "dbrx", "qwen2"):
+        pytest.skip("transformers 5.17 rebuilds this tokenizer with GPT-2's cut, which reading refuses")
     tokenizer = TOKENIZERS[cut]()
     directory, file = tmp_path / "model", tmp_path / "model.gguf"
     tiny_model("llama", vocab_size=len(tokenizer) + 5).save_pretrained(directory)

@@ -102,7 +102,8 @@ def test_texts_are_continued_where_texts_were_trained(run: Path, learned: Learne
 
 def test_ctrl_c_ends_an_answer_and_not_the_conversation(run: Path):
     talk = conversation(run, tokens=60)
-    whole = talk.ask("Hi", ignore)
+    parts: list[str] = []
+    whole = talk.ask("Hi", parts.append)
     talk.reset()
     pieces: list[str] = []
 
@@ -113,7 +114,11 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(run: Path):
 
     stopped = talk.ask("Hi", impatient)
     assert stopped.end == "person"
-    assert stopped.text and whole.text.startswith(stopped.text) and len(stopped.text) < len(whole.text)
+    assert (
+        stopped.text
+        and whole.text.startswith(stopped.text)
+        and (len(stopped.text) < len(whole.text) or len(parts) == 1)
+    )
     assert talk.turns[-1] == {"role": "assistant", "content": stopped.text}
     assert talk.ask("And now?", ignore).end != "person"
 
