@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -29,7 +30,7 @@ from wishbone.policy.policy import Policy
 from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.preference.objective import Objective
 from wishbone.preference.scores import LossParameters
-from wishbone.reference.cache import CachedReference, cached_reference
+from wishbone.reference.cache import STORE_VARIABLE, CachedReference, cached_reference
 from wishbone.reference.identity import Autocast
 from wishbone.reference.lockstep import rounds_inputs, why_apart
 from wishbone.reference.reference import (
@@ -211,8 +212,8 @@ def _reference(
         assert isinstance(policy.model, PeftModel)
         frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
         reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
-    asked = args.reference_store
-    if own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy) and asked == "auto":
+    asked, unasked = args.reference_store, args.reference_store == "auto" and STORE_VARIABLE not in os.environ
+    if own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy) and unasked:
         asked = "off"
         logger.info(
             "Reference log-probabilities are not stored: in FP8 those of another pass are rounded otherwise than the "
