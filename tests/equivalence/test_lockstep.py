@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import PeftModel
 from tiny import loaded_in_fp8, tiny_model, tiny_pairs
 from torch import Tensor, nn
@@ -262,6 +263,24 @@ def test_nothing_of_the_reference_is_kept_for_the_backward_pass() -> None:
             gradients(step_of(policy, reference), Execution(10**6, EVERYTHING))
         kept.append(sum(seen.values()))
     assert kept[1] <= kept[0]
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_a_layer_whose_forward_is_replaced_never_runs_the_reference_with_the_policys_adapter(hook: bool) -> None:
+    model = adapted("llama")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    if hook:
+        add_hook_to_module(layer, ModelHook())
+    else:
+        own = layer.forward
+        layer.forward = lambda x: own(x)
+    policy = policy_of(model)
+    reference = AdapterDisabled(policy)
+    if hook:
+        apart, beside = both_ways(policy, reference, lambda: gradients(step_of(policy, reference), Execution(64)))
+        assert_close(beside, apart, 1e-12)
+    else:
+        assert "something else has replaced the forward" in str(why_apart(policy, reference))
 
 
 class _LooksAtValues(nn.Module):

@@ -76,9 +76,9 @@ class FusedLinears:
         return [mlp.name for mlp in self._mlps]
 
     @property
-    def modules(self) -> list[nn.Module]:
-        """Linear layers that are computed together or alone."""
-        return [module for group in self._groups for module in group.modules]
+    def switched_on(self) -> set[nn.Module]:
+        """Modules that run fused now; one whose forward somebody else has replaced is none of them."""
+        return set(self._switched)
 
     def sites(self) -> Iterator[Site]:
         """Yield every MLP and every group of linear layers outside the fused ones, fused or not as they ran so far."""

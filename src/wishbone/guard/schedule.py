@@ -11,7 +11,7 @@ used up. A suspicion (an early sign in the logs, a sign seen once) brings the ne
 
 The clock decides until the first checkpoint is written; from then on the interval and the number of measurements stay
 what they are, so that a run continued from a checkpoint measures at the steps at which it would have measured. Two runs
-on different machines may measure at different steps. A fixed interval (`guard_steps`) asks no clock.
+on different machines may measure at different steps. A fixed interval (`guard_steps`) does not depend on time.
 """
 
 from __future__ import annotations

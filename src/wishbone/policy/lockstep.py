@@ -44,19 +44,25 @@ class LockstepModules:
     Args:
         model: with its adapters.
         layers: those that can be recomputed.
-        fused: layers that take both halves at once, or None.
+        fused: layers that take both halves at once and are switched on now, or None.
+
+    Raises:
+        NotImplementedError: something else has replaced the forward of an adapter's layer, which would run with the
+            policy's adapter in the reference, too.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Any], fused: FusedLayers | None) -> None:
         self._layers = layers
         self._attributes = InstanceAttributes()
-        known = set() if fused is None else set(fused.linears.modules)
+        known = set() if fused is None else fused.linears.switched_on
         inside: set[nn.Module] = set()
         for module in model.modules():
             if module in known or module in inside:
                 continue
-            slot = slot_of(module)
-            if (OFF in vars(module) or part_of(module) in APART) and slot is not None:
+            if OFF in vars(module) or part_of(module) in APART:
+                slot = slot_of(module)
+                if slot is None:
+                    raise NotImplementedError(f"something else has replaced the forward of a {type(module).__name__}")
                 self._attributes.add(module, slot, apart(module, getattr(module, slot)))
                 inside.update(module.modules())
 
