@@ -69,7 +69,8 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 quick: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" \
+	  --durations=8 --durations-min=1
 
 test: $(VENV)/documented
 	@echo "lint, types and tests are green"

@@ -126,6 +126,7 @@ def _process(root: str) -> None:
     assert (kept_directory("thing", _slow_build) / "weights").read_bytes() == b"0123456789"
 
 
+@pytest.mark.slow
 def test_processes_at_once_build_once(root: Path) -> None:
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_process, args=(str(root),)) for _ in range(3)]

@@ -26,6 +26,7 @@ def test_what_is_pushed_is_there_and_can_be_loaded(tmp_path: Path):
         assert HfApi().model_info("someone/llama").private is False
 
 
+@pytest.mark.slow
 def test_a_subprocess_is_led_to_it():
     program = "import huggingface_hub as h; h.create_repo('name', private=True); print(h.whoami()['name'])"
     with hub_stand_in() as hub:

@@ -186,6 +186,7 @@ def named_on_the_page() -> list[str]:
     return re.findall(r"`((?!tests/)[\w/]+\.py(?::[\w.]+)?)`", PAGE)
 
 
+@pytest.mark.slow
 def test_every_place_is_on_the_page() -> None:
     named = named_on_the_page()
     absent = {
@@ -196,6 +197,7 @@ def test_every_place_is_on_the_page() -> None:
     assert absent == {}, "docs/interceptions.md does not say how these end and what tests them"
 
 
+@pytest.mark.slow
 def test_the_page_and_the_list_of_own_objects_name_nothing_that_is_gone() -> None:
     found = places()
     stale = [
@@ -274,6 +276,7 @@ def state_of(model: PeftModel) -> dict[Any, Any]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_step_leaves_everything_as_it_was(family: str, fails: bool) -> None:

@@ -102,6 +102,7 @@ def parsed(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_only_downward(module: str):
     own = unit(module)
@@ -131,6 +132,7 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
     return next((found for module in sorted(edges) if (found := follow(module, []))), [])
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     edges = {
         module: {name for name, _ in imports(module, ast.walk(parsed(module))) if name in MODULES and name != module}
@@ -169,6 +171,7 @@ def test_the_light_modules_load_no_torch_when_they_are_imported():
     assert outcome.stdout.strip() == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["-c", "import wishbone"], ["-c", "import wishbone.config.load"], ["-m", "wishbone", "--help"]]
 )

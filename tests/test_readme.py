@@ -84,6 +84,7 @@ def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     return outcome.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", blocks("Use it from TRL or Unsloth code", "python"), ids=["trl", "unsloth"])
 def test_migration_takes_three_lines(imports: str):
     assert len([line for line in imports.splitlines() if line]) == 3

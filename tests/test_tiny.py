@@ -9,6 +9,7 @@ from tiny import FAMILIES, VOCABULARY, WINDOW, tiny_model, tiny_pairs, tiny_toke
 IDS = torch.randint(3, VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_forwards_and_looks_back_and_never_ahead(family: str) -> None:
     single, double = tiny_model(family), tiny_model(family, dtype=torch.float64)

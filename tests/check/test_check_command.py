@@ -242,6 +242,7 @@ def test_the_sample_holds_some_of_each_finding_and_is_bounded(tmp_path: Path) ->
     assert [view.place for view in views(found, indices, None, 100)] == [f"line {index + 1}" for index in indices]
 
 
+@pytest.mark.slow
 def test_texts_are_not_kept() -> None:
     def rows() -> Iterator[NumberedRow]:
         for number in range(1, 1001):

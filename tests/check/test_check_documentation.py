@@ -38,6 +38,7 @@ def printed(command: str, folder: Path) -> str:
     return "".join(f"{line.rstrip()}\n" for line in outcome.stdout.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.documents
 def test_the_first_example_is_what_the_program_prints(tmp_path: Path) -> None:
     command, text = SHOWN[0]

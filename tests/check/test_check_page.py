@@ -101,6 +101,7 @@ def test_hostile_text_closes_nothing() -> None:
     assert held[0]["tokens"]["prompt"]
 
 
+@pytest.mark.slow
 def test_a_large_set_is_sampled_and_the_page_says_so() -> None:
     rows = [pair(f"Question {number}?", "word " * 2000 + str(number), "no") for number in range(3000)]
     text = written(rows)

@@ -37,6 +37,7 @@ def refused(*arguments: str, cwd: Path | None = None) -> str:
     return outcome.stderr
 
 
+@pytest.mark.slow
 def test_help_names_the_commands_and_is_quick():
     began = time.monotonic()
     outcome = wishbone("--help")
@@ -50,6 +51,7 @@ def test_version():
     assert wishbone("--version").stdout == f"wishbone {__version__}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_is_not_taken_ends_a_command_in_one_line():
     with open("/dev/full", "w") as full:
@@ -68,6 +70,7 @@ def test_output_that_is_not_taken_ends_a_command_in_one_line():
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["trian"], ["train"], ["train", "--nonsense"], ["doctor", "extra"]])
 def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
     outcome = wishbone(*arguments)
@@ -75,6 +78,7 @@ def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
     assert "Traceback" not in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "overrides", "expected"),
     [
@@ -117,6 +121,7 @@ def test_into_a_pipe_each_problem_is_one_line(tmp_path: Path):
     assert max(map(len, lines)) > 200
 
 
+@pytest.mark.slow
 def test_names_from_outside_are_text(tmp_path: Path):
     (tmp_path / "[red]c[blink].yaml").write_text("'[bold]x': 1\n\"\\e[31m\": 2\n")
     message = refused("train", "[red]c[blink].yml", cwd=tmp_path)
@@ -145,6 +150,7 @@ def test_cautions_come_before_the_run(tmp_path: Path):
 # doctor
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_there():
     outcome = wishbone("doctor", COLUMNS="60")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -156,6 +162,7 @@ def test_doctor_says_what_is_there():
         assert any(line.startswith(f"  {name} ") for line in lines), name
 
 
+@pytest.mark.slow
 def test_doctor_prints_json_for_programs():
     outcome = wishbone("doctor", "--json")
     report = json.loads(outcome.stdout)
@@ -168,6 +175,7 @@ def test_doctor_prints_json_for_programs():
     assert "hub" not in rows
 
 
+@pytest.mark.slow
 def test_doctor_asks_the_hub_only_when_told_to():
     outcome = wishbone("doctor", "--json", "--online", HF_ENDPOINT="http://127.0.0.1:9")
     hub = next(row for row in json.loads(outcome.stdout)["rows"] if row["name"] == "hub")
@@ -191,6 +199,7 @@ def test_doctor_finds_missing_and_old_packages(tmp_path: Path, monkeypatch: pyte
     assert outcome.exit_code == 1
 
 
+@pytest.mark.slow
 def test_doctor_counts_the_parts_of_a_model_that_would_run_fused(tmp_path: Path):
     """Its weights are not read: there are none."""
     config = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
@@ -206,6 +215,7 @@ def test_doctor_counts_the_parts_of_a_model_that_would_run_fused(tmp_path: Path)
     assert rows["MLP"]["data"]["why_not"] == [{"reason": "ApertusMLP has no gate", "layers": 3}]
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_wrong_with_a_model(tmp_path: Path):
     outcome = wishbone("doctor", "--json", "--model", str(tmp_path / "nothing"))
     row = next(row for row in json.loads(outcome.stdout)["rows"] if row["name"] == "model")

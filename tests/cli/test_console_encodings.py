@@ -14,6 +14,7 @@ SAYS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "expected"),
     [

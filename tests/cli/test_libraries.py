@@ -39,6 +39,7 @@ def test_libraries_are_quiet_in_a_pipe_and_notes_are_printed_once() -> None:
     assert settled({}) == (SET, False, 1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SET)
 def test_settings_of_the_user_stay(name: str) -> None:
     assert settled({name: "of the user"})[0] == SET | {name: "of the user"}

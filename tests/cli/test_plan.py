@@ -121,6 +121,7 @@ def test_names_from_outside_are_text(here: Path):
     assert "1,000 of [bold]x[/]" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_into_an_ascii_pipe_bars_are_ascii(here: Path):
     command = [sys.executable, "-m", "wishbone", "plan", "run.yaml", *GIVEN, "RTX 4090"]
     outcome = subprocess.run(command, capture_output=True, cwd=here, env={"PYTHONIOENCODING": "ascii", "PATH": ""})
@@ -128,6 +129,7 @@ def test_into_an_ascii_pipe_bars_are_ascii(here: Path):
     assert b"####" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_no_torch_is_loaded(here: Path):
     program = (
         "import sys; from typer.testing import CliRunner; from wishbone.cli import app\n"

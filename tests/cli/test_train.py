@@ -90,6 +90,7 @@ def test_the_plan_refuses_what_training_would_refuse(workplace: Path):
     assert outcome.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_run_ends_in_its_directory_and_can_be_continued(workplace: Path):
     outcome = train()
     assert outcome.exit_code == 0, outcome.stderr
@@ -108,6 +109,7 @@ def first_metrics(run: Path) -> dict[str, float]:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -134,6 +136,7 @@ def test_every_reference_and_form_of_weights_begins_at_ln_2(workplace: Path, set
     assert (learned / "tokenizer.json").exists() and list(learned.glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_another_model_as_the_reference_is_read_from_its_own_place(workplace: Path):
     other = workplace / "other"
     tokenizer = tiny_tokenizer()
@@ -158,6 +161,7 @@ def fault(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@pytest.mark.slow
 def test_a_failure_is_one_message_and_the_traceback_is_kept(workplace: Path, fault: pytest.MonkeyPatch):
     outcome = train("output.dir=mine[bold]")
     assert outcome.exit_code == 1
@@ -226,6 +230,7 @@ def strict(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_the_first_loss_that_is_not_finite(workplace: Path):
     """The rate is 0 in the first step of the warm-up; what was saved by then stays, and is finite."""
     settings = [
@@ -250,6 +255,7 @@ def test_a_run_stops_at_the_first_loss_that_is_not_finite(workplace: Path):
     assert not (run / "model").exists() and not (run / ERROR_LOG).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["/dev/full"])
 def test_metrics_that_cannot_be_written_are_said_once_and_training_goes_on(
     workplace: Path, where: str, caplog: pytest.LogCaptureFixture
@@ -264,6 +270,7 @@ def test_metrics_that_cannot_be_written_are_said_once_and_training_goes_on(
     assert json.loads((workplace / "mine" / "summary.json").read_text())["lost_metrics_lines"] == 2
 
 
+@pytest.mark.slow
 def test_malformed_rows_and_rows_that_cannot_teach_are_refused_together(workplace: Path):
     rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(1000)]
     rows[10]["chosen"] = rows[10]["rejected"]

@@ -44,6 +44,7 @@ def test_advice(name: str):
     assert [rule.id for rule in outcome.applied if rule.kind == "warning"] == vector["warnings"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", vectors())
 def test_advice_for_wishbone_is_a_configuration(name: str):
     """Accepted as it is written, in YAML and in JSON, and with the values that were advised."""
@@ -75,6 +76,7 @@ def shown(outcome: Outcome) -> Any:
     return outcome.settings, reasons, [applied.id for applied in outcome.applied if applied.kind == "warning"]
 
 
+@pytest.mark.slow
 def test_no_rule_could_be_left_out():
     book = rule_book()
     outcomes = [(vector["facts"], evaluate(book, vector["facts"])) for vector in vectors().values()]

@@ -99,6 +99,7 @@ def test_any_string_is_the_same_string_in_yaml(text: str):
     assert read_document(yaml_string(text)).value == text
 
 
+@pytest.mark.slow
 @given(DOCUMENTS)
 def test_documents_are_read_back_the_same(document: dict[str, Any]):
     assert yaml.safe_load(yaml_text(document)) == document
@@ -107,6 +108,7 @@ def test_documents_are_read_back_the_same(document: dict[str, Any]):
     assert yaml_text(document).isascii() and json_text(document).isascii()
 
 
+@pytest.mark.slow
 @given(DOCUMENTS, ANY_TEXT, ANY_TEXT)
 def test_comments_change_nothing(document: dict[str, Any], head: str, said: str):
     name = next(iter(document))
@@ -115,6 +117,7 @@ def test_comments_change_nothing(document: dict[str, Any], head: str, said: str)
     assert yaml.safe_load(yaml_text(document, {"": head, path: said})) == document
 
 
+@pytest.mark.slow
 @given(VALUES)
 def test_values_on_one_line(value: Any):
     assert ast.literal_eval(python_literal(value)) == value

@@ -20,12 +20,14 @@ SEEDS = range(400)
 WIDEST = SCREEN + 2000
 
 
+@pytest.mark.slow
 def test_texts_damaged_at_random_are_read_or_refused(tmp_path: Path) -> None:
     outcomes = [run_case(TARGETS[0], seed, tmp_path / "case") for seed in SEEDS]
     assert not [outcome for outcome in outcomes if outcome.is_finding]
     assert {outcome.kind for outcome in outcomes} == {"read", "refused"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["training", None])
 def test_twenty_thousand_unknown_keys_are_a_screen_of_words_and_a_count(section: str | None) -> None:
     keys = dict.fromkeys((f"{kind}{number}" for kind in "kl" for number in range(10_000)), 1)
@@ -47,6 +49,7 @@ def test_a_key_as_long_as_a_file_may_be_is_cut() -> None:
     assert len(str(error.value)) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("field", ["data.train", "model.name", "output.dir", "training.reference_store"])
 def test_odd_names_are_taken_or_refused(field: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

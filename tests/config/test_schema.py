@@ -156,6 +156,7 @@ SOUND: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @given(st.fixed_dictionaries({name: st.fixed_dictionaries(fields) for name, fields in SOUND.items()}))
 @settings(max_examples=200, deadline=None)
 def test_any_configuration_survives_writing_and_reading(values: dict[str, Any]):
@@ -165,6 +166,7 @@ def test_any_configuration_survives_writing_and_reading(values: dict[str, Any]):
     assert yaml.safe_load(text) == config.model_dump()  # other readers of YAML see the same values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["1e-5", "1.5", "no", "on", "null", "~", "true", "1_000", "0x1f", "012", "08", "1:30", "2001-01-01", "=", "<<", ".inf", "- a", "a: b", "#", "'", '"', " a ", "\ufeff", "é", "[x]", "{", "&a", "*a", "!a", "%a", "@a", "`a"])  # fmt: skip # noqa: E501
 def test_text_that_looks_like_something_else_stays_text(name: str):
     config = RunConfig(model={"name": name, "revision": name}, data={"train": "x"})
@@ -181,6 +183,7 @@ words = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.text() | st.lists(words | st.text(max_size=3)).map("".join), st.lists(st.text() | st.lists(words).map("".join))
 )

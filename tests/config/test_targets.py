@@ -118,6 +118,7 @@ def test_scripts_say_what_was_advised(target: Target, machine: dict[str, Any]):
     assert ("torch.float32" in script) == ("import torch" in script)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @given(model=TEXT, data=TEXT, reference=TEXT, form=st.sampled_from(["json", "parquet", "csv", "hub"]))
 def test_any_text_gives_a_valid_script(target: Target, model: str, data: str, reference: str, form: str):
@@ -145,6 +146,7 @@ def test_any_text_gives_a_valid_script(target: Target, model: str, data: str, re
     assert skeleton == [type(node) for node in ast.walk(ast.parse(harmless))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @given(model=TEXT, data=TEXT)
 def test_any_text_gives_documents_that_hold_it(target: Target, model: str, data: str):

@@ -30,6 +30,7 @@ def test_common_beginning_of_completions_is_computed_once() -> None:
     assert batch.predictor_index.tolist() == [1, 2, 3, 1, 2, 3, 5]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(TOKEN_IDS, TOKEN_IDS, TOKEN_IDS, st.integers(2, 9), st.booleans()), min_size=1, max_size=5))
 def test_both_layouts_score_the_same_tokens_in_the_same_context(
     rows: list[tuple[list[int], list[int], list[int], int, bool]],

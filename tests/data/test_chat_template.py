@@ -55,6 +55,7 @@ def one_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "SECONDS", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "problem"), HOSTILE.values(), ids=HOSTILE)
 def test_a_template_that_does_not_end_well_is_refused(
     template: str, problem: str, chatml: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
@@ -87,6 +88,7 @@ def in_a_thread(work: Callable[[], Any]) -> BaseException | None:
     return found[0] if found else None
 
 
+@pytest.mark.slow
 def test_a_template_ends_in_another_thread_too(
     chatml: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_timer_that_was_running_runs_on() -> None:
         signal.signal(signal.SIGALRM, earlier)
 
 
+@pytest.mark.slow
 def test_time_and_memory_grow_with_what_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "SECONDS", 0.0)
     rendered(lambda: time.sleep(0.3), conversations=100)

@@ -48,6 +48,7 @@ def test_the_type_of_ids_does_not_count() -> None:
     assert len({content_hash(Dataset(table), ["ids"]) for table in tables}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

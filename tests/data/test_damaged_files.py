@@ -203,6 +203,7 @@ def test_a_saved_data_set_that_was_replaced_under_its_name_is_read_again(tmp_pat
         assert load_pairs(tmp_path / "saved")["prompt"][:] == [sound_row("text", number)["prompt"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pairs", "ids"])
 @pytest.mark.parametrize("damage", ["cut", "cut between batches", "empty", "flipped", "gone"])
 def test_a_damaged_file_in_the_cache_is_made_again_and_said(

@@ -145,6 +145,7 @@ CONTAINERS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_every_row_gives_the_same_pairs_from_every_container(container: str, tmp_path: Path) -> None:
     for number, (who, _, row) in enumerate(TABLE):

@@ -115,6 +115,7 @@ def _said(message: dict[str, Any]) -> list[str]:
     return [word for text in texts for word in text.replace("<think>", " ").replace("</think>", " ").split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [path.stem for path in TEMPLATES])
 def test_every_word_is_in_the_text_or_its_loss_is_named(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     chance = random.Random(template)
@@ -136,6 +137,7 @@ def test_every_word_is_in_the_text_or_its_loss_is_named(tokenizer: PreTrainedTok
     assert seen or template.startswith(("llava", "muse")), "the template refused all pairs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [path.stem for path in TEMPLATES])
 def test_plain_pairs_are_written_as_transformers_writes_them(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
     pair = [user("Name a lake."), assistant("Baikal."), user("Another?")], [assistant("Como.")], [assistant("Ob.")]

@@ -43,6 +43,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @every_tokenizer
 def test_chats_get_the_ids_of_trl(tokenizers: Tokenizers, name: str) -> None:
     rows = dataset(*CHATS)
@@ -79,6 +80,7 @@ texts = st.lists(
 )
 
 
+@pytest.mark.slow
 @every_tokenizer
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=chats | texts)

@@ -85,6 +85,7 @@ def test_rows_get_smaller_until_they_fit(caplog: pytest.LogCaptureFixture):
     assert not caplog.records, "what helped stays"
 
 
+@pytest.mark.slow
 def test_host_memory_comes_late_and_with_it_smaller_pieces():
     step = step_for(lambda execution: 10**9 if execution.offload == "always" else 1)
     whole = outcome(step_for(lambda execution: 10**9))
@@ -95,6 +96,7 @@ def test_host_memory_comes_late_and_with_it_smaller_pieces():
     assert fitted.token_budget == LONGEST
 
 
+@pytest.mark.slow
 def test_a_pair_that_does_not_fit_alone_ends_the_run():
     with pytest.raises(torch.OutOfMemoryError):
         outcome(step_for(lambda execution: 1))

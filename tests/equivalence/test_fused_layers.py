@@ -59,6 +59,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
         assert (value - own).norm() <= tolerance * own.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_fused_linears_change_no_step(family: str) -> None:
     model = adapted(family)
@@ -66,6 +67,7 @@ def test_fused_linears_change_no_step(family: str) -> None:
     assert_close(results(Policy(model, fused=FusedLinears(model))), expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_nor_do_they_lose_more_in_float32(family: str) -> None:
     exact = results(Policy(adapted(family)))
@@ -77,6 +79,7 @@ def test_nor_do_they_lose_more_in_float32(family: str) -> None:
     assert lost <= 3 * usual < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_nor_do_fused_norms_and_rotary_embeddings(family: str) -> None:
     """Norms of transformers round to float32 inside, ours do not."""
@@ -97,6 +100,7 @@ def test_recomputed_layers_run_fused(offload: bool) -> None:
     assert_close(results(Policy(model, fused=FusedLinears(model)), execution=execution), expected, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_tokens", [None, 16])
 def test_norms_that_quantize_for_fp8_layers_change_no_bit(tile_tokens: int | None) -> None:
     """`test_quantized_input.py` counts the rows."""

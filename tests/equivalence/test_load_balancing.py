@@ -80,6 +80,7 @@ def got(
     return float(loss), gradients(model), metrics.read()["aux_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"), [*((family, torch.float64) for family in RECORDED), ("qwen3_moe", torch.float32)]
 )
@@ -98,6 +99,7 @@ def test_step_equals_plain_sequences(family: str, dtype: torch.dtype) -> None:
     assert (own_gradient - gradient).norm() <= tolerance * gradient.norm()
 
 
+@pytest.mark.slow
 def test_kept_recomputed_and_offloaded_layers_give_the_same() -> None:
     model = model_of("qwen3_moe", torch.float64, router=True)
     groups = groups_of(model)
@@ -111,6 +113,7 @@ def test_kept_recomputed_and_offloaded_layers_give_the_same() -> None:
             assert recomputed[0] == kept[0] and torch.equal(recomputed[1], kept[1]) and recomputed[2] == kept[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [("sigmoid",), ("sigmoid", "aot")])
 def test_the_term_is_added_whatever_the_loss(losses: tuple[str, ...]) -> None:
     model = model_of("qwen3_moe", torch.float64, router=True)

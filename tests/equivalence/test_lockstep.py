@@ -88,6 +88,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float) ->
         assert (one - other).norm() <= tolerance * other.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", [Execution(64, EVERYTHING), Execution(10**6, NOTHING, tile_tokens=16)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_pass_gives_the_loss_and_gradients_of_two(family: str, execution: Execution) -> None:
@@ -97,6 +98,7 @@ def test_one_pass_gives_the_loss_and_gradients_of_two(family: str, execution: Ex
     assert_close(beside, apart, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("room", [EVERYTHING, NOTHING, Room(total=3e6, base=1e4, layer=1e4)])
 def test_other_dtypes_and_rooms(dtype: torch.dtype, room: Room) -> None:
@@ -106,6 +108,7 @@ def test_other_dtypes_and_rooms(dtype: torch.dtype, room: Room) -> None:
     assert all(map(torch.equal, beside, apart)), "nothing is rounded otherwise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("losses", [[name] for name in LOSSES] + [["sigmoid", "sft"]], ids=str)
 def test_every_loss_also_those_that_couple_pairs(losses: list[Any]) -> None:
     policy = policy_of(adapted("llama"))
@@ -115,6 +118,7 @@ def test_every_loss_also_those_that_couple_pairs(losses: list[Any]) -> None:
     assert_close(beside, apart, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [EVERYTHING, NOTHING])
 def test_a_mixture_has_its_auxiliary_loss_from_the_policys_routers(room: Room) -> None:
     model = adapted("qwen3_moe")
@@ -138,6 +142,7 @@ def test_evaluation_and_scores() -> None:
     assert_close(*reversed(both_ways(policy, reference, values)), 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", [False, True])
 def test_the_reference_may_have_frozen_adapters_of_its_own(moves: bool) -> None:
     model = adapted("llama")
@@ -162,6 +167,7 @@ def test_the_reference_may_have_frozen_adapters_of_its_own(moves: bool) -> None:
     assert_close(beside, apart, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["dropout", "dora", "embedding", "head"])
 def test_adapters_without_a_fused_form_run_once_for_each_half(what: str) -> None:
     options: dict[str, Any] = {
@@ -207,6 +213,7 @@ def fp8_policy(model: PeftModel, dtype: torch.dtype, fused: bool = True) -> Poli
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.002, 0.02])
 def test_in_fp8_the_error_of_a_reward_is_a_share_of_the_reward(scale: float, dtype: torch.dtype) -> None:
@@ -225,6 +232,7 @@ def test_in_fp8_the_error_of_a_reward_is_a_share_of_the_reward(scale: float, dty
     assert errors[1] < errors[0] / (20 if dtype == torch.float32 and scale < 0.01 else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("room", [EVERYTHING, NOTHING])
 def test_in_fp8_a_fresh_adapter_has_rewards_of_zero_and_known_gradients(dtype: torch.dtype, room: Room) -> None:

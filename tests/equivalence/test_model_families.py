@@ -68,6 +68,7 @@ def gradients(model: nn.Module) -> Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("family", SHARED + SCALED_HEADS + PLAIN)
 def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> None:

@@ -94,6 +94,7 @@ def by_layers(monkeypatch: pytest.MonkeyPatch) -> Counter:
     return counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_buffer", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", READ_BY_FP8_LAYERS)
@@ -115,6 +116,7 @@ def test_loss_and_gradients_are_the_same_bit_by_bit(
         assert by_norms.new() == quantized and by_layers.new() == made_by_layers - quantized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.parametrize("one_buffer", [False, True])
 def test_so_they_are_without_a_graph_and_without_adapters(one_buffer: bool, adapters: bool, by_norms: Counter) -> None:

@@ -53,6 +53,7 @@ def objective(name: str) -> Objective:
     return Objective((name,), parameters=LossParameters(label_smoothing=0.01 if name == "exo_pair" else 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_any_token_budget_is_any_other(model: PeftModel, groups: list[list[TokenizedPair]], name: str) -> None:
     results = [run(model, groups, budget, objective(name)) for budget in (1, 70, 10_000)]

@@ -137,6 +137,7 @@ def largest_error(values: list[Tensor], exact: list[Tensor]) -> float:
     return max(error / max(norm, 1e-6 * largest) for error, norm in norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_runs_fused(family: str) -> None:
     model = trained(family, torch.float32)
@@ -159,6 +160,7 @@ def assert_every_loss_is_named(coverage: Coverage, form_reason: str | None) -> N
         assert line.startswith(f"{one.layers - one.fused} of {one.layers} ") and "\n" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_the_familys_own(family: str) -> None:
     """In float32, fused forms lose no more against float64 than the family's own forward does."""

@@ -36,6 +36,7 @@ def assert_close(got: list[Tensor], expected: list[Tensor], tolerance: float = 1
         assert (value - own).norm() <= tolerance * own.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_loss_and_gradients_are_the_familys_own(family: str, dtype: torch.dtype, tolerance: float) -> None:

@@ -81,11 +81,13 @@ def of_family(family: str, dtype: torch.dtype) -> PeftModel:
     return adapted(tiny_model(family, dtype=dtype), ["in_proj", "x_proj"] if family == "mamba" else "all-linear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES + MOE_FAMILIES + RECURRENT_FAMILIES)
 def test_loss_and_gradients_are_those_of_peft(family: str) -> None:
     assert_same(of_family(family, torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES + MOE_FAMILIES + RECURRENT_FAMILIES)
 def test_float32_loses_what_it_loses_in_peft(family: str) -> None:
     """How much that is depends on the CPU; on an AMD EPYC ours is 0.3 to 1.9 times theirs, by family."""
@@ -318,6 +320,7 @@ def test_gradient_checkpointing_runs_the_layers_again(monkeypatch: pytest.Monkey
         assert (value - own).norm() <= 1e-9 * own.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "phi3"])
 @pytest.mark.parametrize("tile", [1, 4, 11])
 def test_tiles_change_nothing(family: str, tile: int) -> None:
@@ -357,6 +360,7 @@ def test_autocast_over_float32_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < total_error(got, exact) <= 1.5 * total_error(own, exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_bfloat16_loses_no_more_than_peft_under_autocast(family: str) -> None:
     """Over three models: frozen weights in bfloat16, adapters in float32, errors against float64."""

@@ -22,6 +22,7 @@ def loss_and_gradients(model: nn.Module) -> list[Tensor]:
     return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("family", ATTENTION_FAMILIES)
 def test_loss_and_gradients_are_the_familys_own(family: str, dtype: torch.dtype, tolerance: float) -> None:

@@ -91,6 +91,7 @@ def test_a_run_that_goes_wrong_stops_with_the_best_weights(tmp_path: Path) -> No
     assert clean[restored] == min(clean.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_ended_early_keeps_its_best_weights_for_the_resumed_one(tmp_path: Path) -> None:
     guarded(tmp_path, StopAt(2), guard="stop", save_strategy="steps", save_steps=1).train()
     assert (tmp_path / BEST).exists()
@@ -133,6 +134,7 @@ def test_a_run_that_is_slowed_halves_its_rate_and_resumes_bitwise(tmp_path: Path
         assert judged == [{**row, "seconds": 0} for row in rows(tmp_path / "whole", "measurement")]
 
 
+@pytest.mark.slow
 def test_evaluations_are_measurements(tmp_path: Path) -> None:
     options = {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3, "max_steps": 9}
     trainer = guarded(tmp_path, guard_steps=1000, **options)
@@ -145,6 +147,7 @@ def test_evaluations_are_measurements(tmp_path: Path) -> None:
     assert len(passes) == 1  # before training, where nothing had been evaluated
 
 
+@pytest.mark.slow
 def test_too_few_measurements_are_said(tmp_path: Path) -> None:
     trainer = guarded(tmp_path, guard_steps=None, max_steps=4)
     trainer.train()

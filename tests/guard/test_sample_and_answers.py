@@ -35,6 +35,7 @@ def held_out(trainer: DPOTrainer) -> list[TokenizedPair]:
     return trainer.data_collator([trainer.eval_dataset[at] for at in range(8)])["pairs"]
 
 
+@pytest.mark.slow
 def test_drift_and_margin_are_those_of_the_models_own_logits(trained: DPOTrainer) -> None:
     pairs = held_out(trained)
     sample = Sample(pairs, heldout=True, beta=0.1, moves=False)
@@ -57,6 +58,7 @@ def test_drift_and_margin_are_those_of_the_models_own_logits(trained: DPOTrainer
     assert again == pytest.approx(values, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_an_evaluation_gives_the_same_values_without_a_second_pass(trained: DPOTrainer) -> None:
     step = trained.preference_step
     sample = Sample(held_out(trained), heldout=True, beta=0.1, moves=False)

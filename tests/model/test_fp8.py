@@ -175,6 +175,7 @@ def test_a_model_in_fp8_is_not_saved_as_it_is(saved: Path):
         loaded(saved, load_in_fp8=True).save_pretrained(saved / "again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["block", "channel", "tensor"])
 def test_checkpoints_in_fp8_are_read_as_they_are(tmp_path: Path, scheme: str):
     source = save(tmp_path / "whole", hidden_size=160, intermediate_size=272)
@@ -341,6 +342,7 @@ def trained(model: PreTrainedModel, directory: Path) -> tuple[list[float], Tenso
     return losses(trainer), torch.cat(parts)
 
 
+@pytest.mark.slow
 def test_training_is_that_of_the_reference(tmp_path: Path, saved: Path):
     """Step 0 is ln 2 exactly; losses and weights are those of a plain model that rounds as the reference does.
 
@@ -356,6 +358,7 @@ def test_training_is_that_of_the_reference(tmp_path: Path, saved: Path):
     assert (weights - wanted_weights).norm() <= 1e-9 * wanted_weights.norm()
 
 
+@pytest.mark.slow
 def test_training_on_blocks_is_that_of_the_weights_they_stand_for(tmp_path: Path, saved: Path):
     model = loaded(stored(tmp_path / "fp8", saved, "block")).double()
     expected = with_dense_weights(model, saved)
@@ -375,6 +378,7 @@ def test_full_fine_tuning_is_refused(tmp_path: Path, saved: Path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["16 bits", "fp8"])
 def test_a_merge_is_into_16_bits(tmp_path: Path, saved: Path, of: str):
     path = saved if of == "16 bits" else stored(tmp_path / "fp8", saved, "channel")

@@ -58,6 +58,7 @@ def written(tmp_path: Path, family: str, kind: str, **settings: Any) -> tuple[Pa
     return directory, file, check_gguf(file, kind, directory, tokenizer, sequences, sequence_logps(model, sequences))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_is_read_back_as_it_was(tmp_path: Path, family: str):
     if family == "gemma2" and OLDER:
@@ -177,6 +178,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", TOKENIZERS)
 def test_tokenizers_are_read_back(tmp_path: Path, cut: str):
     if OLDER and cut in ("llama-bpe", "dbrx", "qwen2"):

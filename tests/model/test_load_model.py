@@ -388,6 +388,7 @@ def test_a_hub_model_loads_and_loads_again_without_the_hub(saved: Path, tmp_path
     assert float(str(other[0])) < 5
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_said_soon_with_what_to_do(tmp_path: Path) -> None:
     ((seconds, said),) = _in_a_process("http://hub.invalid", tmp_path, "some/model")
     assert "the hub cannot be reached" in str(said)

@@ -105,6 +105,7 @@ def log_probability(model: torch.nn.Module) -> Tensor:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "run"),
     [(torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)],
@@ -204,6 +205,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_kind_of_adapter(tmp_path: Path, kind: str, tied: bool):
@@ -218,6 +220,7 @@ def test_every_kind_of_adapter(tmp_path: Path, kind: str, tied: bool):
     assert difference(found, wanted) < 0.1 * difference(without, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "phi3", "mixtral", "qwen3_moe", "olmo2"])
 def test_names_in_the_files_are_those_of_the_original(tmp_path: Path, family: str):
     base = loaded(save(tmp_path / "base", family))
@@ -303,6 +306,7 @@ def test_a_wrong_merge_is_noticed_and_nothing_is_written(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strength", "scale"), [("strong", 0.0), ("strong", 2.0), ("below half a step", 0.0)])
 def test_an_adapter_left_out_or_merged_twice_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strength: str, scale: float

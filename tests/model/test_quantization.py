@@ -110,6 +110,7 @@ def trained(trainer: Any) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in trainer.model.named_parameters() if weight.requires_grad}
 
 
+@pytest.mark.slow
 def test_training_equals_training_on_the_dequantized_weights(saved: Path, tmp_path: Path):
     """Same operations on the same float32 numbers: what differs is the order of sums inside matrix products."""
     data = chat_pairs(40)
@@ -188,6 +189,7 @@ def test_a_checkpoint_in_4_bits_is_loaded_as_it_is(saved: Path, tmp_path: Path):
             assert torch.equal(again(ids).logits, first(ids).logits)
 
 
+@pytest.mark.slow
 def test_models_that_others_quantized_are_exact_in_the_trainer_too(saved: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM
 
@@ -217,6 +219,7 @@ def test_a_model_in_another_quantization_is_not_quantized_again(tmp_path: Path):
         load_model(str(tmp_path), device="cpu", load_in_4bit=True)
 
 
+@pytest.mark.slow
 def test_a_run_from_its_configuration(saved: Path, tmp_path: Path):
     rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -233,6 +236,7 @@ def test_a_run_from_its_configuration(saved: Path, tmp_path: Path):
     assert is_quantized(loaded)
 
 
+@pytest.mark.slow
 def test_8_bits_train(saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.ERROR, logger="bitsandbytes")
     model, _ = load_model(str(saved), device="cpu", load_in_8bit=True)

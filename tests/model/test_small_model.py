@@ -22,6 +22,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi3", "cohere", "glm4", "mixtral"])
 def test_every_layer_is_there_and_small(family: str) -> None:
     with torch.device("meta"):

@@ -102,6 +102,7 @@ def test_only_down_is_trained_and_the_input_is_not(tile: int | None) -> None:
         assert relative_error(value, other) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_derivatives_are_numerical_ones(activation: Activation) -> None:
     block = Block(activation)

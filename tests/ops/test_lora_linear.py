@@ -98,6 +98,7 @@ def test_values_and_gradients_are_those_of_the_equation(ranks: Sequence, biased:
             assert relative_error(got, expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_numerical_derivatives() -> None:
     layers = Layers()
 

@@ -64,6 +64,7 @@ def inputs(layout: PrefixLayout, dtype: torch.dtype = torch.float64) -> list[Ten
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 100])

@@ -34,6 +34,7 @@ def test_epochs_of_a_run_with_a_number_of_steps():
     assert schedule(80, TrainingConfig(epochs=3.0)).epochs == 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [1, 7, 16, 23])
 @pytest.mark.parametrize(
     "settings", [{}, {"batch_size": 3, "gradient_accumulation": 2, "epochs": 1.5}, {"max_steps": 4}]

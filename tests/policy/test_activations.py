@@ -99,6 +99,7 @@ def test_what_is_noted_on_a_model_is_found_through_its_adapter():
     assert chosen_activations(get_peft_model(model, LoraConfig(r=2))) == "offload"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("treatment", ["keep", "recompute", "offload"])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_runs_with_every_treatment_are_one_run(tmp_path: Path, treatment: str, checkpointing: bool):

@@ -165,6 +165,7 @@ def test_every_loss(name: str, ld_alpha: float | None) -> None:
     assert_same([name], [1.0], ld_alpha=ld_alpha)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [d for d in DIVERGENCES if d != "reverse_kl"])
 @pytest.mark.parametrize("name", sorted(F_DIVERGENCE_LOSSES))
 def test_every_divergence(name: str, divergence: str) -> None:

@@ -68,6 +68,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "references.sqlite"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["shared_prefix", "plain", "own_logits"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_are_the_live_ones_bit_by_bit(path: Path, dtype: torch.dtype, form: Form) -> None:
@@ -141,6 +142,7 @@ def test_whatever_a_value_depends_on_is_part_of_its_key(path: Path) -> None:
     assert kept.reused == 1
 
 
+@pytest.mark.slow
 def test_ld_alpha_is_part_of_the_key(path: Path) -> None:
     found = []
     for alpha in (None, 0.0, 0.5, 1.0):

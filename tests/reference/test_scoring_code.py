@@ -154,6 +154,7 @@ CASES: dict[str, tuple[str, torch.dtype, Change, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_no_module_that_a_reference_pass_enters_is_missing(name: str) -> None:
     family, dtype, change, options = CASES[name]

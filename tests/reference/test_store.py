@@ -119,6 +119,7 @@ def test_rows_that_changed_places_or_types_are_seen(path: Path) -> None:
     assert ReferenceStore(path).get(list(values)) == {key(5): values[key(5)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(25))
 def test_random_bytes_anywhere_in_the_file(path: Path, seed: int) -> None:
     values = filled(path)
@@ -138,6 +139,7 @@ def test_random_bytes_anywhere_in_the_file(path: Path, seed: int) -> None:
     assert ReferenceStore(path).get(list(values)) == values
 
 
+@pytest.mark.slow
 def test_damage_done_while_the_store_is_open(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = filled(path, 60_000)  # more than SQLite keeps in memory
     store = ReferenceStore(path, private=True)
@@ -447,6 +449,7 @@ def endless(path: Path, ready: object) -> None:
             ready.value = start + 50  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3])
 def test_a_killed_writer_leaves_a_sound_store(path: Path, seconds: float, caplog: pytest.LogCaptureFixture) -> None:
     context = multiprocessing.get_context("fork")

@@ -30,6 +30,7 @@ def learn(model: PeftModel, seed: int) -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"target_modules": ["q_proj", "embed_tokens"]}])
 def test_it_is_the_mean_of_the_weights(options: dict[str, object]):
     model = adapted(**options)
@@ -55,6 +56,7 @@ def test_it_is_the_mean_of_the_weights(options: dict[str, object]):
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
+@pytest.mark.slow
 def test_copies_without_weight_are_dropped():
     model = adapted()
     reference = SynchronizedAdapter(Policy(model))

@@ -80,6 +80,7 @@ def test_dtypes_of_one_byte_booleans_and_scalars_are_read_as_bytes() -> None:
     assert one(torch.empty(0, 5)) == (0, 0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_every_single_bit_shows(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def test_answers_are_the_likeliest_tokens_without_and_with_the_adapter(learned: 
     assert all(a.before != a.after for a in answers)
 
 
+@pytest.mark.slow
 def test_only_an_answer_that_was_cut_off_ends_with_dots(learned: Learned) -> None:
     """Prompts are tried until the model ends an answer by itself."""
     asked = [Question("", [3 + n, 9, 30 + n]) for n in range(24)]

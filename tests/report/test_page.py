@@ -228,6 +228,7 @@ def test_a_hostile_directory_name_stays_text(write_run: WriteRun) -> None:
     assert not page.all("script")
 
 
+@pytest.mark.slow
 def test_very_long_text_is_cut(write_run: WriteRun) -> None:
     run = write_run()
     (run / "answers.json").write_text(json.dumps([{"prompt": "p", "before": "x" * 10**6, "after": "y"}] * 99))
@@ -254,6 +255,7 @@ def test_a_run_that_just_began_has_a_page(write_run: WriteRun) -> None:
     assert f"wishbone compare {run}" in page.text
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_steps_make_a_small_page(write_run: WriteRun) -> None:
     report = write_report(write_run(steps=100_000, every=500))
     assert report.stat().st_size < 250_000
@@ -288,6 +290,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused(write_run: WriteRun) -
         write_report(run)
 
 
+@pytest.mark.slow
 def test_the_report_needs_no_torch() -> None:
     code = "import sys, wishbone.report.html, wishbone.cli; sys.exit(bool({'torch', 'datasets'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,6 +25,7 @@ def log_probability(model: torch.nn.Module, prompt: list[int], whole: list[int])
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "full"])
 def test_rewards_are_those_of_log_ratios(
     kind: str, run: Path, learned: Learned, wishbone: Command, tmp_path: Path, request: pytest.FixtureRequest
@@ -53,6 +54,7 @@ def test_rewards_are_those_of_log_ratios(
     assert found["margin"]["low"] <= found["margin"]["value"] <= found["margin"]["high"]
 
 
+@pytest.mark.slow
 def test_several_runs_are_rows_of_a_table(
     run: Path, wishbone: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,6 +20,7 @@ from wishbone.result.export import vllm_command
 from wishbone.result.finished_run import finished_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adapter", "full"])
 def test_every_format_gives_the_log_probabilities_of_the_trained_model(
     kind: str, run: Path, learned: Learned, wishbone: Command, tmp_path: Path, request: pytest.FixtureRequest
@@ -54,6 +55,7 @@ def test_every_format_gives_the_log_probabilities_of_the_trained_model(
     assert not [entry.name for entry in out.iterdir() if entry.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_replaced_only_where_asked(run: Path, wishbone: Command, tmp_path: Path):
     file, directory = tmp_path / "a.gguf", tmp_path / "merged"
     file.write_text("mine")
@@ -92,6 +94,7 @@ def test_a_wrong_adapter_file_is_not_kept(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_ollama_gets_the_template_as_it_writes_conversations(run: Path, wishbone: Command, tmp_path: Path):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("system_prompt: null", "system_prompt: Be kind."))

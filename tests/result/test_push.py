@@ -30,6 +30,7 @@ def told(run: Path, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_an_adapter_is_published_and_loads_elsewhere(
     told: Path, learned: Learned, wishbone: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -66,6 +67,7 @@ def test_an_adapter_is_published_and_loads_elsewhere(
     ElementTree.fromstring(files["curves.svg"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["merged", "full"])
 def test_a_whole_model_is_published(
     kind: str, told: Path, learned: Learned, wishbone: Command, tmp_path: Path, request: pytest.FixtureRequest
@@ -83,6 +85,7 @@ def test_a_whole_model_is_published(
     assert json.loads(files["config.json"])["dtype"] == ("bfloat16" if kind == "merged" else "float32")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_published_is_refused_and_leaves_nothing(told: Path, wishbone: Command):
     with hub_stand_in() as hub:
         alone = wishbone("push", told, "someone/mine")

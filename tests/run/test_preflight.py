@@ -138,6 +138,7 @@ except SystemExit as end:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["output", "input", "cache", "store"])
 def test_the_command_ends_with_status_2_before_torch_is_imported(problem: str, tmp_path: Path) -> None:
     tiny_model("llama", vocab_size=320).save_pretrained(tmp_path / "model")

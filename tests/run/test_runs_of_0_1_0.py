@@ -56,6 +56,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
     messages = train("output.dir=run", "--resume")
     (line,) = [line for line in messages.splitlines() if "cannot be checked" in line]
@@ -70,6 +71,7 @@ def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
     assert not all(torch.allclose(learned[name], stopped[name], **SAME_TO_ROUNDING) for name in learned)
 
 
+@pytest.mark.slow
 def test_a_run_continues_its_optimizer_and_schedule_and_not_only_its_weights(run: Path) -> None:
     """A run that began anew from the old adapter would take other steps."""
     path = run / "checkpoints" / "checkpoint-2" / "optimizer.pt"
@@ -88,6 +90,7 @@ def test_its_settings_are_compared_with_its_configuration(run: Path) -> None:
     assert "preference.beta was 0.1 and is 0.2" in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm"),
     [("optimizer.pt", None), ("optimizer.pt", 300), ("adapter_model.safetensors", 900), ("trainer_state.json", 200)],
