@@ -121,7 +121,7 @@ def job(system: str, directory: str, pairs: str, options: argparse.Namespace) ->
     settings = {
         "model": directory,
         "pairs": pairs,
-        "seeds": list(range(options.seeds)),
+        "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),
         **{name: getattr(options, name) for name in ("train", "heldout", "epochs", "learning_rate")},
     }
     name = f"{Path(options.model).name}, {options.train} pairs, {options.epochs} epochs, {options.seeds} seeds"
@@ -140,6 +140,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide the training."""
     parser.add_argument("--model", default=MODEL, help="the embedded model, a directory or a GGUF file")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several processes can share the seeds")
     parser.add_argument("--train", type=int, default=240, help="pairs to train on")
     parser.add_argument("--heldout", type=int, default=60, help="pairs to measure on")
     parser.add_argument("--epochs", type=int, default=3)

@@ -76,9 +76,10 @@ def problems(answer: Answer) -> str:
     return " ".join(answer.said.split())
 
 
-def test_three_hundred_situations_give_the_same_bytes():
-    chance = random.Random(20261121)
-    asked = [situation(chance) for _ in range(300)]
+@pytest.mark.parametrize("situations", [100, pytest.param(300, marks=pytest.mark.long)])
+def test_any_situation_gives_the_same_bytes(situations: int):
+    chance = random.Random(20261121 + situations)
+    asked = [situation(chance) for _ in range(situations)]
     written = 0
     for words, python, javascript in zip(asked, in_python(asked), in_javascript(asked), strict=True):
         assert (javascript.status, javascript.text) == (python.status, python.text), words
@@ -97,7 +98,7 @@ def test_three_hundred_situations_give_the_same_bytes():
             json.loads(python.text)
         if form != "python" and "wishbone train FILE" in python.text:
             parse_config(python.text)
-    assert written > 250
+    assert written > 0.8 * situations
 
 
 def test_wrong_answers_are_refused_alike():

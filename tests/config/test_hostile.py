@@ -16,7 +16,7 @@ from wishbone.config.run_directory import choose_run_directory
 from wishbone.errors import SCREEN, RequestError
 from wishbone.paths import user_path
 
-SEEDS = range(400)
+SEEDS = range(150)
 WIDEST = SCREEN + 2000
 
 

@@ -158,7 +158,7 @@ SOUND: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @given(st.fixed_dictionaries({name: st.fixed_dictionaries(fields) for name, fields in SOUND.items()}))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_configuration_survives_writing_and_reading(values: dict[str, Any]):
     config = RunConfig.model_validate(values)
     text = dump_config(config)
@@ -187,7 +187,7 @@ words = st.sampled_from(
 @given(
     st.text() | st.lists(words | st.text(max_size=3)).map("".join), st.lists(st.text() | st.lists(words).map("".join))
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_is_a_configuration_or_a_wrong_request(text: str, overrides: list[str]):
     try:
         assert isinstance(parse_config(text, overrides), RunConfig)
@@ -205,7 +205,7 @@ keys = st.sampled_from(sorted({key for section in SECTIONS.values() for key in s
 
 @pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(sorted(SECTIONS)), st.dictionaries(keys, values) | values))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_value_in_any_field_is_accepted_or_explained(values: dict[str, Any]):
     text = yaml.safe_dump(values)
     try:

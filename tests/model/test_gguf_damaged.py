@@ -18,7 +18,7 @@ from wishbone.model import gguf
 from wishbone.model.gguf_header import DamagedError, read_header
 from wishbone.model.load import load_model
 
-SEEDS = range(60)
+SEEDS = range(30)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,16 +101,20 @@ def start(folder: Path, name: str, *arguments: str, **options: object) -> Run:
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
-@pytest.fixture(scope="module")
-def stopped(folder: Path) -> Iterator[dict[signal.Signals, Run]]:
-    """A run for each signal, stopped after some steps."""
-    runs = {number: start(folder, f"stopped by {number.name}", ENDLESS) for number in SIGNALS}
+def stopped_by(folder: Path, *signals: signal.Signals) -> dict[signal.Signals, Run]:
+    """Start a run for each signal, at the same time, and stop each after some steps."""
+    runs = {number: start(folder, f"stopped by {number.name}", ENDLESS) for number in signals}
     for number, run in runs.items():
         run.wait_until("metrics.jsonl")
         run.send(number)
     for run in runs.values():
         run.end()
-    yield runs
+    return runs
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> dict[signal.Signals, Run]:
+    return stopped_by(folder, signal.SIGTERM)
 
 
 def learned(directory: Path) -> dict[str, torch.Tensor]:
@@ -123,10 +126,7 @@ def printed_command(run: Run) -> list[str]:
     return shlex.split(line)
 
 
-def test_each_signal_saves_a_checkpoint_and_the_printed_command_continues(
-    folder: Path, stopped: dict[signal.Signals, Run]
-) -> None:
-    """The directory has spaces and quotes in its name. The run that goes on is bitwise the one that never stopped."""
+def has_saved_a_checkpoint(stopped: dict[signal.Signals, Run]) -> None:
     for number, run in stopped.items():
         assert run.process.returncode == SIGNALS[number], run.error
         (checkpoint,) = (run.directory / "checkpoints").glob("checkpoint-*")
@@ -139,6 +139,18 @@ def test_each_signal_saves_a_checkpoint_and_the_printed_command_continues(
         assert "Traceback" not in run.error
         assert not (run.directory / ".lock").exists()
         assert len((run.directory / "metrics.jsonl").read_text().splitlines()) == steps
+
+
+@pytest.mark.long
+def test_the_other_signals_save_a_checkpoint(folder: Path) -> None:
+    has_saved_a_checkpoint(stopped_by(folder, *(number for number in SIGNALS if number != signal.SIGTERM)))
+
+
+def test_a_signal_saves_a_checkpoint_and_the_printed_command_continues(
+    folder: Path, stopped: dict[signal.Signals, Run]
+) -> None:
+    """The directory has spaces and quotes in its name. The run that goes on is bitwise the one that never stopped."""
+    has_saved_a_checkpoint(stopped)
     run = stopped[signal.SIGTERM]
     steps = json.loads((run.directory / "summary.json").read_text())["steps"] + 2
     command = [word for word in printed_command(run) if word != ENDLESS]

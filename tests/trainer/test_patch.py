@@ -120,12 +120,11 @@ def test_an_untested_trl_is_refused_and_nothing_is_changed(monkeypatch: pytest.M
     assert trl.DPOTrainer is EarlyTrainer
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-def test_in_a_fresh_process(order: str):
-    call = "from wishbone import PatchDPOTrainer; PatchDPOTrainer()"
+def test_in_a_fresh_process_after_the_import_from_trl():
+    """The other order is that of the README, whose lines are run."""
     lines = "from trl import DPOTrainer as A\nfrom trl.trainer.dpo_trainer import DPOTrainer as B"
-    first, second = (lines, call) if order == "before" else (call, lines)
-    program = f"{first}\n{second}\nprint(*(type(one.__new__(one)).__module__ for one in (A, B)))"
+    call = "from wishbone import PatchDPOTrainer; PatchDPOTrainer()"
+    program = f"{lines}\n{call}\nprint(*(type(one.__new__(one)).__module__ for one in (A, B)))"
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert outcome.stdout.split() == ["wishbone.trainer.trainer"] * 2
 
