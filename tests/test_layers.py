@@ -13,7 +13,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src"
 LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a module's name tells its layer
-    ["wishbone.errors", "wishbone.version", "wishbone.process_memory", "wishbone.strict_json"],
+    [
+        "wishbone.errors",
+        "wishbone.version",
+        "wishbone.process_memory",
+        "wishbone.process_threads",
+        "wishbone.strict_json",
+    ],
     ["wishbone.paths"],
     ["wishbone.cache"],
     ["wishbone.config"],

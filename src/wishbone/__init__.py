@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
+from wishbone.process_threads import let_waiting_threads_sleep
 from wishbone.version import __version__
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
     keep_host_memory()
     let_device_memory_grow()
+    let_waiting_threads_sleep()
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -12,6 +12,7 @@ import sys
 import warnings
 
 from wishbone.cli.console import say
+from wishbone.process_threads import let_waiting_threads_sleep
 
 
 class _Notes(logging.Handler):
@@ -24,9 +25,10 @@ class _Notes(logging.Handler):
 
 
 def settle_libraries() -> None:
-    """Set the verbosity of the libraries that commands use; call it before they are imported."""
+    """Make the settings of the libraries that commands use; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    let_waiting_threads_sleep()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that Wishbone does not use
     if not sys.stderr.isatty():
