@@ -7,12 +7,14 @@ import gzip
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 from small_tokenizers import assistant, dataset, user
 
+from wishbone.data import text_files
 from wishbone.data.source import load_pairs
 from wishbone.errors import RequestError
 
@@ -102,6 +104,14 @@ def test_json(tmp_path: Path, content: Any) -> None:
     loaded = load_pairs(path)
     assert pairs_of(loaded) == TEXTS
     assert list(loaded["source_row"]) == [1, 2, 3]
+
+
+def test_a_machine_with_much_free_memory_reserves_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's `read` of a number of bytes reserves as many; this one would be refused by any machine."""
+    monkeypatch.setattr(text_files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**53))
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(TEXTS))
+    assert pairs_of(load_pairs(path)) == TEXTS
 
 
 def test_json_that_is_json_lines(tmp_path: Path) -> None:

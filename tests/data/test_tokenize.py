@@ -180,6 +180,12 @@ def test_an_argument_for_the_tokenizer_takes_the_way_through_the_tokenizer(chatm
     assert ids != ids_of(tokenize_pairs(dataset(pair), chatml))
 
 
+def test_a_setting_that_asks_for_tensors_gives_the_same_ids(chatml: PreTrainedTokenizerBase) -> None:
+    pair = {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("a longer one")]}
+    asked = dataset(pair | {"chat_template_kwargs": {"return_tensors": "pt"}})
+    assert ids_of(tokenize_pairs(asked, chatml)) == ids_of(tokenize_pairs(dataset(pair), chatml))
+
+
 def test_a_class_that_adds_to_its_backend_is_called(chatml: PreTrainedTokenizerBase) -> None:
     class Swapped(type(chatml)):  # type: ignore[misc]
         def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:

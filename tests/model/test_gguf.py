@@ -13,7 +13,7 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError
-from wishbone.model.gguf import gguf_directory, smallest_exact_dtype
+from wishbone.model.gguf import _unmarked, gguf_directory, smallest_exact_dtype
 from wishbone.model.load import load_model
 
 IDS = torch.arange(3, 23).unsqueeze(0)
@@ -234,3 +234,11 @@ def test_a_file_without_some_weights_is_refused(tmp_path: Path) -> None:
     config = model.config
     config.num_hidden_layers = 3
     assert "no fitting weights" in _refusal(_write(tmp_path / "tiny.gguf", model))
+
+
+def test_weights_of_another_shape_than_the_metadata_describe_are_refused(tmp_path: Path) -> None:
+    """Some versions of transformers load them without a word."""
+    model = tiny_model("llama", vocab_size=320)
+    model.config.intermediate_size += 1
+    with pytest.raises(RequestError, match=r"m\.gguf has no fitting weights for model\.layers\.0\.mlp\."):
+        _unmarked(model, torch.float32, Path("m.gguf"))

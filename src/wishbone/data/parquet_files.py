@@ -21,8 +21,8 @@ from wishbone.data.row_reader import NumberedRow
 from wishbone.errors import RequestError, one_line
 
 _BATCH = 1000
-_DAMAGE = (pa.ArrowException, OSError, MemoryError)
-"""Errors of damaged pages; wrong lengths can ask for more memory than there is."""
+_DAMAGE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
+"""Errors of damaged pages and names; wrong lengths can ask for more memory than there is."""
 _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
 """Errors of stored values without a Python value: bytes that are not text, a date after year 9999."""
 

@@ -33,7 +33,7 @@ Source: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | Itera
 
 _ID_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 _BATCH = 1000
-_NOT_AS_SAVED = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, pa.ArrowException)
+_NOT_AS_SAVED = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, pa.ArrowException)
 """Errors that `datasets` raises if the files of a saved data set were changed."""
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from inspect import signature
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.data.chat_template import rendered
@@ -95,11 +96,10 @@ class TemplateWriter:
         return written[: len(prompts)], written[len(prompts) :]
 
     def _ids(self, conversation: Conversation, **more: Any) -> Written:
-        ids = list(
-            self._tokenizer.apply_chat_template(
-                conversation, tools=self.tools, tokenize=True, return_dict=True, **self._settings, **more
-            )["input_ids"]
-        )
+        found = self._tokenizer.apply_chat_template(
+            conversation, tools=self.tools, tokenize=True, return_dict=True, **self._settings, **more
+        )["input_ids"]
+        ids = [int(number) for number in np.asarray(found).reshape(-1)]  # a row's settings can ask for a tensor
         return Written(str(self._tokenizer.decode(ids)), ids)
 
 

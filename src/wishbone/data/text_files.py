@@ -28,6 +28,7 @@ MEMORY_A_BYTE = 8
 MOST_EXPANSION, ALWAYS_READ = 200, 2**26
 """A compressed document may expand to 64 MiB or by this factor. JSON of real pairs expands 3 to 10 times."""
 
+_BLOCK = 2**24
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -98,13 +99,22 @@ def _whole(path: Path) -> bytes:
     with opened(path) as file:
         size, free = path.stat().st_size, psutil.virtual_memory().available // MEMORY_A_BYTE
         limit = min(free, max(ALWAYS_READ, size * MOST_EXPANSION)) if is_compressed(path) else free
-        raw = file.read(limit + 1)
+        raw = _up_to(limit + 1, file)
     if len(raw) > limit:
         raise RequestError(
             f"{path}: has more than {limit >> 20} MiB of JSON, too much to read as one document here; write it as "
             "JSON lines (.jsonl), which are read row by row"
         )
     return raw
+
+
+def _up_to(most: int, file: IO[bytes]) -> bytes:
+    """At most so many bytes of a file. Python's own `read` of a number of bytes reserves that much memory at once."""
+    blocks = []
+    while most > 0 and (block := file.read(min(most, _BLOCK))):
+        blocks.append(block)
+        most -= len(block)
+    return b"".join(blocks)
 
 
 def _rows_in(content: Any, path: Path) -> list[Any]:

@@ -71,7 +71,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
         )
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(directory)
-    _unmarked(model, dtype).save_pretrained(directory)
+    _unmarked(model, dtype, path).save_pretrained(directory)
 
 
 def smallest_exact_dtype(weights: list[Tensor]) -> torch.dtype:
@@ -135,13 +135,21 @@ def _described_weights(path: Path) -> int:
         return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
 
 
-def _unmarked(loaded: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the same model in `dtype` without its mark of being quantized, which would forbid to save it."""
+def _unmarked(loaded: PreTrainedModel, dtype: torch.dtype, path: Path) -> PreTrainedModel:
+    """Return the same model in `dtype` without its mark of being quantized, which would forbid to save it.
+
+    Raises:
+        RequestError: weights of the file at `path` have other shapes than its metadata describe.
+    """
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    described = {name: weight.shape for name, weight in model.state_dict().items()}
+    unfit = sorted(name for name, weight in loaded.state_dict().items() if weight.shape != described.get(name))
+    if unfit:  # some versions of transformers give weights the shape that the file has
+        raise RequestError(f"{path} has no fitting weights for {', '.join(unfit[:3])} ({len(unfit)} in all)")
     model.load_state_dict({name: weight.to(dtype) for name, weight in loaded.state_dict().items()}, assign=True)
     model.tie_weights()
     model.generation_config = loaded.generation_config

@@ -24,8 +24,8 @@ CONTROL, USER_DEFINED = 3, 4  # token types
 ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 TEXTS, NUMBERS = ("tokens", "merges"), ("token_type", "scores")
 UNFIT = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RuntimeError,
-    StrictDataclassError,
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError,
+    RuntimeError, StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for metadata that does not fit: it builds whatever architecture a file names out of them."""
 
