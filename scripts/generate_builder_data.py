@@ -50,7 +50,7 @@ CONSTANTS = {
     "planning.alternatives": ("SHORTEST",),
     "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
-    "planning.gpus": ("BF16_FROM", "FORM", "FP8_FROM", "NEAR", "SAID_AROUND"),
+    "planning.gpus": ("BF16_FROM", "FORM", "FP8_FROM", "NEAR", "NOT_SUPPORTED", "SAID_AROUND", "SERIES", "SIZE"),
     "planning.known_models": ("FORMS",),
     "planning.memory": (
         "COPYING", "CONTEXT", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES", "PROCESS",

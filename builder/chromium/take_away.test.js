@@ -73,3 +73,16 @@ test("a link with nonsense in it does no harm", { skip }, async () => {
   assert.match(await page.locator("#verdict-lead").textContent(), /GiB/);
   assert.deepEqual(page.troubles, []);
 });
+
+test("a link may name a GPU as people do", { skip }, async () => {
+  for (const [name, value, said] of [
+    ["H100", "H100 PCIe", /taken for H100 PCIe, the smallest that it may be; it may also be H100 SXM/],
+    ["4090 laptop", "RTX 4090 Laptop", /^$/],
+    ["mi300x", "RTX 4090", /is an AMD GPU, which is known and not supported yet/],
+  ]) {
+    const page = await openPlanner(browser, { hash: `#gpu=${encodeURIComponent(name)}` });
+    assert.equal(await page.locator("#gpu").inputValue(), value);
+    assert.match(await page.locator("#gpu-assumed").textContent(), said);
+    assert.deepEqual(page.troubles, []);
+  }
+});

@@ -146,6 +146,28 @@
   "FORM": "\\d+gb|sxm|pcie",
   "FP8_FROM": 8.9,
   "NEAR": 0.5,
+  "NOT_SUPPORTED": [
+   [
+    "(amd |instinct |radeon )*mi ?\\d{2,3}[ax]?",
+    "an AMD GPU"
+   ],
+   [
+    "(amd |radeon )*rx ?\\d{3,4}.*",
+    "an AMD GPU"
+   ],
+   [
+    "(apple )?m[1-9]( pro| max| ultra)?|apple silicon|mps",
+    "Apple silicon"
+   ],
+   [
+    "(intel )?(arc .*|gaudi ?\\d?|max 1\\d{3})",
+    "an Intel accelerator"
+   ],
+   [
+    "(google )?tpu.*",
+    "a TPU"
+   ]
+  ],
   "SAID_AROUND": [
    "edition",
    "geforce",
@@ -155,10 +177,13 @@
    "nvidia",
    "quadro",
    "rtx",
+   "series",
    "server",
    "tesla",
    "workstation"
-  ]
+  ],
+  "SERIES": "[2-5]0",
+  "SIZE": "\\d+gb"
  },
  "planning.known_models": {
   "FORMS": [

@@ -42,6 +42,76 @@
   "measured": null,
   "source": "T4 data sheet"
  },
+ "RTX 2060 6GB": {
+  "memory_gib": 6.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 25.8,
+  "bandwidth_gbs": 336,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2060 Super": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 28.7,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2070": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 29.9,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2070 Super": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 36.2,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2080": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 40.3,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2080 Super": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 44.6,
+  "bandwidth_gbs": 496,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
+ "RTX 2080 Ti": {
+  "memory_gib": 11.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 53.8,
+  "bandwidth_gbs": 616,
+  "measured": null,
+  "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
+ },
  "A10": {
   "memory_gib": 22.49,
   "capability": 8.6,
@@ -112,6 +182,16 @@
   "measured": null,
   "source": "Ampere GA102 GPU architecture v2, NVIDIA 2021"
  },
+ "RTX 3050 8GB": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 18.2,
+  "fp8_tflops": null,
+  "fp16_tflops": 18.2,
+  "bandwidth_gbs": 224,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
  "RTX 3060 12GB": {
   "memory_gib": 12.0,
   "capability": 8.6,
@@ -119,6 +199,36 @@
   "fp8_tflops": null,
   "fp16_tflops": 25.5,
   "bandwidth_gbs": 360,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
+ "RTX 3060 Ti": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 32.4,
+  "fp8_tflops": null,
+  "fp16_tflops": 32.4,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
+ "RTX 3070": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 40.6,
+  "fp8_tflops": null,
+  "fp16_tflops": 40.6,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
+ "RTX 3070 Ti": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 43.5,
+  "fp8_tflops": null,
+  "fp16_tflops": 43.5,
+  "bandwidth_gbs": 608,
   "measured": null,
   "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
  },
@@ -132,6 +242,26 @@
   "measured": null,
   "source": "Ampere GA102 GPU architecture v2, NVIDIA 2021"
  },
+ "RTX 3080 12GB": {
+  "memory_gib": 12.0,
+  "capability": 8.6,
+  "bf16_tflops": 61.3,
+  "fp8_tflops": null,
+  "fp16_tflops": 61.3,
+  "bandwidth_gbs": 912,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
+ "RTX 3080 Ti": {
+  "memory_gib": 12.0,
+  "capability": 8.6,
+  "bf16_tflops": 68.2,
+  "fp8_tflops": null,
+  "fp16_tflops": 68.2,
+  "bandwidth_gbs": 912,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
  "RTX 3090": {
   "memory_gib": 24.0,
   "capability": 8.6,
@@ -141,6 +271,86 @@
   "bandwidth_gbs": 936,
   "measured": null,
   "source": "Ampere GA102 GPU architecture v2, NVIDIA 2021"
+ },
+ "RTX 3090 Ti": {
+  "memory_gib": 24.0,
+  "capability": 8.6,
+  "bf16_tflops": 80.0,
+  "fp8_tflops": null,
+  "fp16_tflops": 80.0,
+  "bandwidth_gbs": 1008,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
+ },
+ "RTX 3060 Laptop": {
+  "memory_gib": 6.0,
+  "capability": 8.6,
+  "bf16_tflops": 26.2,
+  "fp8_tflops": null,
+  "fp16_tflops": 26.2,
+  "bandwidth_gbs": 336,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 3070 Laptop": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 33.2,
+  "fp8_tflops": null,
+  "fp16_tflops": 33.2,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 3080 Laptop 8GB": {
+  "memory_gib": 8.0,
+  "capability": 8.6,
+  "bf16_tflops": 42.0,
+  "fp8_tflops": null,
+  "fp16_tflops": 42.0,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 3080 Laptop 16GB": {
+  "memory_gib": 16.0,
+  "capability": 8.6,
+  "bf16_tflops": 42.0,
+  "fp8_tflops": null,
+  "fp16_tflops": 42.0,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 3080 Ti Laptop": {
+  "memory_gib": 16.0,
+  "capability": 8.6,
+  "bf16_tflops": 47.2,
+  "fp8_tflops": null,
+  "fp16_tflops": 47.2,
+  "bandwidth_gbs": 512,
+  "measured": null,
+  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 4060": {
+  "memory_gib": 7.99,
+  "capability": 8.9,
+  "bf16_tflops": 30.2,
+  "fp8_tflops": 60.4,
+  "fp16_tflops": 30.2,
+  "bandwidth_gbs": 272,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32"
+ },
+ "RTX 4060 Ti 8GB": {
+  "memory_gib": 7.99,
+  "capability": 8.9,
+  "bf16_tflops": 44.1,
+  "fp8_tflops": 88.2,
+  "fp16_tflops": 44.1,
+  "bandwidth_gbs": 288,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32"
  },
  "RTX 4060 Ti 16GB": {
   "memory_gib": 16.0,
@@ -222,6 +432,56 @@
   "measured": null,
   "source": "Ada GPU architecture v2, NVIDIA 2023"
  },
+ "RTX 4050 Laptop": {
+  "memory_gib": 5.99,
+  "capability": 8.9,
+  "bf16_tflops": 24.3,
+  "fp8_tflops": 48.6,
+  "fp16_tflops": 24.3,
+  "bandwidth_gbs": 192,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 4060 Laptop": {
+  "memory_gib": 7.99,
+  "capability": 8.9,
+  "bf16_tflops": 29.1,
+  "fp8_tflops": 58.2,
+  "fp16_tflops": 29.1,
+  "bandwidth_gbs": 256,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 4070 Laptop": {
+  "memory_gib": 7.99,
+  "capability": 8.9,
+  "bf16_tflops": 40.1,
+  "fp8_tflops": 80.2,
+  "fp16_tflops": 40.1,
+  "bandwidth_gbs": 256,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 4080 Laptop": {
+  "memory_gib": 11.99,
+  "capability": 8.9,
+  "bf16_tflops": 67.7,
+  "fp8_tflops": 135.4,
+  "fp16_tflops": 67.7,
+  "bandwidth_gbs": 432,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 4090 Laptop": {
+  "memory_gib": 15.99,
+  "capability": 8.9,
+  "bf16_tflops": 79.4,
+  "fp8_tflops": 158.8,
+  "fp16_tflops": 79.4,
+  "bandwidth_gbs": 576,
+  "measured": null,
+  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
  "RTX 6000 Ada": {
   "memory_gib": 47.99,
   "capability": 8.9,
@@ -282,6 +542,16 @@
   "measured": null,
   "source": "H100 data sheet"
  },
+ "H100 NVL": {
+  "memory_gib": 93.58,
+  "capability": 9.0,
+  "bf16_tflops": 835,
+  "fp8_tflops": 1671,
+  "fp16_tflops": 835,
+  "bandwidth_gbs": 3900,
+  "measured": null,
+  "source": "H100 data sheet"
+ },
  "H200": {
   "memory_gib": 140.4,
   "capability": 9.0,
@@ -305,6 +575,56 @@
   "bandwidth_gbs": 7700,
   "measured": null,
   "source": "HGX B200 data sheet"
+ },
+ "B300": {
+  "memory_gib": 268.2,
+  "capability": 10.3,
+  "bf16_tflops": 2250,
+  "fp8_tflops": 4500,
+  "fp16_tflops": 2250,
+  "bandwidth_gbs": 8000,
+  "measured": null,
+  "source": "HGX B300 data sheet"
+ },
+ "RTX 5050": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 26.3,
+  "fp8_tflops": 52.6,
+  "fp16_tflops": 26.3,
+  "bandwidth_gbs": 320,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32"
+ },
+ "RTX 5060": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 38.4,
+  "fp8_tflops": 76.8,
+  "fp16_tflops": 38.4,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32"
+ },
+ "RTX 5060 Ti 8GB": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 47.4,
+  "fp8_tflops": 94.8,
+  "fp16_tflops": 47.4,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32"
+ },
+ "RTX 5060 Ti 16GB": {
+  "memory_gib": 15.92,
+  "capability": 12.0,
+  "bf16_tflops": 47.4,
+  "fp8_tflops": 94.8,
+  "fp16_tflops": 47.4,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32"
  },
  "RTX 5070": {
   "memory_gib": 11.94,
@@ -345,6 +665,56 @@
   "bandwidth_gbs": 1792,
   "measured": null,
   "source": "RTX Blackwell GPU architecture, NVIDIA 2025"
+ },
+ "RTX 5060 Laptop": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 33.2,
+  "fp8_tflops": 66.4,
+  "fp16_tflops": 33.2,
+  "bandwidth_gbs": 384,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 5070 Laptop": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 43.3,
+  "fp8_tflops": 86.6,
+  "fp16_tflops": 43.3,
+  "bandwidth_gbs": 384,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 5070 Ti Laptop": {
+  "memory_gib": 11.94,
+  "capability": 12.0,
+  "bf16_tflops": 52.3,
+  "fp8_tflops": 104.6,
+  "fp16_tflops": 52.3,
+  "bandwidth_gbs": 672,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 5080 Laptop": {
+  "memory_gib": 15.92,
+  "capability": 12.0,
+  "bf16_tflops": 70.3,
+  "fp8_tflops": 140.6,
+  "fp16_tflops": 70.3,
+  "bandwidth_gbs": 896,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+ },
+ "RTX 5090 Laptop": {
+  "memory_gib": 23.88,
+  "capability": 12.0,
+  "bf16_tflops": 90.7,
+  "fp8_tflops": 181.4,
+  "fp16_tflops": 90.7,
+  "bandwidth_gbs": 896,
+  "measured": null,
+  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
  },
  "RTX PRO 6000 Blackwell": {
   "memory_gib": 95.59,

@@ -49,6 +49,7 @@
   "adapter.dropout",
   "adapter.target_modules",
   "data.train",
+  "data.eval_fraction",
   "data.max_length",
   "preference.loss",
   "preference.loss_weights",
@@ -959,6 +960,114 @@
    "reason": "The longest sequence has {longest_tokens} tokens, so nothing is cut. An answer without its end teaches the model not to stop."
   },
   {
+   "id": "held-out",
+   "kind": "setting",
+   "source": "wishbone-design",
+   "when": [
+    "all",
+    [
+     "=",
+     {
+      "fact": "target"
+     },
+     "wishbone"
+    ],
+    [
+     "not",
+     [
+      "=",
+      {
+       "fact": "pairs"
+      },
+      null
+     ]
+    ],
+    [
+     "<=",
+     20,
+     {
+      "fact": "pairs"
+     }
+    ]
+   ],
+   "set": {
+    "data.eval_fraction": 0.1
+   },
+   "reason": "A tenth of the {pairs} pairs is held out: only pairs that were not trained on show whether the model learns or memorizes."
+  },
+  {
+   "id": "held-out-less",
+   "kind": "setting",
+   "source": "wishbone-design",
+   "when": [
+    "all",
+    [
+     "=",
+     {
+      "fact": "target"
+     },
+     "wishbone"
+    ],
+    [
+     "not",
+     [
+      "=",
+      {
+       "fact": "pairs"
+      },
+      null
+     ]
+    ],
+    [
+     "<=",
+     1000,
+     {
+      "fact": "pairs"
+     }
+    ]
+   ],
+   "set": {
+    "data.eval_fraction": 0.05
+   },
+   "reason": "One pair in 20 is held out: only pairs that were not trained on show whether the model learns or memorizes."
+  },
+  {
+   "id": "held-out-least",
+   "kind": "setting",
+   "source": "wishbone-design",
+   "when": [
+    "all",
+    [
+     "=",
+     {
+      "fact": "target"
+     },
+     "wishbone"
+    ],
+    [
+     "not",
+     [
+      "=",
+      {
+       "fact": "pairs"
+      },
+      null
+     ]
+    ],
+    [
+     "<=",
+     20000,
+     {
+      "fact": "pairs"
+     }
+    ]
+   ],
+   "set": {
+    "data.eval_fraction": 0.01
+   },
+   "reason": "Of {pairs} pairs, one in 100 is enough to measure on, and evaluations stay short."
+  },
+  {
    "id": "memory-length",
    "kind": "setting",
    "source": "wishbone-benchmarks",
@@ -1177,7 +1286,7 @@
    "set": {
     "training.learning_rate": 1e-05
    },
-   "reason": "{pairs} pairs make fewer than 100 steps of 16, and at 5e-6 adapters hardly change in so few."
+   "reason": "{pairs} pairs make few steps, and at 5e-6 adapters hardly change in so few."
   },
   {
    "id": "rate-full",
@@ -1419,6 +1528,49 @@
    "reason": "Memory is short, so a step consists of 16 smaller micro-batches per device."
   },
   {
+   "id": "accumulation-4",
+   "kind": "setting",
+   "source": "wishbone-log",
+   "when": [
+    "all",
+    [
+     "not",
+     [
+      "=",
+      {
+       "fact": "pairs"
+      },
+      null
+     ]
+    ],
+    [
+     "<",
+     {
+      "fact": "pairs"
+     },
+     400
+    ]
+   ],
+   "set": {
+    "training.gradient_accumulation": [
+     "max",
+     1,
+     [
+      "floor",
+      [
+       "/",
+       4,
+       {
+        "fact": "gpus"
+       }
+      ]
+     ]
+    ],
+    "training.batch_size": 1
+   },
+   "reason": "{pairs} pairs would make few steps of 16, so a step has 4."
+  },
+  {
    "id": "accumulation-many-gpus",
    "kind": "setting",
    "source": "tulu3",
@@ -1482,7 +1634,7 @@
      }
     ]
    },
-   "reason": "Batch {training.batch_size} x accumulation {training.gradient_accumulation} x devices {gpus} = {script.pairs_a_step} pairs per step; 16 to 128 is common."
+   "reason": "Batch {training.batch_size} x accumulation {training.gradient_accumulation} x devices {gpus} = {script.pairs_a_step} pairs per step; 16 to 128 is common, and fewer where pairs are few."
   },
   {
    "id": "collapse-rate",

@@ -2,7 +2,7 @@
 /* What the form begins with, and what its lists offer. */
 {
   const { FIELDS, NO_GPU, constants, gpuNames, gpus } = globalThis.wishbone;
-  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
+  const { BF16_FROM, FP8_FROM, NOT_SUPPORTED } = constants["planning.gpus"];
 
   /** A default as the form holds it: text, a list or a boolean; empty text where there is none. */
   const inForm = (value) => (Array.isArray(value) || typeof value === "boolean" ? value : String(value ?? ""));
@@ -27,7 +27,12 @@
       names.forEach((name) => left.delete(name));
       return [heading, names.map((name) => [name, `${name} · ${Math.round(gpus[name].memory_gib)} GiB`])];
     });
-    return [...groups, ["Without a GPU", [[NO_GPU, "None: train on the CPU"]]]];
+    const others = NOT_SUPPORTED.map(([, what]) => what.replace(/^an? /, ""));
+    return [
+      ...groups,
+      ["Without a GPU", [[NO_GPU, "None: train on the CPU"]]],
+      ["Known, not supported yet", [...new Set(others)].map((what) => ["", what])],
+    ];
   }
 
   globalThis.wishbone = { ...globalThis.wishbone, firstAnswers, gpuGroups: gpuGroups() };

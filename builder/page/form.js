@@ -22,7 +22,7 @@
     form.querySelector("#models").replaceChildren(...models.map((name) => html("option", { value: name })));
     form.querySelector("#gpu").replaceChildren(
       ...gpuGroups.map(([heading, gpus]) => {
-        const options = gpus.map(([value, text]) => html("option", { value }, text));
+        const options = gpus.map(([value, text]) => html("option", value === "" ? { value, disabled: "" } : { value }, text));
         return html("optgroup", { label: heading }, ...options);
       }),
     );

@@ -5,8 +5,8 @@
  */
 {
   const {
-    checkSituation, copyText, describePlan, downloadText, drawMemory, drawRow, fillChoices, firstAnswers,
-    fromHash, gpuGroups, modelNames, pastedShape, readForm, RequestError, showProblems, themeSwitch, toAnswers,
+    assumedGpu, checkSituation, copyText, describePlan, downloadText, drawMemory, drawRow, fillChoices, findGpu, firstAnswers,
+    fromHash, gpuGroups, gpuNames, modelNames, NO_GPU, pastedShape, readForm, RequestError, showProblems, themeSwitch, toAnswers,
     toHash, writeAdvice, writeFigures, writeForm, writeMemory,
   } = globalThis.wishbone;
 
@@ -83,10 +83,24 @@
     at("said").textContent = text;
   }
 
+  /** Answers whose GPU is one of the list, as the command takes a name that people use; what was assumed is said. */
+  function withGpu(answers) {
+    at("gpu-assumed").textContent = "";
+    if (answers.gpu === NO_GPU || gpuNames.includes(answers.gpu)) return answers;
+    try {
+      at("gpu-assumed").textContent = assumedGpu(answers.gpu) ?? "";
+      return { ...answers, gpu: findGpu(answers.gpu).name };
+    } catch (refused) {
+      if (!(refused instanceof RequestError)) throw refused;
+      at("gpu-assumed").textContent = refused.problems.join(" ");
+      return { ...answers, gpu: firstAnswers.gpu };
+    }
+  }
+
   /** Put into the form what the address says; the first answers stand where it says nothing that can be. */
   function read() {
     writeForm(form, firstAnswers);
-    writeForm(form, fromHash(location.hash, firstAnswers));
+    writeForm(form, withGpu(fromHash(location.hash, firstAnswers)));
   }
 
   function start() {

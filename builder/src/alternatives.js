@@ -46,7 +46,7 @@
   function onAnotherGpu(settings, target, changes) {
     if (!target.gpu) return null;
     const least = { ...settings, ...changes }["model.quantization"] === "fp8" ? FP8_FROM : BF16_FROM;
-    const larger = gpuNames.map(findGpu).filter((gpu) => gpu.memory_gib * GIB > target.machine.memory && gpu.capability >= least);
+    const larger = gpuNames.filter((name) => !name.includes("Laptop")).map(findGpu).filter((gpu) => gpu.memory_gib * GIB > target.machine.memory && gpu.capability >= least);
     larger.sort((one, other) => one.memory_gib - other.memory_gib || one.bandwidth_gbs - other.bandwidth_gbs);
     for (const gpu of larger) {
       const found = tried(settings, { ...target, ...graphics(gpu) }, changes, gpu.name);
@@ -61,6 +61,7 @@
     let eased = null;
     for (const change of changesOf(settings, target.gpu)) {
       Object.assign(all, change);
+      if (all["adapter.method"] === "lora") delete all["training.optimizer"]; // an adapter's states are small
       eased = tried(settings, target, change) ?? tried(settings, target, all);
       if (eased) break;
     }

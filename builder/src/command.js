@@ -7,7 +7,7 @@ const { readFileSync, statSync, writeFileSync } = require("node:fs");
 const path = require("node:path");
 const { plainValue } = require("./plain_value.js");
 const { advise, noting } = require("./advisor.js");
-const { findGpu } = require("./known.js");
+const { assumedGpu, findGpu } = require("./known.js");
 const { readShape } = require("./model_shape.js");
 const { RequestError } = require("./request_error.js");
 const { FIELDS, NO_GPU, flag, readSituation } = require("./situation.js");
@@ -87,7 +87,12 @@ function checked({ format: asked, ...given }) {
 /** The shape in a model's directory, or null where it is no directory with a config.json. */
 function shapeOfDirectory(model) {
   const file = path.join(model, "config.json");
-  if (!statSync(file, { throwIfNoEntry: false })?.isFile()) return null;
+  try {
+    if (!statSync(file, { throwIfNoEntry: false })?.isFile()) return null;
+  } catch (error) {
+    if (!error.code) throw error;
+    return null; // a name that no file may have
+  }
   try {
     const config = JSON.parse(readFileSync(file, "utf8"));
     if (typeof config === "object" && config !== null && !Array.isArray(config)) return readShape(config, file);
@@ -140,6 +145,8 @@ function run(words, streams) {
     const { situation, format } = checked(given);
     const outcome = advise(situation, shapeOfDirectory);
     const text = write(situation.target, format, outcome);
+    const assumed = situation.gpu.toLowerCase() === NO_GPU ? null : assumedGpu(situation.gpu);
+    if (assumed) streams.error(`note: ${printable(assumed)}\n`);
     streams.error(`${told(outcome, format === "python" || situation.target !== "wishbone")}\n`);
     if (situation.output === null) streams.out(text);
     else {

@@ -14,10 +14,11 @@
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { EMBEDDED_MODEL } = constants["config.schema"];
-  const { FORM, NEAR, SAID_AROUND } = constants["planning.gpus"];
+  const { FORM, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE } = constants["planning.gpus"];
   const { FORMS } = constants["planning.known_models"];
 
-  const isForm = new RegExp(`^(?:${FORM})$`);
+  const whole = (pattern) => new RegExp(`^(?:${pattern})$`);
+  const [isForm, isSize, isSeries] = [FORM, SIZE, SERIES].map(whole);
   const gpuNames = Object.keys(gpus);
   const modelNames = Object.keys(models);
 
@@ -33,8 +34,28 @@
   /** Whether `more` has every word of `fewer`, and otherwise only words for a form factor. */
   const moreThan = (more, fewer) => more.size > fewer.size && within(fewer, more) && [...more].every((word) => fewer.has(word) || isForm.test(word));
 
-  /** The GPU that a name means, as a user or a driver writes it; throws RequestError with the nearest names. */
-  function findGpu(name) {
+  /** Whether two names differ only in words for a form, and not in two sizes. */
+  function isAlike(one, asked) {
+    const [own, other] = [one, asked].map((all) => new Set([...all].filter((word) => !isForm.test(word))));
+    const [mine, theirs] = [one, asked].map((all) => new Set([...all].filter((word) => isSize.test(word))));
+    return own.size > 0 && same(own, other) && (!mine.size || !theirs.size || same(mine, theirs));
+  }
+
+  /** Whether a card's number begins with that of the series that was asked for. */
+  function isInSeries(one, asked) {
+    const beginnings = [...asked].filter((word) => isSeries.test(word));
+    if (beginnings.length !== 1 || [...asked].some((word) => word !== beginnings[0] && word !== "laptop")) return false;
+    const numbered = [...one].some((word) => whole(`${beginnings[0]}[0-9]{2}`).test(word));
+    return numbered && one.has("laptop") === asked.has("laptop");
+  }
+
+  /** Names of the GPUs that a name may mean, one at least; throws RequestError with the nearest names. */
+  function meantGpus(name) {
+    const written = (name.toLowerCase().match(/[a-z0-9]+/g) ?? []).join(" ");
+    const known_as = NOT_SUPPORTED.find(([pattern]) => whole(pattern).test(written));
+    if (known_as) {
+      throw new RequestError(`${show(name)} is ${known_as[1]}, which is known and not supported yet: Wishbone trains on NVIDIA GPUs and on processors. Name one of those GPUs, or none`);
+    }
     const asked = words(name);
     const known = gpuNames.map((one) => [words(one), one]);
     const choose = (test) => known.filter(([one]) => test(one)).map(([, one]) => one);
@@ -42,12 +63,29 @@
       choose((one) => same(one, asked)),
       asked.size ? choose((one) => moreThan(one, asked)) : [],
       choose((one) => moreThan(asked, one)),
-    ].find((some) => some.length) ?? [];
-    if (found.length === 1) return { name: found[0], ...gpus[found[0]] };
+      choose((one) => isAlike(one, asked)),
+      written.includes("rtx") ? choose((one) => isInSeries(one, asked)) : [],
+    ].find((some) => some.length);
+    if (found) return found;
     const byLower = new Map(gpuNames.map((one) => [one.toLowerCase(), one]));
-    const near = found.length ? found : closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
+    const near = closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
     const hint = near.length ? `did you mean ${near.join(" or ")}?` : `known are ${gpuNames.join(", ")}.`;
     throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint}`);
+  }
+
+  /** The GPU that a name means, as a user or a driver writes it; of several, the smallest. */
+  function findGpu(name) {
+    const found = meantGpus(name).map((one) => ({ name: one, ...gpus[one] }));
+    return found.reduce((least, one) => (one.memory_gib < least.memory_gib
+      || (one.memory_gib === least.memory_gib && one.bandwidth_gbs < least.bandwidth_gbs) ? one : least));
+  }
+
+  /** A sentence that says which GPU a name was taken for, or null where only one is meant. */
+  function assumedGpu(name) {
+    const names = meantGpus(name);
+    if (names.length === 1) return null;
+    const taken = findGpu(name).name;
+    return `${show(name)} is taken for ${taken}, the smallest that it may be; it may also be ${names.filter((one) => one !== taken).join(" or ")}`;
   }
 
   /** The last part of a model's name, in lower case, without the words that leave its shape unchanged. */
@@ -67,7 +105,7 @@
     return known === null ? null : readShape(models[known], known);
   }
 
-  const parts = { findGpu, gpuNames, knownShape, modelNames };
+  const parts = { assumedGpu, findGpu, gpuNames, knownShape, modelNames };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -10,6 +10,7 @@
   const { GIB, MEMORY_PLAN, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
+  const { roundEven } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
@@ -68,6 +69,11 @@
     return Math.ceil(settings["training.epochs"] * Math.ceil(microSteps / settings["training.gradient_accumulation"]));
   }
 
+  /** Pairs that are learned from, those held out left off, or null. */
+  function learnedPairs(settings, pairs) {
+    return pairs === null ? null : Math.max(1, pairs - roundEven(pairs * (settings["data.eval_fraction"] ?? 0)));
+  }
+
   /** The plan of a run with these settings, without a look at others. */
   function planned(settings, target) {
     const { facts, gpu, machine, reference, shape } = target;
@@ -75,7 +81,8 @@
     const plan = memoryPlan(settings, target);
     const pair = pairTokens(facts.prompt_tokens, facts.completion_tokens, limit);
     const longest = longestPairTokens(facts, limit);
-    const onDevice = Math.min(settings["training.batch_size"] * settings["training.gradient_accumulation"], facts.pairs ?? Infinity);
+    const learned = learnedPairs(settings, facts.pairs);
+    const onDevice = Math.min(settings["training.batch_size"] * settings["training.gradient_accumulation"], learned ?? Infinity);
     const most = Math.max(longest.row, pair.row) + (onDevice - 1) * pair.row;
     const { kept: keptBy, ...rows } = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
     const memory = withReference(rows.memory, reference, plan);
@@ -93,7 +100,7 @@
       settings, weights: plan.weights, machine, limit: limitOf(machine), rows: { ...rows, memory }, memory, kept, fits: memory.total <= limitOf(machine),
       pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
       longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
-      steps: stepsOf(settings, facts.pairs, facts.gpus),
+      steps: stepsOf(settings, learned, facts.gpus),
       seconds: gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null,
       secondsAtLeast: rowTokens < FULL_ROW,
     };

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import find_gpu, known_gpus
+from wishbone.planning.gpus import assumed_gpu, find_gpu, known_gpus
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,10 @@ from wishbone.planning.gpus import find_gpu, known_gpus
         ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("Tesla T4", "T4"),
         ("Tesla V100-SXM2-16GB", "V100 16GB"),
-        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4060 Ti 16GB", "RTX 4060 Ti 16GB"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4090 Laptop"),
+        ("4090 laptop", "RTX 4090 Laptop"),
+        ("RTX 3080 Ti", "RTX 3080 Ti"),
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000 Blackwell"),
         ("A6000", "RTX A6000"),
@@ -34,9 +37,15 @@ def test_a_gpu_is_known_as_people_and_drivers_write_it(name: str, known: str):
     ("name", "hint"),
     [
         ("RTX 4095", "did you mean RTX 4090 or "),
-        ("A100", "did you mean A100 40GB or A100 80GB?"),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "is not the name of one known GPU"),
-        ("RTX 3080 Ti", "is not the name of one known GPU"),
+        ("RTX 3060 10GB", "or RTX 3060 12GB"),
+        ("40", "is not the name of one known GPU"),
+        ("RTX 60", "is not the name of one known GPU"),
+        ("mi300x", "is an AMD GPU, which is known and not supported yet"),
+        ("AMD Instinct MI250", "is an AMD GPU"),
+        ("Radeon RX 7900 XTX", "is an AMD GPU"),
+        ("M3 Max", "is Apple silicon, which is known"),
+        ("Intel Arc B580", "is an Intel accelerator"),
+        ("TPU v5e", "is a TPU"),
         ("", "known are P100, "),
         ("[bold]\x1b[31m\n", "known are P100, "),
     ],
@@ -48,10 +57,35 @@ def test_another_name_is_refused_with_the_nearest(name: str, hint: str):
     assert str(refusal.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("name", "taken", "other"),
+    [
+        ("H100", "H100 PCIe", "H100 SXM"),
+        ("nvidia h100 80gb", "H100 PCIe", "H100 SXM"),
+        ("A100", "A100 40GB", "A100 80GB"),
+        ("A100 SXM", "A100 40GB", "A100 80GB"),
+        ("RTX 40", "RTX 4060", "RTX 4090"),
+        ("RTX 50 series", "RTX 5050", "RTX 5090"),
+        ("rtx 40 laptop", "RTX 4050 Laptop", "RTX 4090 Laptop"),
+        ("RTX 3080", "RTX 3080 10GB", "RTX 3080 12GB"),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti 8GB", "RTX 4060 Ti 16GB"),
+    ],
+)
+def test_less_than_a_name_is_the_smallest_that_it_may_be(name: str, taken: str, other: str):
+    assert find_gpu(name).name == taken
+    said = assumed_gpu(name)
+    assert said is not None and f"is taken for {taken}," in said and other in said and "\n" not in said
+    assert ("Laptop" in said) == ("laptop" in name)
+
+
+def test_a_whole_name_assumes_nothing():
+    assert [name for name in known_gpus() if assumed_gpu(name) or find_gpu(name).name != name] == []
+
+
 def test_figures_hang_together():
     for gpu in known_gpus().values():
-        assert 8 < gpu.memory_gib < 200
-        assert 250 < gpu.bandwidth_gbs < 10_000
+        assert 5 < gpu.memory_gib < 300
+        assert 150 < gpu.bandwidth_gbs < 10_000
         assert (gpu.bf16_tflops is not None) == (gpu.capability >= 8.0)
         assert (gpu.fp8_tflops is not None) == (gpu.capability >= 8.9)
         assert gpu.fp16_tflops is not None

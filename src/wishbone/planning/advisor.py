@@ -7,6 +7,7 @@ neither, `parameters_billion` selects the known model that is the next larger, s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def shape_of(situation: Situation) -> ModelShape:
         RequestError: the shape is not known, or the model's config.json cannot be used.
     """
     config = Path(situation.model) / "config.json"
-    if config.is_file():
+    if os.path.isfile(config):  # False also for a name that no file may have
         return _read_config(config)
     if found := known_shape(situation.model):
         return found

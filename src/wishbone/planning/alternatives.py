@@ -53,10 +53,11 @@ def alternatives(config: RunConfig, target: Target, *, processes: int = 1) -> It
 def _on_another_gpu(
     config: RunConfig, target: Target, changes: Mapping[str, Any], processes: int
 ) -> Alternative | None:
-    """The smallest known GPU, larger than the one at hand, on which the run with these changes fits."""
+    """The smallest known GPU, larger than the one at hand, on which the run with these changes fits; no laptop's."""
     quantization = _changed(config, changes).model.quantization
     least = FP8_FROM if quantization == "fp8" else BF16_FROM
-    for gpu in sorted(known_gpus().values(), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
+    offered = [gpu for gpu in known_gpus().values() if "Laptop" not in gpu.name]
+    for gpu in sorted(offered, key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
         if target.gpu is None or gpu.memory_gib * GIB <= target.machine.memory or gpu.capability < least:
             continue
         found = _tried(config, replace(target, gpu=gpu, machine=gpu_machine(gpu)), changes, processes)

@@ -4,6 +4,9 @@
 matrix units without sparsity and with sums in float32 (TFLOP/s; null where it lacks the format), the bandwidth of its
 memory (GB/s), what was measured on one, and the source of the figures. Names are compared without case, punctuation and
 the words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are the same.
+
+People also write less than a name: `H100` has two forms, `A100` two sizes, `RTX 40` is a series. Such a name is taken
+for the smallest GPU that it may be, because what fits there fits the others, and one sentence says so.
 """
 
 from __future__ import annotations
@@ -27,12 +30,28 @@ NEAR = 0.5
 """How alike two names must be, from 0 to 1, for one to be suggested for the other."""
 
 SAID_AROUND = frozenset(
-    {"nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server"}
-)
+    {"nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server",
+     "series"}
+)  # fmt: skip
 """Words of drivers and shops that do not tell two GPUs apart."""
 
 FORM = re.compile(r"\d+gb|sxm|pcie")
 """Words that a name may have beyond what it needs."""
+
+SIZE = re.compile(r"\d+gb")
+"""Words among them that exclude each other."""
+
+SERIES = re.compile(r"[2-5]0")
+"""What a series of GeForce cards is called: the beginning of the numbers of its cards."""
+
+NOT_SUPPORTED = (
+    (r"(amd |instinct |radeon )*mi ?\d{2,3}[ax]?", "an AMD GPU"),
+    (r"(amd |radeon )*rx ?\d{3,4}.*", "an AMD GPU"),
+    (r"(apple )?m[1-9]( pro| max| ultra)?|apple silicon|mps", "Apple silicon"),
+    (r"(intel )?(arc .*|gaudi ?\d?|max 1\d{3})", "an Intel accelerator"),
+    (r"(google )?tpu.*", "a TPU"),
+)
+"""Names that are known and cannot be trained on yet, as lower-case words, and what they are."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +89,66 @@ def known_gpus() -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """Return the GPU of that name, as a person or a driver writes it.
+    """Return the GPU of that name, as a person or a driver writes it; of several, the smallest.
 
     Raises:
-        RequestError: there is none, or several; the message names the nearest ones.
+        RequestError: none is known by this name; the message names the nearest ones, or says that it is not supported.
     """
+    return min(_meant(name), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs))
+
+
+def assumed_gpu(name: str) -> str | None:
+    """Return a sentence that says which GPU a name was taken for, or None where only one is meant.
+
+    Raises:
+        RequestError: as `find_gpu`.
+    """
+    names = [gpu.name for gpu in _meant(name)]
+    if len(names) == 1:
+        return None
+    others = " or ".join(other for other in names if other != find_gpu(name).name)
+    return f"{show(name)} is taken for {find_gpu(name).name}, the smallest that it may be; it may also be {others}"
+
+
+def _meant(name: str) -> list[Gpu]:
+    """The GPUs that a name may mean, one at least."""
+    written = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
+    for pattern, what in NOT_SUPPORTED:
+        if re.fullmatch(pattern, written):
+            raise RequestError(
+                f"{show(name)} is {what}, which is known and not supported yet: Wishbone trains on NVIDIA GPUs and on "
+                "processors. Name one of those GPUs, or none"
+            )
     asked = _words(name)
     gpus = [(_words(known), gpu) for known, gpu in known_gpus().items()]
     same = [gpu for words, gpu in gpus if words == asked]
     longer = [gpu for words, gpu in gpus if asked and words > asked and all(map(FORM.fullmatch, words - asked))]
     shorter = [gpu for words, gpu in gpus if words < asked and all(map(FORM.fullmatch, asked - words))]
-    found = same or longer or shorter
-    if len(found) == 1:
-        return found[0]
+    alike = [gpu for words, gpu in gpus if _is_alike(words, asked)]
+    series = [gpu for words, gpu in gpus if "rtx" in written and _is_in_series(words, asked)]
+    found = same or longer or shorter or alike or series
+    if found:
+        return found
     names = {known.lower(): known for known in known_gpus()}
-    near = [gpu.name for gpu in found] or [names[n] for n in get_close_matches(name.lower(), names, cutoff=NEAR)]
+    near = [names[n] for n in get_close_matches(name.lower(), names, cutoff=NEAR)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known_gpus())}."
     raise RequestError(f"{show(name)} is not the name of one known GPU; {hint}")
+
+
+def _is_alike(words: frozenset[str], asked: frozenset[str]) -> bool:
+    """Whether two names differ only in words for a form, and not in two sizes."""
+    own, other = (frozenset(word for word in one if not FORM.fullmatch(word)) for one in (words, asked))
+    sizes = [{word for word in one if SIZE.fullmatch(word)} for one in (words, asked)]
+    return bool(own) and own == other and (not sizes[0] or not sizes[1] or sizes[0] == sizes[1])
+
+
+def _is_in_series(words: frozenset[str], asked: frozenset[str]) -> bool:
+    """Whether a card's number begins with that of the series that was asked for."""
+    beginnings = [word for word in asked if SERIES.fullmatch(word)]
+    if len(beginnings) != 1 or asked - {beginnings[0], "laptop"}:
+        return False
+    numbered = any(re.fullmatch(beginnings[0] + r"\d{2}", word) for word in words)
+    return numbered and ("laptop" in words) == ("laptop" in asked)
 
 
 def _words(name: str) -> frozenset[str]:

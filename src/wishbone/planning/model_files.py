@@ -7,6 +7,7 @@ hub's cache, and among the well-known models, in this order.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def find_shape(name: str, revision: str | None = None) -> tuple[ModelShape, Path
 
 def model_directory(name: str, revision: str | None = None) -> Path | None:
     """Return the directory on this machine that holds the model's config.json, or None."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # False also for a name that no directory may have
         return Path(name)
     if name == EMBEDDED_MODEL:
         from wishbone.cache import MANIFEST, cache_root
