@@ -58,6 +58,10 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _listed_trackers(value: Any) -> Any:
+    return value if value == "auto" else _listed(value)
+
+
 class Section(BaseModel):
     """A section of the configuration. Refuses unknown keys, values of another type, NaN and infinity."""
 
@@ -301,8 +305,19 @@ class OutputConfig(Section):
     """Where the run writes, and which trackers get its metrics."""
 
     dir: Line | None = Field(default=None, description="Run directory; null: runs/<name>-<date>-<time>.")
-    report_to: Annotated[list[Tracker], BeforeValidator(_listed, json_schema_input_type=Tracker | list[Tracker])] = (
-        Field(default=[], description="Experiment trackers that also get the metrics.")
+    report_to: Annotated[
+        Literal["auto"] | list[Tracker],
+        BeforeValidator(_listed_trackers, json_schema_input_type=Literal["auto"] | Tracker | list[Tracker]),
+    ] = Field(
+        default="auto",
+        description="Experiment trackers that also get metrics and texts; auto: TensorBoard (files in the run "
+        "directory) or trackio where one is installed.",
+    )
+    answers: int = Field(
+        default=3,
+        ge=0,
+        le=50,
+        description="Held-out prompts answered at the end, with the adapter off and on; 0: none.",
     )
 
 
