@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
+from wishbone.model import gguf_export
 from wishbone.model.agreement import difference, real_sequences, sequence_logps
 from wishbone.model.gguf_export import gguf_kinds
 
@@ -180,15 +181,28 @@ def test_a_hub_that_refuses_is_reported_and_files_here_stay(model: Any, tmp_path
             model.push_to_hub_merged("not a name/x", TOKENIZER)
 
 
-def test_gguf_files_come_from_llama_cpps_tools(model: Any, tmp_path: Path, llama_cpp: Path):
+def test_gguf_files_need_no_llama_cpp(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are read back: the same tokens, and log-probabilities as close as 8 bits are."""
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
     [path] = model.save_pretrained_gguf(tmp_path / "tuned", TOKENIZER)
     assert path == tmp_path / "tuned" / "tuned.Q8_0.gguf"
-    assert path.read_bytes() == b"GGUF q8_0"
+    assert [file.name for file in (tmp_path / "tuned").iterdir()] == [path.name]
+    reloaded, tokenizer = FastLanguageModel.from_pretrained(str(path), load_in_4bit=False, device_map="cpu")
+    apart = (logps(reloaded) - logps(model)).abs()
+    with model.disable_adapter():
+        unlearned = (logps(reloaded) - logps(model)).abs()
+    assert apart.mean() < 0.1 * unlearned.mean()
+    assert tokenizer("What is it?")["input_ids"] == TOKENIZER("What is it?")["input_ids"]
+    with pytest.raises(RequestError, match=r"q4_k_m needs llama.cpp's llama-quantize"):
+        model.save_pretrained_gguf(tmp_path / "less", TOKENIZER, "q4_k_m")
+    assert not (tmp_path / "less").exists()
+
+
+def test_fewer_bits_come_from_llama_cpp(model: Any, tmp_path: Path, llama_cpp: Path):
     files = model.save_pretrained_gguf(tmp_path / "more", quantization_method=["q4_k_m", "f16", "quantized"])
-    assert [(file.name, file.read_bytes()) for file in files] == [
-        ("more.Q4_K_M.gguf", b"GGUF Q4_K_M"),
-        ("more.F16.gguf", b"GGUF f16"),
-    ]
+    assert [file.name for file in files] == ["more.Q4_K_M.gguf", "more.F16.gguf"]
+    assert files[0].read_bytes() == b"GGUF Q4_K_M" and files[1].read_bytes()[:4] == b"GGUF"
     assert sorted(file.name for file in (tmp_path / "more").iterdir()) == ["more.F16.gguf", "more.Q4_K_M.gguf"]
 
 
@@ -196,19 +210,22 @@ def test_a_tool_of_llama_cpp_that_fails_is_quoted(model: Any, tmp_path: Path, ll
     with pytest.raises(RequestError, match=r"llama-quantize failed with status 1 \(out of luck\); update llama.cpp"):
         model.save_pretrained_gguf(tmp_path / "tuned", quantization_method="q5_0")
     assert list((tmp_path / "tuned").iterdir()) == []
+
+
+def test_a_model_that_is_not_known_here_needs_llama_cpp(
+    model: Any, tmp_path: Path, llama_cpp: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gguf_export, "obstacle", lambda config, tokenizer: "this family is not written here")
+    [path] = model.save_pretrained_gguf(tmp_path / "tuned", TOKENIZER)
+    assert path.read_bytes() == b"GGUF q8_0"
     (llama_cpp / "convert_hf_to_gguf.py").write_text("raise SystemExit('architecture unknown')")
     with pytest.raises(RequestError, match=r"convert_hf_to_gguf.py failed with status 1 \(architecture unknown\)"):
-        model.save_pretrained_gguf(tmp_path / "tuned")
-
-
-def test_without_llama_cpp_it_is_said_how_to_get_it(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("LLAMA_CPP", raising=False)
+        model.save_pretrained_gguf(tmp_path / "again")
+    monkeypatch.delenv("LLAMA_CPP")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RequestError, match=r"convert_hf_to_gguf.py is not found; clone llama.cpp.*set LLAMA_CPP"):
-        model.save_pretrained_gguf(tmp_path / "tuned", TOKENIZER, "f16")
-    with pytest.raises(RequestError, match=r"2 problems(.|\n)*q4_k_m needs llama.cpp's llama-quantize"):
-        model.save_pretrained_gguf(tmp_path / "tuned", TOKENIZER, "q4_k_m")
-    assert not (tmp_path / "tuned").exists()
+    with pytest.raises(RequestError, match=r"not written here; llama.cpp's convert_hf_to_gguf.py is not found"):
+        model.save_pretrained_gguf(tmp_path / "third", TOKENIZER, "f16")
+    assert not (tmp_path / "third").exists()
 
 
 def test_kinds_of_gguf():

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from wishbone.errors import RequestError
 from wishbone.model.gguf_writing import obstacle, write_gguf
@@ -55,38 +55,17 @@ def gguf_kinds(asked: str | Sequence[str], option: str = "quantization_method") 
     return list(dict.fromkeys(kinds))
 
 
-def check_gguf_tools(kinds: Sequence[str]) -> None:
-    """Raise a RequestError if a tool of llama.cpp that these kinds need is not found."""
-    _tools(kinds)
-
-
-def export_gguf(model: Path, directory: Path, kinds: Sequence[str]) -> list[Path]:
-    """Write one GGUF file a kind, `<model's name>.<KIND>.gguf`, and return their paths.
-
-    Args:
-        model: a directory with a merged model and its tokenizer.
-        directory: where the files go; its name is the model's.
-        kinds: as `gguf_kinds` returns them.
-
-    Raises:
-        RequestError: a tool is missing or fails; then no file is written.
-    """
-    converter, quantizer = _tools(kinds)
-    stem = directory.absolute().name
-    directory.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".gguf-", dir=directory) as inside:
-        temporary = Path(inside)
-        base = next((kind for kind in ("f32", "bf16", "f16") if kind in kinds), "bf16")
-        for kind in dict.fromkeys([base] if set(kinds) - {"q8_0"} else []) | dict.fromkeys(kinds):
-            out = temporary / f"{stem}.{kind.upper()}.gguf"
-            if kind in CONVERTED:
-                _run([sys.executable, converter, model, "--outfile", out, "--outtype", kind], out)
-            else:
-                _run([quantizer, temporary / f"{stem}.{base.upper()}.gguf", out, kind.upper()], out)
-        return [
-            Path(shutil.move(temporary / f"{stem}.{kind.upper()}.gguf", directory / f"{stem}.{kind.upper()}.gguf"))
-            for kind in kinds
-        ]
+def check_gguf_tools(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str]) -> None:
+    """Raise a RequestError if a model or a kind needs a tool of llama.cpp that is not found."""
+    problems = []
+    unknown = obstacle(config, tokenizer)
+    if unknown and _find(CONVERTER) is None:
+        problems.append(f"{unknown}; {NO_CONVERTER}")
+    made = sorted(set(kinds) & set(QUANTIZED))
+    if made and _find(QUANTIZER) is None:
+        problems.append(_no_quantizer(made))
+    if problems:
+        raise RequestError(problems)
 
 
 def check_quantizer(kind: str) -> None:
@@ -124,20 +103,6 @@ def write_kind(model: Path, tokenizer: PreTrainedTokenizerBase, file: Path, kind
         if first is not file:
             _run([quantizer, first, file, kind.upper()], file)
     return "llama.cpp" if unknown or kind in QUANTIZED else "gguf-py"
-
-
-def _tools(kinds: Sequence[str]) -> tuple[Path, Path | None]:
-    converter, quantizer = _find(CONVERTER), _find(QUANTIZER)
-    problems = []
-    if converter is None:
-        problems.append(NO_CONVERTER)
-    made = sorted(set(kinds) & set(QUANTIZED))
-    if made and quantizer is None:
-        problems.append(_no_quantizer(made))
-    if problems:
-        raise RequestError(problems)
-    assert converter is not None
-    return converter, quantizer
 
 
 def _no_quantizer(kinds: Sequence[str]) -> str:

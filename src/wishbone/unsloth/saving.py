@@ -1,7 +1,7 @@
 """Methods that `FastLanguageModel` adds to its models: save, merge and publish themselves.
 
 The methods have Unsloth's names and arguments, so their signatures repeat each other. `model/merge.py` and
-`model/gguf_export.py` do the work. The methods are attributes of the model instance, so they stay while trainers wrap
+`model/gguf_saving.py` do the work. The methods are attributes of the model instance, so they stay while trainers wrap
 it.
 """
 
@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.errors import RequestError
-from wishbone.model.gguf_export import check_gguf_tools, export_gguf, gguf_kinds
+from wishbone.model.gguf_export import gguf_kinds
+from wishbone.model.gguf_saving import save_gguf
 from wishbone.model.merge import Merge, merge_adapter
 from wishbone.model.publishing import MESSAGE, Upload
 from wishbone.model.saved_adapter import save_adapter
@@ -143,16 +144,13 @@ def save_pretrained_gguf(
     """Save the merged model as GGUF files, one for each quantization method, and return their paths.
 
     Raises:
-        RequestError: as `merge_adapter`, the method is not known, or llama.cpp's tools are not there or fail.
+        RequestError: as `save_gguf`, or the method is not known.
     """
     kinds = gguf_kinds(quantization_method)
     if not is_main_process:
         return []
-    check_gguf_tools(kinds)
     target = user_path(save_directory).absolute()
-    with _space(target.name) as directory:
-        merge_adapter(self, directory, tokenizer or _tokenizer(self))
-        files = export_gguf(directory, target, kinds)
+    files = save_gguf(self, tokenizer or _tokenizer(self), target, kinds)
     if push_to_hub:
         Upload(target.name, token, private).send(target, only="*.gguf")
     return files
