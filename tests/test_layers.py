@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parent.parent / "src"
 LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a module's name tells its layer
     [
         "wishbone.errors",
+        "wishbone.phases",
         "wishbone.version",
         "wishbone.process_memory",
         "wishbone.process_threads",
@@ -24,6 +25,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.cache"],
     ["wishbone.config"],
     ["wishbone.report"],  # reads run directories, knows nothing of what wrote them
+    ["wishbone.board"],  # the same views on a local page
     ["wishbone.data.json_text"],
     ["wishbone.data.messages"],
     ["wishbone.data.written_values"],

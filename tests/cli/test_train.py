@@ -105,6 +105,23 @@ def test_a_run_ends_in_its_directory_and_can_be_continued(workplace: Path):
     assert train(f"output.dir={run}").exit_code == 2
 
 
+def test_the_end_is_data_on_demand(workplace: Path):
+    outcome = train("--json", "data.eval_fraction=0.2", "output.dir=out")
+    assert outcome.exit_code == 0, outcome.stderr
+    result = json.loads(outcome.stdout)
+    assert (result["status"], result["summary"]["steps"]) == ("done", 2)
+    assert set(result["measured"]["metrics"]["loss"]) == {"before", "after"}
+    assert len(result["answers"]) == 2 and result["answers"][0]["chosen"].startswith("It is ")
+    assert train("--json", "--dry-run").exit_code == 2
+    again = CliRunner().invoke(app, ["report", "out", "--json"])
+    assert json.loads(again.stdout)["measured"] == result["measured"]
+
+
+def test_answers_can_be_left_out(workplace: Path):
+    assert train("output.answers=0", "output.dir=out", "training.max_steps=1").exit_code == 0
+    assert not (workplace / "out" / "answers.json").exists()
+
+
 def first_metrics(run: Path) -> dict[str, float]:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
 

@@ -76,9 +76,9 @@ def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bo
     return questions_from_pairs(trained if heldout is None else heldout, tokenizer, count)
 
 
-def print_answer(number: int, answer: Answer) -> None:
+def print_answer(number: int, answer: Answer, *, error: bool = False) -> None:
     """A prompt and its answers: in two columns, or below each other if columns would be too narrow."""
-    console = screen()
+    console = screen(error=error)
     turns = [answer.prompt] if isinstance(answer.prompt, str) else answer.prompt
     named = [message_text(turn) for turn in turns]
     last = len(named) - 1

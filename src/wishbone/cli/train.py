@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,21 +16,28 @@ from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.outcome import Attempt
 from wishbone.cli.request import requested
+from wishbone.cli.result import print_changes, result_data
 from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import choose_run_directory, claimed_run_directory
 from wishbone.config.schema import RunConfig
+from wishbone.errors import counted
+from wishbone.phases import listening, phase
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
+from wishbone.report.run_directory import read_run
 from wishbone.run.lasting_output import lasting_output
+from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.preflight import check_access
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import StopSignals
+from wishbone.strict_json import without_nan
 
 NEXT = (
     ("report {run}", "curves, and what to look at"),
-    ("compare {run}", "answers before and after"),
     ("chat {run}", "talk to it"),
+    ("compare {run}", "more answers before and after"),
     ("export {run} --gguf model.gguf", "for llama.cpp and Ollama; also --merged, --vllm"),
+    ("push {run} OWNER/NAME", "publish it with a model card"),
 )
 """What to do with a run that is done."""
 
@@ -43,9 +53,14 @@ def train(
         bool,
         typer.Option("--dry-run", help="Check settings and every pair, print the plan; load no weights."),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+    ] = False,
 ) -> None:
     """Train on preference pairs."""
     attempt = Attempt(config_path, overrides or [])
+    if dry_run and as_json:
+        raise typer.BadParameter("a dry run has no result; `wishbone plan --json` prints the plan")
     with lasting_output(), attempt.outcome(), StopSignals(_say_stopping, attempt.left) as signals, requested():
         config = _configured(attempt)
         planned = _placed(config, choose_run_directory(config, name=config_path.stem, resume=resume))
@@ -56,9 +71,9 @@ def train(
             with claimed_run_directory(config, name=config_path.stem, resume=resume) as directory:
                 attempt.directory = directory
                 with attempt.outcome():
-                    _run(_placed(config, directory), directory, resume, signals)
+                    _run(_placed(config, directory), directory, resume, signals, as_json=as_json)
         else:
-            _run(config, None, resume, signals)
+            _run(config, None, resume, signals, as_json=as_json)
 
 
 def _configured(attempt: Attempt) -> RunConfig:
@@ -82,16 +97,47 @@ def _print_plan(config: RunConfig) -> None:
     print_plan(config)
 
 
-def _run(config: RunConfig, directory: Path | None, resume: bool, signals: StopSignals) -> None:
+def _run(
+    config: RunConfig, directory: Path | None, resume: bool, signals: StopSignals, *, as_json: bool = False
+) -> None:
     settle_libraries()
     keep_host_memory()
     let_device_memory_grow()
-    from wishbone.run.run import train as run
+    with ExitStack() as opened:
+        if directory is not None:
+            display = PhaseDisplay(screen(error=True))
+            opened.callback(display.close)
+            opened.enter_context(listening(display))
+        with phase("imports", note="torch, transformers, trl"):
+            from wishbone.run.run import train as run
 
-    done = run(config, resume=resume, run_dir=directory, signals=signals)
-    if directory is not None:
-        say(str(done), marker="done: ", style="bold green")
-        _print_next(done)
+        done = run(config, resume=resume, run_dir=directory, signals=signals)
+    if directory is None:
+        return
+    record = read_run(done)
+    if as_json:
+        typer.echo(json.dumps(without_nan(result_data(record)), indent=2))
+        return
+    print_changes(record, error=True)
+    _print_an_answer(record.answers)
+    say(str(done), marker="done: ", style="bold green")
+    _print_next(done)
+
+
+def _print_an_answer(answers: Sequence[Mapping[str, Any]]) -> None:
+    """The first answer that changed, before and after; nothing where there are none."""
+    from wishbone.cli.compare import print_answer
+    from wishbone.report.answers import Answer
+
+    whole = [
+        Answer(answer.get("prompt") or "", str(answer.get("before") or ""), str(answer.get("after") or ""), None)
+        for answer in answers
+    ]
+    changed = next((answer for answer in whole if answer.before != answer.after), None)
+    if changed is not None:
+        print_answer(1, changed, error=True)
+    elif whole:
+        say(f"The greedy answers to {counted(len(whole), 'held-out prompt')} are the same as before.", error=True)
 
 
 def _print_next(run: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from typing import Literal
 
 PACKAGES = {
     "azure_ml": ("azureml",),
@@ -21,6 +22,17 @@ PACKAGES = {
     "wandb": ("wandb",),
 }
 """Packages of which one is needed, by the tracker's name in `report_to`."""
+
+
+LOCAL = ("tensorboard", "trackio")
+"""Trackers that need no account and no network; the first that is installed is on by default."""
+
+
+def chosen_trackers(asked: Literal["auto"] | Sequence[str]) -> list[str]:
+    """Return the trackers that a run logs to."""
+    if asked != "auto":
+        return list(asked)
+    return [name for name in LOCAL if any(find_spec(package) for package in PACKAGES[name])][:1]
 
 
 def missing_trackers(names: Iterable[str], option: str) -> list[str]:

@@ -35,7 +35,13 @@ _PROMPT_NAME = re.compile("prompt|question|instruction|query", re.IGNORECASE)
 
 
 class MalformedRows(RequestError):
-    """Some rows of a source do not fit its layout, and others do."""
+    """Some rows of a source do not fit its layout, and others do.
+
+    Attributes:
+        misfits: how many do not fit.
+    """
+
+    misfits = 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,10 @@ class RowReader:
                 else "Correct them"
             )
             kind = MalformedRows if misfits < self.rows else RequestError
-            raise kind(f"{self.name}{layout}: {told}. {remedy}.{self._listed()}")
+            refusal = kind(f"{self.name}{layout}: {told}. {remedy}.{self._listed()}")
+            if isinstance(refusal, MalformedRows):
+                refusal.misfits = misfits
+            raise refusal
         if misfits:
             self.notes.append(f"{self.name}: {told} and {'is' if misfits == 1 else 'are'} dropped:{self._listed()}")
         self._count_pairs()

@@ -38,6 +38,7 @@ from wishbone.data.message_forms import without_nulls
 from wishbone.data.rendering import RenderedPair, render_pairs
 from wishbone.data.template_writer import Ids, TemplateWriter
 from wishbone.errors import RequestError, counted, counted_of, one_line
+from wishbone.phases import Phase, phase
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +97,20 @@ def tokenize_pairs(
     dataset = dataset.with_format(None).remove_columns([c for c in _COLUMNS if c in columns])
     inputs = dataset.select_columns([c for c in _INPUTS if c in columns])
     fingerprint = Hasher.hash((inputs._fingerprint, _identity(tokenizer)))
-    encode = partial(
-        inputs.map,
-        partial(_tokenize_table, tokenizer),
-        with_indices=True,
-        batched=True,
-        remove_columns=inputs.column_names,
-        num_proc=num_proc,
-        new_fingerprint=fingerprint,
-        desc="Tokenizing",
-    )
+
+    def encode(**kept: Any) -> Dataset:
+        with phase("tokenizing", len(inputs), "pair") as counting:
+            return inputs.map(
+                partial(_tokenize_table, tokenizer, counting if num_proc is None else None),
+                with_indices=True,
+                batched=True,
+                remove_columns=inputs.column_names,
+                num_proc=num_proc,
+                new_fingerprint=fingerprint,
+                desc="Tokenizing",
+                **kept,
+            )
+
     if inputs.cache_files and datasets.is_caching_enabled():
         ids = kept_dataset(f"ids-{fingerprint}", lambda directory: encode(cache_file_name=f"{directory}/ids.arrow"))
     else:
@@ -145,8 +150,12 @@ def _code() -> str:
     return str(Hasher.hash([(here / f"{name}.py").read_bytes() for name in names]))
 
 
-def _tokenize_table(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]) -> pa.Table:
+def _tokenize_table(
+    tokenizer: PreTrainedTokenizerBase, counting: Phase | None, batch: Mapping[str, Any], indices: list[int]
+) -> pa.Table:
     ids = tokenize_batch(tokenizer, batch, indices)
+    if counting is not None:
+        counting.more(len(indices))
     types = {name: pa.list_(pa.int32()) for name in ID_COLUMNS}
     types |= {CUT_COLUMN: pa.int32(), LOST_COLUMN: pa.string(), NOTES_COLUMN: pa.string(), EMPTY_COLUMN: pa.bool_()}
     return pa.table({name: pa.array(ids[name], kind) for name, kind in types.items()})

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from rich.progress import track
 
 from wishbone.engine.execution import Execution
 from wishbone.engine.probe import Trial
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.parts import text_layers
+from wishbone.phases import phase
 from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.cuda_graphs import UNDO, CudaGraphs
 from wishbone.policy.model_state import ModelState
@@ -52,7 +52,6 @@ def with_cuda_graphs(
     *,
     wanted: str,
     steps: int,
-    show_progress: bool = False,
 ) -> Execution:
     """Return `execution` with CUDA graphs of the lengths that rows of the run will have, or as it is.
 
@@ -63,7 +62,6 @@ def with_cuda_graphs(
         pairs_a_step: pairs of one optimizer step on this process.
         wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
         steps: optimizer steps that the run still has.
-        show_progress: show a bar meanwhile.
     """
     policy = step.policy
     rows = likely_rows(tokens, pairs_a_step, execution.token_budget)
@@ -88,7 +86,7 @@ def with_cuda_graphs(
         seconds = _record(trial, replaying, graphs, [usual])
         gained = (run.total - trial.timing(usual, replaying).total) * rows_to_come
         if wanted == "on" or gained >= seconds * len(lengths):
-            seconds += _record(trial, replaying, graphs, lengths, show_progress)
+            seconds += _record(trial, replaying, graphs, lengths)
             logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(lengths), seconds)
             chosen = replaying
     except RuntimeError as error:
@@ -152,12 +150,11 @@ def keeps_all(policy: Policy, execution: Execution, tokens: int) -> bool:
     return execution.offload != "always" and execution.room.keeps_all(tokens, len(policy.layers))
 
 
-def _record(
-    trial: Trial, replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int], show_progress: bool = False
-) -> float:
+def _record(trial: Trial, replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int]) -> float:
     """Record rows of these lengths and return the seconds it took."""
     start = time.perf_counter()
-    with graphs.recording():
-        for length in track(lengths[::-1], "Recording CUDA graphs", transient=True, disable=not show_progress):
+    with graphs.recording(), phase("recording", len(lengths), "CUDA graph") as counting:
+        for length in lengths[::-1]:
             trial.run(length, replaying)
+            counting.more()
     return time.perf_counter() - start

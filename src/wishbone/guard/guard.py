@@ -227,6 +227,9 @@ class Guard(TrainerCallback):  # type: ignore[misc]
             given = self._measuring.answers(course.tokens, limit)
             self._answers.spent += given.seconds
             values, seconds, first = values | given.values, seconds + given.seconds, course.tokens is None
+            if given.said:
+                prompts, texts = zip(*given.said, strict=True)
+                self.record.add("answers", step, prompts=list(prompts), answers=list(texts))
             course.tokens = given.tokens
             self._answers.plan(step, state.max_steps, cost=given.seconds, step_seconds=pace or 0.0)
             if first and not given.tokens:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -29,11 +29,13 @@ class Measurement:
 
     Attributes:
         tokens: longest answers that were generated; 0: no time or no prompt for any; None: none were asked for.
+        said: prompts and answers as texts.
     """
 
     values: dict[str, float]
     seconds: float
     tokens: int | None = None
+    said: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Measuring:
         questions: the prompts that are answered.
         here: whether this process measures.
         share: returns the value of the process that measures, on every process.
+        decode: writes token ids as text; None: answers are measured and not kept.
     """
 
     step: PreferenceStep
@@ -55,6 +58,7 @@ class Measuring:
     questions: Questions
     here: bool
     share: Callable[[Any], Any]
+    decode: Callable[[list[int]], str] | None = None
 
     def pairs(self, *, evaluated: bool) -> Measurement:
         """Score the sample; `evaluated`: take what an evaluation has just scored, if that was all of it."""
@@ -83,9 +87,16 @@ class Measuring:
                 length = max(map(len, answers))
                 if length < FEWEST_TOKENS:
                     return Measurement({}, 0.0, 0)
-            return Measurement(answer_values(answers, self.questions, self.step, self.execution()), 0.0, length)
+            values = answer_values(answers, self.questions, self.step, self.execution())
+            said = zip(self.questions.prompts, answers, strict=True) if self.decode else ()
+            return Measurement(
+                values, 0.0, length, tuple((self._text(prompt), self._text(ids)) for prompt, ids in said)
+            )
 
         return self._timed(generated)
+
+    def _text(self, ids: list[int]) -> str:
+        return "" if self.decode is None else self.decode(ids)
 
     def _timed(self, measure: Callable[[], Measurement]) -> Measurement:
         if not self.here:
@@ -95,7 +106,7 @@ class Measuring:
         began = time.perf_counter()
         with _evaluating(self.step.policy.model):
             measured = measure()
-        own = Measurement(measured.values, time.perf_counter() - began, measured.tokens)
+        own = replace(measured, seconds=time.perf_counter() - began)
         return cast(Measurement, self.share(own))
 
 

@@ -1,6 +1,7 @@
 """`guard.jsonl`: what the guard measured and said, one JSON object a line, written at once.
 
     {"kind": "measurement", "step": 40, "chosen_drift": -0.03, ..., "signs": [], "seconds": 1.9}
+    {"kind": "answers", "step": 40, "prompts": ["..."], "answers": ["..."]}
     {"kind": "alarm", "step": 60, "since": 50, "sign": "displacement", "severity": "problem", "title": ...,
      "seen": ..., "advice": ..., "action": ...}
     {"kind": "note", "step": 60, "text": ...}

@@ -15,7 +15,7 @@ from pathlib import Path
 from wishbone.cache import MANIFEST, cache_root
 from wishbone.config.document import show_path
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
-from wishbone.config.trackers import missing_trackers
+from wishbone.config.trackers import chosen_trackers, missing_trackers
 from wishbone.errors import RequestError
 from wishbone.paths import user_path
 from wishbone.reference.store_owner import refuse_foreign
@@ -37,7 +37,7 @@ def check_access(config: RunConfig, *, writes: bool = True) -> None:
     problems = [
         *_unreadable(config),
         *_adapters(config),
-        *missing_trackers(config.output.report_to, "output.report_to"),
+        *missing_trackers(chosen_trackers(config.output.report_to), "output.report_to"),
     ]
     places = [(_data_cache(), "the cache of data sets", "HF_DATASETS_CACHE")]
     if _converts(config):

@@ -1,47 +1,33 @@
-"""The progress bar of a run: step, loss, reward margin and accuracy, time left.
+"""Training and evaluation as phases: step, loss, reward margin and accuracy.
 
 Figures stand beside the step that they were logged at. transformers logs a step after it has called `on_step_end`, so a
-line is printed when its figures are there; where not every step is logged, the step of the last figures is named.
+step is told when its figures are there; where not every step is logged, the step of the last figures is named.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wishbone.phases import Phase, begin, end
 
 _NAMES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """One line that is redrawn on a terminal; elsewhere a plain line after every tenth of the run."""
+class TrainingPhases(TrainerCallback):  # type: ignore[misc]
+    """Tells of training step by step and of each evaluation batch by batch."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
         self._figures = ""
         self._logged_at = -1
-        self._progress: Progress | None = None
-        self._last_tenth = 0
+        self._training: Phase | None = None
+        self._evaluation: Phase | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start at the run's first step, which is not 0 after a resume."""
-        self._last_tenth = _tenth(state)
-        if not state.is_world_process_zero or not self._console.is_terminal:
-            return
-        columns = (
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=self._console, transient=True)
-        self._task = self._progress.add_task("training", total=state.max_steps, completed=state.global_step, metrics="")
-        self._progress.start()
+        if state.is_world_process_zero:
+            self._training = begin("training", state.max_steps, "step", done=state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar, unless the figures of this step come in a moment."""
@@ -58,23 +44,37 @@ class ProgressBar(TrainerCallback):  # type: ignore[misc]
         self._figures, self._logged_at = "  ".join(shown), state.global_step
         self._show(state)
 
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Count a batch of an evaluation, which begins with its first one."""
+        if not state.is_world_process_zero:
+            return
+        if self._evaluation is None:
+            batches = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+            self._evaluation = begin("evaluation", batches)
+        self._evaluation.more()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End an evaluation."""
+        if self._evaluation is not None:
+            end(self._evaluation)
+            self._evaluation = None
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remove the bar."""
-        if self._progress is not None:
-            self._progress.stop()
+        """End training."""
+        if self._training is not None:
+            end(self._training)
+            self._training = None
 
     def _show(self, state: TrainerState) -> None:
-        step = state.global_step
-        figures = self._figures
+        step, figures = state.global_step, self._figures
         if figures and self._logged_at != step:
             figures = f"{figures}  (of step {self._logged_at})"
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, metrics=figures)
-        elif state.is_world_process_zero and not self._console.is_terminal and _tenth(state) > self._last_tenth:
-            self._last_tenth = _tenth(state)
-            self._console.print(f"step {step}/{state.max_steps}  {figures}".rstrip(), highlight=False)
-
-
-def _tenth(state: TrainerState) -> int:
-    tenth: int = 10 * state.global_step // max(state.max_steps, 1)
-    return tenth
+        if self._training is not None:
+            self._training.to(step, figures)

@@ -11,12 +11,15 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
+import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
@@ -25,18 +28,25 @@ from transformers.trainer_callback import PrinterCallback
 
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
-from wishbone.config.schema import ModelConfig, RunConfig
+from wishbone.config.schema import EMBEDDED_MODEL, ModelConfig, RunConfig
+from wishbone.config.trackers import chosen_trackers
 from wishbone.errors import RequestError, RunError, counted_of
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
+from wishbone.paths import user_path
+from wishbone.phases import heard, listening, phase
+from wishbone.report.answers import write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
+from wishbone.run.closing_answers import closing_answers
 from wishbone.run.ending import early_end_noted, now, write_result
+from wishbone.run.phase_display import PhaseDisplay
+from wishbone.run.planned_memory import planned_memory
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import prepare_data, trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
-from wishbone.run.progress import ProgressBar
+from wishbone.run.progress import TrainingPhases
 from wishbone.run.resume import (
     deciding_settings,
     finished_steps,
@@ -47,7 +57,9 @@ from wishbone.run.resume import (
 )
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
+from wishbone.run.shown_pairs import write_shown_pairs
 from wishbone.run.stop_signals import StopSignals
+from wishbone.run.tracker_texts import TrackerTexts, tensorboard_callback
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
@@ -76,10 +88,16 @@ def train(
         Stopped: a signal came.
     """
     console = console or Console(stderr=True)
-    if run_dir is None and is_first_process():
-        with claimed_run_directory(config, resume=resume) as claimed:
-            return _train(config, claimed, resume, console, signals)
-    return _train(config, run_dir, resume, console, signals)
+    with ExitStack() as opened:
+        if is_first_process() and not heard():
+            display = PhaseDisplay(console)
+            opened.callback(display.close)
+            opened.enter_context(listening(display))
+        if run_dir is None and is_first_process():
+            run_dir = opened.enter_context(claimed_run_directory(config, resume=resume))
+        datasets.disable_progress_bars()  # phases are shown instead
+        transformers.utils.logging.disable_progress_bar()
+        return _train(config, run_dir, resume, console, signals)
 
 
 def _train(
@@ -103,10 +121,13 @@ def _train(
             return run_dir
         config = template_of_run(config, run_dir)
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
-    train_pairs, heldout, dropped = _pairs(config)
+    with phase("pairs", note=_short(config.data.train), own_bars=_may_download(config.model.name)):
+        train_pairs, heldout, dropped = _pairs(config)
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
     lora = config.adapter.method == "lora"
     metrics = MetricsFile(run_dir / METRICS)
+    trackers = chosen_trackers(config.output.report_to)
+    tensorboard = tensorboard_callback(run_dir) if "tensorboard" in trackers else None
     trainer = DPOTrainer(
         model=model,
         ref_model=None if config.model.reference is None else _load(config.model, config.model.reference)[0],
@@ -115,7 +136,12 @@ def _train(
         eval_dataset=heldout,
         processing_class=tokenizer,
         peft_config=_adapter(config, model) if lora else None,
-        callbacks=[metrics, ProgressBar(console), *([StopAfterStep(signals)] if signals else [])],
+        callbacks=[
+            metrics,
+            TrainingPhases(),
+            *([tensorboard] if tensorboard else []),
+            *([StopAfterStep(signals)] if signals else []),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.deciding = deciding_settings(config)
@@ -132,6 +158,7 @@ def _train(
         "form": trainer.preference_step.policy.form if trainer.preference_step else "trl",
         "form_reason": trainer.form_reason,
         "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
+        "memory_plan": planned_memory(config, model.config.to_dict(), train_pairs),
         "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or _evaluate(trainer),
     }
     if writes:
@@ -140,6 +167,9 @@ def _train(
         write_text(run_dir / CONFIG_FILE, dump_config(config.model_copy(update={"data": data})))
         write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
+        shown = write_shown_pairs(run_dir, train_pairs, heldout, tokenizer, config.data.max_length)
+        texts = TrackerTexts(trackers, tensorboard, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
+        trainer.add_callback(texts)
     with early_end_noted(summary, run_dir / "summary.json" if writes else None, lambda: trainer.state.global_step):
         began = time.perf_counter()
         with signals.saving() if signals else nullcontext():
@@ -152,7 +182,8 @@ def _train(
             writers = [learned.save_pretrained, tokenizer.save_pretrained]
             if lora:
                 writers.append(partial(name_base, name=config.model.name, revision=config.model.revision))
-            write_result(run_dir / ("adapter" if lora else "model"), *writers)
+            with phase("saving"):
+                write_result(run_dir / ("adapter" if lora else "model"), *writers)
             summary |= {
                 "status": "done",
                 "finished": now(),
@@ -169,6 +200,10 @@ def _train(
                 "guard": trainer.guard.summary() if trainer.guard else None,
             }
             write_json(run_dir / "summary.json", summary)
+            asked = train_pairs if heldout is None else heldout
+            if found := closing_answers(trainer, asked, tokenizer, config.output.answers):
+                write_answers(run_dir, found)
+                texts.tell_answers([asdict(answer) for answer in found], trainer.state.global_step)
             if reference:
                 counts = f"{reference['computed']} computed, {reference['reused']} reused"
                 console.print(f"reference log-probabilities: {counts}", highlight=False)
@@ -191,14 +226,25 @@ def _report(run_dir: Path) -> None:
 
 def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
     """Return the model of that name, in the dtype or quantization of the run, and its tokenizer."""
-    return load_model(
-        name,
-        dtype=model.dtype,
-        revision=revision,
-        trust_remote_code=model.trust_remote_code,
-        load_in_4bit=model.quantization == "nf4",
-        load_in_fp8=model.quantization == "fp8",
-    )
+    with phase("model", note=_short(name), own_bars=_may_download(name)):
+        return load_model(
+            name,
+            dtype=model.dtype,
+            revision=revision,
+            trust_remote_code=model.trust_remote_code,
+            load_in_4bit=model.quantization == "nf4",
+            load_in_fp8=model.quantization == "fp8",
+        )
+
+
+def _may_download(name: str) -> bool:
+    """Whether a name may be one of the hub, whose own bars then show how far a download is."""
+    return name != EMBEDDED_MODEL and not user_path(name).exists()
+
+
+def _short(name: str) -> str:
+    """The last part of a path; another name as it is."""
+    return Path(name).name if user_path(name).exists() else name
 
 
 def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:

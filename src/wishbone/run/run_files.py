@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.planning.hardware import read_cpu
 from wishbone.run.atomic_file import write_text
 from wishbone.strict_json import without_nan
 from wishbone.version import __version__
@@ -33,7 +34,8 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 class MetricsFile(TrainerCallback):  # type: ignore[misc]
     """Appends every log of the trainer to `metrics.jsonl`, one JSON object a line.
 
-    Beside the trainer's own names a line has `step` and `seconds` (of training, without the pauses of a resumed run).
+    Beside the trainer's own names a line has `step` and `seconds` (of training, without the pauses of a resumed run),
+    one of training also `memory_gib` (peak so far).
     A line that cannot be written, as on a full disk, is left out, and training goes on.
 
     Attributes:
@@ -67,7 +69,8 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         if self._earlier is None:
             self._earlier = _last_seconds(self._path)
         seconds = self._earlier + time.monotonic() - self._began
-        line = {"step": state.global_step, "seconds": round(seconds, 3), **logs}
+        memory = {"memory_gib": round(peak_memory_gib(), 3)} if "loss" in logs else {}
+        line = {"step": state.global_step, "seconds": round(seconds, 3), **logs, **memory}
         try:
             _append(self._path, json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as error:
@@ -87,7 +90,7 @@ def environment() -> dict[str, Any]:
         "wishbone": __version__,
         "libraries": {name: version(name) for name in LIBRARIES},
         "device": "cuda" if cuda else "cpu",
-        "device_name": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device_name": torch.cuda.get_device_name() if cuda else read_cpu().model,
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

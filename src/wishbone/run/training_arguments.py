@@ -1,4 +1,7 @@
-"""From a run's configuration to the trainer's arguments."""
+"""From a run's configuration to the trainer's arguments.
+
+TensorBoard is not among the trackers: its files go into the run directory, so the run adds it by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 
 from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import RunConfig
+from wishbone.config.trackers import chosen_trackers
 from wishbone.preference.losses import are_reference_free
 from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
@@ -17,6 +21,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
     training, preference, data = config.training, config.preference, config.data
     cuda = torch.cuda.is_available()
     evaluates = data.eval is not None or data.eval_split is not None or data.eval_fraction > 0
+    trackers = [name for name in chosen_trackers(config.output.report_to) if name != "tensorboard"]
     every = {"eval": training.eval_steps, "save": training.save_steps}
     return DPOConfig(
         output_dir=str(run_dir / CHECKPOINTS),
@@ -40,7 +45,8 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         save_steps=every["save"] or 500,
         save_minutes=None if every["save"] else 3.0,
         save_total_limit=2,
-        report_to=config.output.report_to or "none",
+        report_to=trackers or "none",
+        run_name=run_dir.name,
         disable_tqdm=True,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,

@@ -22,6 +22,7 @@ from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.model.frozen_copy import FROZEN, HeldParameters
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
+from wishbone.phases import phase
 from wishbone.planning.budget import estimated_room, token_budget
 from wishbone.policy.activations import allow_recompute, chosen_activations
 from wishbone.policy.capability import choose_form
@@ -127,12 +128,13 @@ def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Poli
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
     row_multiple = 128 if compute_device(model).type == "cuda" else 1
     wrapped = hasattr(model, "_original_forward")  # accelerate prepared it, as TRL has it prepare the reference
-    capability = choose_form(
-        model,
-        max_length=args.max_length,
-        row_multiple=row_multiple,
-        autocast=autocast if wrapped else nullcontext,
-    )
+    with phase("trial", note="whether pairs can share rows"):
+        capability = choose_form(
+            model,
+            max_length=args.max_length,
+            row_multiple=row_multiple,
+            autocast=autocast if wrapped else nullcontext,
+        )
     if capability.reason:
         logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
     policy = Policy(

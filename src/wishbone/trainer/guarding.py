@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,6 +79,7 @@ def guard_of(args: DPOConfig, step: PreferenceStep, around: Surroundings) -> Gua
             questions=questions_of(pairs, step.policy.causal_lm, tokenizer.eos_token_id, tokenizer.pad_token_id),
             here=around.writes,
             share=share,
+            decode=partial(tokenizer.decode, skip_special_tokens=True),
         ),
         BestWeights(around.model, folder, around.load_checkpoint),
         Record(folder, writes=around.writes),

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
 from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.load import resolve_model
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
@@ -63,6 +64,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     Raises:
         RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
     """
+    model, ref_model = resolved(model), resolved(ref_model)
     config, options = modern_arguments(args, options)
     absent = [] if config is None else missing_trackers(config.report_to or [], "report_to")
     if problems := [*absent, *_without_rows(options)]:
@@ -92,6 +94,17 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     return Request(
         model, config, options, adapter_added, head_adapted, synchronized, adapter_is_new, start, ref_model is not None
     )
+
+
+def resolved(model: Any) -> Any:
+    """Return what TRL takes for a model: names that only Wishbone knows become the directory that they stand for.
+
+    These are the embedded model's and GGUF files, which are converted first; directories and hub ids stay as they are.
+
+    Raises:
+        RequestError: a path that does not exist, or a name that no hub takes.
+    """
+    return resolve_model(model) if isinstance(model, str) else model
 
 
 def _without_rows(options: dict[str, Any]) -> list[str]:

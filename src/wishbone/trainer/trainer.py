@@ -39,6 +39,7 @@ from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.model.frozen_copy import HeldParameters, harmless_copies
+from wishbone.phases import phase
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
@@ -286,7 +287,8 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             self.execution, graphs = replace(recorded.execution, room=room), "on" if recorded.graphs else "off"
         else:
             fixed = self.args.token_budget != "auto"
-            self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
+            with phase("rehearsal"):
+                self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
         if graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
             self.execution = with_cuda_graphs(
@@ -296,7 +298,6 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
                 pairs,
                 wanted=graphs,
                 steps=left,
-                show_progress=not self.args.disable_tqdm,
             )
 
     def _asked(self, step: PreferenceStep) -> Asked:

@@ -1,0 +1,57 @@
+"""The plan of a run's memory, kept with the run so that it can be compared with what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from wishbone.config.schema import RunConfig
+from wishbone.data.columns import IdColumn
+from wishbone.data.tokenize import ID_COLUMNS
+from wishbone.errors import RequestError
+from wishbone.planning import hardware
+from wishbone.planning.gpus import Gpu, find_gpu
+from wishbone.planning.lengths import PairLengths
+from wishbone.planning.memory import GIB
+from wishbone.planning.model_shape import read_shape
+from wishbone.planning.room import Machine
+from wishbone.planning.run_plan import Target, plan_run
+
+
+def planned_memory(config: RunConfig, model: dict[str, Any], pairs: Dataset) -> dict[str, Any] | None:
+    """Return the memory of the largest row by item, its total and the limit, in GiB; None for unknown families.
+
+    Args:
+        config: of the run.
+        model: the model's config.json.
+        pairs: tokenized pairs to learn from.
+    """
+    if config.model.reference is not None:
+        return None  # another model's memory, whose shape is not read here
+    prompt, chosen, rejected = (IdColumn(pairs, name).lengths for name in ID_COLUMNS)
+    machine, gpu = _machine()
+    try:
+        target = Target(
+            read_shape(model, config.model.name), PairLengths(prompt, chosen, rejected, "as trained"), machine, gpu
+        )
+        plan = plan_run(config, target)
+    except RequestError:
+        return None
+    memory = plan.rows.memory
+    items = {name: round(size / GIB, 4) for name, size in memory.items.items() if size > 0}
+    return {"items": items, "total": round(memory.total / GIB, 4), "limit": round(machine.limit / GIB, 4)}
+
+
+def _machine() -> tuple[Machine, Gpu | None]:
+    if not torch.cuda.is_available():
+        memory = hardware.read_memory()
+        return Machine("cpu", memory.total, memory.available), None
+    own = hardware.read_accelerators()[0]
+    try:
+        gpu = find_gpu(own.name)
+    except RequestError:
+        major, minor = own.capability or (0, 0)
+        gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
+    return Machine("cuda", own.memory, min(own.available, own.memory)), gpu
