@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,44 +11,32 @@ from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import requested
-from wishbone.report.diagnosis import diagnose, verdict
+from wishbone.cli.result import print_changes, result_data
 from wishbone.report.html import write_report
-from wishbone.report.outcome import outcome
 from wishbone.report.run_directory import read_run
 from wishbone.report.sections import facts
+from wishbone.strict_json import without_nan
 
 
 def report(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="Directory of a run, finished or not.", show_default=False)
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Write report.html into the run directory and print the result of the run."""
     with requested():
         record = read_run(run)
         path = write_report(run)
-    console = screen()
+    if as_json:
+        shown = {**result_data(record), "facts": facts(record), "report": str(path)}
+        typer.echo(json.dumps(without_nan(shown), indent=2))
+        return
     summary = Table.grid(padding=(0, 2))
     summary.add_column(no_wrap=True)
     summary.add_column(overflow="fold")
     for name, text in {"Status": record.status, **facts(record)}.items():
         summary.add_row(plain(name, "bold"), plain(text))
-    console.print(summary)
-    measured = outcome(record)
-    if measured.changes:
-        say(measured.caption)
-        table = Table()
-        table.add_column("Metric")
-        for time in (*measured.times, "Change"):
-            table.add_column(time, justify="right", no_wrap=True)
-        for change in measured.changes:
-            table.add_row(change.label, *change.shown())
-        console.print(table)
-    for finding in diagnose(record):
-        style = "bold red" if finding.severity == "problem" else "bold yellow"
-        say(f"{finding.title}. {finding.evidence} {finding.remedy}", marker=f"{finding.severity}: ", style=style)
-    if judged := verdict(record):
-        say(judged)
-    for problem in record.problems:
-        say(problem, marker="note: ", style="bold yellow")
+    screen().print(summary)
+    print_changes(record)
     say(str(path), marker="report: ", style="bold green")

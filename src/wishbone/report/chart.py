@@ -21,6 +21,10 @@ SCATTERED = 40
 MOST_POINTS, MOST_MARKS = 400, 100
 
 
+Tone = Literal["one", "two", "three", "four", "five", "six"]
+"""Colours of lines, as the style sheet has them."""
+
+
 @dataclass(frozen=True)
 class Line:
     """A metric over steps: of training and, if measured, of held-out pairs, each with its label."""
@@ -28,7 +32,7 @@ class Line:
     training: Series
     heldout: Series = ()
     labels: tuple[str, str] = ("training", "held out")
-    tone: Literal["one", "two"] = "one"
+    tone: Tone = "one"
     scatters: bool = True
 
 

@@ -64,6 +64,12 @@ def curves(record: RunRecord) -> list[Chart]:
             log=_has_spikes(record.metrics.get("grad_norm", [])),
         ),
         Chart(
+            "memory",
+            "Memory",
+            "Peak so far, in GiB: of the GPU, or of the process on a CPU.",
+            (Line(record.metrics.get("memory_gib", []), scatters=False),),
+        ),
+        Chart(
             "learning-rate",
             "Learning rate",
             "As set by the scheduler.",

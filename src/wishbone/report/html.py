@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wishbone.config.document import show
 from wishbone.errors import RequestError
-from wishbone.report import sections
+from wishbone.report import sections, views
 from wishbone.report.fused_table import fused_table
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.run_directory import RunRecord, read_run
@@ -64,11 +64,16 @@ def page(record: RunRecord) -> str:
         sections.error_log(record),
         sections.findings(record),
         sections.result(record),
-        sections.charts(record),
         sections.answers(record),
+        sections.charts(record),
+        views.guard(record),
+        views.answers_over_time(record),
+        views.pairs(record),
+        views.memory(record),
         fused_table(record),
         sections.settings(record),
         sections.environment(record),
+        views.next_steps(record),
         element("footer", f"Written by Wishbone {__version__}."),
     )
     return join(Markup("<!doctype html>\n"), element("html", head, element("body", main), lang="en"), "\n")

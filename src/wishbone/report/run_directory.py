@@ -22,7 +22,7 @@ from wishbone.errors import RequestError
 from wishbone.paths import user_path
 
 CONFIG, ENVIRONMENT, METRICS, SUMMARY = "config.yaml", "environment.json", "metrics.jsonl", "summary.json"
-ANSWERS, ERROR_LOG, GUARD = "answers.json", "error.log", "guard.jsonl"
+ANSWERS, ERROR_LOG, GUARD, PAIRS = "answers.json", "error.log", "guard.jsonl", "pairs.json"
 HELDOUT_PREFIX = "eval_"
 LARGEST = 1e100
 MOST_BYTES = 2**28
@@ -41,6 +41,7 @@ class RunRecord:
             becomes NaN, and values beyond 1e100 become infinite.
         answers: entries of `answers.json` that are mappings.
         guard: lines of `guard.jsonl` that are mappings.
+        pairs: entries of `pairs.json` that are mappings.
         error_log: its last 20,000 characters, or empty.
         status: "done", "failed" or "not finished", or another word from the summary.
         problems: what could not be read, one sentence each.
@@ -53,6 +54,7 @@ class RunRecord:
     metrics: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     answers: list[dict[str, Any]] = field(default_factory=list)
     guard: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
     error_log: str = ""
     status: str = "not finished"
     problems: list[str] = field(default_factory=list)
@@ -79,6 +81,9 @@ def read_run(path: Path) -> RunRecord:
         metrics=_read_metrics(path / METRICS, problems),
         answers=answers,
         guard=_read_rows(path / GUARD, problems),
+        pairs=[
+            pair for pair in _listed(_read_json(path / PAIRS, dict, problems).get("pairs")) if isinstance(pair, dict)
+        ],
         error_log=error_log,
         status=_status(path, summary, failed=bool(error_log)),
         problems=problems,
@@ -190,6 +195,10 @@ def _read_metrics(path: Path, problems: list[str]) -> dict[str, list[tuple[float
 def _read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """The lines of a file that are mappings; there need not be one."""
     return [row for row in map(_line, StringIO(_read_text(path, problems))) if row]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _line(text: str) -> dict[str, Any]:
