@@ -8,6 +8,8 @@ import os
 import pty
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +146,72 @@ def test_what_is_written_can_be_trained(tmp_path: Path):
     assert outcome.stderr.count("note:") == 1 and "as one user turn and one answer" in outcome.stderr
     lines = {line[:17].strip(): line[17:].strip() for line in outcome.stdout.splitlines()}
     assert lines["Learning rate"].startswith("1e-05, linear")
-    assert "of 16 pairs, epochs: 3" in lines["Steps"]
-    assert load_config("run.yaml").data.max_length == 1024
+    assert "of 4 pairs, epochs: 3" in lines["Steps"]
+    config = load_config("run.yaml")
+    assert (config.data.max_length, config.data.eval_fraction) == (512, 0.1)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of two layers whose positions end at 600."""
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=600).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def write_rows(path: Path, count: int, **more: object) -> None:
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} | more for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+def test_the_data_decide_lengths_steps_and_what_is_held_out(tmp_path: Path, model: Path):
+    """Few pairs, many pairs and long pairs get other settings; nothing was said of them."""
+    settings = {}
+    for name, count, more in (("few", 50, {}), ("many", 1200, {}), ("long", 30, {"chosen": "one two " * 600})):
+        write_rows(tmp_path / f"{name}.jsonl", count, **more)
+        outcome = init("--model", "./model", "--data", f"{name}.jsonl", "--gpu", "none", "--output", f"{name}.yaml")
+        assert outcome.exit_code == 0, outcome.stderr
+        config = load_config(f"{name}.yaml")
+        batch = config.training.batch_size * config.training.gradient_accumulation
+        settings[name] = (config.data.max_length, config.data.eval_fraction, batch)
+        assert f"found: {count:,} pairs in {name}.jsonl" in outcome.stderr
+    assert settings == {"few": (512, 0.1, 4), "many": (512, 0.05, 16), "long": (768, 0.1, 4)}
+    assert "30 of 30 pairs are longer than the 600 positions of the model" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_rows_that_cannot_be_used_are_left_out_and_said(tmp_path: Path, model: Path):
+    write_rows(tmp_path / "pairs.jsonl", 30)
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write('not JSON\n{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    outcome = init("--model", "./model", "--data", "pairs.jsonl", "--gpu", "none", "--output", "run.yaml", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    said = json.loads(outcome.stdout)
+    assert said["settings"]["data.invalid_rows"] == "drop"
+    assert said["situation"]["pairs"] == 30 and said["fits"] is True
+    assert any("2 rows cannot be used and will be left out" in note for note in said["notes"])
+    assert load_config("run.yaml").data.invalid_rows == "drop"
+    assert said["text"] == (tmp_path / "run.yaml").read_text()
+    planned = CliRunner().invoke(app, ["train", "run.yaml", "--dry-run"])
+    assert planned.exit_code == 0, planned.stderr
+
+
+def test_the_file_names_its_schema_for_editors(tmp_path: Path):
+    assert init(*LLAMA, "--output", "run.yaml").exit_code == 0
+    first = (tmp_path / "run.yaml").read_text().splitlines()[0]
+    name, _, place = first.partition("=")
+    assert name == "# yaml-language-server: $schema"
+    schema = json.loads(Path(urllib.request.url2pathname(urllib.parse.urlparse(place).path)).read_text())
+    assert set(schema["properties"]) == {"model", "adapter", "data", "preference", "training", "output"}
+    assert "yaml-language-server" not in init(*LLAMA).stdout
+
+
+def test_data_that_are_not_here_are_said():
+    outcome = init(*LLAMA)
+    assert "note: pairs.jsonl is not here, so lengths and steps are for usual data" in outcome.stderr
+    assert parse_config(outcome.stdout).data.eval_fraction == 0
 
 
 def converse(command: list[str], answers: list[str], directory: Path) -> tuple[int, str, str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from wishbone.cli.board import board
 from wishbone.cli.chat import chat
 from wishbone.cli.check import check
 from wishbone.cli.compare import compare
@@ -19,6 +20,7 @@ from wishbone.cli.init import init
 from wishbone.cli.plan import plan
 from wishbone.cli.push import push
 from wishbone.cli.report import report
+from wishbone.cli.sweep import sweep
 from wishbone.cli.train import train
 from wishbone.run.lasting_output import OutputFailed, checked_output, lasting_output
 from wishbone.version import __version__
@@ -44,6 +46,10 @@ app.command(
     epilog='Example: wishbone plan run.yaml model.quantization=nf4 --gpu "RTX 4090"',
 )(plan)
 app.command(
+    short_help="Train every combination of some settings, and compare them in one table.",
+    epilog="Example: wishbone sweep run.yaml training.learning_rate=5e-6,1e-5 preference.beta=0.05,0.1",
+)(sweep)
+app.command(
     short_help="Check preference pairs before a run: what is wrong, why it hurts, what to do.",
     epilog="Example: wishbone check pairs.jsonl --model smollm2-135m-instruct --html pairs.html",
 )(check)
@@ -66,6 +72,10 @@ app.command(
     short_help="Publish what a run learned on the hub, with a model card.",
     epilog="Example: wishbone push runs/mine someone/my-model --private",
 )(push)
+app.command(
+    short_help="Show runs on a local page while they train.",
+    epilog="Example: wishbone board runs/one runs/two --open",
+)(board)
 app.command(short_help="Write report.html of a run and print its result.")(report)
 
 

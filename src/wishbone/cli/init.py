@@ -1,15 +1,17 @@
 """`wishbone init`: recommended settings with reasons, as YAML, JSON or a Python script.
 
 On a terminal and without flags it asks questions. Explanations go to standard error, the file to standard output or to
-`--output`, so a pipe gets only the file.
+`--output`, so a pipe gets only the file. What is not told is found out: data on this machine are opened and their
+tokens counted, the GPU is this machine's, and the file is planned here before it is written.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,15 +19,18 @@ import typer
 from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
+from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.preparation import COUNTED, Prepared, prepare
 from wishbone.cli.request import requested
 from wishbone.config.document import plain_value, show, show_path
 from wishbone.config.emit import yaml_flow
+from wishbone.config.json_schema import editor_line
 from wishbone.config.schema import EMBEDDED_MODEL
 from wishbone.config.targets import AS_ASKED, Format, write
 from wishbone.errors import RequestError
 from wishbone.planning import hardware
 from wishbone.planning.advisor import Advice, advise
-from wishbone.planning.gpus import find_gpu
+from wishbone.planning.gpus import assumed_gpu, find_gpu
 from wishbone.planning.situation import NO_GPU, SYMPTOMS, Situation, read_situation
 
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -67,29 +72,106 @@ def build(
     ] = None,
 ) -> None:
     """Recommend settings for a model, a machine and data, with reasons, and write them as YAML, JSON or Python."""
-    given: dict[str, Any] = {name: value for name, value in locals().items() if name in Situation.model_fields}
-    answers = {name: value for name, value in given.items() if value is not None and value is not False}
-    answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
-    if symptom:
-        answers["symptoms"] = symptom
+    given = dict(locals())
     with requested():
-        situation, chosen = _checked(answers, form or "yaml")
+        situation, chosen = _checked(_answers(given), form or "yaml")
+        _say_assumption(situation)
         advice = advise(situation)
         text = write(situation.target, chosen, advice.outcome)
         _print_advice(advice, scripted=chosen == "python" or situation.target != "wishbone")
-        if situation.output is None:
-            sys.stdout.write(text)
-            return
-        _write_new(Path(situation.output), text)
-        say(_next(situation, chosen), marker="written: ", style="bold green", error=True)
+        _hand_over(situation, chosen, text)
 
 
-@wraps(build)
-def init(**flags: Any) -> None:
-    """`build`; without flags on a terminal, after questions."""
+def init(*, as_json: bool = False, **flags: Any) -> None:
+    """`build`, after what was not told is found out; without flags on a terminal, after questions."""
     if not any(flags.values()) and sys.stdin.isatty() and sys.stderr.isatty():
         flags |= _ask()
-    build(**flags)
+    settle_libraries()
+    with requested():
+        answers = _answers(flags)
+        if answers.get("data") and "model" not in answers:
+            answers["model"] = EMBEDDED_MODEL
+        if "gpu" not in answers and "gpu_memory_gib" not in answers and "gpus" not in answers:
+            answers["gpu"] = _gpu_here()
+        situation, chosen = _checked(answers, flags.get("form") or "yaml")
+        _say_assumption(situation)
+        with screen(error=True).status("opening the data"):
+            prepared = prepare(situation, {name for name in answers if name in COUNTED})
+        for note in prepared.notes:
+            say(note, marker="note: ", style="bold yellow", error=True)
+        situation, advice = prepared.situation, prepared.advice
+        text = write(situation.target, chosen, advice.outcome)
+        if chosen == "yaml" and situation.target == "wishbone" and situation.output is not None:
+            text = editor_line() + text
+        if as_json:
+            if situation.output is not None:
+                _write_new(Path(situation.output), text)
+            typer.echo(json.dumps(_data(prepared, text, chosen), indent=2))
+            return
+        _print_advice(advice, scripted=chosen == "python" or situation.target != "wishbone")
+        for line in prepared.found:
+            say(line, marker="found: ", style="bold", error=True)
+        _hand_over(situation, chosen, text)
+
+
+_BUILD = signature(build, eval_str=True)
+init.__doc__ = build.__doc__
+init.__signature__ = _BUILD.replace(  # type: ignore[attr-defined]  # typer reads it
+    parameters=[
+        *_BUILD.parameters.values(),
+        Parameter(
+            "as_json",
+            Parameter.KEYWORD_ONLY,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--json", help="Print settings, reasons and the file as JSON.")],
+        ),
+    ]
+)
+
+
+def _answers(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers by field name from flags."""
+    given = {name: value for name, value in flags.items() if name in Situation.model_fields}
+    answers = {name: value for name, value in given.items() if value is not None and value is not False}
+    answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
+    return answers | ({"symptoms": flags["symptom"]} if flags.get("symptom") else {})
+
+
+def _say_assumption(situation: Situation) -> None:
+    """Print which GPU a name was taken for, where it may be several."""
+    assumed = None if situation.gpu.lower() == NO_GPU else assumed_gpu(situation.gpu)
+    if assumed is not None:
+        say(assumed, marker="note: ", style="bold yellow", error=True)
+
+
+def _hand_over(situation: Situation, form: Format, text: str) -> None:
+    """Write the file, or print it."""
+    if situation.output is None:
+        sys.stdout.write(text)
+        return
+    _write_new(Path(situation.output), text)
+    say(_next(situation, form), marker="written: ", style="bold green", error=True)
+
+
+def _data(prepared: Prepared, text: str, form: Format) -> dict[str, Any]:
+    """What was advised, as data for other programs."""
+    situation, advice = prepared.situation, prepared.advice
+    return {
+        "settings": {name: value for name, value in advice.settings.items() if not name.startswith("script.")},
+        "reasons": [
+            {"settings": list(rule.set), "reason": rule.reason, "source": rule.source}
+            for rule in advice.applied
+            if rule.kind == "setting"
+        ],
+        "warnings": [rule.reason for rule in advice.warnings],
+        "situation": situation.model_dump(),
+        "fits": prepared.fits,
+        "found": prepared.found,
+        "notes": prepared.notes,
+        "format": form,
+        "written": situation.output,
+        "text": text,
+    }
 
 
 def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:

@@ -101,15 +101,22 @@ def plan(
     raise typer.Exit(0 if found.fits else DOES_NOT_FIT)
 
 
+def device_here() -> tuple[Gpu | None, Machine, bool]:
+    """Return this machine's GPU, or None for its CPU, its memory, and that it is in this machine."""
+    return _device(None, None)
+
+
 def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Machine, bool]:
     """The GPU (None for the CPU), its memory, and whether it is in this machine."""
     from wishbone.planning import hardware
-    from wishbone.planning.gpus import Gpu, find_gpu
+    from wishbone.planning.gpus import Gpu, assumed_gpu, find_gpu
     from wishbone.planning.memory import CONTEXT
     from wishbone.planning.room import Machine
 
     if name is not None and name.lower() != NO_GPU:
         gpu = find_gpu(name)
+        if assumed := assumed_gpu(name):
+            say(assumed, marker="note: ", style="bold yellow", error=True)
         memory = (memory_gib or gpu.memory_gib) * GIB
         return gpu, Machine("cuda", memory, memory), False
     accelerators = hardware.read_accelerators() if name is None and hardware.has_nvidia_driver() else []

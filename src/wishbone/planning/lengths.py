@@ -10,11 +10,10 @@ for other scripts, and each message as four more tokens for what a chat template
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,8 @@ from wishbone.config.schema import DataConfig
 from wishbone.errors import RequestError
 
 Counts = NDArray[np.int64]
+
+InvalidRows = Literal["refuse", "drop"]
 
 CHARACTERS_A_TOKEN = 4
 TOKENS_A_MESSAGE = 4
@@ -82,9 +83,8 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
         prompt, chosen, rejected = _tokenized(data, tokenizer_directory)
         source = "by the model's tokenizer"
     else:
-        rows = _loaded(data, data.template != "none")
-        prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).T
-        source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
+        found = estimated_pairs(loaded_pairs(data, turns=data.template != "none"))
+        prompt, chosen, rejected, source = found.prompt, found.chosen, found.rejected, found.source
     room = prompt < data.max_length if data.max_length and data.truncation == "keep_start" else prompt >= 0
     usable = room & (chosen > 0) & (rejected > 0)
     if not usable.any():
@@ -92,13 +92,30 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
     return PairLengths(prompt[usable], chosen[usable], rejected[usable], source)
 
 
-def _loaded(data: DataConfig, turns: bool) -> Any:
+def estimated_pairs(rows: Iterable[Mapping[str, Any]]) -> PairLengths:
+    """Return the lengths of pairs of texts or messages, by their characters."""
+    prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).reshape(-1, 3).T
+    source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
+    return PairLengths(prompt, chosen, rejected, source)
+
+
+def loaded_pairs(data: DataConfig, invalid_rows: InvalidRows = "drop", turns: bool = False) -> Any:
+    """Load the pairs to learn from as their settings say.
+
+    Args:
+        data: the settings.
+        invalid_rows: what happens to rows that are no pairs, instead of what the settings say.
+        turns: whether texts with a prompt become messages.
+
+    Raises:
+        RequestError: as `wishbone.data.source.load_pairs`.
+    """
     from wishbone.data.source import load_pairs
 
     return load_pairs(
         data.train,
         split=data.split,
-        invalid_rows="drop",
+        invalid_rows=invalid_rows,
         system_prompt=data.system_prompt,
         columns=data.columns,
         pairs=data.pairs,
@@ -116,7 +133,7 @@ def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Count
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    rows = in_trained_form(partial(_loaded, data), tokenizer, data.template, data.train)
+    rows = in_trained_form(lambda turns: loaded_pairs(data, turns=turns), tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
     prompt, chosen, rejected = (IdColumn(pairs, name).lengths.astype(np.int64) for name in ID_COLUMNS)
     return prompt, chosen, rejected

@@ -1,0 +1,261 @@
+"""`wishbone sweep`: a grid of settings, one run after another, with one reference store and one table at the end.
+
+Each run is a process of its own, so that memory is free again and one that fails does not end the others. The
+reference's log-probabilities depend on none of the usual settings of a sweep; the first run computes them, and the
+others read them. What is done is not done again: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from wishbone.cli.console import plain, say, screen
+from wishbone.cli.request import requested
+from wishbone.cli.result import result_data
+from wishbone.config.load import load_config
+from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE
+from wishbone.config.schema import RunConfig
+from wishbone.errors import RequestError, counted
+from wishbone.report.outcome import in_words
+from wishbone.report.run_directory import read_run
+from wishbone.run.preflight import check_access
+from wishbone.strict_json import without_nan
+
+MOST_RUNS = 500
+INTERRUPTED = 130
+TABLE = "sweep.json"
+SHOWN = {"loss": "Loss", "rewards/accuracies": "Accuracy", "rewards/margins": "Margin"}
+"""Held-out metrics of the table."""
+OWN = ("output.dir", "training.reference_store")
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a grid: a name for its directory, and its overrides; `varied` are those of the grid, by short name."""
+
+    name: str
+    overrides: list[str]
+    varied: dict[str, str]
+
+
+def sweep(
+    config_path: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="File of the runs.", show_default=False)],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SECTION.KEY=V1,V2,...",
+            help="Values to combine, with commas between them; a list is written in brackets.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Directory of the sweep: a run directory for each combination.")] = Path(
+        "runs/sweep"
+    ),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, check their settings; train none.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON and nothing else.")] = False,
+) -> None:
+    """Train every combination of some settings, and compare the runs in one table."""
+    with requested():
+        combinations = grid(settings)
+        configs = _checked(config_path, combinations, output)
+        shared = _store(configs, settings, output)
+        check_access(
+            configs[0].model_copy(update={"output": configs[0].output.model_copy(update={"dir": str(output)})})
+        )
+    said = f"{counted(len(combinations), 'run')} in {output}"
+    say(said + (f", one reference store ({shared})" if shared else ""), marker="sweep: ", style="bold", error=True)
+    if dry_run:
+        for at, one in enumerate(combinations, 1):
+            say(f"{at}. {' '.join(one.overrides)}", error=True)
+        return
+    outcomes = {}
+    for at, one in enumerate(combinations, 1):
+        directory = output / one.name
+        if _is_done(directory):
+            say(f"{at} of {len(combinations)}, {one.name}: done before", marker="run: ", style="bold green", error=True)
+            outcomes[one.name] = 0
+            continue
+        say(f"{at} of {len(combinations)}, {' '.join(one.overrides)}", marker="run: ", style="bold", error=True)
+        outcomes[one.name] = _train(config_path, one, directory, shared)
+        if outcomes[one.name] in (INTERRUPTED, 143, 129):
+            say("stopped; the same command goes on from here", marker="sweep: ", style="bold yellow", error=True)
+            break
+    rows = [_row(one, output / one.name, outcomes.get(one.name)) for one in combinations]
+    (output / TABLE).write_text(json.dumps(without_nan(rows), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(without_nan(rows), indent=2))
+    else:
+        _print_table(combinations, rows)
+        say(f"{output / TABLE}; to look at all of them: wishbone board {output}", marker="table: ", style="bold green")
+    if any(outcomes.get(one.name) != 0 for one in combinations):
+        raise typer.Exit(next((status for status in outcomes.values() if status), 1))
+
+
+def grid(settings: Sequence[str]) -> list[Combination]:
+    """Return every combination of settings, the last one changing fastest.
+
+    Raises:
+        RequestError: a setting has no value or stands twice, or there are more than `MOST_RUNS` combinations.
+    """
+    values: dict[str, list[str]] = {}
+    problems = []
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip()
+        if not equals or not text.strip() or name.count(".") != 1:
+            problems.append(f"{setting!r}: write it as section.key=value,value, such as preference.beta=0.05,0.1")
+        elif name in values:
+            problems.append(f"{name} stands twice; write its values with commas between them")
+        elif name in OWN:
+            problems.append(f"{name} is the sweep's own: --output names its directory, and all runs share one store")
+        else:
+            values[name] = split_values(text)
+    if problems:
+        raise RequestError(problems)
+    count = 1
+    for found in values.values():
+        count *= len(found)
+    if count > MOST_RUNS:
+        raise RequestError(f"{count:,} runs are more than {MOST_RUNS}; give fewer values")
+    varied = [name for name, found in values.items() if len(found) > 1]
+    combinations = []
+    for chosen in product(*values.values()):
+        pairs = dict(zip(values, chosen, strict=True))
+        shown = {name.partition(".")[2]: pairs[name] for name in varied}
+        words = [f"{key}-{_word(value)}" for key, value in shown.items()]
+        overrides = [f"{name}={value}" for name, value in pairs.items()]
+        combinations.append(Combination("_".join(words) or "run", overrides, shown))
+    names = [one.name for one in combinations]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise RequestError(f"the same values stand twice: {', '.join(sorted(twice))}; give each value once")
+    return combinations
+
+
+def split_values(text: str) -> list[str]:
+    """Return the values of a text, divided at commas outside of brackets and quotes."""
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "[{":
+            depth += 1
+        elif letter in "]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            values.append("")
+            continue
+        values[-1] += letter
+    return [value.strip() for value in values]
+
+
+def _word(value: str) -> str:
+    """A value as part of a directory's name."""
+    return re.sub(r"[^\w.+-]+", "-", value).strip("-")[:60] or "empty"
+
+
+def _checked(path: Path, combinations: Sequence[Combination], output: Path) -> list[RunConfig]:
+    """The configuration of each run; raises the problems of all of them, each once."""
+    configs: list[RunConfig] = []
+    problems: dict[str, None] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for one in combinations:
+            try:
+                configs.append(load_config(path, [*one.overrides, f"output.dir={json.dumps(str(output / one.name))}"]))
+            except RequestError as error:
+                problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise RequestError(list(problems))
+    return configs
+
+
+def _store(configs: Sequence[RunConfig], settings: Sequence[str], output: Path) -> Path | None:
+    """The store that all runs share; None where the file says another one, or FP8 keeps none."""
+    first = configs[0]
+    if first.training.reference_store != "auto" or any(one.model.quantization == "fp8" for one in configs):
+        return None
+    return output.absolute() / "references.sqlite"
+
+
+def _is_done(directory: Path) -> bool:
+    try:
+        return read_run(directory).status == "done"
+    except RequestError:
+        return False
+
+
+def _train(config_path: Path, one: Combination, directory: Path, store: Path | None) -> int:
+    """Train one combination in a process of its own, and return its exit status."""
+    words = [*one.overrides, f"output.dir={json.dumps(str(directory))}"]
+    words += [f"training.reference_store={json.dumps(str(store))}"] if store else []
+    started = (directory / CONFIG_FILE).exists()
+    resumable = started and any((directory / CHECKPOINTS).glob("checkpoint-*"))
+    if started and not resumable:
+        shutil.rmtree(directory)  # it ended before its first checkpoint
+    command = [sys.executable, "-m", "wishbone", "train", str(config_path), *words, *(["--resume"] * resumable)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # the terminal sends it to the run, too, which saves a checkpoint
+            process.wait()
+            return INTERRUPTED
+
+
+def _row(one: Combination, directory: Path, status: int | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": str(directory), "settings": one.varied, "status": "not begun"}
+    try:
+        found = result_data(read_run(directory))
+    except RequestError:
+        return row | ({"status": "failed"} if status else {})
+    metrics = {name: change["after"] for name, change in found["measured"]["metrics"].items()}
+    problems = [finding["title"] for finding in found["findings"] if finding["severity"] == "problem"]
+    heldout = "heldout_after" in found["summary"] and found["summary"]["heldout_after"] is not None
+    return row | {"status": found["status"], "heldout": heldout, "metrics": metrics, "problems": problems}
+
+
+def _print_table(combinations: Sequence[Combination], rows: Sequence[dict[str, Any]]) -> None:
+    varied = list(combinations[0].varied)
+    table = Table()
+    for name in varied or ["Run"]:
+        table.add_column(name, no_wrap=True)
+    for title in SHOWN.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("What stands out", overflow="fold")
+    for row in sorted(rows, key=_rank):
+        metrics = row.get("metrics", {})
+        cells = [_shown(metrics.get(name), percent=name == "rewards/accuracies") for name in SHOWN]
+        said = "; ".join(row.get("problems", [])) or ("" if row["status"] == "done" else row["status"])
+        own = [plain(row["settings"][name]) for name in varied] or [plain(Path(row["run"]).name)]
+        table.add_row(*own, *cells, plain(said))
+    screen().print(table)
+    pairs = "held-out pairs" if all(row.get("heldout") for row in rows) else "held-out pairs, or training pairs without"
+    say(
+        f"Measured on {pairs}; the highest accuracy first. Losses and margins grow with beta: compare them at one beta."
+    )
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    metrics = row.get("metrics", {})
+    accuracy, loss = metrics.get("rewards/accuracies"), metrics.get("loss")
+    return (-accuracy if accuracy is not None else 1.0, loss if loss is not None else float("inf"))
+
+
+def _shown(value: float | None, *, percent: bool) -> str:
+    return "\N{EN DASH}" if value is None else in_words(value, percent=percent)

@@ -1,0 +1,99 @@
+"""`wishbone sweep`: the grid, its refusals, and a sweep of two runs that is stopped and goes on."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner, Result
+
+from wishbone.cli import app
+from wishbone.cli.sweep import grid, split_values
+from wishbone.errors import RequestError
+
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64, eval_fraction: 0.3}
+adapter: {rank: 2}
+training: {batch_size: 2, gradient_accumulation: 1, max_steps: 1}
+output: {answers: 0, report_to: []}
+"""
+
+
+def test_every_combination_has_a_name_of_its_own():
+    found = grid(["training.learning_rate=1e-6,5e-6", "preference.loss=sigmoid,[sigmoid, sft]", "training.seed=3"])
+    assert [one.name for one in found] == [
+        "learning_rate-1e-6_loss-sigmoid",
+        "learning_rate-1e-6_loss-sigmoid-sft",
+        "learning_rate-5e-6_loss-sigmoid",
+        "learning_rate-5e-6_loss-sigmoid-sft",
+    ]
+    assert found[1].overrides == ["training.learning_rate=1e-6", "preference.loss=[sigmoid, sft]", "training.seed=3"]
+    assert found[1].varied == {"learning_rate": "1e-6", "loss": "[sigmoid, sft]"}
+
+
+def test_commas_in_brackets_and_quotes_divide_nothing():
+    assert split_values("[a,b],{c: 1,d: 2},'x,y',z") == ["[a,b]", "{c: 1,d: 2}", "'x,y'", "z"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["beta"], "write it as section.key=value,value"),
+        (["preference.beta="], "write it as section.key=value,value"),
+        (["preference.beta=0.1", "preference.beta=0.2"], "stands twice"),
+        (["output.dir=a,b"], "is the sweep's own"),
+        (["preference.beta=0.1,0.1"], "the same values stand twice"),
+        ([f"training.seed={','.join(map(str, range(600)))}"], "600 runs are more than 500"),
+    ],
+)
+def test_what_is_no_grid_is_refused(settings: list[str], said: str):
+    with pytest.raises(RequestError, match=said):
+        grid(settings)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tokenizer = tiny_tokenizer()
+    tiny_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(10)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def sweep(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["sweep", "tiny.yaml", *arguments])
+
+
+def test_wrong_values_are_refused_before_any_run(workplace: Path):
+    outcome = sweep("preference.beta=0.1,-1", "--output", "s")
+    assert outcome.exit_code == 2 and "preference.beta" in outcome.stderr
+    assert not (workplace / "s").exists()
+    listed = sweep("preference.beta=0.1,0.2", "--output", "s", "--dry-run")
+    assert listed.exit_code == 0 and "2. preference.beta=0.2" in listed.stderr
+
+
+@pytest.mark.long
+def test_two_runs_share_one_store_and_are_not_run_twice(workplace: Path):
+    outcome = sweep("preference.beta=0.1,0.2", "--output", "s")
+    assert outcome.exit_code == 0, outcome.stderr
+    rows = json.loads((workplace / "s" / "sweep.json").read_text())
+    assert [(row["settings"]["beta"], row["status"], row["heldout"]) for row in rows] == [
+        ("0.1", "done", True),
+        ("0.2", "done", True),
+    ]
+    summaries = [json.loads((Path(row["run"]) / "summary.json").read_text()) for row in rows]
+    assert summaries[0]["reference_pairs"]["computed"] > 0
+    assert summaries[1]["reference_pairs"]["computed"] == 0 < summaries[1]["reference_pairs"]["reused"]
+    with sqlite3.connect(workplace / "s" / "references.sqlite") as store:
+        assert store.execute("select count(*) from sqlite_master").fetchone()[0] > 0
+    again = sweep("preference.beta=0.1,0.2", "--output", "s", "--json")
+    assert again.exit_code == 0 and again.stderr.count("done before") == 2
+    assert json.loads(again.stdout) == rows
