@@ -39,7 +39,7 @@ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "n
 OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2)-interpreter.json tests/ops
 endef
 
-.PHONY: help demo lint quick test soak gpu newest oldest lock versions clean
+.PHONY: help demo lint quick test soak gpu newest oldest lock versions docs clean
 help:
 	@echo "make demo     train a small real model on the CPU and show what changed"
 	@echo "make lint     ruff, format and types"
@@ -51,6 +51,7 @@ help:
 	@echo "make oldest   all tests with the lowest, in .venv-oldest"
 	@echo "make lock     write requirements/*.txt; with LOCK=--upgrade take the newest versions"
 	@echo "make versions write what the last runs tested into docs/versions.md"
+	@echo "make docs     build the documentation as a site in runs/site; every link is checked"
 	@echo "make clean    remove all environments and runs"
 
 demo: runs/plain-answers/demo.txt
@@ -88,13 +89,14 @@ $(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "documents and not long"; fi
 	@touch $@
 
-# Results go to runs/soak-kills.json and runs/soak-files.json; SEED makes other kills and other files.
+# Results go to runs/soak-newcomer.json, soak-kills.json and soak-files.json; SEED makes other kills and other files.
 KILLS ?= 300
 FUZZED ?= 10000
 SEED ?= 0
 soak: $(VENV)/installed builder/node_modules/asked-for
 	@mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
+	cd tests && ../$(BIN)/python -m soak.newcomer --out ../runs/soak-newcomer.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.kills --kills $(KILLS) --seed $(SEED) --out ../runs/soak-kills.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak --count $(FUZZED) --seed $(SEED) --out ../runs/soak-files.json
 
@@ -115,6 +117,17 @@ lock: $(TOOLS)/installed
 
 versions: $(VENV)/installed
 	$(BIN)/python scripts/document_versions.py
+
+# In an environment of its own: the site needs nothing of Wishbone.
+DOCS := .venv-docs
+docs: $(DOCS)/installed
+	$(DOCS)/bin/python -m mkdocs --quiet build --strict
+	@echo "the site is in runs/site/index.html"
+
+$(DOCS)/installed: requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $<
+	@touch $@
 
 $(VENV)/installed: $(LOCKED) pyproject.toml
 	$(call install,$(VENV),$(LOCKED))

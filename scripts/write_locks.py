@@ -4,7 +4,8 @@
     python scripts/write_locks.py --resolution {highest,lowest-direct} --python PYTHON --out FILE
 
 `requirements/locked.txt` has exact versions and hashes of what `make demo` and `make test` install, one list for
-every Python and platform; `requirements/tools.txt` has those of uv, which resolves both. A version stays as it is while
+every Python and platform; `requirements/tools.txt` has those of uv, which resolves both, and `requirements/docs.txt`
+those of what `make docs` builds the site with. A version stays as it is while
 it fits; `--upgrade` takes the newest. No file names an index.
 
 torch is resolved and left out: the wheel depends on the machine, so `TORCH` of the Makefile installs it. Left out with
@@ -25,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKED = "requirements/locked.txt"
 TOOLS = "requirements/tools.txt"
+SITE = "requirements/docs.txt"
 TORCH = "requirements/torch.txt"
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
@@ -55,12 +57,13 @@ def cuda_libraries() -> list[str]:
 
 
 def write_locks(upgrade: bool) -> None:
-    """Write both lock files and check that every locked version has a wheel on every supported Python and platform."""
+    """Write the lock files and check that every locked version has a wheel on every supported Python and platform."""
     header = ("--custom-compile-command", "make lock")
     options = (*ONE_LIST, *PLAIN, *header, *(["--upgrade"] if upgrade else []))
     left_out = [word for name in ["torch", *cuda_libraries()] for word in ("--no-emit-package", name)]
     uv("pip", "compile", *PROJECT, "--constraint", TORCH, *options, *left_out, "--output-file", LOCKED)
-    uv("pip", "compile", "requirements/tools.in", *options, "--output-file", TOOLS)
+    for wanted, written in (("requirements/tools.in", TOOLS), ("requirements/docs.in", SITE)):
+        uv("pip", "compile", wanted, *options, "--output-file", written)
     wheels = ("--dry-run", "--quiet", "--no-deps", "--only-binary", ":all:")
     with tempfile.TemporaryDirectory() as nowhere:
         for platform, python in itertools.product(PLATFORMS, PYTHONS):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 TABLES = runpy.run_path(str(ROOT / "scripts" / "document_versions.py"))
 TORCH = Requirement((ROOT / "requirements" / "torch.txt").read_text(encoding="utf-8").strip())
-LOCKS = ["requirements/locked.txt", "requirements/tools.txt"]
+LOCKS = ["requirements/locked.txt", "requirements/tools.txt", "requirements/docs.txt"]
 
 
 def entries(lock: str) -> dict[str, tuple[Requirement, list[str]]]:
