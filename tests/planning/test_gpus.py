@@ -78,6 +78,11 @@ def test_less_than_a_name_is_the_smallest_that_it_may_be(name: str, taken: str, 
     assert ("Laptop" in said) == ("laptop" in name)
 
 
+def test_the_memory_of_a_driver_tells_forms_apart():
+    assert find_gpu("NVIDIA GeForce RTX 4060 Ti", 15.6).name == "RTX 4060 Ti 16GB"
+    assert find_gpu("NVIDIA A100-SXM4", 79.2).name == "A100 80GB"
+
+
 def test_a_whole_name_assumes_nothing():
     assert [name for name in known_gpus() if assumed_gpu(name) or find_gpu(name).name != name] == []
 

@@ -280,7 +280,7 @@ def _gpu_here() -> str:
         return NO_GPU
     for accelerator in hardware.read_accelerators():
         try:
-            return find_gpu(accelerator.name).name
+            return find_gpu(accelerator.name, accelerator.memory / 2**30).name
         except RequestError:
             continue
     return NO_GPU

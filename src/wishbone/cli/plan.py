@@ -124,7 +124,7 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
     if cuda:
         own = cuda[0]
         try:
-            gpu = find_gpu(own.name)
+            gpu = find_gpu(own.name, own.memory / GIB)
         except RequestError:
             major, minor = own.capability or (0, 0)
             gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")

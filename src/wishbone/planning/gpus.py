@@ -88,13 +88,18 @@ def known_gpus() -> dict[str, Gpu]:
     }
 
 
-def find_gpu(name: str) -> Gpu:
+def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
     """Return the GPU of that name, as a person or a driver writes it; of several, the smallest.
+
+    Args:
+        name: of the GPU.
+        memory_gib: what it has, where that is known; of several, the nearest is taken.
 
     Raises:
         RequestError: none is known by this name; the message names the nearest ones, or says that it is not supported.
     """
-    return min(_meant(name), key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs))
+    wanted = 0.0 if memory_gib is None else memory_gib
+    return min(_meant(name), key=lambda gpu: (abs(gpu.memory_gib - wanted), gpu.bandwidth_gbs))
 
 
 def assumed_gpu(name: str) -> str | None:

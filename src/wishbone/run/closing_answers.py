@@ -6,15 +6,20 @@ its first weights anew.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from wishbone.errors import one_line
 from wishbone.guard.answers import Questions, generate
 from wishbone.phases import phase
 from wishbone.report.answers import Answer, Question, questions_from_pairs
 from wishbone.trainer.trainer import DPOTrainer
+
+logger = logging.getLogger(__name__)
 
 NEW_TOKENS = 48
 LONGEST_PROMPT = 512
@@ -61,6 +66,9 @@ def closing_answers(
             counting.more()
             after = generate(causal_lm, questions, NEW_TOKENS, None)
             counting.more()
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # the run is done, whatever generation lacks
+        logger.warning("No answers were generated (%s); `wishbone compare` tries again.", one_line(error))
+        return []
     finally:
         model.train(training)
     return [

@@ -50,7 +50,7 @@ def _machine() -> tuple[Machine, Gpu | None]:
         return Machine("cpu", memory.total, memory.available), None
     own = hardware.read_accelerators()[0]
     try:
-        gpu = find_gpu(own.name)
+        gpu = find_gpu(own.name, own.memory / GIB)
     except RequestError:
         major, minor = own.capability or (0, 0)
         gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
