@@ -11,6 +11,7 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -36,7 +37,7 @@ from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
 from wishbone.paths import user_path
 from wishbone.phases import heard, listening, phase
-from wishbone.report.answers import write_answers
+from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
 from wishbone.run.closing_answers import closing_answers
@@ -200,25 +201,23 @@ def _train(
                 "guard": trainer.guard.summary() if trainer.guard else None,
             }
             write_json(run_dir / "summary.json", summary)
-            asked = train_pairs if heldout is None else heldout
-            if found := closing_answers(trainer, asked, tokenizer, config.output.answers):
-                write_answers(run_dir, found)
-                texts.tell_answers([asdict(answer) for answer in found], trainer.state.global_step)
-            if reference:
-                counts = f"{reference['computed']} computed, {reference['reused']} reused"
-                console.print(f"reference log-probabilities: {counts}", highlight=False)
     if writes:
-        _report(run_dir)
+        asked = train_pairs if heldout is None else heldout
+        found = closing_answers(trainer, asked, tokenizer, config.output.answers)
+        texts.tell_answers([asdict(answer) for answer in found], trainer.state.global_step)
+        _report(run_dir, found)
     return run_dir
 
 
-def _report(run_dir: Path) -> None:
-    """Write the report of a run that is done.
+def _report(run_dir: Path, answers: Sequence[Answer] = ()) -> None:
+    """Write the report of a run that is done, and its answers if there are any.
 
     Raises:
         RunError: the disk is full or fails.
     """
     try:
+        if answers:
+            write_answers(run_dir, answers)
         write_report(run_dir)
     except RequestError as error:
         raise RunError(f"{error}. The run is done and what it learned is whole; --resume writes the report") from error
