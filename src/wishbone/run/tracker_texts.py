@@ -99,14 +99,24 @@ def _text_of(board: TensorBoardCallback) -> Sink:
     """Texts for TensorBoard, whose panel reads Markdown: blocks of code, in which nothing is markup."""
 
     def write(name: str, rows: Sequence[Row], step: int) -> None:
-        writer = board.tb_writer
-        if writer is None:
-            return
+        writer = board.tb_writer or _writer(str(board.logging_dir))
         blocks = [f"{key}\n\n{_as_code(text)}" for row in rows for key, text in row.items()]
         writer.add_text(name, "\n\n".join(blocks), step)
-        writer.flush()
+        if writer is board.tb_writer:
+            writer.flush()
+        else:
+            writer.close()
 
     return write
+
+
+def _writer(folder: str) -> Any:
+    """A writer beside transformers' own, which is closed when training ends."""
+    try:
+        module = importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        module = importlib.import_module("tensorboardX")
+    return module.SummaryWriter(log_dir=folder)
 
 
 def _as_code(text: str) -> str:
