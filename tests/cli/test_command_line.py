@@ -230,3 +230,11 @@ def test_doctor_asks_for_what_the_package_asks_for():
     required = (requirement.split(",")[0].split(">=") for requirement in project["dependencies"])
     assert dict(required) == REQUIRED
     assert gpu == {name: minimum for name, (minimum, _) in OPTIONAL.items() if minimum}
+
+
+@pytest.mark.slow
+def test_shells_complete_commands():
+    words = {"_TYPER_COMPLETE_ARGS": "wishbone ex", "COMP_WORDS": "wishbone ex", "COMP_CWORD": "1"}
+    outcome = wishbone(_WISHBONE_COMPLETE="complete_bash", **words)
+    assert outcome.stdout.split() == ["export"]
+    assert "complete -o default" in wishbone(_WISHBONE_COMPLETE="source_bash").stdout

@@ -31,7 +31,7 @@ READER_LEFT = 141
 app = typer.Typer(
     name="wishbone",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
