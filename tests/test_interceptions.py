@@ -45,10 +45,13 @@ PAGE = (REPOSITORY / "docs" / "interceptions.md").read_text(encoding="utf-8")
 OURS = {
     "cli/chat.py:_obey": "its own conversation",
     "cli/compare.py:print_answer": "a table that was made there",
+    "cli/init.py": "its own command, as typer reads it",
     "cli/train.py:train": "its own attempt",
     "config/document.py:read_document": "its own document",
     "data/chat_template.py:_interruption": "a timer that was made there",
     "data/formats/paired.py:openai": "its own columns of a row",
+    "data/row_reader.py:RowReader._finish": "a refusal that was made there",
+    "run/tracker_texts.py:tensorboard_callback": "a callback that was made there",
     "fused/linear.py:FusedLinears.running": "its own layers",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/fp8_linear.py:FP8Linear.dequantized": "a layer that was made there",
