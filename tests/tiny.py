@@ -145,6 +145,7 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "nemotron": {},
     "diffllama": {},
     "bloom": {},
+    "mpt": {"max_seq_len": 256},
     "falcon": {},
 }
 """Families beside FAMILIES, for the tests of what runs fused; transformers may be too old for some."""

@@ -37,9 +37,17 @@
     return chosen.map((one) => one.inputs + one.outputs);
   }
 
+  /** Inputs + outputs of the matrices of one expert that have an adapter: only those that are named. */
+  function adaptedOfExpert(shape, plan) {
+    if (plan.targets === "all-linear") return 0;
+    const up = plan.targets.includes("gate_up_proj") ? shape.hidden + 2 * shape.expertInner : 0;
+    return up + (plan.targets.includes("down_proj") ? shape.expertInner + shape.hidden : 0);
+  }
+
   /** How many parameters are trained. */
   function trainedParameters(shape, plan) {
-    return plan.method === "full" ? shape.parameters : shape.layers * plan.rank * sum(adapted(shape, plan));
+    if (plan.method === "full") return shape.parameters;
+    return shape.layers * plan.rank * (sum(adapted(shape, plan)) + shape.experts * adaptedOfExpert(shape, plan));
   }
 
   /** Elements of a token within an MLP, or within all experts that it goes to. */

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 
 from wishbone.fused.coverage import LAYER_NORM, Coverage
+from wishbone.fused.experts import UNKNOWN
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
 from wishbone.policy.capability import choose_form
-from wishbone.policy.fused_parts import NO_FORM, coverage_of
+from wishbone.policy.fused_parts import coverage_of
 from wishbone.policy.policy import Policy
 
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
@@ -43,11 +44,11 @@ def parts(
         rotary: layers with a rotary embedding.
         mlp: dense or shared MLPs.
         groups: linear layers with an adapter outside of fused MLPs; q, k and v are one.
-        experts: layers with experts, of which there is no fused form.
+        experts: layers with experts.
         plain_norms: layer norms that are left to PyTorch.
     """
     row = {"attention": attention, "rotary embedding": rotary, "norm": (norms, norms + plain_norms), "MLP": mlp}
-    row |= {"linear group": (groups, groups), "experts": (0, experts) if experts else None, "output head": (1, 1)}
+    row |= {"linear group": (groups, groups), "experts": (experts, experts) if experts else None, "output head": (1, 1)}
     return {name: count for name, count in row.items() if count is not None}
 
 
@@ -92,8 +93,8 @@ FAMILIES: dict[str, dict[str, Count]] = {
     "persimmon": parts(norms=0, plain_norms=9, **NO_GATE),
     "phi": parts(norms=0, plain_norms=3, **NO_GATE),
     "bitnet": parts(norms=9, mlp=(0, 2), groups=8),  # a norm within the MLP; gate and up are one group
-    "nemotron": parts(norms=0, plain_norms=5, attention=(0, 2), **NO_GATE),
-    "stablelm": parts(norms=0, plain_norms=5, attention=(0, 2)),
+    "nemotron": parts(norms=0, plain_norms=5, **NO_GATE),
+    "stablelm": parts(norms=0, plain_norms=5),
     # q and kv go down together, each comes up through a norm of its own
     "deepseek_v3": parts(norms=9, groups=8, experts=1),
     "youtu": parts(norms=9, groups=8),
@@ -103,7 +104,7 @@ FAMILIES: dict[str, dict[str, Count]] = {
     "qwen3_moe": parts(norms=9, mlp=None, experts=2),
     "olmoe": parts(norms=9, mlp=None, experts=2),
     "minimax_m2": parts(norms=9, mlp=None, experts=2),
-    "gpt_oss": parts(norms=5, mlp=None, experts=2, attention=(0, 2)),
+    "gpt_oss": parts(norms=5, mlp=None, experts=2),
     "qwen2_moe": parts(norms=5, groups=6, experts=2),  # a shared expert with a gate
     "ernie4_5_moe": parts(norms=5, experts=1),
     "glm4_moe": parts(norms=5, experts=1),
@@ -142,7 +143,8 @@ def largest_error(values: list[Tensor], exact: list[Tensor]) -> float:
 def test_what_runs_fused(family: str) -> None:
     model = trained(family, torch.float32)
     capability = choose_form(model)
-    policy = Policy(model, form=capability.form, fused=FusedLayers(model, norms_everywhere=True))
+    fused = FusedLayers(model, norms_everywhere=True)
+    policy = Policy(model, form=capability.form, fused=fused, layout_as_mask=capability.layout_as_mask)
     coverage = coverage_of(policy, capability.reason)
     assert {one.part: (one.fused, one.layers) for one in coverage.parts} == FAMILIES[family]
     reasons = {reason for one in coverage.parts for reason, _ in one.why_not}
@@ -185,5 +187,5 @@ def test_reasons_are_those_of_the_architecture() -> None:
 
     assert reasons("apertus")["MLP"] == (("ApertusMLP has no gate", 2),)
     assert reasons("gpt_neox")["norm"] == ((LAYER_NORM, 5),)
-    assert reasons("mixtral")["experts"] == ((NO_FORM, 2),)
+    assert reasons("llama4_text")["experts"] == ((UNKNOWN, 4),)
     assert reasons("bitnet")["MLP"] == (("BitNetMLP has more than an activation between its layers", 2),)

@@ -110,6 +110,20 @@ def test_unknown_targets_are_refused_with_the_names_there_are() -> None:
     assert "lm_head" not in refusal.value.problems[0]
 
 
+def test_stacked_weights_of_experts_are_named_like_layers() -> None:
+    names = ["q_proj", "experts.gate_up_proj", "layers.1.mlp.experts.down_proj"]
+    model = add_adapter(tiny_model("qwen3_moe"), rank=4, target_modules=names)
+    config = model.peft_config["default"]
+    assert config.target_modules == {"q_proj"} and set(config.target_parameters) == set(names[1:])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert sum(".experts." in name for name in trained) == 2 * (2 + 1), "A and B of three stacks"
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
+    with pytest.raises(RequestError, match=r"dropout 0\.1 does not work on stacked weights"):
+        add_adapter(tiny_model("qwen3_moe"), rank=4, dropout=0.1, target_modules=names)
+    with pytest.raises(RequestError, match=r"q_proj.*mlp\.experts\.gate_up_proj|experts\.gate_up_proj"):
+        add_adapter(tiny_model("qwen3_moe"), rank=4, target_modules=["down_proj"])
+
+
 def test_the_head_and_an_empty_list_are_refused() -> None:
     with pytest.raises(RequestError, match="output head"):
         add_adapter(tiny_model("llama"), rank=2, target_modules=["lm_head"])

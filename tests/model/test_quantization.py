@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from safetensors.torch import save_file
 from tiny import tiny_model, tiny_tokenizer
 from torch import nn
 from trainer.preference_runs import arguments, chat_pairs, losses
@@ -217,6 +218,35 @@ def test_a_model_in_another_quantization_is_not_quantized_again(tmp_path: Path):
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="is quantized already, with gptq, and cannot be loaded in 4 bits"):
         load_model(str(tmp_path), device="cpu", load_in_4bit=True)
+
+
+def test_mxfp4_checkpoints_become_sixteen_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """gpt-oss as it is published: blocks of 32 codes of 4 bits with a power of two each."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model("gpt_oss", vocab_size=len(tokenizer))
+    generator, state, expected = torch.Generator().manual_seed(0), dict(model.state_dict()), {}
+    values = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    for name in [name for name in state if name.endswith("_proj") and state[name].dim() == 3]:
+        experts, k, n = state.pop(name).shape
+        codes = torch.randint(0, 16, (experts, n, k // 32, 32), generator=generator)
+        powers = torch.randint(-3, 1, (experts, n, k // 32), generator=generator)
+        weight = torch.cat((values, -values))[codes] * 2.0 ** powers[..., None]
+        expected[name] = weight.view(experts, n, k).transpose(1, 2)
+        state[f"{name}_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        state[f"{name}_scales"] = (powers + 127).to(torch.uint8)
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    model.config.save_pretrained(tmp_path)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="wishbone"):
+        loaded, _ = load_model(str(tmp_path), device="cpu", dtype="bfloat16")
+    assert "MXFP4" in caplog.text and "3.8 times" in caplog.text
+    found = dict(loaded.named_parameters())
+    assert len(expected) == 4 and all(torch.equal(found[name].float(), weight) for name, weight in expected.items())
+    assert not is_quantized(loaded)
+    add_adapter(loaded, rank=4, target_modules=["q_proj", "experts.gate_up_proj"])
 
 
 @pytest.mark.slow

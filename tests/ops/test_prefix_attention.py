@@ -39,7 +39,16 @@ def sequences(layout: PrefixLayout) -> list[list[int]]:
     ]
 
 
-def textbook(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def textbook(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> Tensor:
     """Causal attention of one sequence, one query and one head at a time."""
     heads = []
     for h in range(q.shape[0]):
@@ -50,7 +59,9 @@ def textbook(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, 
             scores = (k[group, first : i + 1] @ q[h, i]) * scale
             if softcap is not None:
                 scores = torch.tanh(scores / softcap) * softcap
-            weights = scores.exp() / scores.exp().sum()
+            if slopes is not None:
+                scores = scores - slopes[h] * torch.arange(i - first, -1, -1)
+            weights = scores.exp() / (scores.exp().sum() + (0 if sinks is None else sinks[h].exp()))
             rows.append(weights @ v[group, first : i + 1])
         heads.append(torch.stack(rows))
     return torch.stack(heads)
@@ -69,12 +80,32 @@ def inputs(layout: PrefixLayout, dtype: torch.dtype = torch.float64) -> list[Ten
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 4, 9, 100])
 def test_equals_plain_sequences(backend: str, window: int | None, softcap: float | None) -> None:
+    compare(backend, window, softcap)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize(("sinks", "slopes"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("window", [None, 4])
+def test_sinks_and_slopes(backend: str, window: int | None, sinks: bool, slopes: bool) -> None:
+    a_head = torch.linspace(-1, 2, HEADS, dtype=torch.float64)
+    compare(backend, window, None, a_head.clone().requires_grad_() if sinks else None, a_head + 1.2 if slopes else None)
+
+
+def compare(
+    backend: str,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
+) -> None:
     q, k, v = inputs(LAYOUT)
+    trained = (q, k, v) if sinks is None else (q, k, v, sinks)
     weights = torch.randn(
         HEADS, LAYOUT.length, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
-    out = prefix_attention(q, k, v, LAYOUT, scale=0.3, window=window, softcap=softcap, backend=backend)
-    got = torch.autograd.grad((out[0] * weights).sum(), (q, k, v))
+    options = {"window": window, "softcap": softcap, "sinks": sinks, "slopes": slopes}
+    out = prefix_attention(q, k, v, LAYOUT, scale=0.3, backend=backend, **options)
+    got = torch.autograd.grad((out[0] * weights).sum(), trained)
 
     expected_out = torch.zeros_like(out[0])
     loss = torch.zeros((), dtype=torch.float64)
@@ -82,11 +113,11 @@ def test_equals_plain_sequences(backend: str, window: int | None, softcap: float
         if not document_sequence:
             continue
         index = torch.tensor(document_sequence)
-        part = textbook(q[0][:, index], k[0][:, index], v[0][:, index], 0.3, window, softcap)
+        part = textbook(q[0][:, index], k[0][:, index], v[0][:, index], 0.3, **options)
         expected_out[:, index] = part.detach()
         counted = torch.tensor([1.0 / sum(i in s for s in sequences(LAYOUT)) for i in document_sequence])
         loss = loss + (part * weights[:, index] * counted[:, None].double()).sum()
-    expected = torch.autograd.grad(loss, (q, k, v))
+    expected = torch.autograd.grad(loss, trained)
 
     assert (out[0] - expected_out).norm() <= 1e-9 * expected_out.norm()
     for value, wanted in zip(got, expected, strict=True):

@@ -30,10 +30,13 @@ def gradients(layout: PrefixLayout, heads: tuple[int, int], size: int, dtype: to
     shapes = [(1, n, layout.length, size) for n in (heads[0], heads[1], heads[1])]
     inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     weights = torch.randn(shapes[0], generator=generator).to(dtype)
-    out = prefix_attention(*inputs, layout, scale=0.3, backend="triton", **options)
-    got = out, *torch.autograd.grad((out * weights).sum(), inputs)
-    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    reference = prefix_attention(*exact, layout, scale=0.3, backend="reference", **options)
+    sinks = options.pop("sinks", None)
+    trained = inputs if sinks is None else [*inputs, sinks.clone().requires_grad_()]
+    out = prefix_attention(*inputs, layout, scale=0.3, backend="triton", sinks=[*trained, None][3], **options)
+    got = out, *torch.autograd.grad((out * weights).sum(), trained)
+    exact = [tensor.detach().double().requires_grad_() for tensor in trained]
+    sinks = [*exact, None][3]
+    reference = prefix_attention(*exact[:3], layout, scale=0.3, backend="reference", sinks=sinks, **options)
     return got, (reference, *torch.autograd.grad((reference * weights.double()).sum(), exact))
 
 
@@ -46,6 +49,18 @@ def test_values_and_gradients(layout: str, window: int | None, softcap: float | 
         *gradients(LAYOUTS[layout], (4, 2), 16, torch.float32, window=window, softcap=softcap), strict=True
     ):
         assert (got - exact).norm() <= 1e-6 * exact.norm()
+
+
+@interpreted
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 9])
+def test_sinks_and_slopes(window: int | None, softcap: float | None):
+    sinks, slopes = torch.tensor([-1.0, 0.5, 3.0, 0.0]), torch.tensor([0.5, 0.25, 0.01, 1.5])
+    options = {"window": window, "softcap": softcap, "sinks": sinks, "slopes": slopes}
+    got, exact = gradients(LAYOUTS["pairs and padding"], (4, 2), 16, torch.float32, **options)
+    assert len(got) == len(exact) == 5
+    for value, expected in zip(got, exact, strict=True):
+        assert (value - expected).norm() <= 1e-6 * expected.norm()
 
 
 @interpreted

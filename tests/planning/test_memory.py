@@ -94,6 +94,17 @@ def test_named_targets_train_those_alone():
     assert trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, method="full")) == shape.parameters
 
 
+def test_experts_have_an_adapter_each_where_they_are_named() -> None:
+    mixture = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    shape = read_shape(TINY | mixture)
+    trained = [
+        trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, rank=8, targets=targets))
+        for targets in ("all-linear", ("q_proj",), ("q_proj", "gate_up_proj", "down_proj"))
+    ]
+    assert trained[0] > trained[1] > 0
+    assert trained[2] - trained[1] == shape.layers * 8 * 5 * ((64 + 2 * 24) + (24 + 64))
+
+
 def test_a_separate_reference_takes_what_the_model_takes():
     shape = read_shape(TINY)
     alone = estimate_memory(shape, MemoryPlan("bf16", row_tokens=10))

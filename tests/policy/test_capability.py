@@ -8,11 +8,7 @@ from tiny import tiny_model
 from wishbone.policy.capability import choose_form
 
 REASONS = {
-    "stablelm": "its layers do not hand the shared-prefix mask down to their attention",
-    "nemotron": "its layers do not hand the shared-prefix mask down to their attention",
     "diffllama": "its 2 layers attend 4 times in a pass, and each should attend once",
-    "bloom": "its attention cannot be exchanged for one that takes the shared-prefix mask",
-    "gpt_oss": "attention sinks",
     "falcon": "its layers do not run without a mask of their own",
     "llama4_text": "layers of type chunked_attention",
 }

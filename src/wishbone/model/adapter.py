@@ -41,8 +41,10 @@ def lora_config(
         alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
         dropout: probability in [0, 1) that an input of A is dropped in training.
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear" for all but the
-            head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts. Experts that are stored as
-            one stacked weight are not linear layers and stay frozen.
+            head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts. Stacked weights of experts
+            are named like layers ("experts.gate_up_proj", "experts.down_proj") and become PEFT's `target_parameters`.
+            In families that kept experts apart before transformers 5 (Qwen3 MoE, DeepSeek) PEFT counts them among all
+            linear layers; in others they stay frozen unless they are named.
         further: other fields of PEFT's `LoraConfig`, such as `use_rslora` or `modules_to_save`.
 
     Raises:
@@ -54,15 +56,23 @@ def lora_config(
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     everything = names == [ALL_LINEAR]
     problems = _out_of_range(rank, alpha, dropout)
-    if not everything:
-        problems += _unknown_targets(model, names)
+    stacked = [] if everything else _stacked(model, names)
+    linear = [name for name in names if name not in stacked]
+    if linear or not stacked:
+        problems += [] if everything else _unknown_targets(model, linear)
+    if stacked and dropout:
+        problems.append(f"dropout {dropout} does not work on stacked weights of experts ({', '.join(stacked)}); use 0")
     if problems:
         raise RequestError(problems)
+    if stacked:
+        further = {"target_parameters": [*(further.get("target_parameters") or ()), *stacked]} | {
+            name: value for name, value in further.items() if name != "target_parameters"
+        }
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=ALL_LINEAR if everything else names,
+        target_modules=ALL_LINEAR if everything else linear,
         task_type="CAUSAL_LM",
         **({"exclude_modules": excluded} if everything and (excluded := _not_adapted(model)) else {}) | further,
     )
@@ -174,11 +184,22 @@ def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
     return problems
 
 
+def _stacked(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """Return the names, of at least two parts, that are those of stacked weights."""
+    stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
+    return [name for name in names if "." in name and any(f".{stack}".endswith(f".{name}") for stack in stacks)]
+
+
 def _unknown_targets(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name for name in linear if model.get_submodule(name) is not head]
-    offered = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in inside))
+    stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
+    offered = ", ".join(
+        dict.fromkeys(
+            [name.rsplit(".", 1)[-1] for name in inside] + [".".join(name.split(".")[-2:]) for name in stacks]
+        )
+    )
     problems = [] if names else [f"no target modules are named; use all-linear or some of: {offered}"]
     for target in names:
         if any(name == target or name.endswith(f".{target}") for name in inside):

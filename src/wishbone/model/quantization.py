@@ -16,6 +16,7 @@ scales and products rounded to bfloat16. `settle_quantized_layers` prevents it.
 from __future__ import annotations
 
 import copy
+import logging
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -23,12 +24,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from wishbone.errors import RequestError
 
 INSTALL = "install it with `pip install -U bitsandbytes`"
+MXFP4 = "mxfp4"
+
+logger = logging.getLogger(__name__)
 
 
 def quantization_obstacle(device: torch.device) -> str | None:
@@ -96,6 +100,15 @@ def quantization_options(
         RequestError: the checkpoint is of another form, or this device cannot hold its form.
     """
     method = stored_method(config)
+    if not bits and method == MXFP4:
+        logger.warning(
+            "%s stores experts in MXFP4 (4.25 bits), whose kernels do not train: they are turned into %s, which takes "
+            "%.1f times their memory.",
+            name,
+            str(dtype).removeprefix("torch."),
+            8 * dtype.itemsize / 4.25,
+        )
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
     if not bits and method != "bitsandbytes":
         return None
     fits, obstacle = method == "bitsandbytes", quantization_obstacle(device)

@@ -6,7 +6,7 @@ r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an e
 **At rest.** A parameter of a linear layer takes b bytes; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64
 with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts
 take b. An adapter has r (inputs + outputs) parameters for each linear layer, as many gradients, and the optimizer a
-multiple.
+multiple; each expert whose weights are named has an adapter of its own.
 
 **Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
 
@@ -90,7 +90,8 @@ class MemoryPlan:
     Attributes:
         weights: form of the frozen weights.
         row_tokens: tokens of the longest row.
-        method, rank, targets: what is trained; targets are "all-linear" or names of linear layers.
+        method, rank, targets: what is trained; targets are "all-linear" (without experts), or names of linear layers
+            and of experts' stacked weights.
         scored_tokens: tokens of that row whose log-probability is computed; None counts all.
         kept_layers: layers whose activations are kept; None keeps all.
         offload: inputs of recomputed layers wait in host memory.
@@ -212,7 +213,15 @@ def trained_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
     """Return how many parameters are trained."""
     if plan.method == "full":
         return shape.parameters
-    return shape.layers * plan.rank * sum(adapted(shape, plan))
+    return shape.layers * plan.rank * (sum(adapted(shape, plan)) + shape.experts * adapted_of_expert(shape, plan))
+
+
+def adapted_of_expert(shape: ModelShape, plan: MemoryPlan) -> int:
+    """Return inputs + outputs of the matrices of one expert that have an adapter: only those that are named."""
+    if plan.targets == "all-linear":
+        return 0
+    up = shape.hidden + 2 * shape.expert_inner if "gate_up_proj" in plan.targets else 0
+    return up + (shape.expert_inner + shape.hidden if "down_proj" in plan.targets else 0)
 
 
 def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:

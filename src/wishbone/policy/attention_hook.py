@@ -4,6 +4,10 @@ transformers looks up the attention function of a layer by name on every call an
 `model(...)` was called with. Within `shared_prefix_attention(...)` that name is ours: a call with
 `prefix_layout=layout` computes `prefix_attention` in every layer. No mask function is registered under the name, so no
 mask is built. Outside the context the model is exactly as its owner configured it.
+
+Some families hand no keyword arguments down to their attention, but all hand down a mask. For these the name is
+another, under which a mask function is registered, too: within `mask_of_layout(layout)` it returns the layout itself,
+which travels as a mask does, also into layers that are recomputed.
 """
 
 from __future__ import annotations
@@ -14,12 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from wishbone.fused.lockstep import Lockstep, in_lockstep
 from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention
 
-NAME = "wishbone_prefix"
+NAME, NAME_WITH_MASK = "wishbone_prefix", "wishbone_prefix_with_mask"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,19 @@ class MaskNotHandedDown(TypeError):
     """A model's layers did not hand the keyword arguments of its forward pass down to their attention."""
 
 
+@dataclass(frozen=True)
+class LayoutMask:
+    """The layout of a row in the place of a mask."""
+
+    layout: PrefixLayout
+
+    def to(self, *_: Any, **__: Any) -> LayoutMask:
+        """Return itself: models convert their masks."""
+        return self
+
+
 _recorder: list[AttentionCall] | None = None
+_mask: LayoutMask | None = None
 
 
 def _attend(
@@ -42,7 +58,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | LayoutMask | None,
     *,
     prefix_layout: PrefixLayout | None = None,
     scaling: float | None = None,
@@ -51,24 +67,37 @@ def _attend(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    slopes: Tensor | None = None,
     **_ignored: Any,
 ) -> tuple[Tensor, None]:
     """Attend as transformers asks for it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
 
     Raises:
         MaskNotHandedDown: the layers did not hand the layout on.
-        NotImplementedError: for attention sinks, position biases, dropout or a mask beside the layout.
+        NotImplementedError: for position biases, dropout or a mask beside the layout.
     """
+    if isinstance(attention_mask, LayoutMask):
+        prefix_layout, attention_mask = attention_mask.layout, None
     if prefix_layout is None:
         raise MaskNotHandedDown("the layers of this model do not hand prefix_layout down to their attention")
-    refused = {"attention sinks": s_aux, "a position bias": position_bias, "an attention mask": attention_mask}
+    refused = {"a position bias": position_bias, "an attention mask": attention_mask}
     named = [name for name, value in refused.items() if value is not None] + (["dropout"] if dropout else [])
     if named:
         raise NotImplementedError(f"shared-prefix attention does not support {', '.join(named)}")
     if _recorder is not None:
         _recorder.append(AttentionCall(getattr(module, "layer_idx", None), sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = prefix_attention(query, key, value, prefix_layout, scale=scale, window=sliding_window, softcap=softcap)
+    out = prefix_attention(
+        query,
+        key,
+        value,
+        prefix_layout,
+        scale=scale,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+        slopes=slopes,
+    )
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -80,7 +109,14 @@ def prefix_attention_forward(module: nn.Module, query: Tensor, *args: Any, **kwa
     return _attend(module, query, *args, **kwargs)
 
 
+def _layout_for_layers(*_: Any, **__: Any) -> LayoutMask | None:
+    """Return what `mask_of_layout` says, where transformers asks for a mask."""
+    return _mask
+
+
 AttentionInterface.register(NAME, prefix_attention_forward)
+AttentionInterface.register(NAME_WITH_MASK, prefix_attention_forward)
+AttentionMaskInterface.register(NAME_WITH_MASK, _layout_for_layers)
 
 
 def attention_configs(model: PreTrainedModel) -> list[Any]:
@@ -89,20 +125,32 @@ def attention_configs(model: PreTrainedModel) -> list[Any]:
 
 
 @contextmanager
-def shared_prefix_attention(configs: Sequence[Any]) -> Iterator[None]:
+def shared_prefix_attention(configs: Sequence[Any], name: str = NAME) -> Iterator[None]:
     """Let every layer of a model call `prefix_attention_forward` within the context, in recomputation too.
 
     Args:
         configs: the model's `attention_configs`.
+        name: `NAME`, or `NAME_WITH_MASK` for models that take the layout as a mask.
     """
     before = [(config, config._attn_implementation) for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = NAME
+            config._attn_implementation = name
         yield
     finally:
         for config, implementation in before:
             config._attn_implementation = implementation
+
+
+@contextmanager
+def mask_of_layout(layout: PrefixLayout) -> Iterator[None]:
+    """Let models whose attention has the name `NAME_WITH_MASK` take the layout for their mask within the context."""
+    global _mask
+    before, _mask = _mask, LayoutMask(layout)
+    try:
+        yield
+    finally:
+        _mask = before
 
 
 @contextmanager
@@ -117,4 +165,13 @@ def record_calls() -> Iterator[list[AttentionCall]]:
         _recorder = None
 
 
-__all__ = ["NAME", "AttentionCall", "attention_configs", "record_calls", "shared_prefix_attention"]
+__all__ = [
+    "NAME",
+    "NAME_WITH_MASK",
+    "AttentionCall",
+    "LayoutMask",
+    "attention_configs",
+    "mask_of_layout",
+    "record_calls",
+    "shared_prefix_attention",
+]

@@ -36,10 +36,15 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 
 @dataclass(frozen=True)
 class Capability:
-    """The form to run a model in and, where it is not the fast one, the reason in one line."""
+    """The form to run a model in and, where it is not the fast one, the reason in one line.
+
+    Attributes:
+        layout_as_mask: as for `Policy`, in the fast form.
+    """
 
     form: Form
     reason: str | None = None
+    layout_as_mask: bool = False
 
 
 def choose_form(
@@ -72,10 +77,14 @@ def choose_form(
                 tolerance = TOLERANCE[_computing_dtype(plain)]
             if not _relative_error(head, own) <= tolerance:
                 return Capability("own_logits", "its logits are not a scaled product with the output embedding")
-            reason = reason or _reason_from_trial(model, config, row_multiple)
+            for layout_as_mask in (False, True) if reason is None else ():
+                against = _reason_from_trial(model, config, row_multiple, layout_as_mask)
+                if against is None:
+                    return Capability("shared_prefix", layout_as_mask=layout_as_mask)
+                reason = reason or against
     finally:
         model.train(was_training)
-    return Capability("plain", reason) if reason else Capability("shared_prefix")
+    return Capability("plain", reason)
 
 
 def rope_types(config: Any) -> set[str]:
@@ -121,9 +130,10 @@ def _reason_from_config(config: Any, max_length: int | None) -> str | None:
     return None
 
 
-def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int) -> str | None:
+def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, layout_as_mask: bool) -> str | None:
     """Return how packed and plain runs disagree, or None."""
-    packed, plain = Policy(model, row_multiple=row_multiple), Policy(model, form="plain")
+    packed = Policy(model, row_multiple=row_multiple, layout_as_mask=layout_as_mask)
+    plain = Policy(model, form="plain")
     with record_calls() as calls:
         try:
             got = _hidden(packed)

@@ -53,7 +53,12 @@ def coverage_of_architecture(config: PretrainedConfig) -> Coverage:
     model = add_adapter(small_model(config), rank=4)
     try:
         capability = choose_form(model)
-        policy = Policy(model, form=capability.form, fused=FusedLayers(model, norms_everywhere=True))
+        policy = Policy(
+            model,
+            form=capability.form,
+            fused=FusedLayers(model, norms_everywhere=True),
+            layout_as_mask=capability.layout_as_mask,
+        )
         return coverage_of(policy, capability.reason, training=False)
     except IMPOSSIBLE as error:
         raise not_small(config, error) from error
@@ -74,16 +79,12 @@ def _run_once(policy: Policy, training: bool) -> None:
 def _sites(policy: Policy, form_reason: str | None) -> Iterator[Site]:
     prefix, layers = text_layers(policy.model)
     reason = NO_FORM if policy.fused else NO_GPU
-    experts: set[str] = set()
     for name, module in layers.named_modules():
         part = part_of(module)
         if part == "attention":
             yield Site(part, name, None if policy.form == "shared_prefix" else form_reason)
         elif part == "recurrence":
             yield Site(part, name, reason)
-        elif part == "experts":
-            experts.add(name.rpartition(".")[0])  # some families have two modules of experts in a layer
-    yield from (Site("experts", name, reason) for name in sorted(experts))
     fused = policy.fused or FusedLayers(policy.model)
     for site in fused.sites():
         if site.name.startswith(prefix):

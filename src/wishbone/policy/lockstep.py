@@ -54,7 +54,7 @@ class LockstepModules:
     def __init__(self, model: nn.Module, layers: Sequence[Any], fused: FusedLayers | None) -> None:
         self._layers = layers
         self._attributes = InstanceAttributes()
-        known = set() if fused is None else fused.linears.switched_on
+        known = set() if fused is None else fused.switched_on
         inside: set[nn.Module] = set()
         for module in model.modules():
             if module in known or module in inside:

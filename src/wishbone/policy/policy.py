@@ -30,7 +30,14 @@ from wishbone.fused.parts import text_layers
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
-from wishbone.policy.attention_hook import attention_configs, shared_prefix_attention
+from wishbone.policy.alibi_attention import alibi_attention
+from wishbone.policy.attention_hook import (
+    NAME,
+    NAME_WITH_MASK,
+    attention_configs,
+    mask_of_layout,
+    shared_prefix_attention,
+)
 from wishbone.policy.lockstep import Beside, LockstepModules, embedded, of_policy, reference_of
 from wishbone.policy.router_logits import RowRouting
 
@@ -50,6 +57,7 @@ class Policy:
         row_multiple: rows are padded to a multiple of this many tokens.
         autocast: context of the forward pass, for mixed precision.
         fused: the model's layers as they run within `running()`; None leaves them as they are.
+        layout_as_mask: whether the layout of a row reaches its layers as a mask, and not as a keyword argument.
 
     Attributes:
         causal_lm: the model without its adapters' wrapper.
@@ -64,6 +72,7 @@ class Policy:
         row_multiple: int = 1,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         fused: FusedLayers | None = None,
+        layout_as_mask: bool = False,
     ) -> None:
         self.model = model
         self.form = form
@@ -75,6 +84,8 @@ class Policy:
         self.causal_lm = causal_lm
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
         self._configs = attention_configs(causal_lm)
+        self._alibi = alibi_attention(causal_lm)
+        self._layout_as_mask = layout_as_mask
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.logit_scale = _logit_scale(text_config)
@@ -109,7 +120,10 @@ class Policy:
     def running(self, execution: Execution = UNLIMITED) -> Iterator[None]:
         """Context for forward passes and for the backward passes that recompute them."""
         with (
-            shared_prefix_attention(self._configs) if self.form == "shared_prefix" else nullcontext(),
+            shared_prefix_attention(self._configs, NAME_WITH_MASK if self._layout_as_mask else NAME)
+            if self.form == "shared_prefix"
+            else nullcontext(),
+            self._alibi.replaced() if self.form == "shared_prefix" else nullcontext(),
             self.fused.running(tile_tokens=execution.tile_tokens) if self.fused else nullcontext(),
         ):
             yield
@@ -147,11 +161,19 @@ class Policy:
             embedding = self.causal_lm.get_input_embeddings()
             inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters)
         with self._lockstep.running() if beside is not None else nullcontext():
-            output = self.decoder(**inputs, use_cache=False)
+            output = self._decoded(inputs)
         if routing is not None:
             routing.take(output.router_logits if beside is None else of_policy(output.router_logits))
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _decoded(self, inputs: dict[str, Any]) -> Any:
+        """Run the decoder; where it takes a layout as a mask, with a mask of ones, from which ALiBi makes its table."""
+        if "prefix_layout" not in inputs or not self._layout_as_mask:
+            return self.decoder(**inputs, use_cache=False)
+        ones = torch.ones_like(inputs["position_ids"])
+        with mask_of_layout(inputs["prefix_layout"]):
+            return self.decoder(**inputs, attention_mask=ones, use_cache=False)
 
     def token_scores(
         self,

@@ -143,6 +143,7 @@ def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Poli
         row_multiple=row_multiple,
         autocast=autocast,
         fused=_fused_layers(model, args),
+        layout_as_mask=capability.layout_as_mask,
     )
     return policy, capability.reason
 

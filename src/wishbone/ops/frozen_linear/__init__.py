@@ -17,6 +17,7 @@ from wishbone.ops.frozen_linear.reference import frozen_linear_reference
 from wishbone.ops.frozen_linear.weight import FrozenWeight, InputForm, Prepared
 
 __all__ = [
+    "DENSE",
     "DenseWeight",
     "FP8BlockWeight",
     "FP8Weight",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 DENSE = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Dtypes of weights that are matrices as they are."""
 
 
 def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:

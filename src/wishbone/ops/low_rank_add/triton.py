@@ -109,11 +109,11 @@ def add_low_rank(
         addend += exact
         base = base_ptr + row * stride_base_row + column * stride_base_column
         exact = tl.load(base, mask=inside, other=0.0).to(tl.float32)
-    tl.store(at, _rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(at, rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _rounded_at_random(exact, addend, UNSEEN: tl.constexpr):
+def rounded_at_random(exact, addend, UNSEEN: tl.constexpr):
     """Return exact + addend without the bits UNSEEN, rounded up or down as a hash of both says."""
     total = exact + addend
     h = addend.to(tl.int32, bitcast=True) * FIRST + exact.to(tl.int32, bitcast=True) * SECOND

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ def prefix_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Return attention over one packed row in which every token sees its stem and the past of its own branch.
@@ -48,6 +50,9 @@ def prefix_attention(
         scale: positive factor on the scores.
         window: a token sees only keys less than this many positions back, or None.
         softcap: bound of the tanh soft-capping of the scores, or None.
+        sinks: [heads], one more score of each softmax that has no value, or None; may be trained.
+        slopes: [heads], factors on the distance between key and query, which is added to the scores (ALiBi), or None;
+            without gradient.
         backend: "reference", "sdpa" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the
             head dimension and the dtype, sdpa everywhere else.
 
@@ -64,14 +69,17 @@ def prefix_attention(
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if backend == "auto":
         backend = "triton" if _kernels_take(query) else "sdpa"
+    if slopes is not None:
+        slopes = slopes.detach()
+    options: Any = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "slopes": slopes}
     if backend == "sdpa":
-        return prefix_attention_sdpa(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+        return prefix_attention_sdpa(query, key, value, layout, **options)
     if backend == "triton":
         from wishbone.ops.prefix_attention.triton import prefix_attention_triton
 
-        return prefix_attention_triton(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+        return prefix_attention_triton(query, key, value, layout, **options)
     if backend == "reference":
-        return prefix_attention_reference(query, key, value, layout, scale=scale, window=window, softcap=softcap)
+        return prefix_attention_reference(query, key, value, layout, **options)
     raise ValueError(f"backend {backend!r} is not one of auto, reference, sdpa, triton")
 
 

@@ -15,6 +15,8 @@ from wishbone.ops.prefix_attention.kernels import (
     head_tile,
     masked,
     queries_of_program,
+    slope_of,
+    sloped,
     tile_offsets,
     walk_of,
 )
@@ -36,6 +38,7 @@ def query_gradient(
     index_width,
     until_ptr,
     position_ptr,
+    slope_ptr,
     stride_q_head,
     stride_q_token,
     stride_k_head,
@@ -56,6 +59,7 @@ def query_gradient(
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -77,6 +81,7 @@ def query_gradient(
     k_tile = tile_offsets(columns, stride_k_token, SIZE)
     v_tile = tile_offsets(columns, stride_v_token, SIZE)
     unit = (1.0 if CAPPED else scale) * LOG2E
+    per_distance = slope_of(slope_ptr, head, scale, SLOPED, CAPPED)
     dq = tl.zeros([ROWS, SIZE], tl.float32)
     full, count, index_ptr = walk_of(full_ptr, count_ptr, index_ptr, index_width, block)
     first = tl.load(index_ptr) * COLUMNS
@@ -87,6 +92,7 @@ def query_gradient(
         first = tl.load(index_ptr + tl.minimum(j + 1, count - 1)) * COLUMNS
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s, slope = capped(s, scale, cap, CAPPED)
+        s = sloped(s, m[:, None], n[None, :], position_ptr, per_distance, SLOPED)
         if j >= full:
             until = tl.load(until_ptr + n)
             s = masked(s, m[:, None], n[None, :], until[None, :], position_ptr, window, WINDOW)
@@ -114,6 +120,7 @@ def key_gradient(
     index_width,
     until_ptr,
     position_ptr,
+    slope_ptr,
     stride_q_head,
     stride_q_token: tl.constexpr,
     stride_k_head,
@@ -134,6 +141,7 @@ def key_gradient(
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -166,6 +174,8 @@ def key_gradient(
         delta = tl.load(delta_ptr + (head.to(tl.int64) * tokens + first) + rows)
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         s, slope = capped(s, scale, cap, CAPPED)
+        per_distance = slope_of(slope_ptr, head, scale, SLOPED, CAPPED)
+        s = sloped(s, m[None, :], n[:, None], position_ptr, per_distance, SLOPED)
         if j >= full:
             s = masked(s, m[None, :], n[:, None], until[:, None], position_ptr, window, WINDOW)
         last = j + 1 == count

@@ -21,12 +21,14 @@ Arguments of all three kernels:
     index_ptr             [blocks, index_width] int32: which these are
     until_ptr             [T] int32: the first token that no longer sees this one
     position_ptr          [T] int32: position in the sequence of stem and branch
+    slope_ptr             [H] float32: factor on the distance from query to key, read if SLOPED
     tokens                T
     scale                 factor on q.k
     cap                   bound of soft-capped scores, read if CAPPED
     window                positions that a query sees back, read if WINDOW
     group                 H / K
     SIZE                  D, a power of two from 16 to 256
+    SLOPED                whether scores have an addend by distance
     PRECISION             of matrix products of float32
     ROWS, COLUMNS         queries and keys of a block
 
@@ -97,6 +99,23 @@ def masked(s, m, n, until, position_ptr, window, WINDOW: tl.constexpr):
     return tl.where(seen, s, UNSEEN)
 
 
+@triton.jit
+def sloped(s, m, n, position_ptr, slope, SLOPED: tl.constexpr):
+    """Return scores s with slope (pos_n - pos_m) added, in the unit of s; m and n broadcast to the shape of s."""
+    if SLOPED:
+        s += slope * (tl.load(position_ptr + n) - tl.load(position_ptr + m)).to(tl.float32)
+    return s
+
+
+@triton.jit
+def slope_of(slope_ptr, head, scale, SLOPED: tl.constexpr, CAPPED: tl.constexpr):
+    """Return the slope of a head in the unit of scores that are to be scaled later; 0 without slopes."""
+    slope = 0.0
+    if SLOPED:
+        slope = tl.load(slope_ptr + head) / (1.0 if CAPPED else scale)
+    return slope
+
+
 @triton.jit(do_not_specialize=ANY_VALUE)
 def attend(
     q_ptr,
@@ -110,6 +129,8 @@ def attend(
     index_width,
     until_ptr,
     position_ptr,
+    slope_ptr,
+    sink_ptr,
     stride_q_head,
     stride_q_token,
     stride_k_head,
@@ -126,13 +147,16 @@ def attend(
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
     CAPPED: tl.constexpr,
+    SLOPED: tl.constexpr,
+    SINK: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Write the outputs o of ROWS queries of one head and their log-sum-exps.
 
-    Grid (T / ROWS, H). The block lists are by block of queries.
+    Grid (T / ROWS, H). The block lists are by block of queries. With SINK, sink_ptr [H] float32 is a score of each head
+    that every query sees, without a value; log-sum-exps contain it, so the backward kernels need not know of it.
     """
     block, head, m = queries_of_program(ROWS)
     columns = tl.arange(0, COLUMNS)
@@ -144,6 +168,10 @@ def attend(
     unit = (1.0 if CAPPED else scale) * LOG2E
     top = tl.full([ROWS], -1.0e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
+    if SINK:
+        top = tl.zeros([ROWS], tl.float32) + tl.load(sink_ptr + head) * LOG2E
+        total += 1.0
+    slope = slope_of(slope_ptr, head, scale, SLOPED, CAPPED)
     out = tl.zeros([ROWS, SIZE], tl.float32)
     full, count, index_ptr = walk_of(full_ptr, count_ptr, index_ptr, index_width, block)
     first = tl.load(index_ptr) * COLUMNS
@@ -154,6 +182,7 @@ def attend(
         first = tl.load(index_ptr + tl.minimum(j + 1, count - 1)) * COLUMNS
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         s, _ = capped(s, scale, cap, CAPPED)
+        s = sloped(s, m[:, None], n[None, :], position_ptr, slope, SLOPED)
         if j >= full:
             until = tl.load(until_ptr + n)
             s = masked(s, m[:, None], n[None, :], until[None, :], position_ptr, window, WINDOW)

@@ -2,8 +2,8 @@
 
 The stem and the first branch are one causal sequence and need no mask. Every further branch is queried against
 `[stem | branch]`, so no token is computed twice and nothing between documents is computed. Memory does not grow with
-the square of the row: the largest mask is one branch by its sequence. PyTorch has no fused kernel with soft-capping, so
-soft-capped attention takes the dense form within each sequence.
+the square of the row: the largest mask is one branch by its sequence. PyTorch has no fused kernel with soft-capping,
+sinks or slopes, so these take the dense form within each sequence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.prefix_attention.layout import PrefixLayout
-from wishbone.ops.prefix_attention.reference import dense_attention
+from wishbone.ops.prefix_attention.reference import dense_attention, distance_bias
 
 
 def prefix_attention_sdpa(
@@ -25,23 +25,26 @@ def prefix_attention_sdpa(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`."""
     layout.mark_as_sliced()
     if query.is_cuda:
         key, value = _one_head_a_query_head(query, key, value)
+    options = scale, window, softcap, sinks, slopes
     out: list[Tensor] = []
     for document in layout.documents:
         first_end = document.branch_ends[0] if document.branch_ends else document.stem_end
         first = slice(document.start, first_end)
         if first_end > document.start:
-            out.append(_continue(query[:, :, first], key[:, :, first], value[:, :, first], scale, window, softcap))
+            out.append(_continue(query[:, :, first], key[:, :, first], value[:, :, first], *options))
         stem = slice(document.start, document.stem_end)
         for start, end in list(document.branches())[1:]:
             if end > start:
                 keys = torch.cat((key[:, :, stem], key[:, :, start:end]), dim=2)
                 values = torch.cat((value[:, :, stem], value[:, :, start:end]), dim=2)
-                out.append(_continue(query[:, :, start:end], keys, values, scale, window, softcap))
+                out.append(_continue(query[:, :, start:end], keys, values, *options))
     return torch.cat(out, dim=2)
 
 
@@ -58,18 +61,28 @@ def _one_head_a_query_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[T
 
 
 def _continue(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, softcap: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    slopes: Tensor | None,
 ) -> Tensor:
     """Return causal attention of the last `query.shape[2]` tokens of a sequence over all of it."""
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if window is not None and window >= keys:
         window = None
-    if softcap is None and window is None and queries == keys:
+    plain = softcap is None and sinks is None and slopes is None
+    if plain and window is None and queries == keys:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
     if window is not None:
         seen = seen.triu(keys - queries - window + 1)
-    if softcap is not None:
-        return dense_attention(query, key, value, seen, scale, softcap)
+    if not plain:
+        positions = torch.arange(keys, device=query.device)
+        bias = None if slopes is None else distance_bias(slopes, positions[keys - queries :], positions)
+        return dense_attention(query, key, value, seen, scale, softcap, sinks, bias)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, enable_gqa=grouped)

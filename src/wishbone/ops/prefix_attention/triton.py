@@ -7,11 +7,13 @@ it sees (`blocks.py`) with a running maximum m and sum l, so that scores never l
 
 The backward pass computes P = exp(s - L) again and uses dS = P (dO.v - delta) cap'(s) with delta_q = dO_q.o_q. Each
 program of `key_gradient` sums over all queries that read its keys, so no program adds to the result of another and
-results do not depend on their order. The mask of a key is one integer, `until` in `layout.py`.
+results do not depend on their order. The mask of a key is one integer, `until` in `layout.py`. A sink z is one more
+score without a value, so only L knows of it, and dz = - sum_q exp(z - L_q) delta_q.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,8 @@ from wishbone.ops.prefix_attention.tables import BlockKind, block_tables
 ROW_MULTIPLE = 128
 HEAD_DIMS = (16, 32, 64, 128, 256)
 """Head dimensions of the kernels, as tiles must be powers of two; others are padded with zeros."""
+
+LOG2_E = math.log2(math.e)
 
 TURING_SHARED_BYTES = 65_536
 """Shared memory of a program on Turing (T4), where the kernels hold six tiles at a time instead of four."""
@@ -78,6 +82,8 @@ def prefix_attention_triton(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`.
 
@@ -94,7 +100,8 @@ def prefix_attention_triton(
         raise ValueError(f"a head dimension of {needed} is larger than {HEAD_DIMS[-1]}: use the backend 'sdpa'")
     query, key, value = (_with_zeros(tensor, size) for tensor in (query, key, value))
     tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
-    out: Tensor = _PrefixAttention.apply(query, key, value, layout, scale, window, softcap, tiles)
+    slopes = None if slopes is None else slopes.float().contiguous()
+    out: Tensor = _PrefixAttention.apply(query, key, value, sinks, layout, scale, window, softcap, slopes, tiles)
     return out if size == values else out[..., :values]
 
 
@@ -105,10 +112,12 @@ class _PrefixAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        sinks: Tensor | None,
         layout: PrefixLayout,
         scale: float,
         window: int | None,
         softcap: float | None,
+        slopes: Tensor | None,
         tiles: Tiles,
     ) -> Tensor:
         query, key, value = (_unit_stride(tensor) for tensor in (query, key, value))
@@ -119,6 +128,7 @@ class _PrefixAttention(torch.autograd.Function):
         _, stride_k_head, stride_k_token, _ = key.stride()
         _, stride_v_head, stride_v_token, _ = value.stride()
         _, stride_o_head, stride_o_token, _ = out.stride()
+        sink_scores = None if sinks is None else sinks.float().contiguous()
         rows, columns, warps, stages = tiles.forward
         attend[(tokens // rows, heads)](
             query,
@@ -128,6 +138,8 @@ class _PrefixAttention(torch.autograd.Function):
             lse,
             *_walks(layout, window, rows, columns, query.device),
             *_until_and_position(layout, query.device),
+            lse if slopes is None else slopes,
+            lse if sink_scores is None else sink_scores,
             stride_q_head,
             stride_q_token,
             stride_k_head,
@@ -141,19 +153,20 @@ class _PrefixAttention(torch.autograd.Function):
             softcap or 1.0,
             window or 0,
             heads // key.shape[1],
-            **_options(query, window, softcap),
+            **_options(query, window, softcap, slopes),
+            SINK=sinks is not None,
             ROWS=rows,
             COLUMNS=columns,
             num_warps=warps,
             num_stages=stages,
         )
-        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.save_for_backward(query, key, value, out, lse, sinks, slopes)
         ctx.settings = (layout, scale, window, softcap, tiles)
         return out
 
     @staticmethod
     def backward(ctx: Any, out_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
+        query, key, value, out, lse, sinks, slopes = ctx.saved_tensors
         layout, scale, window, softcap, tiles = ctx.settings
         out_gradient = _unit_stride(out_gradient)
         _, heads, tokens, _ = query.shape
@@ -167,9 +180,9 @@ class _PrefixAttention(torch.autograd.Function):
         _, stride_dq_head, stride_dq_token, _ = dq.stride()
         _, stride_dk_head, stride_dk_token, _ = dk.stride()
         _, stride_dv_head, stride_dv_token, _ = dv.stride()
-        until_and_position = _until_and_position(layout, query.device)
+        tables = (*_until_and_position(layout, query.device), lse if slopes is None else slopes)
         numbers = (tokens, scale, softcap or 1.0, window or 0, heads // key.shape[1])
-        options = _options(query, window, softcap)
+        options = _options(query, window, softcap, slopes)
         rows, columns, warps, stages = tiles.query_gradient
         query_gradient[(tokens // rows, heads)](
             query,
@@ -181,7 +194,7 @@ class _PrefixAttention(torch.autograd.Function):
             delta,
             dq,
             *_walks(layout, window, rows, columns, query.device),
-            *until_and_position,
+            *tables,
             stride_q_head,
             stride_q_token,
             stride_k_head,
@@ -212,7 +225,7 @@ class _PrefixAttention(torch.autograd.Function):
             dk,
             dv,
             *_walks(layout, window, rows, columns, query.device, by_keys=True),
-            *until_and_position,
+            *tables,
             stride_q_head,
             stride_q_token,
             stride_k_head,
@@ -232,7 +245,11 @@ class _PrefixAttention(torch.autograd.Function):
             num_warps=warps,
             num_stages=stages,
         )
-        return dq, dk, dv, None, None, None, None, None
+        sink_gradient = None
+        if sinks is not None and ctx.needs_input_grad[3]:
+            shares = torch.exp2(sinks.float()[:, None] * LOG2_E - lse)
+            sink_gradient = -(shares * delta).sum(1).to(sinks.dtype)
+        return dq, dk, dv, sink_gradient, *(None,) * 6
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -271,11 +288,12 @@ def _walks(
     return (*tables.parts(), tables.width)
 
 
-def _options(query: Tensor, window: int | None, softcap: float | None) -> dict[str, Any]:
+def _options(query: Tensor, window: int | None, softcap: float | None, slopes: Tensor | None) -> dict[str, Any]:
     """Return the constants of the kernels that do not depend on tiles."""
     return {
         "SIZE": query.shape[-1],
         "WINDOW": window is not None,
         "CAPPED": softcap is not None,
+        "SLOPED": slopes is not None,
         "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
     }

@@ -1,0 +1,275 @@
+"""Experts of any transformers model through `expert_mlp`, for as long as a step runs.
+
+transformers keeps the experts of a layer as stacked weights, and marks their class with how these lie
+(`use_experts_implementation`). PEFT wraps the module once for each weight that `target_parameters` names, and at every
+call adds s B A to the whole stack, which takes memory and time of a second model. Here adapters stay factors.
+
+What a module computes is found out by trying: its output for a made-up input must be its own. A module that does more,
+whose weights are trained, or that something looks at, runs its own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+
+from wishbone.fused.coverage import Site
+from wishbone.fused.instance_attributes import REPLACED
+from wishbone.fused.lockstep import adapters_of_reference, apart, half_of, only_adapters, together
+from wishbone.fused.lora_layer import Forward, has_hooks
+from wishbone.fused.mlp import TOLERANCE
+from wishbone.fused.parts import part_of
+from wishbone.fused.rounding import differs_by_rounding
+from wishbone.ops.expert_mlp import (
+    ClampedGate,
+    Gate,
+    GatedProduct,
+    GateOf,
+    StackedAdapter,
+    StackedLinear,
+    expert_mlp,
+)
+from wishbone.ops.frozen_linear import DENSE
+
+UNKNOWN = "transformers does not say how their weights lie"
+MORE = "they compute more than two matrices and a gate"
+ROW_BYTES = 16
+"""Grouped products on CUDA take rows of a multiple of so many bytes."""
+
+
+class FusedExperts:
+    """Finds the experts of a model and switches them on and off.
+
+    Args:
+        model: a transformers model, with or without PEFT's adapters. Nothing of it is changed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers: list[_Experts] = []
+        self._not_fused: list[Site] = []
+        self._switched: list[_Experts] = []
+        self._depth = 0
+        inside: set[nn.Module] = set()
+        for name, module in model.named_modules():
+            if module in inside or not (isinstance(module, ParamWrapper) or part_of(module) == "experts"):
+                continue
+            inside.update(module.modules())
+            base = base_of(module)
+            if part_of(base) != "experts":
+                continue
+            layer = _Experts(name, module, base)
+            if (reason := layer.why_not()) is None and not layer.agrees():
+                reason = MORE
+            if reason is None:
+                self._layers.append(layer)
+            else:
+                self._not_fused.append(Site("experts", layer.site, reason))
+
+    @property
+    def switched_on(self) -> set[nn.Module]:
+        """Modules that run fused now, with what is inside them."""
+        return {module for layer in self._switched for module in layer.module.modules()}
+
+    def sites(self) -> Iterator[Site]:
+        """Yield the experts of each layer once, fused or not as they ran so far."""
+        found = {site.name: site for site in self._not_fused}
+        for layer in self._layers:
+            reason = (layer.why_not() or MORE) if layer.ran_own else None
+            found.setdefault(layer.site, Site("experts", layer.site, reason))
+        yield from found.values()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context of forward passes and of the backward passes that recompute them; it may be entered again inside."""
+        if self._depth == 0:
+            for layer in self._layers:
+                if "forward" in vars(layer.module):
+                    layer.ran_own = True
+                else:
+                    vars(layer.module)["forward"] = layer.forward_of(layer.module.forward)
+                    self._switched.append(layer)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                for layer in self._switched:
+                    vars(layer.module).pop("forward", None)
+                self._switched.clear()
+
+
+class _Experts:
+    """The experts of one layer.
+
+    Attributes:
+        site: the name that a table of parts gives them; some families have two modules of experts in a layer.
+        module: what the model calls: the experts, or PEFT's wrappers around them.
+        ran_own: whether a call ran the module's own forward.
+    """
+
+    def __init__(self, name: str, module: nn.Module, base: Any) -> None:
+        self.site = name.rpartition(".")[0]
+        self.module, self._base = module, base
+        self.ran_own = False
+        self._parts = list(module.modules())
+        self._wrappers = list(_wrappers(module))
+        self._flags = [vars(wrapper) for wrapper in self._wrappers]
+        self._gate: Gate | None = None
+
+    def why_not(self) -> str | None:
+        """Return why the module must run its own forward now, or None."""
+        base = self._base
+        if not hasattr(base, "is_transposed") or _stack(base) is None:
+            return UNKNOWN
+        if any(map(has_hooks, self._parts)):
+            return "hooks look at their inputs and outputs"
+        if any("forward" in vars(one) for one in (*self._wrappers, base) if one is not self.module):
+            return REPLACED
+        if base.has_post_expert_norm or getattr(base, "_is_expert_parallel", False):
+            return MORE
+        parameters = dict(base.named_parameters())
+        if any(parameter.requires_grad for parameter in parameters.values()):
+            return "their weights are trained"
+        up, down = (parameters[name] for name in _names(base))
+        if {type(up.data), type(down.data)} != {Tensor} or up.dtype != down.dtype or up.dtype not in DENSE:
+            return "their weights are in a form that cannot be read"
+        if any(size * up.element_size() % ROW_BYTES for weight in (up, down) for size in weight.shape[1:]):
+            return "the rows of their weights are not multiples of 16 bytes"
+        if any(wrapper.parameter_name not in _names(base) for wrapper in self._wrappers):
+            return "an adapter is on their biases"
+        for wrapper in self._wrappers:
+            if wrapper.disable_adapters and wrapper.merged:
+                return "their adapter is merged and switched off"
+        return None
+
+    def agrees(self) -> bool:
+        """Return whether our output for a made-up input is the module's own but for rounding."""
+        up, down = _stack(self._base)
+        if up.is_meta:
+            return False
+        count, hidden = up.shape[0], down.shape[1]
+        x = torch.arange(5 * hidden, dtype=torch.float64, device=up.device).mul(0.7).add(0.3).sin().view(5, hidden)
+        chosen = torch.arange(10, device=up.device).mul(3).remainder(count).view(5, 2)
+        share = torch.tensor([[0.7, 0.3]] * 5, dtype=up.dtype, device=up.device)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            ours = self._compute(x.to(up.dtype), chosen, share)
+            own = self.module(x.to(up.dtype), chosen, share)
+        return differs_by_rounding(ours, own, TOLERANCE)
+
+    def forward_of(self, own_forward: Forward) -> Forward:
+        """Return what replaces the module's forward."""
+        own = apart(self.module, own_forward)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if kwargs or len(args) != 3 or self.why_not() is not None:
+                self.ran_own = True
+                return own(*args, **kwargs)
+            adapters = adapters_of_reference(args)
+            if adapters is None:
+                return self._compute(*args)
+            policy = self._compute(*half_of(args, "policy"))
+            with torch.no_grad(), only_adapters(self._flags, adapters):
+                reference = self._compute(*half_of(args, "reference"))
+            return together(policy, reference, adapters)
+
+        return forward
+
+    def _compute(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
+        up, down = (self._linear(name) for name in _names(self._base))
+        if self._gate is None:
+            self._gate = _gate_of(self._base, up.weight)
+        return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate).to(x.dtype)
+
+    def _linear(self, name: str) -> StackedLinear:
+        base = self._base
+        weight: Tensor = getattr(base, name)
+        bias = getattr(base, f"{name}_bias", None) if base.has_bias else None
+        weight = weight.transpose(1, 2) if base.is_transposed else weight
+        parts = [part for one in self._wrappers if one.parameter_name == name for part in _adapters(one, weight)]
+        return StackedLinear(weight, bias, _as_one(parts))
+
+
+def base_of(module: Any) -> Any:
+    """Return the module under PEFT's wrappers of its parameters, or the module itself where there are none."""
+    while isinstance(module, ParamWrapper):
+        module = module.base_layer
+    return module
+
+
+def _wrappers(module: Any) -> Iterator[Any]:
+    while isinstance(module, ParamWrapper):
+        yield module
+        module = module.base_layer
+
+
+def _names(base: Any) -> tuple[str, str]:
+    """Names of the first and the second stack of weights."""
+    return "gate_up_proj" if base.has_gate else "up_proj", "down_proj"
+
+
+def _stack(base: Any) -> Any:
+    """The two stacks as they lie, [experts, N, K], or None where there are no such."""
+    stacks = [getattr(base, name, None) for name in _names(base)] if hasattr(base, "has_gate") else []
+    if not stacks or any(not isinstance(one, Tensor) or one.dim() != 3 for one in stacks):
+        return None
+    return [one.transpose(1, 2) if base.is_transposed else one for one in stacks]
+
+
+def _adapters(wrapper: Any, weight: Tensor) -> list[StackedAdapter]:
+    """The adapters that one of PEFT's wrappers adds to its weight [experts, N, K] now."""
+    if wrapper.disable_adapters or wrapper.merged:
+        return []
+    found = []
+    for name in wrapper.active_adapters:
+        if name in wrapper.lora_A:
+            a, b = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
+            experts, n, k = weight.shape
+            found.append(
+                StackedAdapter(
+                    a.view(experts, -1, k),
+                    b.view(n, -1, experts).permute(2, 0, 1),
+                    float(wrapper.scaling[name]),
+                )
+            )
+    return found
+
+
+def _as_one(parts: Sequence[StackedAdapter]) -> StackedAdapter | None:
+    """Adapters as one: their A one under the other, their scaled B side by side."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return StackedAdapter(
+        torch.cat([part.a for part in parts], 1), torch.cat([part.b * part.scale for part in parts], 2)
+    )
+
+
+def _gate_of(base: Any, up: Tensor) -> Gate:
+    """The gate of a module: a gated product that has a kernel where the values agree, or the module's function."""
+    function = base._apply_gate if base.has_gate else base.act_fn
+    inner = up.shape[1]
+    u = (
+        torch.linspace(-9, 9, 2 * inner, dtype=torch.float64, device=up.device)
+        .mul(3)
+        .sin()
+        .mul(60)
+        .view(2, inner)
+        .float()
+    )
+    with torch.no_grad():
+        own = function(u)
+    if base.has_gate and inner % 2 == 0:
+        known: list[Gate] = [GatedProduct("silu"), GatedProduct("gelu_tanh")]
+        numbers = getattr(base, "alpha", None), getattr(base, "limit", None)
+        if all(isinstance(number, (int, float)) for number in numbers):
+            known.append(ClampedGate(float(numbers[0]), float(numbers[1])))  # type: ignore[arg-type]
+        for gate in known:
+            ours = gate.forward(u)
+            if own.shape == ours.shape and torch.allclose(own, ours, rtol=1e-4, atol=1e-4):
+                return gate
+    return GateOf(function)

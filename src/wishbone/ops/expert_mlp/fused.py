@@ -1,0 +1,165 @@
+r"""The experts of a mixture as one function of autograd, which keeps little.
+
+Kept for the backward pass: x [T, K] where the first A is trained, u [S, U], l_up and l_down [S, r], shares and routing;
+not the rows of x [S, K], h [S, I] or the rows of y [S, K]. The gradient of a share needs no row of y:
+
+    d p_s = do_t . y_s = (W_down^T do_t) . h_s + do_t . b_down
+
+and the same W_down^T do_t, times p_s, is the gradient of h_s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wishbone.ops.expert_mlp import grouped
+from wishbone.ops.expert_mlp.gate import Gate
+from wishbone.ops.expert_mlp.routing import Routing
+from wishbone.ops.expert_mlp.stacked import StackedAdapter, StackedLinear, StackedPass
+from wishbone.ops.lora_linear.fused import has_graph
+from wishbone.ops.lora_linear.precision import without_autocast
+
+BEFORE_FACTORS = 6
+"""Arguments of `_ExpertMLP` before the factors of both adapters."""
+
+
+def expert_mlp(x: Tensor, chosen: Tensor, share: Tensor, up: StackedLinear, down: StackedLinear, gate: Gate) -> Tensor:
+    """Return what the experts of each token make of it, weighted and added up.
+
+    Args:
+        x: [T, K], in the dtype of the arithmetic.
+        chosen: [T, k], the experts of each token.
+        share: [T, k], their weights p.
+        up: layers [experts, U, K].
+        down: layers [experts, K, I].
+        gate: between the two. Its graph can be used only once, as u is overwritten with its gradient.
+
+    Returns:
+        [T, K], in the dtype of x. Gradients go to x, share and the factors of adapters, each in its own dtype.
+    """
+    routing = Routing.of(chosen, up.weight.shape[0])
+    factors = _factors(up.adapter, down.adapter)
+    with without_autocast(x.device):
+        if has_graph(x, share, *factors):
+            y: Tensor = _ExpertMLP.apply(x, share, routing, up, down, gate, *factors)
+            return y
+        with torch.no_grad():
+            return _forward(x, share, StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing), gate)[0]
+
+
+def _factors(*adapters: StackedAdapter | None) -> list[Tensor | None]:
+    """Return A and B of each."""
+    return [factor for one in adapters for factor in ((None, None) if one is None else (one.a, one.b))]
+
+
+def _forward(
+    x: Tensor, share: Tensor, up: StackedPass, down: StackedPass, gate: Gate
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return y, u, and the low-rank products of both layers."""
+    u, low = up.forward(x.index_select(0, up.routing.token))
+    rows, down_low = down.forward(gate.forward(u))
+    return grouped.gathered(rows, up.routing, share), u, low, down_low
+
+
+class _ExpertMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        share: Tensor,
+        routing: Routing,
+        up: StackedLinear,
+        down: StackedLinear,
+        gate: Gate,
+        *factors: Tensor | None,
+    ) -> Tensor:
+        first, second = StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing)
+        y, u, low, down_low = _forward(x, share, first, second, gate)
+        trains_a = ctx.needs_input_grad[BEFORE_FACTORS]
+        ctx.save_for_backward(
+            x if trains_a else None,
+            share,
+            u,
+            low if ctx.needs_input_grad[BEFORE_FACTORS + 1] else None,
+            down_low if ctx.needs_input_grad[BEFORE_FACTORS + 3] else None,
+            *vars(routing).values(),
+            *factors,
+        )
+        ctx.layers = [
+            (linear.weight, linear.bias, 0.0 if linear.adapter is None else linear.adapter.scale)
+            for linear in (up, down)
+        ]
+        ctx.gate, ctx.dtype, ctx.used = gate, x.dtype, False
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.used:
+            raise RuntimeError("expert_mlp overwrites what it kept with its gradients: its graph can be used only once")
+        ctx.used = True
+        x, share, u, low, down_low, *rest = ctx.saved_tensors
+        routing, factors = Routing(*rest[:4]), rest[4:]
+        adapters = [
+            None if a is None else StackedAdapter(a, b, layer[2])
+            for a, b, layer in zip(factors[::2], factors[1::2], ctx.layers, strict=True)
+        ]
+        with without_autocast(grad.device):
+            up, down = (
+                StackedPass(StackedLinear(weight, bias, adapter), ctx.dtype, routing)
+                for (weight, bias, _), adapter in zip(ctx.layers, adapters, strict=True)
+            )
+            dx, dshare, gradients = _backward(grad.contiguous(), x, share, u, (low, down_low), up, down, ctx)
+        needed = ctx.needs_input_grad[BEFORE_FACTORS:]
+        found = [
+            gradient.to(factor.dtype) if need and gradient is not None else None
+            for gradient, factor, need in zip(gradients, factors, needed, strict=True)
+        ]
+        return dx, dshare, *(None,) * (BEFORE_FACTORS - 2), *found
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor | None,
+    share: Tensor,
+    u: Tensor,
+    lows: tuple[Tensor | None, Tensor | None],
+    up: StackedPass,
+    down: StackedPass,
+    ctx: Any,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Return dx, the gradient of the shares, and those of A_up, B_up, A_down, B_down; u is overwritten."""
+    routing, (low, down_low) = up.routing, lows
+    rows = grad.index_select(0, routing.token)
+    p = share.reshape(-1).index_select(0, routing.choice).to(grad.dtype)[:, None]
+    down_h = down.down(rows)
+    unweighted = down.input_gradient(rows, down_h)
+    down_b = None if down_low is None else down.b_gradient(rows, down_low * p)
+    h, u_gradient = ctx.gate.backward_(unweighted * p, u)
+    dshare = None
+    if ctx.needs_input_grad[1]:
+        dots = grouped.row_dots(unweighted, h)
+        if down.bias is not None:
+            dots += _dots_with_bias(rows, down.bias, routing)
+        dshare = dots[routing.row].to(share.dtype)
+    del unweighted, rows
+    down_a = None if down_h is None else down.a_gradient(down_h * p, h)
+    del h
+    up_h = up.down(u_gradient)
+    up_b = up.b_gradient(u_gradient, low)
+    up_a = None if x is None else up.a_gradient(up_h, x.index_select(0, routing.token))
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = grouped.gathered(up.input_gradient(u_gradient, up_h), routing)
+    return dx, dshare, [up_a, up_b, down_a, down_b]
+
+
+def _dots_with_bias(rows: Tensor, bias: Tensor, routing: Routing) -> Tensor:
+    """Return rows_s . b^e [S], float32 or better."""
+    precise = torch.promote_types(rows.dtype, torch.float32)
+    columns = torch.nn.functional.pad(bias[:, :, None], (0, 7))  # grouped products take a multiple of 16 bytes
+    return grouped.product(rows, columns, routing)[:, 0].to(precise)
