@@ -6,6 +6,7 @@ each expert.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -94,6 +95,9 @@ def row_dots(left: Tensor, right: Tensor) -> Tensor:
 
 def in_one_call(x: Tensor) -> bool:
     """Return whether products of all experts are one call for rows like x."""
-    if not x.is_cuda or x.dtype != torch.bfloat16 or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return x.is_cuda and x.dtype == torch.bfloat16 and _has_grouped_products(x.device)
+
+
+@lru_cache
+def _has_grouped_products(device: torch.device) -> bool:
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (8, 0)
