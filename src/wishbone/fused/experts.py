@@ -38,6 +38,7 @@ from wishbone.ops.frozen_linear import DENSE
 
 UNKNOWN = "transformers does not say how their weights lie"
 MORE = "they compute more than two matrices and a gate"
+UNREADABLE = "their weights are in a form that cannot be read"
 ROW_BYTES = 16
 """Grouped products on CUDA take rows of a multiple of so many bytes."""
 
@@ -125,20 +126,22 @@ class _Experts:
     def why_not(self) -> str | None:
         """Return why the module must run its own forward now, or None."""
         base = self._base
-        if not hasattr(base, "is_transposed") or _stack(base) is None:
+        if not hasattr(base, "is_transposed"):
             return UNKNOWN
         if any(map(has_hooks, self._parts)):
             return "hooks look at their inputs and outputs"
         if any("forward" in vars(one) for one in (*self._wrappers, base) if one is not self.module):
             return REPLACED
-        if base.has_post_expert_norm or getattr(base, "_is_expert_parallel", False):
+        if getattr(base, "has_post_expert_norm", False) or getattr(base, "_is_expert_parallel", False):
             return MORE
         parameters = dict(base.named_parameters())
         if any(parameter.requires_grad for parameter in parameters.values()):
             return "their weights are trained"
-        up, down = (parameters[name] for name in _names(base))
-        if {type(up.data), type(down.data)} != {Tensor} or up.dtype != down.dtype or up.dtype not in DENSE:
-            return "their weights are in a form that cannot be read"
+        up, down = (parameters.get(name) for name in _names(base))
+        if up is None or down is None or {type(up.data), type(down.data)} != {Tensor}:
+            return UNREADABLE
+        if up.dim() != 3 or down.dim() != 3 or up.dtype != down.dtype or up.dtype not in DENSE:
+            return UNREADABLE
         if any(size * up.element_size() % ROW_BYTES for weight in (up, down) for size in weight.shape[1:]):
             return "the rows of their weights are not multiples of 16 bytes"
         if any(wrapper.parameter_name not in _names(base) for wrapper in self._wrappers):
@@ -150,10 +153,10 @@ class _Experts:
 
     def agrees(self) -> bool:
         """Return whether our output for a made-up input is the module's own but for rounding."""
-        up, down = _stack(self._base)
+        up, down = (self._linear(name).weight for name in _names(self._base))
         if up.is_meta:
             return False
-        count, hidden = up.shape[0], down.shape[1]
+        count, hidden = down.shape[:2]
         x = torch.arange(5 * hidden, dtype=torch.float64, device=up.device).mul(0.7).add(0.3).sin().view(5, hidden)
         chosen = torch.arange(10, device=up.device).mul(3).remainder(count).view(5, 2)
         share = torch.tensor([[0.7, 0.3]] * 5, dtype=up.dtype, device=up.device)
@@ -211,14 +214,6 @@ def _wrappers(module: Any) -> Iterator[Any]:
 def _names(base: Any) -> tuple[str, str]:
     """Names of the first and the second stack of weights."""
     return "gate_up_proj" if base.has_gate else "up_proj", "down_proj"
-
-
-def _stack(base: Any) -> Any:
-    """The two stacks as they lie, [experts, N, K], or None where there are no such."""
-    stacks = [getattr(base, name, None) for name in _names(base)] if hasattr(base, "has_gate") else []
-    if not stacks or any(not isinstance(one, Tensor) or one.dim() != 3 for one in stacks):
-        return None
-    return [one.transpose(1, 2) if base.is_transposed else one for one in stacks]
 
 
 def _adapters(wrapper: Any, weight: Tensor) -> list[StackedAdapter]:

@@ -119,8 +119,16 @@ def quantization_options(
 
 def settle_quantized_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """Make every 4-bit layer compute in `dtype`, and keep its weights as they are in evaluation mode."""
-    for layer in _four_bit_layers(model):
+    layers = _four_bit_layers(model)
+    for layer in layers:
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
+    stacked = [weight for weight in model.parameters() if weight.dim() == 3 and weight.is_floating_point()]
+    if layers and stacked:
+        logger.warning(
+            "Experts that are stored as one stacked weight stay as they are, %.1f GiB: bitsandbytes quantizes linear "
+            "layers alone.",
+            sum(weight.nbytes for weight in stacked) / 2**30,
+        )
     forbid_repacking(model)
 
 
