@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tokenizers import BUILDERS, assistant, dataset, user
@@ -60,6 +61,25 @@ def test_each_reason_is_found_and_named_by_source_row() -> None:
     untruncated = inspect_pairs(rows, max_length=None, truncation="keep_start")
     assert untruncated.problems == {EMPTY: (20, 30), IDENTICAL: (40,)}
     assert untruncated.truncated_rows == untruncated.truncated_tokens == 0
+
+
+def test_a_shuffled_data_set_is_read_some_rows_at_a_time(tmp_path: Path) -> None:
+    """A column that is read at once would be a copy of all rows, and a data set may be larger than memory."""
+    generator = np.random.default_rng(0)
+    rows = [tuple(generator.integers(0, 99, 200).tolist() for _ in range(3)) for _ in range(5000)]
+    tokens(*rows).save_to_disk(tmp_path / "rows")
+    stored = load_from_disk(tmp_path / "rows")
+    shuffled = stored.select(generator.permutation(len(stored)))
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    earlier = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        found = inspect_pairs(shuffled, max_length=500, truncation="keep_start")
+    finally:
+        pa.set_memory_pool(earlier)
+    assert found.truncated_rows == 0 and found.lengths["pair"].max == 600
+    size = 3 * 4 * 200 * 5000
+    assert pool.max_memory() < size / 2
 
 
 def test_keep_end_loses_the_prompt_first() -> None:

@@ -1,18 +1,9 @@
-"""What is kept of each pair, in about forty bytes, and what is found by comparing pairs with each other.
-
-A pair's key is a hash of its prompt and of both completions in an order that does not depend on which one is chosen;
-the lowest bit says which. Equal keys are duplicates, keys that differ in the lowest bit alone contradict each other.
-
-    key = 2 h(prompt, min(chosen, rejected), max(chosen, rejected)) + [chosen > rejected]
-
-With hashes of 63 bits, two of thirty million different pairs share one with a probability of 5e-5.
-"""
+"""What is kept of each pair, in about forty bytes, and what is found by comparing pairs with each other."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -21,6 +12,7 @@ import numpy.typing as npt
 from wishbone.check.kinds import CONTRADICTION, DUPLICATE, HELD_OUT, KINDS
 from wishbone.check.places import Places
 from wishbone.check.written import written
+from wishbone.data.repeats import digest, find_repeats, pair_key
 
 Flags = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
@@ -31,26 +23,14 @@ _BIT = {name: 1 << number for number, name in enumerate(KINDS)}
 
 def prompt_hash(pair: Mapping[str, Any]) -> int:
     """A hash of 64 bits of a pair's prompt, without the white space around it."""
-    return _hash(written(pair["prompt"], "user").strip())
-
-
-def pair_key(pair: Mapping[str, Any]) -> int:
-    """The key of a pair, 64 bits."""
-    prompt, chosen, rejected = (_digest(written(pair[side], alone)) for side, alone in _SIDES)
-    swapped = chosen > rejected
-    first, second = (rejected, chosen) if swapped else (chosen, rejected)
-    return int.from_bytes(blake2b(prompt + first + second, digest_size=8).digest()) & ~1 | swapped
+    return int.from_bytes(_digest(written(pair["prompt"], "user").strip())[:8])
 
 
 _SIDES = (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
 
 
 def _digest(text: str) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(_digest(text)[:8])
+    return digest(text.encode("utf-8", "surrogatepass"))
 
 
 class Ledger:
@@ -76,7 +56,7 @@ class Ledger:
             lengths: of prompt, chosen, rejected.
         """
         self.places.add(place)
-        self._keys.append(pair_key(pair))
+        self._keys.append(pair_key(*(_digest(written(pair[side], alone)) for side, alone in _SIDES)))
         self._prompts.append(prompt_hash(pair))
         self._faults.append(sum(_BIT[name] for name in set(faults)))
         for column, length in zip(self._lengths.values(), lengths, strict=True):
@@ -110,21 +90,12 @@ class Ledger:
             Duplicates as (first, later), contradictions as (earlier side's first, other side's first), by index.
         """
         keys = np.frombuffer(self._keys, dtype=np.uint64)
-        order = np.argsort(keys, kind="stable")
-        sorted_keys = keys[order]
-        begins = np.r_[True, sorted_keys[1:] != sorted_keys[:-1]]
-        first = order[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
-        later = np.flatnonzero(~begins)
-        duplicates = sorted(zip(order[later].tolist(), first[later].tolist(), strict=True))
-        swapped = np.flatnonzero(begins[1:] & (sorted_keys[1:] >> 1 == sorted_keys[:-1] >> 1))
-        contradictions = sorted(
-            (min(pair), max(pair)) for pair in zip(first[swapped].tolist(), order[swapped + 1].tolist(), strict=True)
-        )
-        self._mark(DUPLICATE, order[later])
-        self._mark(CONTRADICTION, np.flatnonzero(_among(keys >> 1, sorted_keys[1:][swapped] >> 1)))
+        found = find_repeats(keys)
+        self._mark(DUPLICATE, np.array([later for _, later in found.duplicates], dtype=np.intp))
+        self._mark(CONTRADICTION, np.flatnonzero(_among(keys >> 1, found.contradicted)))
         prompts = np.frombuffer(self._prompts, dtype=np.uint64)
         self._mark(HELD_OUT, np.flatnonzero(_among(prompts, held_out)))
-        return [(earlier, index) for index, earlier in duplicates], contradictions
+        return found.duplicates, found.contradictions
 
     def _mark(self, name: str, indices: npt.NDArray[np.intp]) -> None:
         faults = np.frombuffer(self._faults, dtype=np.uint32)

@@ -89,7 +89,7 @@ class ModelView:
         return [self._one({name: values[row] for name, values in found.items()}) for row in range(len(pairs))]
 
     def _one(self, row: Mapping[str, Any]) -> Seen:
-        prompt, chosen, rejected = (row[name] for name in ID_COLUMNS)
+        prompt, chosen, rejected = (row[name].tolist() for name in ID_COLUMNS)
         unscored = not prompt  # without a prompt, nothing predicts the first token
         lost, _, beginning = (row[LOST_COLUMN] or "").partition("\n")
         faults = {

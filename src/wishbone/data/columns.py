@@ -1,10 +1,11 @@
-"""Columns of a data set as NumPy arrays, without a Python object for every token or message."""
+"""Columns of a data set as NumPy arrays, some rows at a time, without a Python object for every token or message.
+
+A data set may be larger than memory, and shuffled: then a column that is read at once is a copy of all its rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from hashlib import blake2b
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,33 +17,40 @@ from datasets import Dataset
 Counts = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+ROWS = 1000
+"""Rows that are read at a time."""
 
-class IdColumn:
-    """A column of lists of token ids; `column[row]` is a view of the ids of one row.
+
+class IdLists:
+    """Lists of token ids of some rows; `lists[row]` is a view of the ids of one row.
 
     Attributes:
         lengths: [rows], int64: tokens of each row.
     """
 
-    def __init__(self, dataset: Dataset, name: str) -> None:
-        chunks = _chunks(dataset, name)
-        lengths = [np.asarray(pc.list_value_length(chunk), dtype=np.int64) for chunk in chunks]
-        self.lengths: Counts = np.concatenate(lengths)
-        self._values = [np.asarray(chunk.flatten()) for chunk in chunks]
-        self._first_rows = np.cumsum([0, *map(len, lengths)])
-        self._ends = [np.cumsum(counts) for counts in lengths]
+    def __init__(self, lists: Any) -> None:
+        self.lengths: Counts = np.asarray(pc.list_value_length(lists), dtype=np.int64)
+        self._values = np.ascontiguousarray(lists.flatten(), dtype=np.int32)
+        self._ends = np.cumsum(self.lengths).tolist()
 
-    def __getitem__(self, row: int) -> npt.NDArray[np.integer[Any]]:
-        chunk = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        end = self._ends[chunk][row - self._first_rows[chunk]]
-        return self._values[chunk][end - self.lengths[row] : end]
+    def __getitem__(self, row: int) -> npt.NDArray[np.int32]:
+        end = self._ends[row]
+        return self._values[end - self.lengths[row] : end]
 
-    def digests(self) -> Iterator[bytes]:
-        """A 16-byte fingerprint of each row, in order; equal for equal ids."""
-        for values, ends in zip(self._values, self._ends, strict=True):
-            ids = np.ascontiguousarray(values, dtype=np.int32)
-            for start, end in pairwise([0, *ends.tolist()]):
-                yield blake2b(ids[start:end].data, digest_size=16).digest()
+
+def arrow_batches(dataset: Dataset, names: Sequence[str]) -> Iterator[list[Any]]:
+    """The Arrow arrays of some columns, of at most `ROWS` rows each."""
+    for table in dataset.select_columns(list(names)).with_format("arrow").iter(ROWS):
+        yield [pa.concat_arrays(table.column(name).chunks) for name in names]
+
+
+def token_lengths(dataset: Dataset, names: Sequence[str]) -> list[Counts]:
+    """How many tokens each row has in each of some columns of token ids: one array [rows], int64, for each column."""
+    found = [
+        [np.asarray(pc.list_value_length(lists), dtype=np.int64) for lists in batch]
+        for batch in arrow_batches(dataset, names)
+    ]
+    return [np.concatenate([np.zeros(0, dtype=np.int64), *counts]) for counts in zip(*found, strict=True)]
 
 
 def blank_completions(dataset: Dataset, name: str) -> Flags:
@@ -52,26 +60,22 @@ def blank_completions(dataset: Dataset, name: str) -> Flags:
     """
     if name not in dataset.column_names:
         return np.zeros(len(dataset), dtype=bool)
-    chunks = _chunks(dataset, name)
-    kind = chunks[0].type
-    if pa.types.is_string(kind):
-        return np.concatenate([np.asarray(_is_blank(chunk)) for chunk in chunks])
-    if pa.types.is_list(kind) and kind.value_type in _PLAIN_MESSAGES:
-        return np.concatenate([_blank_lists(chunk) for chunk in chunks])
-    decoded = dataset.with_format(None).select_columns([name])
-    return np.array([_says_nothing(row[name]) for row in decoded], dtype=bool)
+    return np.concatenate([np.zeros(0, dtype=bool), *_blank_batches(dataset, name)])
 
 
 _ROLE, _CONTENT = pa.field("role", pa.string()), pa.field("content", pa.string())
 _PLAIN_MESSAGES = (pa.struct([_ROLE, _CONTENT]), pa.struct([_CONTENT, _ROLE]))
 
 
-def _chunks(dataset: Dataset, name: str) -> list[Any]:
-    """The column as Arrow arrays of many rows each. A shuffled data set has one array per row; those are joined."""
-    chunks = [chunk for chunk in dataset.select_columns([name]).with_format("arrow")[:][name].chunks if len(chunk)]
-    if len(chunks) * 10 < len(dataset):
-        return chunks
-    return [pa.concat_arrays(chunks[i : i + 1000]) for i in range(0, len(chunks), 1000)]
+def _blank_batches(dataset: Dataset, name: str) -> Iterator[Flags]:
+    kind = dataset.select_columns([name]).data.schema.field(name).type
+    if pa.types.is_string(kind):
+        yield from (np.asarray(_is_blank(texts)) for (texts,) in arrow_batches(dataset, [name]))
+    elif pa.types.is_list(kind) and kind.value_type in _PLAIN_MESSAGES:
+        yield from (_blank_lists(conversations) for (conversations,) in arrow_batches(dataset, [name]))
+    else:
+        decoded = dataset.with_format(None).select_columns([name])
+        yield from (np.array([_says_nothing(side) for side in batch[name]]) for batch in decoded.iter(ROWS))
 
 
 def _is_blank(texts: Any) -> Any:

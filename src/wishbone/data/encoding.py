@@ -5,21 +5,30 @@ A tokenizer looks for special tokens such as `<|im_start|>` first, and they are 
     ids(text) = ids(piece 1) ++ ids(piece 2) ++ ...        pieces: the text, cut before each such token
 
 Rendered conversations repeat pieces: the prompt alone, with the chosen and with the rejected reply; one system message
-in a thousand rows. Each distinct piece is tokenized once, and all pieces of a batch in one call on all cores.
+in a thousand rows. Each distinct piece is tokenized once, and many pieces in one call on all cores. A tokenizer takes
+about a hundred times the memory of a text, so the pieces of a call have a mebibyte together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
+import numpy as np
+import numpy.typing as npt
 from transformers import AddedToken, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.data.template_writer import Ids
+Ids = npt.NDArray[np.int32]
+
+CHARACTERS = 2**20
+"""Characters of the texts that are tokenized in one call, unless one text has more."""
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, add_special_tokens: bool) -> list[Ids]:
-    """The ids of each text, as `tokenizer(text, add_special_tokens=...)` returns them. No truncation, no padding."""
+    """The ids of each text, as `tokenizer(text, add_special_tokens=...)` returns them, [tokens], int32.
+
+    No truncation, no padding.
+    """
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
@@ -27,14 +36,30 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, ad
         tokenizer(
             "", add_special_tokens=add_special_tokens
         )  # sets truncation, padding and special tokens of the backend
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(distinct, add_special_tokens=add_special_tokens)
-        ids = [encoding.ids for encoding in encodings]
-    else:
-        ids = tokenizer(distinct, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)[
-            "input_ids"
+        encode = tokenizer.backend_tokenizer.encode_batch_fast
+        ids = [
+            np.array(encoding.ids, dtype=np.int32)
+            for some in _calls(distinct)
+            for encoding in encode(some, add_special_tokens=add_special_tokens)
         ]
+    else:
+        found = tokenizer(distinct, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False)
+        ids = [np.array(row, dtype=np.int32) for row in found["input_ids"]]
     ids_of = dict(zip(distinct, ids, strict=True))
     return [ids_of[text] for text in texts]
+
+
+def _calls(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, in groups of about `CHARACTERS`."""
+    group: list[str] = []
+    characters = 0
+    for text in texts:
+        if group and characters + len(text) > CHARACTERS:
+            yield group
+            group, characters = [], 0
+        group.append(text)
+        characters += len(text)
+    yield group
 
 
 def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
@@ -49,7 +74,11 @@ def encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
         head, *turns = text.split(opener)
         cut.append([head] * bool(head) + [opener + turn for turn in turns])
     encoded = iter(encode_texts(tokenizer, list(chain.from_iterable(cut)), add_special_tokens=False))
-    return [list(chain.from_iterable(islice(encoded, len(pieces)))) for pieces in cut]
+    return [_joined(list(islice(encoded, len(pieces)))) for pieces in cut]
+
+
+def _joined(pieces: list[Ids]) -> Ids:
+    return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
 
 
 def _opener(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:

@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from wishbone.data.columns import Counts, Flags, IdColumn, blank_completions
+from wishbone.data.columns import Counts, Flags, IdLists, arrow_batches, blank_completions
 from wishbone.data.lost_rows import LostText, few_rows, lost_by_reason, lost_problems, rows_with_loss
+from wishbone.data.repeats import Keys, digest, find_repeats, pair_key
 from wishbone.data.row_reader import InvalidRows
 from wishbone.data.tokenize import CUT_COLUMN, EMPTY_COLUMN, ID_COLUMNS
 from wishbone.errors import RequestError, counted, counted_of
@@ -108,14 +109,10 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     """
     if not isinstance(tokenized, Dataset) or len(tokenized) == 0:
         raise RequestError("a stream or a data set without rows cannot be inspected; give a data set with rows")
-    prompts, chosens, rejecteds = (IdColumn(tokenized, name) for name in ID_COLUMNS)
-    prompt, chosen, rejected = prompts.lengths, chosens.lengths, rejecteds.lengths
-    longest = int((prompt + np.maximum(chosen, rejected)).max())
-    limit = longest + 1 if max_length is None else max_length
     keeps_start = truncation == "keep_start"
-    room = np.maximum(limit - prompt, 0) if keeps_start else np.full_like(prompt, limit)
-    kept_chosen, kept_rejected = np.minimum(chosen, room), np.minimum(rejected, room)
-    alike_when_cut = (kept_chosen == kept_rejected) & (kept_chosen < np.maximum(chosen, rejected))
+    limit = np.iinfo(np.int64).max if max_length is None else max_length
+    read = [_read([*map(IdLists, sides)], limit, keeps_start) for sides in arrow_batches(tokenized, ID_COLUMNS)]
+    prompt, chosen, rejected, same, same_when_cut, keys = (np.concatenate(parts) for parts in zip(*read, strict=True))
 
     unscored = (prompt == 0).astype(np.int64)  # without a prompt, nothing predicts the first token
     numbers = _source_rows(tokenized)
@@ -126,11 +123,9 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
             | blank_completions(tokenized, "chosen")
             | blank_completions(tokenized, "rejected")
             | _lost_completions(tokenized),
-            IDENTICAL: _same_tokens(chosens, rejecteds, np.where(chosen == rejected, chosen, 0)),
-            PROMPT_TOO_LONG: room == 0,
-            IDENTICAL_CUT: _same_tokens(
-                chosens, rejecteds, np.where(alike_when_cut, kept_chosen, 0), from_end=not keeps_start
-            ),
+            IDENTICAL: same,
+            PROMPT_TOO_LONG: _room(prompt, limit, keeps_start) == 0,
+            IDENTICAL_CUT: same_when_cut,
         },
         numbers,
     )
@@ -138,7 +133,7 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     separate = 2 * prompt + chosen + rejected - cut_chosen - cut_rejected
     kept_prompt = np.minimum(prompt, limit) if keeps_start else np.maximum(prompt - cut_chosen, 0)
     shared = separate - np.where(keeps_start | (cut_chosen == cut_rejected), kept_prompt, 0)
-    duplicates, conflicts = _repeated((prompts, chosens, rejecteds), numbers)
+    repeats = find_repeats(keys)
     inspection = Inspection(
         rows=len(tokenized),
         problems=problems,
@@ -155,8 +150,8 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
         separate_tokens=int(separate.sum()),
         shared_tokens=int(shared.sum()),
         chosen_longer=float((chosen > rejected).mean()),
-        duplicates=duplicates,
-        conflicts=conflicts,
+        duplicates=tuple(int(numbers[later]) for _, later in repeats.duplicates),
+        conflicts=tuple((int(numbers[one]), int(numbers[other])) for one, other in repeats.contradictions),
         warnings=(),
     )
     return replace(inspection, warnings=tuple(_warnings(inspection, tokenized)))
@@ -229,27 +224,32 @@ def _first_reasons(reasons: Mapping[str, Flags], numbers: Counts) -> tuple[dict[
     return problems, invalid
 
 
-def _same_tokens(chosen: IdColumn, rejected: IdColumn, compared: Counts, *, from_end: bool = False) -> Flags:
+def _room(prompt: Counts, limit: int, keeps_start: bool) -> Counts:
+    """Tokens that a completion may have after a prompt of some tokens."""
+    return np.maximum(limit - prompt, 0) if keeps_start else np.full_like(prompt, limit)
+
+
+def _read(sides: Sequence[IdLists], limit: int, keeps_start: bool) -> tuple[Counts, Counts, Counts, Flags, Flags, Keys]:
+    """Of some rows: tokens of each side, whether the completions are the same, and when truncated, and keys."""
+    prompt, chosen, rejected = (ids.lengths for ids in sides)
+    room = _room(prompt, limit, keeps_start)
+    kept_chosen, kept_rejected = np.minimum(chosen, room), np.minimum(rejected, room)
+    alike_when_cut = (kept_chosen == kept_rejected) & (kept_chosen < np.maximum(chosen, rejected))
+    _, chosens, rejecteds = sides
+    same = _same_tokens(chosens, rejecteds, np.where(chosen == rejected, chosen, 0))
+    compared = np.where(alike_when_cut, kept_chosen, 0)
+    same_when_cut = _same_tokens(chosens, rejecteds, compared, from_end=not keeps_start)
+    keys = [pair_key(*(digest(ids[row].data) for ids in sides)) for row in range(len(prompt))]
+    return prompt, chosen, rejected, same, same_when_cut, np.array(keys, dtype=np.uint64)
+
+
+def _same_tokens(chosen: IdLists, rejected: IdLists, compared: Counts, *, from_end: bool = False) -> Flags:
     """Rows whose completions have the same first (or last) `compared` tokens; none where `compared` is 0."""
     same = np.zeros(len(compared), dtype=bool)
     for row in np.flatnonzero(compared).tolist():
         part = slice(-compared[row], None) if from_end else slice(compared[row])
         same[row] = np.array_equal(chosen[row][part], rejected[row][part])
     return same
-
-
-def _repeated(columns: Sequence[IdColumn], numbers: Counts) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Source rows of pairs that occurred before, and of pairs that occurred before with chosen and rejected swapped."""
-    seen: dict[tuple[bytes, bytes, bytes], int] = {}
-    duplicates, conflicts = [], []
-    for number, prompt, chosen, rejected in zip(numbers.tolist(), *(c.digests() for c in columns), strict=True):
-        if (prompt, chosen, rejected) in seen:
-            duplicates.append(number)
-            continue
-        if chosen != rejected and (other := seen.get((prompt, rejected, chosen))) is not None:
-            conflicts.append((other, number))
-        seen[prompt, chosen, rejected] = number
-    return tuple(duplicates), tuple(conflicts)
 
 
 def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:

@@ -31,12 +31,12 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.data.encoding import encode_rendered, encode_texts
+from wishbone.data.encoding import Ids, encode_rendered, encode_texts
 from wishbone.data.formats import common_prompt
 from wishbone.data.kept import kept_dataset
 from wishbone.data.message_forms import without_nulls
 from wishbone.data.rendering import RenderedPair, render_pairs
-from wishbone.data.template_writer import Ids, TemplateWriter
+from wishbone.data.template_writer import TemplateWriter
 from wishbone.errors import RequestError, counted, counted_of, one_line
 from wishbone.phases import Phase, phase
 
@@ -156,9 +156,16 @@ def _tokenize_table(
     ids = tokenize_batch(tokenizer, batch, indices)
     if counting is not None:
         counting.more(len(indices))
-    types = {name: pa.list_(pa.int32()) for name in ID_COLUMNS}
-    types |= {CUT_COLUMN: pa.int32(), LOST_COLUMN: pa.string(), NOTES_COLUMN: pa.string(), EMPTY_COLUMN: pa.bool_()}
-    return pa.table({name: pa.array(ids[name], kind) for name, kind in types.items()})
+    types = {CUT_COLUMN: pa.int32(), LOST_COLUMN: pa.string(), NOTES_COLUMN: pa.string(), EMPTY_COLUMN: pa.bool_()}
+    return pa.table(
+        {name: _id_lists(ids[name]) for name in ID_COLUMNS}
+        | {name: pa.array(ids[name], kind) for name, kind in types.items()}
+    )
+
+
+def _id_lists(rows: list[Ids]) -> Any:
+    ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(rows), pa.int32()))
 
 
 def _tokenize_stream(
@@ -169,7 +176,7 @@ def _tokenize_stream(
         _warn_of_cut_prompts(np.array(ids[CUT_COLUMN]))
         _tell_notes([note for note in ids[NOTES_COLUMN] if note], len(indices))
     del ids[NOTES_COLUMN]
-    return ids
+    return ids | {name: [row.tolist() for row in ids[name]] for name in ID_COLUMNS}
 
 
 def _tell_notes(notes: Iterable[str], rows: int) -> None:
@@ -193,7 +200,7 @@ def _warn_of_cut_prompts(cut: np.ndarray[Any, Any]) -> None:
 def tokenize_batch(
     tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Any], indices: list[int]
 ) -> dict[str, list[Any]]:
-    """The columns that `tokenize_pairs` adds, for some rows that need not be in a table.
+    """The columns that `tokenize_pairs` adds, for some rows that need not be in a table; ids are int32 arrays [tokens].
 
     Args:
         tokenizer: of the model.
@@ -262,7 +269,7 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> 
     ended = [(p, *(p + _without_ends(side, end) + end for side in sides)) for p, *sides in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
     if begin is not None:
-        ids = [row[1:] if row[:2] == [begin, begin] else row for row in ids]
+        ids = [row[1:] if row[:2].tolist() == [begin, begin] else row for row in ids]
     if _adds_end(tokenizer):
         ids = [row[:-1] for row in ids]
     return list(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
@@ -277,8 +284,8 @@ def _without_ends(text: str, end: str) -> str:
 
 def _adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself adds the end-of-sequence token to every text, prompts too."""
-    plain, whole = (encode_texts(tokenizer, ["a"], add_special_tokens=add)[0] for add in (False, True))
-    return whole[-len(plain) - 1 :] == [*plain, tokenizer.eos_token_id]
+    plain, whole = (encode_texts(tokenizer, ["a"], add_special_tokens=add)[0].tolist() for add in (False, True))
+    return bool(whole[-len(plain) - 1 :] == [*plain, tokenizer.eos_token_id])
 
 
 def _encode_chats(
@@ -300,7 +307,7 @@ def _encode_chats(
     rendered = [pair for pair in found if isinstance(pair, RenderedPair)]
     written = [side for pair in rendered for side in (pair.prompt, pair.chosen, pair.rejected)]
     encoded = iter(encode_rendered(tokenizer, [side.text for side in written if side.ids is None]))
-    ids = [next(encoded) if side.ids is None else side.ids for side in written]
+    ids = [next(encoded) if side.ids is None else np.array(side.ids, dtype=np.int32) for side in written]
     return [
         _Encoded(triple, pair.lost, "\n".join(pair.notes) or None, pair.empty)
         for pair, triple in zip(rendered, zip(ids[::3], ids[1::3], ids[2::3], strict=True), strict=True)
@@ -315,6 +322,6 @@ def _refuse_rows(problems: Iterable[str]) -> None:
 
 
 def _common_length(ids: Ids, others: Ids) -> int:
-    if others[: len(ids)] == ids:
-        return len(ids)
-    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), min(len(ids), len(others)))
+    shorter = min(len(ids), len(others))
+    different = np.flatnonzero(ids[:shorter] != others[:shorter])
+    return int(different[0]) if len(different) else shorter

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from wishbone.data.columns import IdColumn
+from wishbone.data.columns import token_lengths
 from wishbone.data.packing import pack_rows
 
 UNKNOWN_LONGEST = 1024
@@ -30,7 +30,7 @@ def pair_tokens(dataset: Dataset, max_length: int | None) -> np.ndarray[Any, Any
 
     Tokens that both completions begin with are counted twice, though a row holds them once.
     """
-    prompt, chosen, rejected = (IdColumn(dataset, f"{name}_ids").lengths for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = token_lengths(dataset, ("prompt_ids", "chosen_ids", "rejected_ids"))
     if max_length is None:
         return prompt + chosen + rejected
     cut = [np.minimum(tokens, max_length) for tokens in (prompt + chosen, prompt + rejected, prompt)]

@@ -128,14 +128,14 @@ def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Count
     """Count as training would, without loading torch."""
     from transformers import PreTrainedTokenizerFast
 
-    from wishbone.data.columns import IdColumn
+    from wishbone.data.columns import token_lengths
     from wishbone.data.text_turns import in_trained_form
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     rows = in_trained_form(lambda turns: loaded_pairs(data, turns=turns), tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
-    prompt, chosen, rejected = (IdColumn(pairs, name).lengths.astype(np.int64) for name in ID_COLUMNS)
+    prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
     return prompt, chosen, rejected
 
 

@@ -83,7 +83,7 @@ def open_data(name: str, tokenizer_directory: Path | None) -> OpenedData:
 def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> tuple[PairLengths, int, list[str]]:
     from transformers import PreTrainedTokenizerFast
 
-    from wishbone.data.columns import IdColumn
+    from wishbone.data.columns import token_lengths
     from wishbone.data.inspect import inspect_pairs, unusable
     from wishbone.data.text_turns import in_trained_form
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
@@ -96,7 +96,7 @@ def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> 
     numbers = pairs.with_format("numpy")["source_row"][:]
     usable = ~np.isin(numbers, list(lost))
     usable[list(found.invalid)] = False
-    prompt, chosen, rejected = (IdColumn(pairs, name).lengths.astype(np.int64)[usable] for name in ID_COLUMNS)
+    prompt, chosen, rejected = (tokens[usable] for tokens in token_lengths(pairs, ID_COLUMNS))
     lengths = PairLengths(prompt, chosen, rejected, "by the model's tokenizer")
     return lengths, int((~usable).sum()), unusable(found, "refuse")
 

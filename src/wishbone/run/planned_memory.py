@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from wishbone.config.schema import RunConfig
-from wishbone.data.columns import IdColumn
+from wishbone.data.columns import token_lengths
 from wishbone.data.tokenize import ID_COLUMNS
 from wishbone.errors import RequestError
 from wishbone.planning import hardware
@@ -30,7 +30,7 @@ def planned_memory(config: RunConfig, model: dict[str, Any], pairs: Dataset) -> 
     """
     if config.model.reference is not None:
         return None  # another model's memory, whose shape is not read here
-    prompt, chosen, rejected = (IdColumn(pairs, name).lengths for name in ID_COLUMNS)
+    prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
     machine, gpu = _machine()
     try:
         target = Target(

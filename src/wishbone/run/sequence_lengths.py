@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.config.schema import RunConfig
-from wishbone.data.columns import IdColumn
+from wishbone.data.columns import token_lengths
 from wishbone.data.tokenize import ID_COLUMNS
 from wishbone.errors import RequestError, counted_of
 from wishbone.planning.hardware import read_memory
@@ -51,7 +51,7 @@ def check_lengths(config: RunConfig, model: Mapping[str, Any], pairs: Dataset, m
         RequestError: pairs are longer than the model's positions and `data.max_length` is null, or longer than the
             table of positions; or the longest one takes more memory than is free.
     """
-    prompt, chosen, rejected = (IdColumn(pairs, name).lengths for name in ID_COLUMNS)
+    prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
     lengths = PairLengths(prompt, chosen, rejected, "by the model's tokenizer")
     problems = [*_beyond_positions(config, model, lengths)]
     if not problems and machine is not None:

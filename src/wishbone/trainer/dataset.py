@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
-from wishbone.data.columns import IdColumn
+from wishbone.data.columns import token_lengths
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import LOST_COLUMN, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
@@ -51,13 +51,14 @@ def prepare_pairs(
     longest = args.max_length
     if not isinstance(tokenized, Dataset):
         return tokenized.filter(lambda prompt_ids: len(prompt_ids) < longest, input_columns="prompt_ids")
-    kept = np.flatnonzero(IdColumn(tokenized, "prompt_ids").lengths < longest)
+    (prompts,) = token_lengths(tokenized, ["prompt_ids"])
+    kept = np.flatnonzero(prompts < longest)
     if len(kept) == len(tokenized):
         return tokenized
     if not len(kept):
         raise RequestError(
             f"every {name} pair would be dropped ({len(tokenized):,}): the prompts alone fill max_length={longest}; "
-            f"raise it (the shortest prompt has {int(IdColumn(tokenized, 'prompt_ids').lengths.min())} tokens) or set "
+            f"raise it (the shortest prompt has {int(prompts.min())} tokens) or set "
             "max_prompt_length"
         )
     logger.warning(
