@@ -223,6 +223,28 @@ def test_tools_that_the_template_does_not_describe_are_lost(tokenizer: PreTraine
     assert written(tokenizer, "llama3_1", pair, []) == written(tokenizer, "llama3_1", pair, None)
 
 
+def test_a_tool_without_description_is_not_found_in_the_words_of_a_prompt(tokenizer: PreTrainedTokenizerBase) -> None:
+    pair = [user("What should I add?")], [assistant("Salt.")], [assistant("Sand.")]
+    for template, lost in (("llama3", True), ("qwen3", False)):
+        found = written(tokenizer, template, pair, [{"type": "function", "function": {"name": "add"}}])
+        assert ("descriptions of tools" in (found.lost or "")) is lost
+
+
+def test_what_another_part_repeats_is_still_missed(tokenizer: PreTrainedTokenizerBase) -> None:
+    """An answer begins with its thought, repeats an earlier answer, or calls a tool with words of the prompt."""
+    said = "The deepest lake is Lake Baikal."
+    pair = [user("Which lake is the deepest?")], [assistant(f"<think>{said}</think>{said} Yes.")], [assistant("Como.")]
+    for template in ("deepseek_r1_distill", "deepseekv3"):
+        found = written(tokenizer, template, pair)
+        assert found.chosen.text.count(said) == 2 and found.notes == (VERBATIM,)
+    thoughtful = [assistant(said) | {"reasoning_content": said}]
+    found = written(tokenizer, "llama3", ([user("Which lake?")], thoughtful, [assistant("Como.")]))
+    assert "loses thoughts (chosen)" in (found.lost or "")
+    calling = [call({"sentence": "Which lake is the deepest?"})]
+    found = written(tokenizer, "llama3", ([user("Which lake is the deepest?")], calling, [assistant("Como.")]))
+    assert "loses tool calls (chosen)" in (found.lost or "")
+
+
 def test_the_end_of_an_answer_is_written_once(tokenizer: PreTrainedTokenizerBase) -> None:
     def pair(end: str) -> tuple[list[Any], list[Any], list[Any]]:
         return [user("A?")], [assistant("Baikal" + end)], [assistant("Como")]

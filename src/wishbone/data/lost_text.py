@@ -7,7 +7,8 @@ content that is a list. So after rendering each part of each message is looked f
     "a \"quoted\" word", 'it\'s', \n     templates write values as JSON or as Python does
     a thought and the text after it      wherever each stands
 
-A short part may be found in another one; `template_shapes` tells whether it is printed at all.
+A short part, or one that another part repeats (an answer that begins with what was thought), may be found in the other
+one; `template_shapes` tells whether it is printed at all.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found: the parts that are missing, and those so short that they may be found in another one."""
+    """What a search found: the parts that are missing, and those that may have been found in another one."""
 
     lost: list[Part]
     unsure: list[Part]
@@ -63,22 +64,24 @@ class Search:
 def search(conversation: Conversation, text: str) -> Search:
     """Look for everything that the messages of a conversation say in its rendered text."""
     lost: list[Part] = []
-    unsure: list[Part] = []
+    found: list[Part] = []
     haystack = _Haystack(text)
     for index, message in enumerate(conversation):
         content = message.get("content")
         if isinstance(content, str) and len(message) == 2 and (said := content.strip()) in text:
-            if 0 < len(said) < SURE:  # the usual message, by the short way
-                unsure.append(Part(index, _what_of(message), said))
+            if said:  # the usual message, by the short way
+                found.append(Part(index, _what_of(message), said))
             continue
         for what, value in _parts(message):
-            if not haystack.holds(value):
-                lost.append(Part(index, what, value))
-            elif len(value) < SURE:
-                unsure.append(Part(index, what, value))
+            (found if haystack.holds(value) else lost).append(Part(index, what, value))
         if isinstance(content, list) and any(map(haystack.holds_source_of, content)):
             lost.append(Part(index, BLOCKS, _first_text(content)))
-    return Search(lost, unsure)
+    everything = "\0".join(part.text for part in found)
+    return Search(lost, [part for part in found if len(part.text) < SURE or _occurs_twice(part.text, everything)])
+
+
+def _occurs_twice(part: str, text: str) -> bool:
+    return text.find(part, text.find(part) + 1) >= 0
 
 
 def lost_tools(tools: list[Any] | None, text: str) -> list[Part]:

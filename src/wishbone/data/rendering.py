@@ -140,7 +140,8 @@ def _searched(writer: TemplateWriter, shapes: Shapes, pair: Pair, texts: Texts) 
         for part in (*found.lost, *shapes.lost(conversation, found.unsure)):
             losses["prompt" if part.message < len(prompt) else side, part] = None
     if writer.tools:
-        losses |= {("tools", part): None for part in lost_tools(writer.tools, texts[1].text)}
+        described = "" if writer.source and "tools" not in writer.source else texts[1].text
+        losses |= {("tools", part): None for part in lost_tools(writer.tools, described)}
     earlier = {entry for entry in losses if entry[0] == "prompt" and entry[1].what == THOUGHTS}
     if not earlier or not _knows_thoughts(writer.source):
         return _Attempt(pair, texts, tuple(losses))
