@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from wishbone.trainer.fingerprint import changes
@@ -31,3 +33,11 @@ def test_a_run_keeps_its_reference_however_it_is_named(
 
 def test_a_reference_of_which_nothing_was_recorded_is_not_compared() -> None:
     assert changes({}, {"model": START, "reference": OTHER}) == []
+
+
+@pytest.mark.parametrize(("was", "is_now"), [({"peft_type": "LORA", "r": 4}, {}), ({}, {"peft_type": "LORA", "r": 4})])
+def test_an_adapter_comes_or_goes_only_in_another_run(was: dict[str, Any], is_now: dict[str, Any]) -> None:
+    (line,) = changes({"adapter": was}, {"adapter": is_now})
+    assert line == ("adapter was LORA and is none" if was else "adapter was none and is LORA")
+    assert changes({"adapter": was}, {"adapter": was}) == []
+    assert changes({}, {"adapter": is_now}) == []

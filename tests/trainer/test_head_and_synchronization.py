@@ -14,6 +14,7 @@ from trainer.preference_runs import arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 from wishbone.reference.synchronized import SynchronizedAdapter
+from wishbone.trainer.moving_reference import FILE, load_reference
 
 ON_HEAD = LoraConfig(r=4, target_modules=["q_proj", "lm_head", "embed_tokens"])
 
@@ -113,14 +114,25 @@ def test_the_reference_follows_the_adapter_on_schedule(tmp_path: Path):
     assert moving.args.sync_ref_model is True
 
 
-def test_a_moving_reference_survives_a_resumed_run(tmp_path: Path):
-    whole = trainer_for(tmp_path / "whole", LORA, **SYNC)
+@pytest.mark.parametrize("adapter", [LORA, None], ids=["of an adapter", "of all weights"])
+def test_a_moving_reference_survives_a_resumed_run(tmp_path: Path, adapter: LoraConfig | None):
+    whole = trainer_for(tmp_path / "whole", adapter, **SYNC)
     whole.train()
-    first = trainer_for(tmp_path / "parts", LORA, **SYNC, save_strategy="steps", save_steps=4)
+    first = trainer_for(tmp_path / "parts", adapter, **SYNC, save_strategy="steps", save_steps=4)
     first.train()
-    second = trainer_for(tmp_path / "parts", LORA, **SYNC)
+    second = trainer_for(tmp_path / "parts", adapter, **SYNC)
     second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
     assert losses(second)[-2:] == losses(whole)[-2:]
+
+
+def test_a_checkpoint_without_the_moving_reference_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = trainer_for(tmp_path, None, **SYNC, save_strategy="steps", save_steps=4)
+    first.train()
+    load_reference(first.ref_model, tmp_path / "checkpoint-4")
+    assert "begins anew" not in caplog.text
+    (tmp_path / "checkpoint-4" / FILE).unlink()
+    load_reference(first.ref_model, tmp_path / "checkpoint-4")
+    assert "begins anew" in caplog.text
 
 
 def test_a_moving_reference_and_fixed_values_exclude_each_other(tmp_path: Path):

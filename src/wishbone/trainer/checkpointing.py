@@ -49,6 +49,7 @@ from wishbone.trainer.fingerprint import (
     settings_of,
     versions,
 )
+from wishbone.trainer.moving_reference import save_reference
 from wishbone.trainer.script_signals import saved_before_signals
 from wishbone.trainer.timed_saves import TimedSaves
 
@@ -254,6 +255,9 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """
         if self.args.should_save:
             (written / FINGERPRINT).write_text(json.dumps(self._record(), indent=1) + "\n", encoding="utf-8")
+            divided = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            if self.args.sync_ref_model and self.ref_model is not None and not divided:
+                save_reference(self.ref_model, written)
         best = folder / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best.exists() or best.name == written.name):
             self.state.best_model_checkpoint = str(best)

@@ -153,11 +153,17 @@ def changes(old: Facts, new: Facts) -> list[str]:
         recorded = old.get(section, {})
         if section == "reference" and bool(recorded) != bool(facts):
             recorded, facts = _weights_of_reference(old), _weights_of_reference(new)
+        if section == "adapter" and section in old and bool(recorded) != bool(facts):
+            lines.append(f"adapter was {_kind(recorded)} and is {_kind(facts)}")
         for name, value in facts.items():
             if name in recorded and recorded[name] != value:
                 shown = name if section == "settings" else f"{section}: {name}"
                 lines.append(f"{shown} was {_shown(recorded[name])} and is {_shown(value)}")
     return lines
+
+
+def _kind(adapter: Mapping[str, Any]) -> str:
+    return str(adapter.get("peft_type", "one")) if adapter else "none"
 
 
 def _weights_of_reference(facts: Facts) -> dict[str, Any]:

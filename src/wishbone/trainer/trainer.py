@@ -35,6 +35,7 @@ from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
+from wishbone.errors import RequestError
 from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
@@ -55,6 +56,7 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
+from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
@@ -200,10 +202,20 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             return super().train(*args, **kwargs)
         try:
             with self._losses.filtered(self.args):
-                return super().train(*args, **kwargs)
+                done = super().train(*args, **kwargs)
+            self._refuse_empty_stream()
+            return done
         finally:
             if self.execution.graphs is not None:
                 self.execution.graphs.release()  # what comes after training can use their memory
+
+    def _refuse_empty_stream(self) -> None:
+        """A stream tells only when it is read that no pair of it is left; transformers then ends without a step."""
+        if isinstance(self.train_dataset, IterableDataset) and not self.state.global_step and not self.trained_pairs:
+            raise RequestError(
+                "nothing was trained: the stream gave no pair. It is empty, or every pair was left out (see the "
+                "warnings above; prompts that fill max_length are); train_dataset.take(5) shows its first rows"
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the policy as transformers does, and with it the reference that the run began with."""
@@ -212,6 +224,8 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             load_default_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
         if self.preference_step is not None:
             take_reference(self.preference_step, Path(resume_from_checkpoint))
+        if self.args.sync_ref_model and self.ref_model is not None:
+            load_reference(self.ref_model, Path(resume_from_checkpoint))
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
