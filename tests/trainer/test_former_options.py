@@ -52,5 +52,68 @@ def test_a_yaml_file_with_them_says_which_key_to_set() -> None:
 def test_the_rate_rises_over_all_steps(tmp_path: Path, steps: int) -> None:
     config = DPOConfig(**arguments(tmp_path, max_steps=steps, warmup_ratio=1.0))
     assert config.get_warmup_steps(steps) == steps
-    with pytest.raises(RequestError, match=r"warmup_ratio 1\.5"):
-        DPOConfig(**arguments(tmp_path, warmup_ratio=1.5))
+    for wrong in (1.5, "0.1"):
+        with pytest.raises(RequestError, match="is not a share from 0 to 1"):
+            DPOConfig(**arguments(tmp_path, warmup_ratio=wrong))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "instead"),
+    [
+        ("loss_type", "kto_pair", "bco_pair is the nearest"),
+        ("loss_type", ["sigmoid", "dpo"], "it is called sigmoid"),
+        ("optim", "adamw_hf", "it is called adamw_torch"),
+    ],
+)
+def test_values_that_were_renamed_name_their_successor(tmp_path: Path, option: str, value: Any, instead: str) -> None:
+    with pytest.raises(RequestError, match=instead):
+        DPOConfig(**arguments(tmp_path, **{option: value}))
+
+
+def refusal(tmp_path: Path, model: Any = "no/such-model", **options: Any) -> str:
+    """What the trainer says before it loads the model, which is not there."""
+    given = {name: options.pop(name) for name in ("train_dataset", "eval_dataset") if name in options}
+    with pytest.raises(RequestError) as refused:
+        config = DPOConfig(**arguments(tmp_path, **options))
+        DPOTrainer(model, args=config, processing_class=tiny_tokenizer(), **{"train_dataset": chat_pairs(4)} | given)
+    return str(refused.value)
+
+
+def test_numbers_that_are_text_are_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path, learning_rate="5e-6", beta="0.1")
+    assert "learning_rate '5e-6' is text" in said and "beta '0.1' is text" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"report_to": "foo"}, "report_to names 'foo', which is no tracker"),
+        ({"loss_type": "ipo2"}, "did you mean 'ipo'"),
+        ({"f_divergence_type": "kl2"}, "f_divergence 'kl2' is not known"),
+        ({"sync_ref_model": True, "ref_model_sync_steps": 0}, "ref_model_sync_steps 0 must be 1 or more"),
+        ({"beta": -0.1}, "beta -0.1 must be 0 or more"),
+        ({"eval_dataset": {}}, "a dict without data sets"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(tmp_path: Path, options: Any, said: str) -> None:
+    assert said in refusal(tmp_path, **options)
+
+
+def test_the_best_weights_of_several_sets_need_the_name_of_one(tmp_path: Path) -> None:
+    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    sets = {"first": chat_pairs(2), "second": chat_pairs(2)}
+    assert "metric_for_best_model='eval_first_loss'" in refusal(
+        tmp_path, eval_dataset=sets, load_best_model_at_end=True, **steps
+    )
+
+
+def test_a_stream_of_which_no_pair_is_left_is_no_run(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    trainer = DPOTrainer(
+        model_for(tokenizer),
+        args=DPOConfig(**arguments(tmp_path, max_steps=2, max_length=1)),
+        train_dataset=chat_pairs(4).to_iterable_dataset(),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(RequestError, match="the stream gave no pair"):
+        trainer.train()

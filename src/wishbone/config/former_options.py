@@ -24,14 +24,41 @@ SUCCESSORS = {
     "force_use_ref_model": "a ref_model that is given is used, with an adapter too; leave it out",
     "ref_model_init_kwargs": "load the reference yourself and give it as ref_model",
     "base_model_attribute_name": "it is found by itself; leave it out",
+    "tools": "give them in the column tools of the data, which may be the same in every row",
     "tokenizer": "give the tokenizer to DPOTrainer, as processing_class",
-    "processing_class": "give it to DPOTrainer",
-    "peft_config": "give it to DPOTrainer",
+    **dict.fromkeys(
+        ("model", "ref_model", "train_dataset", "eval_dataset", "processing_class", "peft_config", "callbacks"),
+        "give it to DPOTrainer",
+    ),
     "dataset_text_field": "preference data has the columns prompt, chosen and rejected; leave it out",
-    "max_seq_length": "it is called max_length",
+    **dict.fromkeys(("packing", "eval_packing"), "rows are packed in any case; leave it out"),
+    **dict.fromkeys(("dataset_kwargs", "dataset_batch_size"), "it belongs to SFTConfig; leave it out"),
+    **dict.fromkeys(
+        ("completion_only_loss", "assistant_only_loss"), "only completions are trained in any case; leave it out"
+    ),
+    **dict.fromkeys(("max_seq_length", "seq_length"), "it is called max_length"),
+    **dict.fromkeys(("gamma_beta_ratio", "gamma"), "it is called simpo_gamma, in the units of the reward"),
+    **dict.fromkeys(("epochs", "num_epochs"), "it is called num_train_epochs"),
+    "lr": "it is called learning_rate",
+    "batch_size": "it is called per_device_train_batch_size",
+    # TRL's ModelConfig, whose options stand beside those of DPOConfig in its scripts
+    **dict.fromkeys(
+        ("torch_dtype", "dtype", "attn_implementation", "model_revision"),
+        "give it to from_pretrained, or in model_init_kwargs where the model is given by its name",
+    ),
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+        "give from_pretrained a BitsAndBytesConfig",
+    ),
+    **dict.fromkeys(
+        ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"),
+        "give DPOTrainer a LoraConfig as peft_config",
+    ),
     "desirable_weight": "it belongs to KTO, which is not trained here",
     "undesirable_weight": "it belongs to KTO, which is not trained here",
     # transformers' TrainingArguments
+    "evaluate_during_training": "use eval_strategy='steps'",
+    "use_legacy_prediction_loop": "leave it out",
     "group_by_length": "use train_sampling_strategy='group_by_length'; rows are packed by length in any case",
     "train_sampling_strategy": "use group_by_length=True with this version of transformers",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
@@ -72,6 +99,19 @@ SUCCESSORS = {
     "activation_checkpointing_kwargs": "it is called gradient_checkpointing_kwargs in this version of transformers",
 }
 """What replaces an option, by its former name."""
+
+FORMER_LOSSES = {
+    "kto_pair": "TRL removed it; bco_pair is the nearest",
+    "aot_pair": "it is called aot",
+    "dpo": "it is called sigmoid",
+}
+"""Values of `loss_type` that TRL removed or renamed, and what to choose instead."""
+
+FORMER_OPTIMIZERS = {
+    "adamw_hf": "it is called adamw_torch",
+    "adamw_apex_fused": "it is called adamw_torch_fused",
+}
+"""The same for `optim` of transformers."""
 
 SETTINGS = {
     "evaluation_strategy": "training.eval_steps says how often",

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
-from wishbone.config.former_options import successor
+from wishbone.config.former_options import FORMER_LOSSES, FORMER_OPTIMIZERS, successor
 from wishbone.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -132,12 +132,23 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
+        words = [option.name for option in fields(self) if isinstance(option.default, float)]
+        if words := [name for name in words if isinstance(getattr(self, name), str)]:
+            raise RequestError(
+                [
+                    f"{name} {getattr(self, name)!r} is text; give a number (in YAML 5.0e-6, as 5e-6 is text there)"
+                    for name in words
+                ]
+            )
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False  # TRL's default is True, which needs a GPU that computes in bfloat16
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
+        share = self.warmup_ratio
+        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
             raise RequestError(f"warmup_ratio {self.warmup_ratio!r} is not a share from 0 to 1; use 0.1 for a tenth")
         if self.warmup_ratio is not None and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio if self.warmup_ratio < 1 else ALL_STEPS
+        if instead := FORMER_OPTIMIZERS.get(str(self.optim)):
+            raise RequestError(f"optim {self.optim!r} is not an optimizer any more: {instead}")
         super().__post_init__()
         self._check()
 
@@ -156,6 +167,11 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
         if self.cuda_graphs not in CUDA_GRAPHS:
             problems.append(f"cuda_graphs {self.cuda_graphs!r} is not known: choose one of {', '.join(CUDA_GRAPHS)}")
+        problems += [
+            f"loss_type {name!r} is not a loss any more: {instead}"
+            for name in self.loss_type
+            if (instead := FORMER_LOSSES.get(name))
+        ]
         if self.lost_text not in LOST_TEXT:
             problems.append(f"lost_text {self.lost_text!r} is not known: choose one of {', '.join(LOST_TEXT)}")
         if self.guard not in GUARDS:
@@ -168,6 +184,10 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"reference_store {self.reference_store!r} must be 'auto', 'off' or the path of a file")
         if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
+        if self.sync_ref_model and self.ref_model_sync_steps < 1:
+            problems.append(f"ref_model_sync_steps {self.ref_model_sync_steps} must be 1 or more")
+        if self.beta < 0:
+            problems.append(f"beta {self.beta} must be 0 or more: below 0 the rejected completion would be preferred")
         if self.save_minutes is not None and not self.save_minutes > 0:
             problems.append(f"save_minutes {self.save_minutes!r} must be above 0, or None for no saves by the clock")
         if problems:

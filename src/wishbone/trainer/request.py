@@ -13,11 +13,15 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
 from wishbone.model.fp8_linear import refuse_readers_of_codes
 from wishbone.model.load import resolve_model
+from wishbone.preference.divergence import DIVERGENCES
+from wishbone.preference.losses import LOSSES, check_losses
+from wishbone.preference.scores import LossParameters
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
@@ -64,13 +68,15 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     Raises:
         RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
     """
-    model, ref_model = resolved(model), resolved(ref_model)
     config, options = modern_arguments(args, options)
-    absent = [] if config is None else missing_trackers(config.report_to or [], "report_to")
-    if problems := [*absent, *_without_rows(options)]:
+    asked = [] if config is None else [*_unknown_trackers(config), *_best_of_no_set(config, options)]
+    if problems := [*asked, *_without_rows(options)]:
         raise RequestError(problems)
     if config is not None:
+        if not set(config.loss_type) <= LOSSES.keys() or config.f_divergence_type not in DIVERGENCES:
+            check_losses(config.loss_type, None, LossParameters(f_divergence=config.f_divergence_type))
         config = name_options_without_effect(config)
+    model, ref_model = resolved(model), resolved(ref_model)
     _refuse_adapter_of_another_name(model, ref_model)
     _refuse_adapters_without_logps(model, options.get("peft_config"), config or DPOConfig())
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
@@ -107,11 +113,37 @@ def resolved(model: Any) -> Any:
     return resolve_model(model) if isinstance(model, str) else model
 
 
+def _unknown_trackers(config: DPOConfig) -> list[str]:
+    """Return one sentence for each tracker that transformers does not have or that is not installed."""
+    names = [name for name in config.report_to or [] if isinstance(name, str)]
+    known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+    return missing_trackers(names, "report_to") + [
+        f"report_to names {name!r}, which is no tracker; choose of {known}, or leave it out"
+        for name in names
+        if name not in INTEGRATION_TO_CALLBACK
+    ]
+
+
+def _best_of_no_set(config: DPOConfig, options: dict[str, Any]) -> list[str]:
+    """Return a sentence if the best weights are to be chosen by a metric that several evaluation sets do not have."""
+    sets = options.get("eval_dataset")
+    if not isinstance(sets, Mapping) or not sets or not config.load_best_model_at_end:
+        return []
+    if str(config.metric_for_best_model).removeprefix("eval_") != "loss":
+        return []
+    return [
+        f"metric_for_best_model is {config.metric_for_best_model!r}, and each set of eval_dataset has a loss of its "
+        f"own: choose one, such as metric_for_best_model='eval_{next(iter(sets))}_loss'"
+    ]
+
+
 def _without_rows(options: dict[str, Any]) -> list[str]:
     """Return one sentence for each data set that has no rows."""
     heldout = options.get("eval_dataset")
     sets = {"train_dataset": options.get("train_dataset")}
     if isinstance(heldout, Mapping):
+        if not heldout:
+            return ["eval_dataset is a dict without data sets; leave it out"]
         sets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in heldout.items()}
     else:
         sets["eval_dataset"] = heldout
