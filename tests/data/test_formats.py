@@ -254,7 +254,8 @@ def test_a_system_prompt_is_put_where_there_is_none() -> None:
         ({"chosen": [QUESTION]}, "chosen begins with a user message"),
         ({"rejected": [BAD, QUESTION]}, "rejected does not end with an assistant message"),
         ({"chosen": [assistant("\ud83d")]}, "half of a surrogate pair at character 0"),
-        ({"tools": "{"}, "tools must be a list of tools"),
+        ({"tools": "add"}, "tools must be a list of tools"),
+        ({"tools": "{"}, "tools is text that looks like a list or an object"),
         ({"chat_template_kwargs": 1}, "chat_template_kwargs is a number"),
     ],
 )

@@ -360,3 +360,31 @@ def test_what_datasets_writes_beside_kept_pairs_is_not_read_with_them(
     assert len(list(kept.glob("*.arrow"))) == 3
     again = load_pairs(path)
     assert again.column_names == first.column_names and again.to_list() == first.to_list()
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "read"),
+    [
+        (["helpful-base/train.jsonl", "helpful-base/test.jsonl", "harmless-base/train.jsonl"], "train", [0, 2]),
+        (["pairs_train.jsonl", "pairs_test.jsonl"], "train", [0]),
+        (["pairs_train.jsonl", "pairs_test.jsonl"], "test", [1]),
+        (["train/test-cases.jsonl", "test/test-cases.jsonl"], "test", [1]),
+        (["data/train_prefs-00000-of-00001.jsonl", "data/train_sft-00000-of-00001.jsonl"], "train_prefs", [0]),
+        (["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"], "train", [0, 1]),
+        (["latest.jsonl", "contest.jsonl", "validated.jsonl"], "train", [1, 0, 2]),
+    ],
+)
+def test_splits_of_a_directory_are_told_apart(tmp_path: Path, names: list[str], split: str, read: list[int]) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        row = {"prompt": f"{number}", "chosen": "a", "rejected": "b"}
+        (tmp_path / name).write_text(json.dumps(row), encoding="utf-8")
+    found = [int(text) for text in load_pairs(tmp_path, split=split)["prompt"]]
+    assert sorted(found) == sorted(read)
+
+
+def test_a_part_of_a_split_is_not_the_split(tmp_path: Path) -> None:
+    for name in ("train_prefs", "train_sft"):
+        (tmp_path / f"{name}-00000-of-00001.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
+    with pytest.raises(RequestError, match="no file belongs to the split 'train'; the files are train_prefs-00000"):
+        load_pairs(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
+from datasets import Dataset
 
 from wishbone.data.lost_text import search
 from wishbone.data.message_forms import with_known_keys
@@ -85,6 +87,91 @@ def test_a_prompt_under_another_name_beside_texts_that_begin_alike_is_refused():
         load_pairs(rows)
     assert load_pairs(rows, columns={"prompt": "user_prompt"})[0]["prompt"] == "Which lake, 0?"
     assert load_pairs(rows, columns={"prompt": None})[0]["prompt"] == "The lake is"
+
+
+def test_half_a_character_in_the_arguments_of_a_call_is_named():
+    call = {"function": {"name": "add", "arguments": '{"a": "\\udc00"}'}}
+    bad = PAIR | {"chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+    with pytest.raises(RequestError, match=r"row 2 chosen message 1 .*half of a surrogate pair"):
+        load_pairs([PAIR, bad])
+    assert len(load_pairs([PAIR, bad], invalid_rows="drop")) == 1
+
+
+def in_containers(rows, folder):
+    """The same rows as a list, in a JSON lines file, in a data set and in a Parquet file."""
+    lines, table = folder / "rows.jsonl", folder / "rows.parquet"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Dataset.from_list(rows).to_parquet(table)
+    return [rows, str(lines), Dataset.from_list(rows), str(table)]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("lake_question", "Which lake?"),
+        ("problem", "Which lake is the deepest?"),
+        ("dialogue", [{"role": "user", "content": "Which lake is the deepest?"}]),
+        ("conversation", [{"from": "human", "value": "Which lake is the deepest?"}]),
+    ],
+)
+def test_what_may_be_the_prompt_is_refused_in_every_container(tmp_path, name, asked):
+    rows = [{name: asked, "chosen": "The lake is Baikal.", "rejected": "The lake is Como."}]
+    for source in in_containers(rows, tmp_path):
+        with pytest.raises(RequestError, match=f"column {name} seems to hold the prompt"):
+            load_pairs(source)
+        assert load_pairs(source, columns={"prompt": None})[0]["prompt"] == "The lake is"
+
+
+@pytest.mark.parametrize(("name", "value"), [("task", "open qa"), ("user", "anna"), ("conversation", [])])
+def test_what_only_describes_a_row_is_no_prompt(tmp_path, name, value):
+    rows = [{name: value, "chosen": "The lake is Baikal.", "rejected": "The lake is Como."}]
+    assert load_pairs(rows)[0]["prompt"] == "The lake is"
+
+
+def test_a_conversation_that_the_pair_holds_is_no_prompt(tmp_path):
+    asked, answer = {"role": "user", "content": "Which lake is the deepest?"}, {"role": "assistant", "content": "A"}
+    rows = [
+        {"conversation": [asked, answer], "chosen": [asked, answer], "rejected": [asked, answer | {"content": "B"}]}
+    ]
+    for source in in_containers(rows, tmp_path):
+        assert load_pairs(source)[0]["prompt"] == [asked]
+
+
+@pytest.mark.parametrize("name", ["System", "system_message", "SYSTEM PROMPT"])
+def test_a_system_prompt_under_another_spelling_is_refused_or_named(tmp_path, name):
+    meant = "system_prompt" if name == "SYSTEM PROMPT" else "system"
+    for source in in_containers([PAIR | {name: "Talk like a sailor."}], tmp_path):
+        with pytest.raises(RequestError, match=rf"Set data\.columns: \{{{meant}: {name}\}} to read it as {meant}"):
+            load_pairs(source)
+        assert load_pairs(source, columns={meant: name})[0]["prompt"][0]["content"] == "Talk like a sailor."
+        assert load_pairs(source, columns={meant: None})[0]["prompt"] == PAIR["prompt"]
+    assert load_pairs([PAIR | {name: " "}])[0]["prompt"] == PAIR["prompt"]
+
+
+def test_cells_with_tools_and_settings_as_python_prints_them_are_read(tmp_path):
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "Add 2 and 2."}],
+            "chosen": [{"role": "assistant", "content": "4"}],
+            "rejected": [{"role": "assistant", "content": "5"}],
+            "tools": [{"name": "add", "strict": True}],
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+    ]
+    want = load_pairs(rows)[0]
+    for separator, ending in ((",", "csv"), ("\t", "tsv")):
+        for write in (json.dumps, repr):
+            path = tmp_path / f"{write.__name__}.{ending}"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file, delimiter=separator)
+                table.writerow(rows[0])
+                table.writerow([write(value) for value in rows[0].values()])
+            assert load_pairs(path)[0] == want
+    for nothing in ("null", "None", "[]", " ", {}, []):
+        none = load_pairs([PAIR | {"tools": nothing, "chat_template_kwargs": "{}" if nothing == "[]" else nothing}])
+        assert none.column_names == ["prompt", "chosen", "rejected", "source_row"]
+    with pytest.raises(RequestError, match="chat_template_kwargs is text that looks like"):
+        load_pairs([rows[0] | {"chat_template_kwargs": "{'a': object}"}])
 
 
 @pytest.mark.parametrize(

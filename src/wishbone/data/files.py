@@ -1,4 +1,4 @@
-"""Rows from files: JSON lines, JSON, CSV, Parquet.
+"""Rows from files: JSON lines, JSON, CSV, TSV, Parquet.
 
 A row comes with its place ("line 17") and its number, counted from 1: the line of a JSON lines file, otherwise the row.
 In the place of a row that cannot be read there is a `RequestError` with the reason, so one pass finds all errors.
@@ -17,7 +17,7 @@ from wishbone.data.formats.recognize import Columns
 from wishbone.data.opened_files import ENDINGS
 from wishbone.data.parquet_files import read_parquet
 from wishbone.data.row_reader import NumberedRow
-from wishbone.data.text_files import read_csv, read_json, read_lines
+from wishbone.data.text_files import read_csv, read_json, read_lines, read_tsv
 from wishbone.errors import RequestError, encodable
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,11 @@ def data_files(path: Path, split: str) -> list[Path]:
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
     everything = sorted(f for f in path.rglob("*") if not f.is_dir() and not _is_hidden(path, f))
     found = [f for f in everything if f.is_file() and _suffix(f) in _READERS and f.name not in _DESCRIPTIONS]
-    of_split = [f for f in found if re.match(rf"{re.escape(split)}(\W|_|$)", _name_in(path, f))]
+    splits = {f: _split_of(str(f.relative_to(path)), split) for f in found}
+    of_split = [f for f in found if splits[f] == split]
     if not found:
         raise RequestError(f"{path}: the directory has no file to read; it may hold {_KINDS}")
-    split_names = re.compile(rf"({_SPLIT_NAMES})(\W|_|$)")
-    others = [f for f in found if split_names.match(_name_in(path, f))]
+    others = [f for f in found if splits[f] not in (None, split)]
     if not of_split and others:
         raise RequestError(f"{path}: no file belongs to the split '{split}'; the files are {_names(path, found)}")
     read = of_split or found
@@ -96,9 +96,16 @@ def similar_names(path: Path) -> str:
     return f"; similar: {', '.join(close)}" if close else ""
 
 
-def _name_in(directory: Path, path: Path) -> str:
-    """The path below the directory, without a leading `data/`; it begins with the name of the split."""
-    return str(path.relative_to(directory)).removeprefix("data/")
+def _split_of(name: str, asked: str) -> str | None:
+    """The split that a path names (`test/0.jsonl`, `helpful-base/test.jsonl.gz`, `pairs_test.csv`), or None.
+
+    Files that `datasets` wrote name it whole: `train_prefs-00000-of-00001.parquet` does not belong to `train`.
+    """
+    shard = re.search(rf"(?:^|/)((?:{_SPLIT_NAMES})(?:_\w+)?)-\d{{5}}-of-\d{{5}}\.", name)
+    if shard:
+        return shard[1]
+    word = re.search(rf"(?<![^\W_])({re.escape(asked)}|{_SPLIT_NAMES})(?![^\W_])", name)
+    return word[1] if word else None
 
 
 def _names(directory: Path, files: Sequence[Path]) -> str:
@@ -130,6 +137,7 @@ _TEXT_READERS: dict[str, Callable[[Path], Iterator[NumberedRow]]] = {
     ".ndjson": read_lines,
     ".json": read_json,
     ".csv": read_csv,
+    ".tsv": read_tsv,
 }
 _READERS: dict[str, Callable[..., Iterator[NumberedRow]]] = {
     **{suffix + ending: read for suffix, read in _TEXT_READERS.items() for ending in ("", *ENDINGS)},

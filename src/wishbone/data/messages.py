@@ -147,6 +147,10 @@ def message(value: Any) -> Message:
         result["content"] = [_block(block) for block in content] if isinstance(content, list) else _content(content)
     kept = value.keys() - _KEYS if role_key == "role" else TURN_KEYS
     result |= storable({key: item for key, item in value.items() if key in kept and item is not None})
+    for call in result.get("tool_calls") or ():
+        called = call.get("function", call)
+        if isinstance(called, Mapping) and isinstance(arguments := called.get("arguments"), str):
+            storable(parse_json(arguments))  # a chat template gets what the text writes
     return result
 
 

@@ -6,7 +6,6 @@ over all of them: two completions that happen to begin alike in a few rows are n
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from wishbone.data.formats.layouts import JUDGED
 from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
 from wishbone.data.formats.recognize import shown_names
 from wishbone.data.formats.rewrite import ALWAYS_READ
+from wishbone.data.formats.unread import meant_name, says_more
 from wishbone.errors import RequestError, counted, counted_of
 
 NumberedRow = tuple[int, str, Any]  # number, place, and the row, or a RequestError if it cannot be read
@@ -27,11 +27,6 @@ Template = Literal["auto", "chat", "none"]
 
 _GIVEN_UP_AFTER = 100
 _SHOWN = 10
-
-
-IMPLICIT = ("implicit_text", "implicit_messages", "transcript")
-"""Layouts without a column for the prompt."""
-_PROMPT_NAME = re.compile("prompt|question|instruction|query", re.IGNORECASE)
 
 
 class MalformedRows(RequestError):
@@ -70,11 +65,6 @@ def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -
     return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
 
 
-def _prompt_texts(pair: Mapping[str, Any]) -> list[Any]:
-    prompt = pair["prompt"]
-    return [prompt] if isinstance(prompt, str) else [message.get("content") or "" for message in prompt]
-
-
 class RowReader:
     """Rewrites the rows of one source as pairs, collects those that do not fit, and counts what is left out.
 
@@ -109,7 +99,7 @@ class RowReader:
         self._columns: dict[str, bool] = {}  # whether some row needed the column
         self._pairs = self._without_prompt = 0
         self.turned = False
-        self._unread_prompts: Counter[str] = Counter()  # rows in which a column that is not read seems to hold it
+        self._unread_prompts: Counter[str] = Counter()  # rows in which a column that is not read says more
 
     def read(self, rows: Iterable[NumberedRow]) -> Iterator[dict[str, Any]]:
         """The pairs of the rows that fit, as `read_pairs` returns them, with `source_row`.
@@ -157,18 +147,13 @@ class RowReader:
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
         if self.layout == "implicit_text":
             self._without_prompt += any(map(shares_nothing, found.pairs))
-        if self.layout in IMPLICIT and "prompt" not in columns:
-            self._unread_prompts.update(name for name in row if self._holds_a_prompt(name, row[name], found.pairs))
+        self._unread_prompts.update(
+            name
+            for name in row
+            if not self._columns[name] and (meant_name(name) or "prompt") not in columns
+            if says_more(name, row[name], self.layout, found.pairs)
+        )
         return found.pairs
-
-    def _holds_a_prompt(self, name: str, value: Any, pairs: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether a column that is not read is named like a prompt, and holds words (or messages) that no pair has."""
-        if self._columns[name] or not _PROMPT_NAME.search(str(name)):
-            return False
-        if not isinstance(value, str):
-            return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
-        said = value.strip()
-        return " " in said and not any(said in str(message) for pair in pairs for message in _prompt_texts(pair))
 
     def _recognized(self, row: Row) -> str:
         try:
@@ -191,6 +176,12 @@ class RowReader:
                 f"column in data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
             )
         for name, rows in self._unread_prompts.items():
+            if meant := meant_name(name):
+                raise RequestError(
+                    f"{self.name}: in {counted_of(rows, self.rows, 'row')} column {shown_names([name])} says something "
+                    f"that is not in the prompt, and it is not read under this name. Set data.columns: "
+                    f"{{{meant}: {shown_names([name])}}} to read it as {meant}, or {{{meant}: null}} to leave it out"
+                )
             if rows * 2 > self.rows:
                 raise RequestError(
                     f"{self.name}: column {shown_names([name])} seems to hold the prompt, and chosen and rejected do "

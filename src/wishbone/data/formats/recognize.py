@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from wishbone.data.formats.fields import Fields, Row
 from wishbone.data.formats.layouts import COLUMNS, FORMATS, LAYOUTS
 from wishbone.data.formats.rewrite import ALWAYS_READ, rewrite
+from wishbone.data.formats.unread import may_hold_prompt
 from wishbone.data.messages import Misfit, kind
 from wishbone.errors import RequestError
 
@@ -100,7 +101,7 @@ def check_columns(columns: Columns) -> None:
 
 
 def columns_to_read(names: Iterable[str], columns: Columns | None = None) -> list[str]:
-    """The columns of a table that some layout uses; all columns if the table fits no layout.
+    """The columns of a table that some layout uses or that may hold a prompt; all columns if it fits no layout.
 
     Args:
         names: of the columns of the table.
@@ -112,7 +113,7 @@ def columns_to_read(names: Iterable[str], columns: Columns | None = None) -> lis
     if not any(has_columns(meant, layout) for layout in LAYOUTS):
         return found
     wanted = COLUMNS | {theirs for theirs in columns.values() if theirs is not None}
-    return [name for name in found if name in wanted]
+    return [name for name in found if name in wanted or may_hold_prompt(name)]
 
 
 def shown_names(names: Iterable[str], most: int = 20) -> str:

@@ -11,6 +11,7 @@ from wishbone.data.formats.layouts import EXTRAS, LAYOUTS
 from wishbone.data.formats.pairing import Matches, PairRule, match
 from wishbone.data.formats.prompt import CONTEXT, completed, divide
 from wishbone.data.messages import Misfit
+from wishbone.data.written_values import looks_structured, read_structure
 from wishbone.errors import RequestError
 
 ALWAYS_READ = frozenset((*CONTEXT, *EXTRAS))
@@ -106,7 +107,9 @@ def _tools(value: Any) -> str | list[Any] | None:
     """The tools, as a list or its JSON; None if there are none."""
     if is_empty(value):
         return None
-    given = chat.parse_json(value) if isinstance(value, str) else value
+    given = _structure(value)
+    if given is None:
+        return None
     tools = [given] if isinstance(given, Mapping) and given else given
     if not isinstance(tools, list):
         raise Misfit("must be a list of tools, or the JSON of one")
@@ -117,11 +120,18 @@ def _tools(value: Any) -> str | list[Any] | None:
     chat.storable(read)
     if not read:
         return None
-    return value if isinstance(value, str) and read == given else read
+    return value if isinstance(value, str) and read == chat.parse_json(value) else read
 
 
 def _kwargs(value: Any) -> dict[str, Any] | None:
     if is_empty(value):
         return None
-    settings = chat.parse_json(value) if isinstance(value, str) else value
-    return dict(chat.storable(chat.mapping(settings))) or None
+    settings = _structure(value)
+    return None if settings is None else dict(chat.storable(chat.mapping(settings))) or None
+
+
+def _structure(value: Any) -> Any:
+    """What a text writes in JSON or as Python prints it; None for null, and other values as they are."""
+    if not isinstance(value, str) or not (value.strip() in ("null", "None") or looks_structured(value)):
+        return value
+    return read_structure(value)
