@@ -46,6 +46,11 @@ def test_a_yaml_file_with_them_says_which_key_to_set() -> None:
         parse_config(text)
     assert "preference.loss: [sigmoid, sft]" in str(refusal.value)
     assert "rows are packed by length in any case" in str(refusal.value)
+    text = "model: {name: m, load_in_4bit: true}\ndata: {train: p.jsonl, shuffle: true}\ntraining: {warmup_steps: 10}\n"
+    with pytest.raises(RequestError) as refusal:
+        parse_config(text)
+    for words in ("model.quantization", "shuffled in any case", "training.warmup_ratio is the share"):
+        assert words in str(refusal.value)
 
 
 @pytest.mark.parametrize("steps", [4, 7])

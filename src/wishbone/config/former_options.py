@@ -130,6 +130,23 @@ SETTINGS = {
     "no_cuda": "CUDA_VISIBLE_DEVICES= in the environment hides the GPUs",
     "use_cpu": "CUDA_VISIBLE_DEVICES= in the environment hides the GPUs",
     "ref_model": "did you mean model.reference?",
+    "warmup_steps": "training.warmup_ratio is the share of all steps",
+    "tools": "give them in the column tools of the data",
+    "gamma_beta_ratio": "did you mean preference.simpo_gamma, in the units of the reward?",
+    **dict.fromkeys(("path", "dataset_name"), "did you mean data.train?"),
+    **dict.fromkeys(("val_set_size", "test_size"), "did you mean data.eval_fraction?"),
+    **dict.fromkeys(("shuffle", "shuffle_dataset"), "pairs are shuffled in any case, by training.seed; leave it out"),
+    **dict.fromkeys(("num_proc", "dataset_num_proc"), "all cores are used in any case; leave it out"),
+    **dict.fromkeys(("load_in_4bit", "load_in_8bit"), "did you mean model.quantization?"),
+    **dict.fromkeys(("push_to_hub", "hub_model_id"), "`wishbone push RUN OWNER/NAME` publishes a run"),
+    **dict.fromkeys(("run_name", "overwrite_output_dir"), "output.dir names the run; a run is never overwritten"),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model"), "training.guard: stop ends a run with the best weights"
+    ),
+    **dict.fromkeys(
+        ("sync_ref_model", "bias", "use_dora", "use_rslora", "modules_to_save", "init_lora_weights", "peft_config"),
+        "only DPOTrainer in a script has it; leave it out",
+    ),
 }
 """What to write in a YAML file in place of an option of TRL or transformers."""
 
