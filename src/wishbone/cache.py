@@ -134,6 +134,6 @@ def _damage(directory: Path) -> str | None:
                 return f"{name} does not have its recorded SHA-256"
     except OSError as error:
         return f"{Path(error.filename).name if error.filename else directory.name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None

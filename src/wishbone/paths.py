@@ -1,8 +1,10 @@
-"""Paths as people write them: `~` is a home directory, and what no file system takes is refused in words."""
+"""Paths as people write them, and the room there: `~` is a home directory; what no file system takes is refused."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from wishbone.errors import RequestError
@@ -39,3 +41,40 @@ def _shown(name: str | Path) -> str:
     """The name in quotes; of a long one both ends."""
     text = os.fspath(name)
     return repr(text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]} ... {text[-SHOWN:]}")
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Everything below a directory that is no directory, however deep it lies; links to directories are not followed.
+
+    What cannot be listed is passed over.
+    """
+    waiting = [directory]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            if not _is_directory(entry):
+                yield Path(entry.path)
+            elif not entry.is_symlink():
+                waiting.append(Path(entry.path))
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def room_at(directory: Path) -> str:
+    """Say how much room a file system has left, as a clause: `3.7 MiB are free`, or that it takes no more files.
+
+    Raises:
+        OSError: the directory is not there.
+    """
+    system = os.statvfs(directory)
+    if system.f_files and not system.f_favail:
+        return "its file system can hold no more files, whatever their size (no inode is free)"
+    return f"{shutil.disk_usage(directory).free / 2**20:,.1f} MiB are free"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from soak.trials import run_case
 from wishbone.config import load_config, parse_config
 from wishbone.config.run_directory import choose_run_directory
 from wishbone.errors import SCREEN, RequestError
-from wishbone.paths import user_path
+from wishbone.paths import files_below, user_path
 
 SEEDS = range(150)
 WIDEST = SCREEN + 2000
@@ -89,6 +90,25 @@ def test_links_in_a_circle_and_directories_that_may_not_be_searched(tmp_path: Pa
         (tmp_path / "shut").mkdir(mode=0)
         with pytest.raises(RequestError, match="Permission denied"):
             user_path(tmp_path / "shut" / "x")
+
+
+def test_files_are_found_at_any_depth_and_not_through_links(tmp_path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(1500):  # beyond what a recursion reaches
+            os.mkdir("d")
+            os.chdir("d")
+        Path("deep").touch()
+    finally:
+        os.chdir(here)
+    (tmp_path / "file").touch()
+    (tmp_path / "round").symlink_to("round")
+    (tmp_path / "up").symlink_to(tmp_path)
+    found = {path.name for path in files_below(tmp_path)}
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # which Python would remove by recursion, too
+    assert found == {"file", "round", "deep"}
+    assert not list(files_below(tmp_path / "absent"))
 
 
 def test_a_home_directory_is_put_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wishbone.config import parse_config
-from wishbone.config.run_directory import LOCK, choose_run_directory, claimed_run_directory
+from wishbone.config.run_directory import LOCK, checkpoints_in, choose_run_directory, claimed_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
 
@@ -56,7 +56,8 @@ def test_a_named_directory_with_a_run_is_continued_or_refused(tmp_path: Path, tr
     assert choose_run_directory(named) == tmp_path / "mine"
     with pytest.raises(RequestError, match="holds no run to continue; start one without --resume"):
         choose_run_directory(named, resume=True)
-    (tmp_path / "mine" / trace).mkdir(parents=True)
+    (tmp_path / "mine" / trace).parent.mkdir(parents=True)
+    (tmp_path / "mine" / trace).touch() if trace == "config.yaml" else (tmp_path / "mine" / trace).mkdir()
     assert choose_run_directory(named, resume=True) == tmp_path / "mine"
     with pytest.raises(RequestError, match="already holds a run; continue it with --resume"):
         choose_run_directory(named)
@@ -70,6 +71,28 @@ def test_files_of_others_are_listed_and_left(tmp_path: Path):
         choose_run_directory(config("output.dir=mine"))
     with pytest.raises(RequestError, match=r"notes.txt is not a directory"):
         choose_run_directory(config("output.dir=mine/notes.txt"))
+
+
+def test_what_is_in_the_way_of_a_run_that_continues_is_named(tmp_path: Path):
+    (tmp_path / "mine" / "summary.json").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints", ".lock"):
+        (tmp_path / "mine" / name).touch()
+    with pytest.raises(RequestError, match=r"summary.json' is a directory.*move it") as refusal:
+        choose_run_directory(config("output.dir=mine"), resume=True)
+    assert "checkpoints' is not a directory" in refusal.value.problems[1]
+
+
+def test_checkpoints_are_known_by_their_names(tmp_path: Path):
+    for name in (
+        "checkpoint-10",
+        "checkpoint-9",
+        "checkpoint-9.bak",
+        "checkpoint-best",
+        f"checkpoint-{'9' * 5000}"[:200],
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11").touch()
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
 
 
 def test_a_run_that_writes_nothing_leaves_nothing(tmp_path: Path):

@@ -185,3 +185,13 @@ def test_an_installed_package_is_used_but_not_trusted(
     problem = _refusal()
     assert file_digest(package / GGUF_NAME) in problem
     assert "not used" in problem
+
+
+def test_a_cache_without_room_is_refused_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WISHBONE_CACHE", str(tmp_path))
+    monkeypatch.setattr("wishbone.model.embedded.CONVERTED", 10**18)
+    with pytest.raises(RequestError, match=r"takes 1\d{12} MB while it is made, and .* MB free; make room there or"):
+        embedded_directory()
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -247,6 +247,19 @@ def test_a_config_that_is_no_json(copy: Path) -> None:
     assert "not a valid JSON file" in _refusal(copy)[0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+        "model.safetensors.index.json",
+    ],
+)  # fmt: skip
+def test_json_nested_beyond_what_a_parser_takes_is_refused(copy: Path, name: str) -> None:
+    (copy / name).write_text("[" * 100_000)
+    with pytest.raises(RequestError, match=r"cannot be (loaded|read)"):
+        load_model(str(copy))
+
+
 def test_code_of_the_model_runs_only_when_asked(copy: Path, tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     (copy / "own_code.py").write_text(

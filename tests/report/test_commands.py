@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def test_compare_answers_prompts_and_refreshes_the_report(comparable: Path, lear
     assert "Hi &lt;b&gt;" in page
     answers = json.loads((comparable / "answers.json").read_text(encoding="utf-8"))
     assert answers[1]["prompt"] == [{"role": "user", "content": EVIL}]
+
+
+@pytest.mark.parametrize("harm", ["pickle", "half"])
+def test_an_adapter_that_is_no_whole_safetensors_file_is_a_wrong_request(comparable: Path, harm: str) -> None:
+    weights = comparable / "adapter" / "adapter_model.safetensors"
+    if harm == "pickle":
+        weights.unlink()
+        (comparable / "adapter" / "adapter_model.bin").write_bytes(pickle.dumps(print))
+    else:
+        weights.write_bytes(weights.read_bytes()[:-100])
+    result = wishbone("compare", str(comparable), "--prompt", "Hi", "--max-new-tokens", "2")
+    assert result.exit_code == 2
+    assert ("save the adapter again" if harm == "pickle" else "is damaged") in result.stderr
 
 
 def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: WriteRun) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from learned import Learned
 from result.conftest import Command
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from wishbone.result.evaluation import bootstrap, wilson
@@ -83,3 +84,20 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
         found = bootstrap(generator.normal(2.0, 3.0, 40))
         held += found.low <= 2.0 <= found.high
     assert 42 <= held <= 50
+
+
+@pytest.mark.parametrize("kind", ["adapter", "model"])
+@pytest.mark.parametrize("command", ["eval", "chat"])
+def test_weights_that_are_not_finite_are_a_wrong_request(
+    request: pytest.FixtureRequest, wishbone: Command, kind: str, command: str
+) -> None:
+    run: Path = request.getfixturevalue("run" if kind == "adapter" else "full_run")
+    (file,) = (run / kind).glob("*.safetensors")
+    weights = load_file(file)
+    name = max(weights)
+    weights[name].view(-1)[0] = float("inf")
+    save_file(weights, file, metadata={"format": "pt"})
+    words = [command, run, *([run.parent / "pairs.jsonl"] if command == "eval" else [])]
+    result = wishbone(*words, typed="Hi\n")
+    assert result.exit_code == 2
+    assert "NaN or infinite" in result.stderr and name.removeprefix("base_model.model.") in result.stderr

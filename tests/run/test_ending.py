@@ -37,11 +37,31 @@ def test_a_result_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -
     assert (place / "weights").read_text() == "whole"
 
 
+def test_a_disk_without_inodes_is_said_to_be_full_though_bytes_are_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*here[:5], 1000, 0, 0, *here[8:10])))
+    with pytest.raises(ResultNotWritten, match=r"can hold no more files, whatever their size \(no inode is free\)"):
+        write_result(tmp_path / "adapter", half)
+
+
 def test_a_rest_of_a_killed_process_is_not_part_of_the_result(tmp_path: Path) -> None:
     (tmp_path / ".adapter").mkdir()
     (tmp_path / ".adapter" / "rest").touch()
     write_result(tmp_path / "adapter", whole)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["adapter", "adapter/weights"]
+
+
+def test_a_file_or_a_link_at_its_place_gives_way_and_its_target_stays(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        write_result(tmp_path / name, whole)
+        assert (tmp_path / name / "weights").read_text() == "whole" and not (tmp_path / name).is_symlink()
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize(

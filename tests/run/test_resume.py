@@ -110,6 +110,20 @@ def test_a_run_killed_at_its_end_does_each_step_once(work: Path, finished: Path,
     }
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew_and_logs_each_step_once(
+    work: Path, finished: Path
+) -> None:
+    shutil.rmtree(work / "run" / "adapter")
+    shutil.rmtree(work / "run" / "checkpoints")
+    summary = work / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": "running"}))
+    outcome = train("--resume")
+    assert outcome.exit_code == 0, outcome.output
+    assert "no checkpoint was written before, so the run begins with its first step" in outcome.stderr
+    assert learned(work) == learned(finished)
+    assert metrics(work) == metrics(finished)
+
+
 def test_other_settings_are_refused_all_at_once_and_nothing_is_written(work: Path) -> None:
     before = contents(work / "run")
     changed = ["training.seed=7", "preference.beta=0.2", "adapter.rank=4", "data.eval_fraction=0.3"]

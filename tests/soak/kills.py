@@ -10,7 +10,8 @@ killed. Each attempt is a process of its own, forked from one that has the libra
     saving    some milliseconds after the n-th checkpoint began to be written
     between   right after the n-th checkpoint was put in its place
 
-Before the first checkpoint there is nothing to continue, and the run begins anew.
+Before the first checkpoint there is nothing to continue, and `--resume` begins anew; what a process leaves that was
+killed before it locked its directory is removed first.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pathlib import Path
 from random import Random
 
 from soak.circumstances import circumstances
+from wishbone.config.run_directory import LOCK
 
 KINDS = ("start", "step", "step", "file", "file", "saving", "saving", "between")
 LONGEST = 300.0
@@ -53,8 +55,12 @@ VARIANTS: dict[str, list[str]] = {
     "adapter with dropout": ["training.max_steps=8", "adapter.dropout=0.2", "training.save_steps=1"],
     "all weights": ["training.max_steps=7", "adapter.method=full", "training.scheduler=constant"],
     "epochs, evaluated": ["training.epochs=3", "data.eval_fraction=0.2", "training.eval_steps=2"],
+    "stopped by the guard": [
+        "training.max_steps=12", "data.eval_fraction=0.3", "training.save_steps=1", "training.guard=stop",
+        "training.guard_steps=1", "training.learning_rate=0.1", "training.scheduler=constant",
+    ],
 }  # fmt: skip
-"""Settings of the runs; the last two save once an epoch."""
+"""Settings of the runs. "all weights" and "epochs, evaluated" save once an epoch; the last one ends early."""
 
 
 @dataclass
@@ -222,7 +228,7 @@ def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
         else:
             outcome.wrong = f"exit {status}: {_tail(run)}"
             return outcome
-        resume = any((run / "checkpoints").glob("checkpoint-*"))
+        resume = (run / LOCK).exists()
         if not resume:
             shutil.rmtree(run, ignore_errors=True)
     if status != 0:

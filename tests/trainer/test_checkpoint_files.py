@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from wishbone.trainer.checkpoint_files import checkpoints_in, damage, newest_sound, publish, rotate
+from wishbone.config.run_directory import checkpoints_in
+from wishbone.trainer.checkpoint_files import damage, is_rolling, newest_sound, publish, rotate
 
 FILES = {
     "adapter_model.safetensors": b"weights" * 100,
@@ -66,6 +67,19 @@ def test_damage_of_any_file_is_seen_and_the_older_checkpoint_is_used(tmp_path: P
     assert name in line or name == "manifest.json", "a bit of a manifest accuses a file or the manifest"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"files": {}}', "[" * 100_000, '{"files": {"optimizer.pt": {"size": 1e999, "sha256": "x"}}}', "{", "\0" * 90],
+)
+def test_a_manifest_that_vouches_for_nothing_is_damage(tmp_path: Path, text: str) -> None:
+    older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    (newer / "manifest.json").write_text(text)
+    choice = newest_sound(tmp_path)
+    assert choice.path == older
+    assert "manifest.json" in choice.skipped[0]
+    assert not is_rolling(newer)
+
+
 def test_without_a_sound_one_there_is_none(tmp_path: Path) -> None:
     assert newest_sound(tmp_path / "absent").path is None
     for step in (1, 2):
@@ -101,3 +115,11 @@ def test_the_best_one_is_kept(tmp_path: Path) -> None:
     places = [checkpoint(tmp_path, step) for step in (1, 2, 3, 4)]
     rotate(tmp_path, 2, [places[0]])
     assert checkpoints_in(tmp_path) == [places[0], places[2], places[3]]
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_one_just_written_is_the_newest_also_where_a_later_step_is_there(tmp_path: Path, limit: int) -> None:
+    """The one of step 6 was damaged, or training went back to step 4."""
+    places = [checkpoint(tmp_path, step) for step in (4, 6, 5)]
+    rotate(tmp_path, limit, [], places[2])
+    assert checkpoints_in(tmp_path) == ([places[0], places[2]] if limit == 2 else [places[2]])

@@ -23,8 +23,9 @@ from transformers import TrainerCallback
 
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for
 from wishbone import DPOConfig, DPOTrainer
+from wishbone.config.run_directory import checkpoints_in
 from wishbone.errors import RequestError
-from wishbone.trainer.checkpoint_files import checkpoints_in, damage, publish
+from wishbone.trainer.checkpoint_files import damage, publish
 from wishbone.trainer.checkpointing import CheckpointNotWritten, _is_of_the_disk
 from wishbone.trainer.fingerprint import read_fingerprint
 
@@ -172,6 +173,13 @@ def test_another_run_is_refused(whole: DPOTrainer, changed: dict[str, Any], line
     assert f"  - {line}" in str(refused.value)
     assert str(refused.value).count("  - ") == 1
     assert "may change more steps or epochs, logging" in str(refused.value)
+
+
+def test_another_optimizer_that_a_script_made_is_refused(whole: DPOTrainer) -> None:
+    other = trainer(Path(whole.args.output_dir))
+    other.optimizer = torch.optim.SGD([weight for weight in other.model.parameters() if weight.requires_grad], lr=0.1)
+    with pytest.raises(RequestError, match=r"given: optimizer was null and is torch.optim.sgd.SGD"):
+        other.train(resume_from_checkpoint=True)
 
 
 def test_all_weights_and_the_reference_are_part_of_it(tmp_path: Path) -> None:

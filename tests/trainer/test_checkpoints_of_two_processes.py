@@ -13,8 +13,9 @@ import torch
 
 from trainer.preference_runs import adapter
 from trainer.test_checkpoints import At, trainer
+from wishbone.config.run_directory import checkpoints_in
 from wishbone.errors import RequestError
-from wishbone.trainer.checkpoint_files import checkpoints_in, damage
+from wishbone.trainer.checkpoint_files import damage
 
 TESTS = Path(__file__).parent.parent
 

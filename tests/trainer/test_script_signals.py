@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from trainer.preference_runs import adapter
 from trainer.test_checkpoints import trainer
-from wishbone.trainer.checkpoint_files import checkpoints_in, damage
+from wishbone.config.run_directory import checkpoints_in
+from wishbone.trainer.checkpoint_files import damage
 
 
 class Sends(TrainerCallback):  # type: ignore[misc]

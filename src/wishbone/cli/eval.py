@@ -15,6 +15,7 @@ from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.errors import counted
+from wishbone.strict_json import without_nan
 
 if TYPE_CHECKING:
     from wishbone.result.evaluation import Evaluation, Interval
@@ -48,7 +49,7 @@ def evaluate(
                 found.append(measured(run, data, split=split, limit=limit))
     if as_json:
         shown = [{"run": str(path), "data": data, **asdict(one)} for path, one in zip(runs, found, strict=True)]
-        typer.echo(json.dumps(shown, indent=2))
+        typer.echo(json.dumps(without_nan(shown), indent=2, allow_nan=False))
         return
     table = Table()
     table.add_column("Run", overflow="fold")

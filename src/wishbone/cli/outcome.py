@@ -21,7 +21,7 @@ import typer
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import TRACEBACK_VARIABLE
 from wishbone.config.emit import quoted
-from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG
+from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in
 from wishbone.errors import RequestError, RunError
 from wishbone.run.atomic_file import write_text
 from wishbone.run.stop_signals import Stopped
@@ -93,8 +93,7 @@ class Attempt:
     def _newest_checkpoint(self) -> Path | None:
         if self.directory is None:
             return None
-        found = (self.directory / CHECKPOINTS).glob("checkpoint-*")
-        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return next(reversed(checkpoints_in(self.directory / CHECKPOINTS)), None)
 
     def _failed(self, error: Exception) -> str:
         """Type and text of an error, and where its traceback is."""

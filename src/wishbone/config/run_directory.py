@@ -27,8 +27,10 @@ CHECKPOINTS = "checkpoints"
 ERROR_LOG = "error.log"
 METRICS = "metrics.jsonl"
 LOCK = ".lock"
+_WRITTEN = (CONFIG_FILE, METRICS, "environment.json", "summary.json", "report.html")
 _LONGEST_NAME = 80
 _SHOWN = 5
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
 _STAMP = "[0-9]" * 8 + "-" + "[0-9]" * 6
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,24 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
     return runs / next(
         option for option in (made, *(f"{made}-{n}" for n in range(2, len(taken) + 3))) if option not in taken
     )
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written, as its name says.
+
+    Raises:
+        ValueError: the name is not that of a checkpoint.
+    """
+    named = _CHECKPOINT.fullmatch(checkpoint.name)
+    if named is None:
+        raise ValueError(f"{checkpoint.name} is not the name of a checkpoint")
+    return int(named[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a directory, sound or not, oldest first; none where there is no directory."""
+    found = [path for path in folder.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
 @contextmanager
@@ -189,6 +209,16 @@ def _holds_run(directory: Path) -> bool:
     return (directory / CONFIG_FILE).exists() or any((directory / CHECKPOINTS).glob("*"))
 
 
+def _misplaced(directory: Path) -> Iterator[str]:
+    """A sentence for each thing in a run directory that is in the way of what the run writes."""
+    for name in _WRITTEN:
+        if (directory / name).is_dir():
+            yield f"output.dir: {show_path(directory / name)} is a directory, and the run writes a file there; move it"
+    place = directory / CHECKPOINTS
+    if os.path.lexists(place) and not place.is_dir():
+        yield f"output.dir: {show_path(place)} is not a directory, and the run keeps its checkpoints there; move it"
+
+
 def _check_content(directory: Path, *, resume: bool) -> None:
     """Refuse a directory that holds no run to continue, or anything where a new run is to begin."""
     began = (directory / LOCK).exists()
@@ -198,6 +228,8 @@ def _check_content(directory: Path, *, resume: bool) -> None:
                 f"output.dir: {show_path(directory)} holds no run to continue; start one without --resume, "
                 "or name the directory of a run"
             )
+        if misplaced := [*_misplaced(directory)]:
+            raise RequestError(misplaced)
         return
     if _holds_run(directory):
         raise RequestError(

@@ -19,6 +19,7 @@ from wishbone.data.parquet_files import read_parquet
 from wishbone.data.row_reader import NumberedRow
 from wishbone.data.text_files import read_csv, read_json, read_lines, read_tsv
 from wishbone.errors import RequestError, encodable
+from wishbone.paths import files_below
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def data_files(path: Path, split: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
-    everything = sorted(f for f in path.rglob("*") if not f.is_dir() and not _is_hidden(path, f))
+    everything = sorted(f for f in files_below(path) if not _is_hidden(path, f))
     found = [f for f in everything if f.is_file() and _suffix(f) in _READERS and f.name not in _DESCRIPTIONS]
     splits = {f: _split_of(str(f.relative_to(path)), split) for f in found}
     of_split = [f for f in found if splits[f] == split]

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from wishbone.data.json_text import parse_json
 from wishbone.strict_json import without_nan
 
 FILE = "guard.jsonl"
@@ -40,13 +41,11 @@ class Record:
         """Go on after `step` optimizer steps: keep what the file has up to there."""
         kept = []
         if step > 0 and (self.folder / FILE).is_file():
-            rows = map(_row, (self.folder / FILE).read_text(encoding="utf-8").splitlines())
+            rows = map(_row, (self.folder / FILE).read_bytes().splitlines())
             kept = [row for row in rows if row is not None and row["step"] <= step]
         self.rows = kept
         if self._writes and (self.folder / FILE).is_file():
-            partial = self.folder / f".{FILE}.{os.getpid()}"
-            partial.write_text("".join(map(_line, kept)), encoding="utf-8")
-            partial.replace(self.folder / FILE)
+            self._replace(kept)
 
     def add(self, kind: str, step: int, **values: Any) -> None:
         """Append a row."""
@@ -60,6 +59,16 @@ class Record:
             except OSError as error:  # a full disk stops no run; summary.json has the alarms too
                 logger.warning("%s: a row was lost (%s).", FILE, error.strerror)
 
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        partial = self.folder / f".{FILE}.partial"
+        try:
+            partial.write_text("".join(map(_line, rows)), encoding="utf-8")
+            partial.replace(self.folder / FILE)
+        except OSError as error:
+            logger.warning("%s: rows of steps that come again stay in it (%s).", FILE, error.strerror)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Return the rows of a kind, in order."""
         return [row for row in self.rows if row["kind"] == kind]
@@ -69,9 +78,9 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row(line: str) -> dict[str, Any] | None:
+def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     whole = isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)

@@ -5,7 +5,6 @@ The same checks serve a local directory and the list of files of a hub repositor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+from wishbone.data.json_text import parse_json
 
 TOKENIZER_FILES = frozenset(
     {
@@ -70,7 +71,7 @@ def damaged_weights(directory: Path) -> list[str]:
     index = directory / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             return [f"{INDEX} cannot be read"]
     else:

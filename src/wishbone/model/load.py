@@ -107,7 +107,7 @@ def load_model(
         raise RequestError(f"the weights of {name!r} are damaged ({error}); copy or download them again") from error
     except RequestError as error:
         raise RequestError([f"{name!r}: {problem}" for problem in error.problems]) from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         raise _unloadable(name, error) from error
     _refuse_random_weights(name, model, report)
     settle_quantized_layers(model, number_format)
@@ -154,7 +154,7 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     options = {"local_files_only": True} if Path(path).is_dir() else {"revision": revision}
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unloadable(name, error) from error
 
 
@@ -258,7 +258,7 @@ def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.options)
     except Exception as error:
-        foreseen = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+        foreseen = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError)
         if type(error) is not Exception and not isinstance(error, foreseen):  # `tokenizers` raises plain Exceptions
             raise
         raise RequestError(f"the tokenizer of {name!r} cannot be loaded ({one_line(error)}); {INSTEAD}") from error

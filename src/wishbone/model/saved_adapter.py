@@ -74,7 +74,7 @@ def adapter_config(directory: Path) -> PeftConfig:
 def _saved_config(directory: Path) -> PeftConfig:
     try:
         config = PeftConfig.from_pretrained(str(directory))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{str(directory / CONFIG)!r} cannot be read ({one_line(error)}); save it again") from error
     if getattr(config, "megatron_config", None):  # PEFT imports the module that the file names
         raise RequestError(
@@ -87,8 +87,8 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     """Put a saved adapter on its base model, which is changed in place.
 
     Raises:
-        RequestError: the adapter is damaged, would import code, or was made for another model: names or shapes of its
-            tensors differ.
+        RequestError: the adapter is damaged, holds NaN or infinity, would import code, or was made for another model:
+            names or shapes of its tensors differ.
     """
     config = _saved_config(directory)
     config.inference_mode = not trainable
@@ -128,7 +128,15 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
             f"the adapter in {str(directory)!r} was made for another base than {_name(base)}: {'; '.join(problems)}; "
             f"set base_model_name_or_path in its {CONFIG} to the model that it was trained on"
         )
-    set_peft_model_state_dict(model, load_file(directory / WEIGHTS))
+    weights = load_file(directory / WEIGHTS)
+    broken = sorted(key for key, tensor in weights.items() if not tensor.float().isfinite().all())
+    if broken:
+        raise RequestError(
+            f"{len(broken)} of {len(weights)} tensors of the adapter in {str(directory)!r} hold NaN or infinite values "
+            f"({some_of(broken)}); the file is damaged or the training diverged: take another copy or an earlier "
+            "checkpoint"
+        )
+    set_peft_model_state_dict(model, weights)
     return model
 
 

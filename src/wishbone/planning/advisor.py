@@ -6,7 +6,6 @@ neither, `parameters_billion` selects the known model that is the next larger, s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from wishbone.config.document import show, show_path
 from wishbone.config.explain import nearest
 from wishbone.config.rules import Applied, Outcome, Value, evaluate, rule_book
+from wishbone.data.json_text import NotJsonError, parse_json
 from wishbone.errors import RequestError
 from wishbone.planning.facts import facts_of
 from wishbone.planning.gpus import find_gpu
@@ -101,9 +101,11 @@ def shape_of(situation: Situation) -> ModelShape:
 
 def _read_config(path: Path) -> ModelShape:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = parse_json(path.read_bytes())
+    except OSError as error:
         raise RequestError(f"{show_path(path)} cannot be read ({error}); a model's config.json is needed") from error
+    except NotJsonError as error:
+        raise RequestError(f"{show_path(path)} {error}; a model's config.json is needed") from error
     if not isinstance(config, dict):
         raise RequestError(f"{show_path(path)} holds no mapping; a model's config.json is needed")
     return read_shape(config, str(path))

@@ -6,7 +6,6 @@ hub's cache, and among the well-known models, in this order.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from wishbone.config.document import show
 from wishbone.config.explain import nearest
 from wishbone.config.schema import EMBEDDED_MODEL
+from wishbone.data.json_text import NotJsonError, parse_json
 from wishbone.errors import RequestError
 from wishbone.planning.known_models import known_shape, known_shapes
 from wishbone.planning.model_shape import ModelShape, read_shape
@@ -60,11 +60,11 @@ def model_directory(name: str, revision: str | None = None) -> Path | None:
 def _config(directory: Path, name: str) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
     except OSError as error:
         raise RequestError(f"model.name {show(name)}: {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise RequestError(f"model.name {show(name)}: {path} is not JSON ({error})") from error
+    except NotJsonError as error:
+        raise RequestError(f"model.name {show(name)}: {path} {error}") from error
     if not isinstance(found, dict):
         raise RequestError(f"model.name {show(name)}: {path} holds no object")
     return found

@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from wishbone.config.document import show
@@ -26,6 +25,7 @@ from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.messages import Message
 from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model
+from wishbone.model.saved_adapter import load_adapter
 from wishbone.report.run_directory import ANSWERS
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
@@ -106,7 +106,7 @@ def answer_before_and_after(
         max_new_tokens: longest answer, in tokens.
 
     Raises:
-        RequestError: the run has saved no result yet, a model cannot be loaded, or a question is too long for it.
+        RequestError: there is no result yet, a model or the adapter cannot be loaded, or a question is too long.
     """
     learned = learned_weights(run_dir)
     model, tokenizer = load_model(
@@ -120,7 +120,7 @@ def answer_before_and_after(
     answer = partial(_answers, questions=questions, tokenizer=tokenizer)
     decode_greedily(model, tokenizer, max_new_tokens)
     if learned.name == ADAPTER:
-        adapted = _with_adapter(model, learned)
+        adapted = load_adapter(model, learned, trainable=False).eval()
         with adapted.disable_adapter():
             before = answer(adapted)
         after = answer(adapted)
@@ -196,13 +196,6 @@ def write_answers(run_dir: Path, answers: Sequence[Answer]) -> Path:
 def to_json(answers: Sequence[Answer]) -> str:
     """Return answers as JSON in ASCII, which escapes control characters in a model's output."""
     return json.dumps([asdict(answer) for answer in answers], indent=2) + "\n"
-
-
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    try:
-        return PeftModel.from_pretrained(model, str(adapter)).eval()
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RequestError(f"the adapter {show(str(adapter))} cannot be loaded ({error})") from error
 
 
 def _refuse_too_long(questions: Sequence[Question], model: PreTrainedModel, max_new_tokens: int) -> None:

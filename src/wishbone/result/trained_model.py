@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wishbone.model.load import load_model
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.result.finished_run import FinishedRun
+from wishbone.trainer.non_finite import refuse_non_finite
 
 
 class TrainedModel:
@@ -29,14 +30,18 @@ class TrainedModel:
         """Load it.
 
         Raises:
-            RequestError: a model cannot be loaded, or the adapter does not fit it.
+            RequestError: a model cannot be loaded, the adapter does not fit it, or weights are NaN or infinite.
         """
         self._run = run
         self._base: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
         self.trained: PreTrainedModel | PeftModel
         model, self.tokenizer = self._load(None if run.is_adapter else str(run.weights))
-        self.trained = load_adapter(model, run.weights, trainable=False).eval() if run.is_adapter else model
+        if run.is_adapter:
+            self.trained = load_adapter(model, run.weights, trainable=False).eval()
+        else:
+            refuse_non_finite(model, f"the model in {run.weights}")
+            self.trained = model
 
     @contextmanager
     def before(self) -> Iterator[PreTrainedModel | PeftModel]:

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from wishbone.errors import RunError, one_line
+from wishbone.paths import room_at
 from wishbone.run.run_files import write_json
 
 
@@ -58,13 +59,14 @@ def write_result(place: Path, *writers: Callable[[Path], Any]) -> None:
     try:
         for write in writers:
             write(beside)
+        if place.is_symlink() or place.is_file():
+            place.unlink()
         shutil.rmtree(place, ignore_errors=True)
         beside.rename(place)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)  # its room counts as free
-        free = shutil.disk_usage(place.parent).free / 2**20
         raise ResultNotWritten(
-            f"{place} could not be written ({one_line(error)}; {free:,.1f} MiB are free). Make room on the disk and "
+            f"{place} could not be written ({one_line(error)}; {room_at(place.parent)}). Make room on the disk and "
             "continue with --resume: all steps are done, so it only writes"
         ) from error
     finally:

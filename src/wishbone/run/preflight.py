@@ -17,7 +17,7 @@ from wishbone.config.document import show_path
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.config.trackers import chosen_trackers, missing_trackers
 from wishbone.errors import RequestError
-from wishbone.paths import user_path
+from wishbone.paths import files_below, user_path
 from wishbone.reference.store_owner import refuse_foreign
 
 PROBE = 2**20
@@ -91,7 +91,7 @@ def _adapters(config: RunConfig) -> Iterator[str]:
 def _files(path: Path) -> Iterator[Path]:
     """The file itself, or the files of a directory; nothing for a name that is no path here."""
     if path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_file() and file.name[0] not in "._")
+        yield from (file for file in files_below(path) if file.is_file() and file.name[0] not in "._")
     elif path.is_file():
         yield path
 

@@ -7,16 +7,15 @@ What settings do not tell, such as other pairs in the file of the same name, is 
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from wishbone.config.load import load_config
-from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE
+from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, checkpoints_in
 from wishbone.config.schema import DataConfig, ModelConfig, RunConfig
+from wishbone.data.json_text import parse_json
 from wishbone.errors import RequestError
-from wishbone.trainer.checkpoint_files import checkpoints_in
 from wishbone.trainer.fingerprint import changes, read_fingerprint, refuse_changes
 
 FREE = frozenset(
@@ -114,7 +113,7 @@ def heldout_before(run_dir: Path) -> dict[str, float] | None:
 def _summary(run_dir: Path) -> dict[str, Any]:
     """What `summary.json` says; nothing where it is absent or damaged."""
     try:
-        found = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        found = parse_json((run_dir / "summary.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

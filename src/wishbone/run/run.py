@@ -150,6 +150,8 @@ def _train(
     if trainer.guard is not None:
         trainer.guard.record.folder = run_dir
     writes = trainer.is_world_process_zero()
+    if writes and not resume:
+        metrics.begin_anew()
     summary: dict[str, Any] = {
         "status": "running",
         "started": now(),

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.data.json_text import parse_json
+from wishbone.errors import counted
 from wishbone.planning.hardware import read_cpu
 from wishbone.run.atomic_file import write_text
 from wishbone.strict_json import without_nan
@@ -48,17 +50,37 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self._earlier: float | None = None
         self.lost = 0
 
+    def begin_anew(self) -> None:
+        """Drop what an attempt wrote that ended before its first checkpoint: its steps come again."""
+        if self._path.is_file():
+            self._replace([])
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the lines that were written after the checkpoint that the run continues from: they come again."""
         if not state.global_step or not state.is_world_process_zero or not self._path.is_file():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        steps = [json.loads(line)["step"] for line in lines]
-        before = sum(step < state.global_step for step in steps)
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except OSError:
+            return  # the first line that cannot be written says so
         logged = sum(entry["step"] == state.global_step for entry in state.log_history)
-        kept = lines[: before + logged]
+        kept: list[bytes] = []
+        newest = unreadable = 0
+        for line in lines:
+            step = _step_of(line)
+            unreadable += step is None
+            if step is None or not newest <= step <= state.global_step:
+                continue
+            newest = step
+            if step == state.global_step:
+                logged -= 1
+                if logged < 0:
+                    continue
+            kept.append(line)
+        if unreadable:
+            logger.warning("%s: %s could not be read and went away.", self._path, counted(unreadable, "line"))
         if len(kept) < len(lines):
-            write_text(self._path, "".join(kept))
+            self._replace(kept)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -76,8 +98,16 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         except OSError as error:
             self.lost += 1
             if self.lost == 1:
-                reason = error.strerror or type(error).__name__
-                logger.warning("%s cannot be written (%s): training goes on without its lines", self._path, reason)
+                self._say_unwritable(error, "training goes on without its lines")
+
+    def _replace(self, lines: list[bytes]) -> None:
+        try:
+            write_text(self._path, b"".join(lines).decode("utf-8"))
+        except OSError as error:
+            self._say_unwritable(error, "lines of steps that come again stay in it")
+
+    def _say_unwritable(self, error: OSError, so: str) -> None:
+        logger.warning("%s cannot be written (%s): %s", self._path, error.strerror or type(error).__name__, so)
 
 
 def environment() -> dict[str, Any]:
@@ -129,12 +159,21 @@ def _last_seconds(path: Path) -> float:
     """Return the seconds of the last line that an earlier part of the run wrote; a cut-off last line is removed."""
     if not path.is_file():
         return 0.0
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(sum(map(len, lines[:-1])))
-        lines.pop()
     try:
-        return float(json.loads(lines[-1])["seconds"]) if lines else 0.0
+        lines = path.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(sum(map(len, lines[:-1])))
+            lines.pop()
+        return float(parse_json(lines[-1])["seconds"]) if lines else 0.0
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return 0.0  # it cannot be read, or something else damaged a line; the report says so
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a whole line of metrics, or None."""
+    try:
+        step = parse_json(line.decode("utf-8"))["step"]
     except (ValueError, KeyError, TypeError):
-        return 0.0  # a line that something else damaged; the report says so
+        return None
+    return step if isinstance(step, int) and line.endswith(b"\n") else None

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import zipfile
 from collections.abc import Collection
@@ -23,13 +22,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from wishbone.cache import MANIFEST, file_digest
+from wishbone.config.run_directory import checkpoints_in, step_of
+from wishbone.data.json_text import parse_json
 
 STAGING = ".saving"
 """Directory beside the checkpoints in which the next one is written."""
 STATE = "trainer_state.json"
 FINGERPRINT = "fingerprint.json"
 """What decides the result (`fingerprint.py`); whoever writes it writes a manifest too."""
-_NAME = re.compile(r"checkpoint-(\d+)")
 _TOGETHER = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 """Files that a checkpoint of one process has all of, or, where only the model is saved, none of."""
 
@@ -45,24 +45,6 @@ class Choice:
 
     path: Path | None
     skipped: list[str]
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was written, as its name says.
-
-    Raises:
-        ValueError: the name is not that of a checkpoint.
-    """
-    named = _NAME.fullmatch(checkpoint.name)
-    if named is None:
-        raise ValueError(f"{checkpoint.name} is not the name of a checkpoint")
-    return int(named[1])
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a directory, sound or not, oldest first; none where there is no directory."""
-    found = [path for path in folder.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of)
 
 
 def newest_sound(folder: Path) -> Choice:
@@ -89,9 +71,13 @@ def damage(checkpoint: Path) -> str | None:
     except OSError as error:
         return f"{MANIFEST}: {error.strerror}"
     try:
-        files = [(name, int(facts["size"]), str(facts["sha256"])) for name, facts in json.loads(text)["files"].items()]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        files = [(name, int(facts["size"]), str(facts["sha256"])) for name, facts in parse_json(text)["files"].items()]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"{MANIFEST} cannot be read"
+    listed = {name for name, _, _ in files}
+    for name in (STATE, *_TOGETHER):  # not every file: callbacks add some once the manifest is written
+        if name not in listed and (checkpoint / name).exists():
+            return f"{name} is not in {MANIFEST}"
     for name, size, _ in files:
         try:
             found = (checkpoint / name).stat().st_size
@@ -116,7 +102,7 @@ def has_manifest(checkpoint: Path) -> bool:
 def is_rolling(checkpoint: Path) -> bool:
     """Whether a checkpoint was written because of the time, to be replaced by the next one."""
     try:
-        return json.loads((checkpoint / MANIFEST).read_bytes()).get("rolling") is True
+        return parse_json((checkpoint / MANIFEST).read_bytes()).get("rolling") is True
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -155,19 +141,25 @@ def publish(written: Path, place: Path, *, rolling: bool = False) -> None:
     _flush(place.parent)
 
 
-def rotate(folder: Path, limit: int | None, protected: Collection[Path]) -> None:
+def rotate(folder: Path, limit: int | None, protected: Collection[Path], written: Path | None = None) -> None:
     """Delete the checkpoints that are not to be kept.
 
     Kept are the newest `limit` of those that were asked for by step or epoch (all without a limit). A rolling one is
     kept if it is the newest of all, or needed to make two: should the newest be damaged, the other one is used. Where
     `limit` is 1 the newest of all is the only one.
 
+    The newest is the one just written. Those of later steps are older: they were damaged and skipped, or training went
+    back to before them.
+
     Args:
         folder: of the checkpoints.
         limit: how many are kept, or None.
         protected: checkpoints that stay in any case.
+        written: the one just written; None: that of the last step.
     """
     everything = checkpoints_in(folder)
+    if written is not None:
+        everything.sort(key=lambda path: (step_of(path) <= step_of(written), step_of(path)))
     asked = [path for path in everything if not is_rolling(path)]
     if limit == 1:
         kept = everything[-1:]
@@ -198,7 +190,7 @@ def _flush(path: Path) -> None:
 def _visible_damage(checkpoint: Path) -> str | None:
     """What can be seen to be wrong without a manifest. The state is written last, so where it is whole all is there."""
     try:
-        json.loads((checkpoint / STATE).read_bytes())["global_step"]
+        parse_json((checkpoint / STATE).read_bytes())["global_step"]
     except OSError as error:
         return f"{STATE}: {error.strerror}"
     except (ValueError, KeyError, TypeError):

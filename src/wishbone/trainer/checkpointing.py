@@ -23,14 +23,15 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
+from wishbone.config.run_directory import checkpoints_in
 from wishbone.errors import RequestError, RunError, one_line
+from wishbone.paths import room_at
 from wishbone.strict_json import without_nan
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.checkpoint_files import (
     FINGERPRINT,
     STAGING,
     STATE,
-    checkpoints_in,
     damage,
     has_manifest,
     newest_sound,
@@ -41,6 +42,7 @@ from wishbone.trainer.fingerprint import (
     Facts,
     adapter_facts,
     changes,
+    kind_of,
     model_facts,
     other_versions,
     pairs_facts,
@@ -121,6 +123,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 "model": model_facts(self.model),
                 "reference": {} if self.ref_model is None else model_facts(self.ref_model),
                 "adapter": adapter_facts(self.model),
+                "given": {"optimizer": kind_of(self.optimizer), "scheduler": kind_of(self.lr_scheduler)},
                 "versions": versions(),
             }
         return self._recorded
@@ -233,7 +236,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             super()._push_from_checkpoint(str(place))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate(folder, self.args.save_total_limit, [] if best is None else [Path(best)])
+            rotate(folder, self.args.save_total_limit, [] if best is None else [Path(best)], place)
         if self._timed is not None:
             self._timed.saved(time.monotonic() - began)
 
@@ -245,8 +248,11 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
 
     def _remove_rest(self, folder: Path) -> None:
         """Delete what a process that was killed left of a checkpoint."""
-        if self.is_local_process_zero() and (folder / STAGING).exists():
-            shutil.rmtree(folder / STAGING)
+        rest = folder / STAGING
+        if self.is_local_process_zero() and rest.is_dir():
+            shutil.rmtree(rest)
+        elif self.is_local_process_zero():
+            rest.unlink(missing_ok=True)
 
     def _write_extras(self, written: Path, folder: Path) -> None:
         """Add the fingerprint; write the state again, in JSON that every reader takes.
@@ -287,11 +293,10 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 def _not_written(place: Path, error: Exception) -> str:
     """A message: what failed, how much room there is, and which checkpoint is the last."""
-    free = shutil.disk_usage(place.parent).free / 2**20
     others = checkpoints_in(place.parent)
     last = f"{others[-1].name} is whole" if others else "no checkpoint was written before"
     reason = "a file is not whole" if any(word in str(error) for word in _ARCHIVE) else one_line(error)
     return (
-        f"{place} could not be written ({reason}; {free:,.1f} MiB are free); {last}. "
+        f"{place} could not be written ({reason}; {room_at(place.parent)}); {last}. "
         "Make room on the disk and continue with --resume, or with resume_from_checkpoint=True"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from wishbone.data.json_text import parse_json
 from wishbone.engine.execution import Execution, Room
 from wishbone.errors import one_line, some_of
 from wishbone.strict_json import read_spelled, spelled
@@ -80,7 +81,7 @@ def read_execution(checkpoint: Path, process: int, asked: Asked) -> Recorded | N
     """
     file = checkpoint / _name(process)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         before, fields = Asked(**content["asked"]), read_spelled(content["execution"])
         room = None if fields["room"] is None else Room(**fields["room"])
         recorded = Recorded(Execution(**{**fields, "room": room, "graphs": None}), bool(fields["graphs"]))

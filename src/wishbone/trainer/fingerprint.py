@@ -27,6 +27,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from wishbone.data.content_hash import content_hash
+from wishbone.data.json_text import parse_json
 from wishbone.errors import RequestError
 from wishbone.reference.identity import COSMETIC, COSMETIC_OF_ADAPTER, plain_configuration
 from wishbone.reference.tensor_hash import tensor_hashes
@@ -124,6 +125,11 @@ def pairs_facts(dataset: Any) -> Any:
     return f"{len(dataset)} rows, SHA-256 {content_hash(dataset, columns)}"
 
 
+def kind_of(given: object | None) -> str | None:
+    """Return the class of an optimizer or a scheduler that a script made; None where the arguments decide."""
+    return None if given is None else f"{type(given).__module__}.{type(given).__qualname__}"
+
+
 def versions() -> dict[str, str]:
     """Return what rounding depends on: versions of libraries, and the device."""
     libraries = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
@@ -134,7 +140,7 @@ def versions() -> dict[str, str]:
 def read_fingerprint(checkpoint: Path) -> Facts | None:
     """Return what a checkpoint recorded, or None where it recorded nothing that can be read."""
     try:
-        facts = json.loads((checkpoint / FINGERPRINT).read_text(encoding="utf-8"))
+        facts = parse_json((checkpoint / FINGERPRINT).read_bytes())
     except (OSError, ValueError):
         return None
     return facts if isinstance(facts, dict) else None

@@ -92,9 +92,11 @@ def refuse_non_finite(model: nn.Module, what: str = "the model") -> None:
     """
     names = _non_finite(model)
     if names:
+        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        range_ = ", or hold numbers above 65,504, which float16 cannot: load it in bfloat16 or float32" if half else ""
         raise RequestError(
             f"{what} has weights that are NaN or infinite ({len(names)}: {some_of(names)}); its files are damaged or "
-            "come from a training that diverged: load another copy"
+            f"come from a training that diverged: load another copy{range_}"
         )
 
 
