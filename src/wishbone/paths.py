@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def user_path(name: str | Path) -> Path:
         raise RequestError(f"{_shown(name)} cannot be looked up ({reason}); check the path") from None
     except ValueError:
         raise RequestError(f"{_shown(name)} holds a character that no path may hold; correct the path") from None
+    if path.is_dir() and not os.access(path, os.X_OK):
+        raise RequestError(f"{_shown(name)} may not be searched (Permission denied); check its permissions")
     return path
 
 
@@ -46,13 +49,15 @@ def _shown(name: str | Path) -> str:
 def files_below(directory: Path) -> Iterator[Path]:
     """Everything below a directory that is no directory, however deep it lies; links to directories are not followed.
 
-    What cannot be listed is passed over.
+    A directory that cannot be listed is given itself.
     """
     waiting = [directory]
     while waiting:
+        folder = waiting.pop()
         try:
-            entries = list(os.scandir(waiting.pop()))
+            entries = list(os.scandir(folder))
         except OSError:
+            yield folder
             continue
         for entry in entries:
             if not _is_directory(entry):
@@ -66,6 +71,12 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link in a circle
         return False
+
+
+def writable_again(error: Exception) -> str:
+    """Say what lets a run write again after an error, as the first half of a sentence."""
+    forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "Let the directory be written to" if forbidden else "Make room on the disk"
 
 
 def room_at(directory: Path) -> str:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ordinary_user import ordinary_user
 from soak.run_configs import NAMES, SOUND, TARGETS
 from soak.trials import run_case
 
@@ -86,10 +87,10 @@ def test_links_in_a_circle_and_directories_that_may_not_be_searched(tmp_path: Pa
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(RequestError, match="symbolic links"):
         user_path(tmp_path / "round")
-    if os.geteuid():
-        (tmp_path / "shut").mkdir(mode=0)
-        with pytest.raises(RequestError, match="Permission denied"):
-            user_path(tmp_path / "shut" / "x")
+    (tmp_path / "shut").mkdir(mode=0)
+    for name in ("shut", "shut/x"):
+        with ordinary_user(), pytest.raises(RequestError, match="Permission denied"):
+            user_path(tmp_path / name)
 
 
 def test_files_are_found_at_any_depth_and_not_through_links(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ordinary_user import ordinary_user
 from soak.pair_files import LAYOUTS, TARGETS, sound_row
 from soak.trials import Target, run_case
 
@@ -142,12 +142,24 @@ def test_a_file_that_the_system_does_not_read_is_refused_with_its_reason(tmp_pat
     assert refusal(path) == f"{path}: cannot be read (Input/output error); check the file and its permissions"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("{}")
-    path.chmod(0)
-    assert "cannot be read (Permission denied)" in refusal(path)
+def test_what_may_not_be_read_is_refused(tmp_path: Path) -> None:
+    """A file, a directory, and a directory in one that could be read without it: with other pairs than asked for."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for path in (tmp_path / "pairs.jsonl", inner / "pairs.jsonl"):
+        path.write_text("{}")
+    for path, asked, said in (
+        (inner / "pairs.jsonl", inner / "pairs.jsonl", "cannot be read (Permission denied)"),
+        (inner, inner, "may not be searched (Permission denied)"),
+        (inner, tmp_path, "inner cannot be listed; check the permissions"),
+    ):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        try:
+            with ordinary_user():
+                assert said in refusal(asked)
+        finally:
+            path.chmod(mode)
 
 
 ODD_NAMES = ["~nosuchuser/pairs.jsonl", "n" * 300, "n" * 300 + ".jsonl", "a\0b.jsonl", "./\ud800.jsonl"]

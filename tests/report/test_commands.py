@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fake_run import WriteRun
 from learned import Learned
+from ordinary_user import ordinary_user
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
@@ -115,6 +116,22 @@ def test_an_adapter_that_is_no_whole_safetensors_file_is_a_wrong_request(compara
     result = wishbone("compare", str(comparable), "--prompt", "Hi", "--max-new-tokens", "2")
     assert result.exit_code == 2
     assert ("save the adapter again" if harm == "pickle" else "is damaged") in result.stderr
+
+
+@pytest.mark.parametrize("command", ["compare", "eval", "report"])
+@pytest.mark.parametrize("shut", ["adapter", "."])
+def test_a_run_that_may_not_be_looked_into_is_a_wrong_request(comparable: Path, command: str, shut: str) -> None:
+    closed = comparable / shut
+    closed.chmod(0)
+    try:
+        with ordinary_user():
+            result = wishbone(command, str(comparable), *(["pairs.jsonl"] if command == "eval" else []))
+    finally:
+        closed.chmod(0o755)
+    if (command, shut) == ("report", "adapter"):
+        assert result.exit_code == 0  # it reads no weights
+    else:
+        assert result.exit_code == 2 and "Permission denied" in result.stderr
 
 
 def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: WriteRun) -> None:

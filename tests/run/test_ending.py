@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from ordinary_user import ordinary_user
 
 from wishbone.errors import RunError
 from wishbone.run.ending import ResultNotWritten, early_end_noted, write_result
@@ -44,6 +45,12 @@ def test_a_disk_without_inodes_is_said_to_be_full_though_bytes_are_free(
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*here[:5], 1000, 0, 0, *here[8:10])))
     with pytest.raises(ResultNotWritten, match=r"can hold no more files, whatever their size \(no inode is free\)"):
         write_result(tmp_path / "adapter", half)
+
+
+def test_a_directory_that_may_not_be_written_needs_no_room(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with ordinary_user(), pytest.raises(ResultNotWritten, match=r"Let the directory be written to and continue with"):
+        write_result(tmp_path / "adapter", whole)
 
 
 def test_a_rest_of_a_killed_process_is_not_part_of_the_result(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from ordinary_user import ordinary_user
 from tiny import tiny_model, tiny_tokenizer
 
 from wishbone.config import parse_config
@@ -112,10 +113,37 @@ def test_input_that_cannot_be_read_is_named(field: str, kind: str, tmp_path: Pat
     assert "cannot be read (Input/output error)" in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_input_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").chmod(0)
-    assert "Permission denied" in refusal(config(tmp_path))
+    with ordinary_user():
+        assert "Permission denied" in refusal(config(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["train", "model"])
+@pytest.mark.parametrize("shut", ["all", "a part"])
+def test_a_directory_that_may_not_be_searched_is_named(tmp_path: Path, field: str, shut: str) -> None:
+    """A part that cannot be listed may hold pairs: a run without them would be another one."""
+    inner = tmp_path / "inputs" / "inner"
+    inner.mkdir(parents=True)
+    for place in (inner, inner.parent):
+        (place / "pairs.jsonl").write_text("{}")
+    closed = inner if shut == "a part" else inner.parent
+    closed.chmod(0)
+    try:
+        with ordinary_user():
+            said = refusal(config(tmp_path, **{field: str(inner.parent)}))
+    finally:
+        closed.chmod(0o755)
+    assert closed.name in said and "Permission denied" in said
+
+
+def test_a_place_for_checkpoints_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "run" / "checkpoints"
+    place.mkdir(parents=True)
+    place.chmod(0o555)
+    with ordinary_user():
+        said = refusal(config(tmp_path, output=str(place.parent)))
+    assert f"{place}' cannot be written (Permission denied)" in said
 
 
 def test_a_database_of_another_program_as_the_store_is_refused(tmp_path: Path) -> None:

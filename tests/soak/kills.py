@@ -57,7 +57,7 @@ VARIANTS: dict[str, list[str]] = {
     "epochs, evaluated": ["training.epochs=3", "data.eval_fraction=0.2", "training.eval_steps=2"],
     "stopped by the guard": [
         "training.max_steps=12", "data.eval_fraction=0.3", "training.save_steps=1", "training.guard=stop",
-        "training.guard_steps=1", "training.learning_rate=0.1", "training.scheduler=constant",
+        "training.guard_steps=1", "training.learning_rate=0.03", "training.scheduler=constant",
     ],
 }  # fmt: skip
 """Settings of the runs. "all weights" and "epochs, evaluated" save once an epoch; the last one ends early."""

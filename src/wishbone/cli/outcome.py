@@ -24,6 +24,7 @@ from wishbone.config.emit import quoted
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in
 from wishbone.errors import RequestError, RunError
 from wishbone.run.atomic_file import write_text
+from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import Stopped
 
 
@@ -49,7 +50,8 @@ class Attempt:
         except (typer.Exit, RequestError):
             raise
         except Stopped as stopped:
-            self._say_stopped(stopped)
+            if is_first_process():  # which has the directory and knows what is there
+                self._say_stopped(stopped)
             raise typer.Exit(stopped.status) from stopped
         except RunError as error:
             newest = self._newest_checkpoint()

@@ -41,6 +41,8 @@ def data_files(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
     everything = sorted(f for f in files_below(path) if not _is_hidden(path, f))
+    if unlisted := [f for f in everything if f.is_dir()]:
+        raise RequestError(f"{path}: {_names(path, unlisted)} cannot be listed; check the permissions")
     found = [f for f in everything if f.is_file() and _suffix(f) in _READERS and f.name not in _DESCRIPTIONS]
     splits = {f: _split_of(str(f.relative_to(path)), split) for f in found}
     of_split = [f for f in found if splits[f] == split]

@@ -26,6 +26,7 @@ from wishbone.data.messages import Message
 from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model
 from wishbone.model.saved_adapter import load_adapter
+from wishbone.paths import user_path
 from wishbone.report.run_directory import ANSWERS
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
@@ -140,10 +141,10 @@ def learned_weights(run_dir: Path) -> Path:
     """Return the directory with the trained weights of a run, `adapter/` or `model/`.
 
     Raises:
-        RequestError: the run has neither.
+        RequestError: the run has neither, or it may not be looked into.
     """
     for name, marker in ((ADAPTER, "adapter_config.json"), (WHOLE_MODEL, "config.json")):
-        if (run_dir / name / marker).is_file():
+        if user_path(run_dir / name / marker).is_file():
             return run_dir / name
     raise RequestError(
         f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; continue it "

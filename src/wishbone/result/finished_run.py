@@ -16,6 +16,7 @@ from wishbone.config.schema import RunConfig
 from wishbone.data.source import load_pairs
 from wishbone.data.text_turns import are_texts
 from wishbone.errors import RequestError
+from wishbone.paths import user_path
 from wishbone.report.answers import ADAPTER, learned_weights
 from wishbone.report.run_directory import CONFIG, RunRecord, read_run
 
@@ -55,6 +56,7 @@ def finished_run(path: Path, *, trust_remote_code: bool = False) -> FinishedRun:
     Raises:
         RequestError: not a run directory, damaged settings, or the run has no result yet.
     """
+    path = user_path(path)
     if not (path / CONFIG).exists() and any((path / name).is_file() for name in RESULTS):
         if not (path.absolute().parent / CONFIG).is_file():
             raise RequestError(

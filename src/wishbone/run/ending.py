@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from wishbone.errors import RunError, one_line
-from wishbone.paths import room_at
+from wishbone.paths import room_at, writable_again
 from wishbone.run.run_files import write_json
 
 
@@ -66,7 +66,7 @@ def write_result(place: Path, *writers: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(beside, ignore_errors=True)  # its room counts as free
         raise ResultNotWritten(
-            f"{place} could not be written ({one_line(error)}; {room_at(place.parent)}). Make room on the disk and "
+            f"{place} could not be written ({one_line(error)}; {room_at(place.parent)}). {writable_again(error)} and "
             "continue with --resume: all steps are done, so it only writes"
         ) from error
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wishbone.cache import MANIFEST, cache_root
 from wishbone.config.document import show_path
+from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.config.trackers import chosen_trackers, missing_trackers
 from wishbone.errors import RequestError
@@ -48,11 +49,15 @@ def check_access(config: RunConfig, *, writes: bool = True) -> None:
                 f"{what} {show_path(place)} cannot be written ({reason}); make room there, or set {variable} to a "
                 "directory that can be written"
             )
-    if writes and config.output.dir is not None and (reason := _obstacle(Path(config.output.dir))):
-        problems.append(
-            f"output.dir: {show_path(config.output.dir)} cannot be written ({reason}); make room there, or name "
-            "another directory"
-        )
+    if writes and config.output.dir is not None:
+        place = Path(config.output.dir)
+        reasons = [(path, reason) for path in (place, place / CHECKPOINTS) if (reason := _obstacle(path))]
+        if reasons:
+            path, reason = reasons[0]
+            problems.append(
+                f"output.dir: {show_path(path)} cannot be written ({reason}); make room there, or name "
+                "another directory"
+            )
     if problems:
         raise RequestError(problems)
     if config.training.reference_store not in ("auto", "off"):
@@ -91,7 +96,8 @@ def _adapters(config: RunConfig) -> Iterator[str]:
 def _files(path: Path) -> Iterator[Path]:
     """The file itself, or the files of a directory; nothing for a name that is no path here."""
     if path.is_dir():
-        yield from (file for file in files_below(path) if file.is_file() and file.name[0] not in "._")
+        below = (file for file in files_below(path) if not file.name.startswith((".", "_")) or file == path)
+        yield from (file for file in below if file.is_file() or file.is_dir())  # a directory that cannot be listed
     elif path.is_file():
         yield path
 

@@ -25,7 +25,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.config.run_directory import checkpoints_in
 from wishbone.errors import RequestError, RunError, one_line
-from wishbone.paths import room_at
+from wishbone.paths import room_at, writable_again
 from wishbone.strict_json import without_nan
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.checkpoint_files import (
@@ -298,5 +298,5 @@ def _not_written(place: Path, error: Exception) -> str:
     reason = "a file is not whole" if any(word in str(error) for word in _ARCHIVE) else one_line(error)
     return (
         f"{place} could not be written ({reason}; {room_at(place.parent)}); {last}. "
-        "Make room on the disk and continue with --resume, or with resume_from_checkpoint=True"
+        f"{writable_again(error)} and continue with --resume, or with resume_from_checkpoint=True"
     )
