@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
+from wishbone.cli import app
 from wishbone.cli.outcome import Attempt
 from wishbone.run.stop_signals import Stopped
 
@@ -35,3 +37,16 @@ def test_the_newest_checkpoint_is_named_by_the_first_process(
     assert end.value.exit_code == 143
     said = capsys.readouterr().err
     assert ("checkpoint-12 is in" in said and "--resume" in said) if rank != "1" else said == ""
+
+
+@pytest.mark.parametrize("arguments", [["train", "run.yaml"], ["doctor"], ["plan", "run.yaml"]])
+def test_a_directory_that_was_removed_is_a_wrong_request(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.yaml").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    result = CliRunner().invoke(app, [arguments[0], *(str(tmp_path / name) for name in arguments[1:])])
+    assert result.exit_code == 2
+    assert "has been removed; change to another one" in result.stderr

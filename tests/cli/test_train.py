@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,17 @@ def test_the_plan_counts_what_truncation_cuts(workplace: Path):
     assert f"pairs longer than {longest - 1} tokens: 1; their start is kept, 1 token is cut" in outcome.stdout
     outcome = train("--dry-run", "data.template=none", f"data.max_length={longest}")
     assert f"none needed: every prompt with a completion fits into {longest} tokens" in outcome.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_plan_that_cannot_be_printed_is_not_there(workplace: Path):
+    command = [sys.executable, "-m", "wishbone", "train", "tiny.yaml", "--dry-run"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert "standard output takes no more (No space left on device)" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_the_plan_refuses_what_training_would_refuse(workplace: Path):

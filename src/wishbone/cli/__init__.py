@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from typing import Annotated
 
@@ -85,6 +86,14 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_removed_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        refuse(["the directory in which this was started has been removed; change to another one"])
+        raise typer.Exit(2) from None
+
+
 @app.callback()
 def _wishbone(
     context: typer.Context,
@@ -93,6 +102,7 @@ def _wishbone(
     ] = False,
 ) -> None:
     """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light."""
+    _refuse_removed_directory()
     if context.obj is not None and context.invoked_subcommand != "train":
         context.obj()
 

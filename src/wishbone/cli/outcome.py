@@ -24,6 +24,7 @@ from wishbone.config.emit import quoted
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in
 from wishbone.errors import RequestError, RunError
 from wishbone.run.atomic_file import write_text
+from wishbone.run.lasting_output import OutputFailed
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import Stopped
 
@@ -47,7 +48,7 @@ class Attempt:
         """Turn a failure or a signal into a message and an exit status."""
         try:
             yield
-        except (typer.Exit, RequestError):
+        except (typer.Exit, RequestError, OutputFailed):
             raise
         except Stopped as stopped:
             if is_first_process():  # which has the directory and knows what is there

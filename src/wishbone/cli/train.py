@@ -6,7 +6,7 @@ import json
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +61,9 @@ def train(
     attempt = Attempt(config_path, overrides or [])
     if dry_run and as_json:
         raise typer.BadParameter("a dry run has no result; `wishbone plan --json` prints the plan")
-    with lasting_output(), attempt.outcome(), StopSignals(_say_stopping, attempt.left) as signals, requested():
+    # What a run prints may be lost; a plan is printed, or it is not there.
+    lasting: AbstractContextManager[None] = nullcontext() if dry_run else lasting_output()
+    with lasting, attempt.outcome(), StopSignals(_say_stopping, attempt.left) as signals, requested():
         config = _configured(attempt)
         planned = _placed(config, choose_run_directory(config, name=config_path.stem, resume=resume))
         check_access(planned, writes=not dry_run)
