@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from learned import Learned
 from result.conftest import Command
 from transformers import AutoModelForCausalLM
 
-from wishbone.cli.chat import _converse
+from wishbone.cli.chat import _converse, chat
 from wishbone.errors import RequestError
 from wishbone.result.conversation import Conversation, Decoding
 from wishbone.result.finished_run import finished_run, was_trained_on_texts
@@ -196,3 +197,13 @@ def test_what_cannot_be_talked_to_is_refused(run: Path, wishbone: Command, tmp_p
     (run / "config.yaml").unlink()
     alone = wishbone("chat", run / "adapter", typed="Hi\n")
     assert alone.exit_code == 2 and "no run around them" in alone.stderr
+
+
+def test_a_closed_standard_input_is_a_wrong_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(typer.Exit) as end:
+        chat(tmp_path, system=None, max_new_tokens=1, temperature=0.0, seed=0, as_json=False, trust_remote_code=False)
+    assert end.value.exit_code == 2
+    assert "standard input is closed" in capsys.readouterr().err

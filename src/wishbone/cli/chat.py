@@ -52,6 +52,8 @@ def chat(
     """Talk to what a run learned. From a pipe each line is a question of its own."""
     settle_libraries()
     with requested():
+        if sys.stdin is None:
+            raise RequestError("standard input is closed, so there is no question; type one or pipe it in")
         finished = opened_run(run, trust_remote_code=trust_remote_code)
         from wishbone.result.conversation import Conversation, Decoding
         from wishbone.result.finished_run import was_trained_on_texts
