@@ -89,7 +89,8 @@ $(VENV)/documented: $(DOCUMENTS) $(VENV)/tested
 	  OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "documents and not long"; fi
 	@touch $@
 
-# Results go to runs/soak-newcomer.json, soak-kills.json and soak-files.json; SEED makes other kills and other files.
+# Results go to soak-newcomer.json, soak-kills.json, soak-launched.json and soak-files.json in runs; SEED makes other
+# kills and other files.
 KILLS ?= 300
 FUZZED ?= 10000
 SEED ?= 0
@@ -98,6 +99,7 @@ soak: $(VENV)/installed builder/node_modules/asked-for
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
 	cd tests && ../$(BIN)/python -m soak.newcomer --out ../runs/soak-newcomer.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.kills --kills $(KILLS) --seed $(SEED) --out ../runs/soak-kills.json
+	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.launched --out ../runs/soak-launched.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak --count $(FUZZED) --seed $(SEED) --out ../runs/soak-files.json
 
 gpu: $(VENV)/installed

@@ -27,7 +27,7 @@ def user_path(name: str | Path) -> Path:
             f"{_shown(name)}: there is no home directory of such a user; write the path without ~"
         ) from None
     try:
-        path.stat()
+        os.stat(os.path.join(path, "."))  # looks into a directory, too
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
@@ -35,8 +35,6 @@ def user_path(name: str | Path) -> Path:
         raise RequestError(f"{_shown(name)} cannot be looked up ({reason}); check the path") from None
     except ValueError:
         raise RequestError(f"{_shown(name)} holds a character that no path may hold; correct the path") from None
-    if path.is_dir() and not os.access(path, os.X_OK):
-        raise RequestError(f"{_shown(name)} may not be searched (Permission denied); check its permissions")
     return path
 
 

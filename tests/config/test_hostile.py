@@ -109,7 +109,7 @@ def test_files_are_found_at_any_depth_and_not_through_links(tmp_path: Path) -> N
     found = {path.name for path in files_below(tmp_path)}
     subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # which Python would remove by recursion, too
     assert found == {"file", "round", "deep"}
-    assert not list(files_below(tmp_path / "absent"))
+    assert list(files_below(tmp_path / "absent")) == [tmp_path / "absent"]
 
 
 def test_a_home_directory_is_put_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_what_may_not_be_read_is_refused(tmp_path: Path) -> None:
         path.write_text("{}")
     for path, asked, said in (
         (inner / "pairs.jsonl", inner / "pairs.jsonl", "cannot be read (Permission denied)"),
-        (inner, inner, "may not be searched (Permission denied)"),
+        (inner, inner, "cannot be looked up (Permission denied)"),
         (inner, tmp_path, "inner cannot be listed; check the permissions"),
     ):
         mode = path.stat().st_mode

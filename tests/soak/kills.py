@@ -193,7 +193,7 @@ def _lines(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def _learned(run: Path) -> str | None:
+def learned(run: Path) -> str | None:
     """The SHA-256 of the weights that a run ended with."""
     digest = hashlib.sha256()
     files = sorted([*run.glob("adapter/*.safetensors"), *run.glob("model/*.safetensors")])
@@ -202,7 +202,7 @@ def _learned(run: Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def _logged(run: Path) -> list[tuple[object, object]]:
+def logged(run: Path) -> list[tuple[object, object]]:
     """Step and loss of each line of training in metrics.jsonl."""
     return [(line["step"], line["loss"]) for line in _lines(run) if "loss" in line]
 
@@ -236,9 +236,9 @@ def trial(work: Workplace, seed: int, whole: dict[str, Whole]) -> Trial:
         if status != 0:
             outcome.wrong = f"exit {status}: {_tail(run)}"
             return outcome
-    if _learned(run) != expected.weights:
+    if learned(run) != expected.weights:
         outcome.wrong = "other weights"
-    elif _logged(run) != expected.logged:
+    elif logged(run) != expected.logged:
         outcome.wrong = "other lines of metrics"
     elif (run / "checkpoints" / ".saving").exists():
         outcome.wrong = "a rest of an unfinished checkpoint"
@@ -255,14 +255,14 @@ def whole_run(work: Workplace, variant: str) -> Whole:
     run, settings = work.folder / f"whole-{list(VARIANTS).index(variant)}", VARIANTS[variant]
     began = time.monotonic()
     status = _wait(work.start(run, settings, resume=False))
-    weights = _learned(run)
+    weights = learned(run)
     if status != 0 or weights is None:
         raise RuntimeError(f"the run of {variant!r} ended with {status}: {_tail(run)}")
     checkpoints = sum(1 for _ in (run / "checkpoints").glob("checkpoint-*"))
     every = next((int(text.partition("=")[2]) for text in settings if "save_steps" in text), None)
-    checkpoints = checkpoints if every is None else len(_logged(run)) // every
+    checkpoints = checkpoints if every is None else len(logged(run)) // every
     operations = int(Path(f"{run}.operations").read_text())
-    return Whole(weights, _logged(run), time.monotonic() - began, checkpoints, operations)
+    return Whole(weights, logged(run), time.monotonic() - began, checkpoints, operations)
 
 
 def main() -> None:
