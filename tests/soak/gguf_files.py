@@ -59,15 +59,20 @@ def _text(text: str | bytes) -> bytes:
 
 
 def _value(kind: int, value: Any) -> bytes:
-    if kind == STRING:
-        return _text(value)
-    if kind == ARRAY:
+    """The bytes of a value, whatever became of it: one that its type cannot hold is written as a text."""
+    heads = b""
+    while kind == ARRAY and isinstance(value, tuple):
         inner, items, claimed = value
-        head = struct.pack("<IQ", inner % 2**32, (len(items) if claimed is None else claimed) % 2**64)
-        return head + b"".join(_value(inner, item) for item in items)
-    if kind in _PACKED:
-        return struct.pack(f"<{_PACKED[kind]}", value)
-    return bytes(value)
+        heads += struct.pack("<IQ", inner % 2**32, (len(items) if claimed is None else claimed) % 2**64)
+        if inner != ARRAY or len(items) != 1:
+            return heads + b"".join(_value(inner, item) for item in items)
+        kind, value = inner, items[0]  # thousands of arrays in each other, without recursion
+    if isinstance(value, bytes):
+        return heads + (_text(value) if kind == STRING else value)
+    try:
+        return heads + struct.pack(f"<{_PACKED[kind]}", value)
+    except (KeyError, struct.error, OverflowError):
+        return heads + _text(str(value))
 
 
 @cache
@@ -172,7 +177,7 @@ def _other_value(header: Header, random: Random) -> None:
     key, kind, value = header.values[place]
     if kind in (U8, U16, U32, U64) and random.random() < 0.5:
         header.values[place] = (key, U64, random.choice(_NUMBERS))
-    elif kind == ARRAY and random.random() < 0.7:
+    elif kind == ARRAY and value[1] and random.random() < 0.7:
         inner, items, _ = value
         items, claimed = list(items), random.choice((None, None, None, *_NUMBERS))
         spot = random.randrange(len(items))
