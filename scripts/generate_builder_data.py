@@ -57,7 +57,7 @@ CONSTANTS = {
         "STATE_ELEMENTS",
     ),
     "planning.model_shape": (
-        "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "ModelShape", "OTHER_NAMES",
+        "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "LINEAR_EXPERTS", "ModelShape", "OTHER_NAMES",
         "QUERY_KEY_VALUE_BIAS", "TIED",
     ),
     "planning.room": ("LONGEST",),

@@ -12,6 +12,7 @@
   const {
     CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_ELEMENTS,
   } = constants["planning.memory"];
+  const { LINEAR_EXPERTS } = constants["planning.model_shape"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
   const isFused = (plan) => plan.device === "cuda" && plan.method === "lora";
@@ -37,11 +38,12 @@
     return chosen.map((one) => one.inputs + one.outputs);
   }
 
-  /** Inputs + outputs of the matrices of one expert that have an adapter: only those that are named. */
+  /** Inputs + outputs of the matrices of one expert that have an adapter; all-linear counts gate and up twice. */
   function adaptedOfExpert(shape, plan) {
-    if (plan.targets === "all-linear") return 0;
-    const up = plan.targets.includes("gate_up_proj") ? shape.hidden + 2 * shape.expertInner : 0;
-    return up + (plan.targets.includes("down_proj") ? shape.expertInner + shape.hidden : 0);
+    const whole = plan.targets === "all-linear" && LINEAR_EXPERTS.includes(shape.modelType);
+    const named = (name) => plan.targets !== "all-linear" && plan.targets.includes(name);
+    const up = (whole ? 2 : named("gate_up_proj") ? 1 : 0) * (shape.hidden + 2 * shape.expertInner);
+    return up + (whole || named("down_proj") ? shape.expertInner + shape.hidden : 0);
   }
 
   /** How many parameters are trained. */

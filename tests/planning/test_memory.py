@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_parameters
-from wishbone.planning.model_shape import read_shape
+from wishbone.planning.model_shape import LINEAR_EXPERTS, read_shape
 
 ROOT = Path(__file__).parents[2]
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "memory-plans.json").read_text(encoding="utf-8"))["vectors"]
@@ -94,15 +94,24 @@ def test_named_targets_train_those_alone():
     assert trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, method="full")) == shape.parameters
 
 
-def test_experts_have_an_adapter_each_where_they_are_named() -> None:
+def test_experts_have_an_adapter_each_where_peft_puts_one() -> None:
     mixture = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
-    shape = read_shape(TINY | mixture)
-    trained = [
-        trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, rank=8, targets=targets))
-        for targets in ("all-linear", ("q_proj",), ("q_proj", "gate_up_proj", "down_proj"))
-    ]
-    assert trained[0] > trained[1] > 0
-    assert trained[2] - trained[1] == shape.layers * 8 * 5 * ((64 + 2 * 24) + (24 + 64))
+    counted = []
+    for family in ("qwen3_moe", "gpt_oss"):
+        shape = read_shape(TINY | mixture | {"model_type": family})
+        every = ("q_proj", "k_proj", "v_proj", "o_proj")
+        for targets in ("all-linear", every, (*every, "gate_up_proj", "down_proj")):
+            counted.append(trained_parameters(shape, MemoryPlan("bf16", row_tokens=1, rank=8, targets=targets)))
+    up, down = 2 * 8 * 5 * (64 + 2 * 24), 2 * 8 * 5 * (24 + 64)
+    base = counted[1]
+    assert counted == [base + 2 * up + down, base, base + up + down, base, base, base + up + down]
+
+
+def test_families_whose_experts_count_as_layers_are_pefts() -> None:
+    from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+
+    mapped = {one for one, kind in _MODEL_TO_CONVERSION_PATTERN.items() if kind in _MOE_TARGET_MODULE_MAPPING}
+    assert mapped >= LINEAR_EXPERTS
 
 
 def test_a_separate_reference_takes_what_the_model_takes():

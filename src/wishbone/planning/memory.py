@@ -6,7 +6,7 @@ r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an e
 **At rest.** A parameter of a linear layer takes b bytes; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64
 with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts
 take b. An adapter has r (inputs + outputs) parameters for each linear layer, as many gradients, and the optimizer a
-multiple; each expert whose weights are named has an adapter of its own.
+multiple; where experts have adapters, each has its own.
 
 **Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
 
@@ -47,7 +47,7 @@ from operator import add
 from typing import Literal
 
 from wishbone.engine.execution import SMALL_HEAD_CHUNK, SMALL_TILE
-from wishbone.planning.model_shape import ModelShape
+from wishbone.planning.model_shape import LINEAR_EXPERTS, ModelShape
 
 Weights = Literal["f32", "f16", "bf16", "fp8", "nf4"]
 MIB, GIB = 2**20, 2**30
@@ -90,8 +90,8 @@ class MemoryPlan:
     Attributes:
         weights: form of the frozen weights.
         row_tokens: tokens of the longest row.
-        method, rank, targets: what is trained; targets are "all-linear" (without experts), or names of linear layers
-            and of experts' stacked weights.
+        method, rank, targets: what is trained; targets are "all-linear" (with experts in `LINEAR_EXPERTS`), or names of
+            linear layers and of experts' stacked weights.
         scored_tokens: tokens of that row whose log-probability is computed; None counts all.
         kept_layers: layers whose activations are kept; None keeps all.
         offload: inputs of recomputed layers wait in host memory.
@@ -217,11 +217,13 @@ def trained_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
 
 
 def adapted_of_expert(shape: ModelShape, plan: MemoryPlan) -> int:
-    """Return inputs + outputs of the matrices of one expert that have an adapter: only those that are named."""
-    if plan.targets == "all-linear":
-        return 0
-    up = shape.hidden + 2 * shape.expert_inner if "gate_up_proj" in plan.targets else 0
-    return up + (shape.expert_inner + shape.hidden if "down_proj" in plan.targets else 0)
+    """Return inputs + outputs of the matrices of one expert that have an adapter.
+
+    Under "all-linear" gate and up, which lie in one matrix, have an adapter of the double rank.
+    """
+    whole = plan.targets == "all-linear" and shape.model_type in LINEAR_EXPERTS
+    up = (2 if whole else "gate_up_proj" in plan.targets) * (shape.hidden + 2 * shape.expert_inner)
+    return up + (whole or "down_proj" in plan.targets) * (shape.expert_inner + shape.hidden)
 
 
 def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:

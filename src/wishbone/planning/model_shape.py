@@ -35,6 +35,12 @@ QUERY_KEY_VALUE_BIAS = frozenset({"qwen2", "qwen2_moe"})
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FUSED = frozenset({"phi3"})
 """Families that keep query, key and value in one matrix, and gate and up in one."""
+LINEAR_EXPERTS = frozenset(
+    {"afmoe", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe",
+     "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum", "minimax",
+     "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next", "sarvam_mla", "solar_open"}
+)  # fmt: skip
+"""Families whose experts PEFT counts among all linear layers, because they were layers before transformers 5."""
 INSTEAD = "give the model's own config.json, or name a model that is known"
 
 
