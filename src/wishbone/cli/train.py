@@ -107,6 +107,9 @@ def _run(
     let_device_memory_grow()
     with ExitStack() as opened:
         if directory is not None:
+            if screen(error=True).is_terminal:
+                watch = f"wishbone board {shlex.quote(str(directory.parent))} shows it in a browser"
+                say(f"{directory}; {watch}", marker="run: ", style="bold", error=True)
             display = PhaseDisplay(screen(error=True))
             opened.callback(display.close)
             opened.enter_context(listening(display))

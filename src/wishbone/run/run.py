@@ -37,6 +37,7 @@ from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
 from wishbone.paths import user_path
 from wishbone.phases import heard, listening, phase
+from wishbone.planning.model_files import model_directory
 from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
@@ -239,8 +240,8 @@ def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[P
 
 
 def _may_download(name: str) -> bool:
-    """Whether a name may be one of the hub, whose own bars then show how far a download is."""
-    return name != EMBEDDED_MODEL and not user_path(name).exists()
+    """Whether a model may come from the hub, whose own bars then show how far the download is."""
+    return name != EMBEDDED_MODEL and not user_path(name).exists() and model_directory(name) is None
 
 
 def _short(name: str) -> str:
