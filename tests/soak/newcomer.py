@@ -3,8 +3,7 @@
     python -m soak.newcomer [--out FILE]
 
 Run from `tests/`. The clone holds what is committed. Its virtual environment sees the packages of this one but not this
-package, so that `pip install .` is the real one and nothing large is downloaded. FILE gets the seconds of every command
-and what it printed last.
+package, so that `pip install .` is the real one and nothing large is downloaded. FILE gets the seconds of every command.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from test_readme import ROOT, blocks, environment_of_a_newcomer
+
+from soak.circumstances import circumstances
 
 AFTERWARDS = [
     ["bash", "-c", "printf 'How long do I bake bread?\\n/base\\n' | wishbone chat runs/mine --max-new-tokens 30"],
@@ -61,21 +62,16 @@ def walk(folder: Path) -> dict[str, Any]:
         began = time.monotonic()
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
         shown = command[-1].splitlines()[0] if command[0] == "bash" else " ".join(command)
-        said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
         seconds = round(time.monotonic() - began, 1)
-        steps.append({"command": shown, "status": done.returncode, "seconds": seconds, "said": said[-3:]})
+        steps.append({"command": shown, "status": done.returncode, "seconds": seconds})
         print(f"{seconds:7.1f} s  status {done.returncode}  {shown}", flush=True)
         if done.returncode:
             print(done.stderr, file=sys.stderr)
             break
     missing = [name for name in LEFT if not (clone / name).is_file()]
     sound = not missing and all(step["status"] == 0 for step in steps)
-    return {
-        "sound": sound,
-        "missing": missing,
-        "seconds": round(sum(step["seconds"] for step in steps)),
-        "steps": steps,
-    }
+    seconds = round(sum(step["seconds"] for step in steps))
+    return circumstances("soak.newcomer") | {"sound": sound, "missing": missing, "seconds": seconds, "steps": steps}
 
 
 def main() -> int:
