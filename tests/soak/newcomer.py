@@ -3,7 +3,7 @@
     python -m soak.newcomer [--out FILE]
 
 Run from `tests/`. The clone holds what is committed. Its virtual environment sees the packages of this one but not this
-package, so that `pip install .` is the real one and nothing large is downloaded. FILE gets the seconds of every command.
+package, so that `pip install .` is the real one and nothing large is downloaded. FILE gets the seconds of each command.
 """
 
 from __future__ import annotations
