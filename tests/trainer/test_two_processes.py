@@ -1,4 +1,4 @@
-"""Two processes (gloo, CPU) give the single process's result."""
+"""Several processes (gloo, CPU) give the single process's result."""
 
 from __future__ import annotations
 
@@ -7,41 +7,94 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tiny import tiny_tokenizer
 
-from trainer.preference_runs import adapter, losses, run
+from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for, run
 from wishbone import DPOConfig, DPOTrainer
 
 TESTS = Path(__file__).parent.parent
+SHARED: dict[str, dict[str, Any]] = {
+    "batches that do not divide": {},
+    "a coupled loss": {"loss_type": "aot"},
+    "a process without work": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 4},
+    "fewer groups than processes": {"loss_type": "aot", "gradient_accumulation_steps": 1, "max_steps": 3},
+}
+"""Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
 
-def worker(folder: Path) -> None:
-    trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
-    assert trainer.accelerator.num_processes == 2
-    if trainer.is_world_process_zero():
-        torch.save(
-            {"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}, folder / "r"
-        )
+def shared_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = tiny_tokenizer()
+    options = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2, **settings}
+    trainer = DPOTrainer(
+        model=model_for(tokenizer).double(),
+        args=DPOConfig(**arguments(folder, **options), shared_steps=True, token_budget=100),
+        train_dataset=Dataset.from_list(list(chat_pairs(11))),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    trainer.train()
+    return {
+        "adapter": adapter(trainer),
+        "log": trainer.state.log_history,
+        "pairs": trainer.trained_pairs,
+        "tokens": trainer.trained_tokens,
+    }
+
+
+def worker(folder: Path, own_batches: bool) -> None:
+    results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
+    if own_batches:
+        trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
+        assert trainer.accelerator.num_processes == 2
+        results["own"] = {"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}
+    if int(os.environ["RANK"]) == 0:
+        torch.save(results, folder / "r")
     torch.distributed.barrier()
     os._exit(0)
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, Any]:
+    """What the first of several processes found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     shared |= {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-c", f"from trainer.test_two_processes import *; worker(Path({str(tmp_path)!r}))"]
+    call = f"worker(Path({str(folder)!r}), {own_batches})"
+    command = [sys.executable, "-c", f"from trainer.test_two_processes import *; {call}"]
     processes = [
         subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(2)
+        for rank in range(count)
     ]
     errors = [process.communicate(timeout=240)[1].decode() for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(errors)[-3000:]
-    two = torch.load(tmp_path / "r", weights_only=True)
+    found: dict[str, Any] = torch.load(folder / "r", weights_only=True)
+    return found
 
+
+def is_the_run_of_one(several: dict[str, Any], folder: Path, settings: dict[str, Any]) -> None:
+    one = shared_run(folder, settings)
+    assert (several["pairs"], several["tokens"]) == (one["pairs"], one["tokens"])
+    assert (several["adapter"] - one["adapter"]).norm() <= 1e-9 * one["adapter"].norm()
+    assert len(several["log"]) == len(one["log"])
+    for mine, other in zip(several["log"], one["log"], strict=True):
+        for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate"):
+            if name in other:
+                assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-6, abs=1e-9), name
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    found = of_processes(2, tmp_path, own_batches=True)
+    for name, settings in SHARED.items():
+        is_the_run_of_one(found[name], tmp_path / "one", settings)
+
+    two = found["own"]
     one = run(DPOTrainer, DPOConfig, tmp_path / "one", gradient_accumulation_steps=4, token_budget=1000)
     weights = adapter(one)
     assert (two["adapter"] - weights).norm() <= 1e-6 * weights.norm()
@@ -49,3 +102,11 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for name in ("loss", "rewards/margins", "rewards/accuracies", "entropy", "logps/chosen", "num_tokens"):
             if name in mine:
                 assert abs(float(mine[name]) - float(other[name])) <= 1e-4 * abs(float(other[name])) + 1e-6, name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("count", [3, 4])
+def test_more_processes_equal_one(count: int, tmp_path: Path) -> None:
+    found = of_processes(count, tmp_path, own_batches=False)
+    for name, settings in SHARED.items():
+        is_the_run_of_one(found[name], tmp_path / "one", settings)

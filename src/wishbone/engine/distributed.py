@@ -1,7 +1,8 @@
-"""Several processes: each computes its own pairs, and gradients are averaged once a step.
+"""Several processes: each computes its own pairs, and gradients are added up once a step.
 
 The step runs the model underneath DistributedDataParallel, so the number of rows may differ between processes: none
-waits for another until it has all its gradients. The average over processes is what DDP computes.
+waits for another until it has all its gradients. Where each process has a step's loss of its own, the mean over
+processes is what DDP computes; where processes share the pairs of one step (`sharing.py`), it is the sum.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 
-def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    """Replace the gradients of all trainable parameters by their mean over processes; absent ones count as zero.
+def reduce_gradients(model: nn.Module, accelerator: Accelerator, *, mean: bool) -> None:
+    """Replace the gradients of all trainable parameters by their mean or sum over processes; absent ones count as zero.
 
     Dtypes are reduced in the order of their names, which is the same in every process.
     """
@@ -26,7 +27,8 @@ def average_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         gradients = [p.grad for p in trainable if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(flat)
-        flat /= accelerator.num_processes
+        if mean:
+            flat /= accelerator.num_processes
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 

@@ -58,17 +58,31 @@ class PreferenceStep:
         self.reference = reference
         self.objective = objective
 
+    @property
+    def couples(self) -> bool:
+        """Whether a term of the loss couples the pairs of a group, so that a group cannot be divided."""
+        return self.objective.coupled or self.objective.load_balancing is not None
+
     def backward(
-        self, groups: Groups, metrics: PairMetrics, execution: Execution, backward: Backward = Tensor.backward
+        self,
+        groups: Groups,
+        metrics: PairMetrics,
+        execution: Execution,
+        backward: Backward = Tensor.backward,
+        own: Sequence[int] | None = None,
     ) -> Tensor:
         """Add the gradients of a step's loss to the parameters' and return the loss, a detached scalar.
 
         Args:
-            groups: the pairs of one optimizer step on this process.
+            groups: the pairs of one optimizer step.
             metrics: receives every pair once.
             execution: how rows are computed.
             backward: runs the backward pass of a scalar; a gradient scaler's, say.
+            own: indices of pairs, counted through all groups: only their part of the loss is computed, with the weight
+                that it has in the whole. None: all. Not where the loss `couples` pairs.
         """
+        if own is not None and self.couples:
+            raise ValueError("a loss that couples the pairs of a group needs whole groups")
         if self.objective.coupled:
             return self._backward_coupled(groups, metrics, execution, backward)
         pairs = [pair for group in groups for pair in group]
@@ -78,7 +92,7 @@ class PreferenceStep:
         if balance is not None:
             self._count_ahead(balance, pairs, execution)
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
-        for row, batch in self._rows(pairs, execution):
+        for row, batch in self._rows(pairs, execution, own=own):
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             routing = balance.routing(row, batch) if balance is not None else None
             reference = self._reference_of(batch, execution)
@@ -162,9 +176,15 @@ class PreferenceStep:
         pairs: Sequence[TokenizedPair],
         execution: Execution,
         wanted: Callable[[list[int]], bool] = lambda row: True,
+        own: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], PreferenceBatch]]:
-        """Yield the `wanted` rows of those that `pairs` are packed into: indices of pairs, and the pairs as tensors."""
-        for row in filter(wanted, pack_rows([pair.row_tokens for pair in pairs], execution.token_budget)):
+        """Yield the `wanted` rows of those that `pairs` are packed into: indices of pairs, and the pairs as tensors.
+
+        With `own`, the pairs of these indices alone are packed.
+        """
+        packed = range(len(pairs)) if own is None else own
+        rows = pack_rows([pairs[i].row_tokens for i in packed], execution.token_budget)
+        for row in filter(wanted, ([packed[i] for i in row] for row in rows)):
             yield row, self.policy.collate([pairs[i] for i in row], execution)
 
     def _reference_of(self, batch: PreferenceBatch, execution: Execution) -> Beside | Tensor:

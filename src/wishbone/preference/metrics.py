@@ -75,6 +75,10 @@ class PairMetrics:
         sums = torch.stack([losses.sum(), torch.ones_like(losses).sum()])
         self._plus(pad(sums, (PAIR_SUMS, 0)))
 
+    def add_nothing(self, device: torch.device) -> None:
+        """Add no pair; a process without pairs then takes part in `read`, which sums over processes."""
+        self._plus(torch.zeros(PAIR_SUMS + AUXILIARY, dtype=torch.float64, device=device))
+
     def _plus(self, sums: Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums
 

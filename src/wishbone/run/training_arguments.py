@@ -72,6 +72,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         cpo_alpha=preference.cpo_alpha,
         orpo_lambda=preference.orpo_lambda,
         token_budget=training.token_budget,
+        shared_steps=True,
         guard=training.guard,
         guard_steps=training.guard_steps,
         precompute_ref_log_probs=_precomputes_reference(config),

@@ -79,6 +79,13 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             "user's cache, where that is right), 'off', or the path of an SQLite file."
         },
     )
+    shared_steps: bool = field(
+        default=False,
+        metadata={
+            "help": "Several processes share out the pairs of each optimizer step by their tokens, so that the run is "
+            "the one of a single process. False: each process adds a batch of its own to a step, as in TRL."
+        },
+    )
     save_minutes: float | None = field(
         default=3.0,
         metadata={

@@ -49,7 +49,7 @@ _FREE = frozenset(
         "log_on_each_node", "use_cpu", "local_rank", "deepspeed", "fsdp", "fsdp_config",
         "fsdp_min_num_params", "parallelism_config", "accelerator_config", "torch_empty_cache_steps",
         "auto_find_batch_size", "use_cache", "activation_checkpointing", "activation_checkpointing_kwargs",
-        "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading",
+        "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_offloading", "shared_steps",
         "trust_remote_code", "model_init_kwargs", "dataset_num_proc", "precompute_ref_batch_size",
         "remove_unused_columns", "label_names", "gradient_accumulation_steps", "token_budget", "activations",
         "cuda_graphs", "reference_store", "guard", "guard_steps",
@@ -70,13 +70,15 @@ def settings_of(args: TrainingArguments, processes: int) -> dict[str, Any]:
     """Return the arguments of a trainer that decide its result, as values of JSON.
 
     Micro-steps of a step are counted over all processes, so that another number of them may do the same work.
+    Processes that share the pairs of a step do the work of one.
     """
     chosen = {
         name: _plain(value)
         for name, value in args.to_dict().items()
         if name in _DECIDING or not (name in _FREE or name.startswith(_FREE_KINDS) or name.startswith("_"))
     }
-    return chosen | {"micro-batches in a step": args.gradient_accumulation_steps * processes}
+    batches = 1 if getattr(args, "shared_steps", False) else processes
+    return chosen | {"micro-batches in a step": args.gradient_accumulation_steps * batches}
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:

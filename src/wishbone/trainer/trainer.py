@@ -23,17 +23,19 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.differentiable import differentiable_loss
-from wishbone.engine.distributed import average_gradients, sum_over_processes
+from wishbone.engine.distributed import reduce_gradients, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
 from wishbone.engine.graph_selection import with_cuda_graphs
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
+from wishbone.engine.sharing import Share, share_of
 from wishbone.engine.step import PreferenceStep
 from wishbone.errors import RequestError
 from wishbone.fused.coverage import Coverage
@@ -60,6 +62,7 @@ from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
+from wishbone.trainer.shared_steps import read_every_batch, sum_of_losses
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
@@ -266,21 +269,44 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         """Compute the gradients of one optimizer step, averaged over processes, and return its loss."""
         pairs = [pair for group in groups for pair in group]
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-        self.trained_pairs += sum_over_processes(len(pairs), self.accelerator)
-        self._total_train_tokens += sum_over_processes(tokens, self.accelerator)
+        shared = self._shares_steps
+        self.trained_pairs += len(pairs) if shared else sum_over_processes(len(pairs), self.accelerator)
+        self._total_train_tokens += tokens if shared else sum_over_processes(tokens, self.accelerator)
         # Where a callback ended the step early, its loss is that share of a whole step's, as in TRL.
         share: float = len(groups) / self.current_gradient_accumulation_steps
-        with self.maybe_activation_offload_context:
-            loss, self.execution = backward_that_fits(
-                step,
-                groups,
-                self._pair_metrics["train"],
-                self.execution,
-                lambda loss: self.accelerator.backward(share * loss),
-                [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
-            )
-        average_gradients(step.policy.model, self.accelerator)
-        return share * loss
+        part = Share(groups)
+        if shared:
+            processes, process = self.accelerator.num_processes, self.accelerator.process_index
+            part = share_of(groups, whole_groups=step.couples, processes=processes, process=process)
+        loss = torch.zeros((), device=self.args.device)
+        if part.is_empty:
+            self._pair_metrics["train"].add_nothing(self.args.device)
+        else:
+            with self.maybe_activation_offload_context:
+                loss, self.execution = backward_that_fits(
+                    step,
+                    part.groups,
+                    self._pair_metrics["train"],
+                    self.execution,
+                    lambda loss: self.accelerator.backward(share * part.scale * loss),
+                    [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
+                    part.own,
+                )
+        reduce_gradients(step.policy.model, self.accelerator, mean=not shared)
+        loss = share * part.scale * loss
+        return sum_of_losses(loss, self.accelerator) if shared else loss
+
+    @property
+    def _shares_steps(self) -> bool:
+        """Whether processes share out the pairs of each step."""
+        return self.args.shared_steps and self.accelerator.num_processes > 1 and self.preference_step is not None
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The batches of this process; all batches where processes share out a step."""
+        loader = super().get_train_dataloader()
+        if self._shares_steps:
+            read_every_batch(loader)
+        return loader
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
