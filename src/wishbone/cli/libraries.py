@@ -1,7 +1,8 @@
 """What other libraries may print on the terminal of a command.
 
 Their progress bars are shown on a terminal, not in a pipe. Their warnings about future versions are hidden, because
-they are meant for developers. What Wishbone itself logs is printed as notes.
+they are meant for developers. What Wishbone itself logs is printed as notes. Of several processes, which say the same,
+the first one speaks; the others print what ends them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 
 from wishbone.cli.console import say
 from wishbone.process_threads import let_waiting_threads_sleep
+from wishbone.run.processes import is_first_process
 
 
 class _Notes(logging.Handler):
@@ -31,11 +33,11 @@ def settle_libraries() -> None:
     let_waiting_threads_sleep()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that Wishbone does not use
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and is_first_process()):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     own = logging.getLogger("wishbone")
-    own.setLevel(logging.INFO)
+    own.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     own.propagate = False
     if not own.handlers:
         own.addHandler(_Notes())

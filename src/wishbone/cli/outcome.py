@@ -25,6 +25,7 @@ from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, c
 from wishbone.errors import RequestError, RunError
 from wishbone.run.atomic_file import write_text
 from wishbone.run.lasting_output import OutputFailed
+from wishbone.run.launch import STARTED_AS
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import Stopped
 
@@ -80,7 +81,8 @@ class Attempt:
         kept = [override for override in self.overrides if override.partition("=")[0].strip() != "output.dir"]
         text = str(self.directory)
         text = text if text == text.strip() and text.isprintable() else quoted(text)
-        return shlex.join([*_program(), "train", str(self.config), *kept, f"output.dir={text}", "--resume"])
+        started = shlex.split(os.environ.get(STARTED_AS, ""))
+        return shlex.join([*_program(), "train", str(self.config), *kept, f"output.dir={text}", *started, "--resume"])
 
     def _say_stopped(self, stopped: Stopped) -> None:
         newest = self._newest_checkpoint()
@@ -125,7 +127,7 @@ class Attempt:
 
 def _program() -> list[str]:
     """The words that start this program, as it was started."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ and not os.environ.get(STARTED_AS):
         return ["torchrun", f"--nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', '1')}", "-m", "wishbone"]
     called = Path(sys.argv[0])
     if called.name == "__main__.py":

@@ -26,6 +26,7 @@ from wishbone.phases import listening, phase
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 from wishbone.report.run_directory import read_run
 from wishbone.run.lasting_output import lasting_output
+from wishbone.run.launch import gpus_asked_for, is_launched, launch
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.preflight import check_access
 from wishbone.run.processes import is_first_process
@@ -56,8 +57,28 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
     ] = False,
+    gpus: Annotated[
+        str | None,
+        typer.Option("--gpus", metavar="N|all", help="GPUs that share the work. The result is that of one."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", metavar="N", min=1, help="The same with processes; on a machine without a GPU."),
+    ] = None,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Machines that run this command.")] = 1,
+    meet_at: Annotated[
+        str | None, typer.Option("--meet-at", metavar="HOST[:PORT]", help="One of these machines, the same on all.")
+    ] = None,
 ) -> None:
     """Train on preference pairs."""
+    if not (dry_run or is_launched()) and (gpus or processes or nodes > 1):
+        with lasting_output(), requested():
+            number = gpus_asked_for(gpus) if gpus else processes or gpus_asked_for("all")
+            if number * nodes > 1:
+                _check_before_launch(config_path, overrides or [], resume)
+                command = ["train", str(config_path), *(overrides or []), *(["--resume"] * resume), *(["--json"] * as_json)]
+                with Attempt(config_path, overrides or []).outcome():
+                    raise typer.Exit(launch(command, processes=number, nodes=nodes, meet_at=meet_at))
     attempt = Attempt(config_path, overrides or [])
     if dry_run and as_json:
         raise typer.BadParameter("a dry run has no result; `wishbone plan --json` prints the plan")
@@ -78,12 +99,22 @@ def train(
             _run(config, None, resume, signals, as_json=as_json)
 
 
-def _configured(attempt: Attempt) -> RunConfig:
-    """Read the configuration and print cautions."""
+def _check_before_launch(config_path: Path, overrides: list[str], resume: bool) -> None:
+    """Refuse what the processes would refuse, once."""
+    config = _read(config_path, overrides)
+    check_access(_placed(config, choose_run_directory(config, name=config_path.stem, resume=resume)))
+
+
+def _read(config_path: Path, overrides: list[str]) -> RunConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        config = load_config(attempt.config, attempt.overrides)
-    for caution in cautions(config):
+        return load_config(config_path, overrides)
+
+
+def _configured(attempt: Attempt) -> RunConfig:
+    """Read the configuration and print cautions, in the first of several processes."""
+    config = _read(attempt.config, attempt.overrides)
+    for caution in cautions(config) if is_first_process() else ():
         say(caution, marker="note: ", style="bold yellow", error=True)
     return config
 

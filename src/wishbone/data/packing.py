@@ -40,10 +40,10 @@ def _first_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def evened(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Return `count` rows of indices whose sums of lengths are about the same: the longest goes first into the emptiest.
+    """Return `count` rows of indices whose sums of lengths are about the same.
 
-    The longest row is at most a third longer than in the best division (R. Graham, Bounds on multiprocessing timing
-    anomalies, 1969). Rows are empty where there are fewer lengths than rows.
+    The longest goes first, into the emptiest row. The longest row is at most a third longer than in the best division
+    (R. Graham, Bounds on multiprocessing timing anomalies, 1969). Rows are empty where there are more rows than lengths.
     """
     rows: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count

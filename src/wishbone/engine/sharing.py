@@ -1,8 +1,8 @@
 """Which part of an optimizer step each of several processes computes.
 
 Every process has all pairs of the step, so all of them find the same division without talking. It gives each process
-about the same number of tokens. A pair keeps the weight that it has in the whole step, so the gradients of all processes
-add up to those of one process.
+about the same number of tokens. A pair keeps the weight that it has in the whole step, so the gradients of all
+processes add up to those of one process.
 
 Where a loss couples the pairs of a group, or an auxiliary loss does, whole groups are shared out. A process that gets
 nothing adds nothing.
@@ -37,9 +37,7 @@ class Share:
         return not self.groups or self.own == []
 
 
-def share_of(
-    groups: Sequence[Sequence[TokenizedPair]], *, whole_groups: bool, processes: int, process: int
-) -> Share:
+def share_of(groups: Sequence[Sequence[TokenizedPair]], *, whole_groups: bool, processes: int, process: int) -> Share:
     """Return what one process computes.
 
     Args:

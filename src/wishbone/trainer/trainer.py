@@ -61,8 +61,8 @@ from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
-from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.shared_steps import read_every_batch, sum_of_losses
+from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 
