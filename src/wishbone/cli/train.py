@@ -75,10 +75,8 @@ def train(
         with lasting_output(), requested():
             number = gpus_asked_for(gpus) if gpus else processes or gpus_asked_for("all")
             if number * nodes > 1:
-                _check_before_launch(config_path, overrides or [], resume)
-                command = ["train", str(config_path), *(overrides or []), *(["--resume"] * resume), *(["--json"] * as_json)]
-                with Attempt(config_path, overrides or []).outcome():
-                    raise typer.Exit(launch(command, processes=number, nodes=nodes, meet_at=meet_at))
+                options = [*(["--resume"] * resume), *(["--json"] * as_json)]
+                _launch(config_path, overrides or [], options, number, nodes, meet_at)
     attempt = Attempt(config_path, overrides or [])
     if dry_run and as_json:
         raise typer.BadParameter("a dry run has no result; `wishbone plan --json` prints the plan")
@@ -99,10 +97,15 @@ def train(
             _run(config, None, resume, signals, as_json=as_json)
 
 
-def _check_before_launch(config_path: Path, overrides: list[str], resume: bool) -> None:
-    """Refuse what the processes would refuse, once."""
+def _launch(
+    config_path: Path, overrides: list[str], options: list[str], processes: int, nodes: int, meet_at: str | None
+) -> None:
+    """Refuse once what all processes would refuse; then start them and end as they do."""
     config = _read(config_path, overrides)
-    check_access(_placed(config, choose_run_directory(config, name=config_path.stem, resume=resume)))
+    check_access(_placed(config, choose_run_directory(config, name=config_path.stem, resume="--resume" in options)))
+    command = ["train", str(config_path), *overrides, *options]
+    with Attempt(config_path, overrides).outcome():
+        raise typer.Exit(launch(command, processes=processes, nodes=nodes, meet_at=meet_at))
 
 
 def _read(config_path: Path, overrides: list[str]) -> RunConfig:

@@ -43,7 +43,7 @@ def evened(lengths: Sequence[int], count: int) -> list[list[int]]:
     """Return `count` rows of indices whose sums of lengths are about the same.
 
     The longest goes first, into the emptiest row. The longest row is at most a third longer than in the best division
-    (R. Graham, Bounds on multiprocessing timing anomalies, 1969). Rows are empty where there are more rows than lengths.
+    (R. Graham, Bounds on multiprocessing timing anomalies, 1969). Rows are empty if lengths are fewer.
     """
     rows: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count

@@ -1,0 +1,99 @@
+"""`wishbone train --gpus N` and `--processes N`: what is refused, and real runs of several processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import write_tiny_run
+
+from wishbone.errors import RequestError
+from wishbone.run.launch import gpus_asked_for, launch
+
+CONFIG = """\
+model: {name: ./model}
+data: {train: pairs.jsonl, max_length: 64}
+adapter: {rank: 2}
+training: {batch_size: 4, gradient_accumulation: 2, learning_rate: 1.0e-2}
+"""
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", ""])
+def test_what_is_no_number_is_refused(asked: str) -> None:
+    with pytest.raises(RequestError, match="give a number from 1 on, or all"):
+        gpus_asked_for(asked)
+
+
+@pytest.mark.parametrize("asked", ["2", "all"])
+def test_without_a_gpu_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RequestError, match="without --gpus the run uses the CPU"):
+        gpus_asked_for(asked)
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert (gpus_asked_for("all"), gpus_asked_for("1"), gpus_asked_for("2")) == (2, 1, 2)
+    with pytest.raises(RequestError, match="PyTorch sees 2 here"):
+        gpus_asked_for("3")
+
+
+def test_machines_need_a_place_to_meet() -> None:
+    with pytest.raises(RequestError, match="--meet-at HOST"):
+        launch(["train"], processes=1, nodes=2)
+
+
+def train(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "wishbone", "train", "tiny.yaml", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, text=True, env=environment, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("several")
+    write_tiny_run(place, CONFIG, pairs=43)
+    return place
+
+
+@pytest.mark.long
+def test_the_run_is_that_of_one_process(folder: Path) -> None:
+    learned = []
+    for name, options in (("one", []), ("two", ["--processes", "2"])):
+        process = train(folder, "training.max_steps=6", f"output.dir={name}", *options)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+        assert error.count("step 6/6") == 1, error
+        learned.append(load_file(folder / name / "adapter" / "adapter_model.safetensors"))
+    one, two = learned
+    for name in one:
+        assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm() + 1e-9, name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
+def test_signals(folder: Path, number: signal.Signals, status: int) -> None:
+    """SIGTERM to the launcher saves a checkpoint; SIGKILL of one process ends the run with its reason."""
+    run = folder / number.name
+    process = train(folder, "training.max_steps=100000", f"output.dir={run.name}", "--processes", "2")
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children()
+    (process if number == signal.SIGTERM else children[-1]).send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == status, error
+    assert all(not child.is_running() or child.status() == psutil.STATUS_ZOMBIE for child in children)
+    if number == signal.SIGTERM:
+        assert len(list((run / "checkpoints").glob("checkpoint-*"))) == 1
+        assert "--processes 2 --resume" in error
+    else:
+        assert "was ended by SIGKILL; the system does that where memory runs out" in error
