@@ -29,8 +29,8 @@ def reduce_gradients(model: nn.Module, accelerator: Accelerator, *, mean: bool) 
         torch.distributed.all_reduce(flat)
         if mean:
             flat /= accelerator.num_processes
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        for gradient, reduced in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(reduced.view_as(gradient))
 
 
 def sum_over_processes(value: int, accelerator: Accelerator) -> int:

@@ -303,7 +303,7 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of this process; all batches where processes share out a step."""
-        loader = super().get_train_dataloader()
+        loader: DataLoader[Any] = super().get_train_dataloader()
         if self._shares_steps:
             read_every_batch(loader)
         return loader
