@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import write_tiny_run
 
 from wishbone.errors import RequestError
-from wishbone.run.launch import gpus_asked_for, launch
+from wishbone.run.launch import choose_one_gpu, gpus_asked_for, launch
 
 CONFIG = """\
 model: {name: ./model}
@@ -44,6 +44,28 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (gpus_asked_for("all"), gpus_asked_for("1"), gpus_asked_for("2")) == (2, 1, 2)
     with pytest.raises(RequestError, match="PyTorch sees 2 here"):
         gpus_asked_for("3")
+
+
+@pytest.mark.parametrize(("seen", "first"), [(None, "0"), ("2,3", "2"), ("GPU-8a,GPU-9b", "GPU-8a")])
+def test_a_process_alone_uses_the_first_of_several(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, first: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # so that it is put back in the end
+        monkeypatch.delenv(name)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_one_gpu() == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == first
+
+
+def test_one_of_several_processes_keeps_what_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "0,1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    choose_one_gpu()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_machines_need_a_place_to_meet() -> None:

@@ -26,7 +26,7 @@ from wishbone.phases import listening, phase
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 from wishbone.report.run_directory import read_run
 from wishbone.run.lasting_output import lasting_output
-from wishbone.run.launch import gpus_asked_for, is_launched, launch
+from wishbone.run.launch import choose_one_gpu, gpus_asked_for, is_launched, launch
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.preflight import check_access
 from wishbone.run.processes import is_first_process
@@ -148,6 +148,8 @@ def _run(
             opened.callback(display.close)
             opened.enter_context(listening(display))
         with phase("imports", note="torch, transformers, trl"):
+            if (gpus := choose_one_gpu()) > 1 and not is_launched():
+                say(f"the run uses one of {gpus} GPUs; --gpus all uses all of them", marker="note: ", error=True)
             from wishbone.run.run import train as run
 
         done = run(config, resume=resume, run_dir=directory, signals=signals)

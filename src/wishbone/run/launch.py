@@ -49,6 +49,20 @@ def gpus_asked_for(asked: str) -> int:
     return number
 
 
+def choose_one_gpu() -> int:
+    """Let this process see the first GPU alone, where it sees several; return how many it saw.
+
+    One process with several GPUs would copy the model to all of them for each batch (`nn.DataParallel`), which TRL
+    refuses. To be called before CUDA is initialized.
+    """
+    import torch
+
+    here = torch.cuda.device_count()
+    if here > 1 and not is_launched():
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return here
+
+
 def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: str | None = None) -> int:
     """Run `wishbone` with arguments in several processes, and return the exit status of the run.
 
