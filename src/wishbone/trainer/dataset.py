@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.data.columns import token_lengths
+from wishbone.data.formats.prompt import CONTEXT, IMAGES
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import LOST_COLUMN, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
+
+LOOKED_AT = 100
+"""Rows in which columns are compared with the prompt."""
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,13 @@ def prepare_pairs(
         RequestError: as `tokenize_pairs`, for pairs that lost text, and where no pair would be left; for a stream, when
             it is read.
     """
+    if isinstance(dataset, Dataset) and (left := _left_out(dataset)):
+        logger.warning(
+            "%s data: what %s say is not in the prompt and is not read, as in TRL; train on "
+            "wishbone.data.source.load_pairs(dataset), which puts it there.",
+            name,
+            "the columns " + ", ".join(left),
+        )
     tokenized = tokenize_pairs(dataset, tokenizer, num_proc=args.dataset_num_proc)
     tokenized = _without_losses(tokenized, getattr(args, "lost_text", "refuse"), name)
     longest_prompt = getattr(args, "max_prompt_length", None)
@@ -67,6 +79,33 @@ def prepare_pairs(
         longest,
     )
     return tokenized.select(kept)
+
+
+def _left_out(dataset: Dataset) -> list[str]:
+    """Columns that some layout reads as a part of the prompt, that TRL does not read, and that say something else."""
+    names = [name for name in CONTEXT if name in dataset.column_names and name not in ("prompt", *IMAGES)]
+    sides = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
+    if not names or len(sides) < 2:
+        return []
+    found = set()
+    for row in dataset.with_format(None).select_columns([*names, *sides]).select(range(min(LOOKED_AT, len(dataset)))):
+        known = [text for side in sides for text in _texts(row[side])]
+        for name in names:
+            said = [text for text in map(str.strip, _texts(row[name])) if text]
+            if not all(any(text in other for other in known) for text in said):
+                found.add(name)
+    return sorted(found)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in a cell: itself, those of a list, the contents of messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        yield from _texts(value.get("content", value.get("value", value.get("text"))))
 
 
 def _without_losses(tokenized: Dataset | IterableDataset, lost_text: str, name: str) -> Dataset | IterableDataset:
