@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from wishbone.data.formats.layouts import COLUMNS
@@ -32,12 +33,21 @@ _SYNONYMS = {"systemmessage": "system", "systeminstruction": "system", "syspromp
 
 def may_hold_prompt(name: object) -> bool:
     """Whether a column, by its name, may hold a part of the prompt and has to be looked at."""
-    return bool(meant_name(name) or _NAMED.search(str(name)) or _POSSIBLE.search(str(name)))
+    return bool(meant_name(name) or _fewest_words(name))
 
 
+@lru_cache(maxsize=1024)
 def meant_name(name: object) -> str | None:
     """The name of a layout's column that is spelled here in another way, such as `system` for `System`; else None."""
     return None if name in COLUMNS else _SPELLINGS.get(_plain(str(name)))
+
+
+@lru_cache(maxsize=1024)
+def _fewest_words(name: object) -> int:
+    """How many words of a text make it a prompt, where no column holds one; 0 if a column of this name holds none."""
+    if _NAMED.search(str(name)):
+        return _FEWEST_WORDS - 1
+    return _FEWEST_WORDS if _POSSIBLE.search(str(name)) else 0
 
 
 def says_more(name: object, value: Any, layout: str, pairs: Sequence[Mapping[str, Any]]) -> bool:
@@ -49,16 +59,11 @@ def says_more(name: object, value: Any, layout: str, pairs: Sequence[Mapping[str
         layout: of the row.
         pairs: that the row became.
     """
-    fewest = 1
-    if not meant_name(name):
-        if layout not in IMPLICIT:
-            return False
-        if not _NAMED.search(str(name)):
-            if not _POSSIBLE.search(str(name)):
-                return False
-            fewest = _FEWEST_WORDS
-        elif isinstance(value, str):
-            fewest = 2
+    fewest = 1 if meant_name(name) else _fewest_words(name) * (layout in IMPLICIT)
+    if not fewest:
+        return False
+    if not isinstance(value, str):
+        fewest = 1
     said = [text.strip() for text in _said(value)]
     known = [text for pair in pairs for text in _prompt_texts(pair)]
     return any(len(text.split()) >= fewest and not any(text in other for other in known) for text in said)
