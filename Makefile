@@ -123,7 +123,7 @@ versions: $(VENV)/installed
 # In an environment of its own: the site needs nothing of Wishbone.
 DOCS := .venv-docs
 docs: $(DOCS)/installed
-	$(DOCS)/bin/python -m mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs --quiet build --strict
 	@echo "the site is in runs/site/index.html"
 
 $(DOCS)/installed: requirements/docs.txt
