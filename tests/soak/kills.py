@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
     parser.add_argument("--processes", type=int, default=1, help="trials at the same time")
     parser.add_argument("--out", type=Path, help="file for the results, JSON")
+    parser.add_argument("--commit", default="", help="commit of this code, where git cannot tell")
     asked = parser.parse_args()
     from soak.trials import settle
 
@@ -307,13 +308,14 @@ def main() -> None:
                     print(f"{outcome.seed} {outcome.variant}: killed {killed}; {end}", flush=True)
                 if asked.out:
                     took = round(time.monotonic() - began, 1)
-                    _write(asked.out, asked.seed, trials, kinds, variants, wrong, took)
+                    _write(asked.out, asked.commit, asked.seed, trials, kinds, variants, wrong, took)
     print(f"{sum(kinds.values())} kills in {trials} runs, {len(wrong)} runs went wrong", flush=True)
     raise SystemExit(bool(wrong))
 
 
 def _write(
     path: Path,
+    commit: str,
     seed: int,
     trials: int,
     kinds: Counter[str],
@@ -321,7 +323,7 @@ def _write(
     wrong: list[dict[str, object]],
     seconds: float,
 ) -> None:
-    results = circumstances("soak.kills") | {
+    results = circumstances("soak.kills", commit) | {
         "first_seed": seed,
         "runs": trials,
         "kills": sum(kinds.values()),
