@@ -74,6 +74,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "linear_value_head_dim": 8,
     },
 }
+_DELTA_RULE: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_MAMBA2: dict[str, Any] = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}
 _WINDOWED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _ROUTED = {
     "n_routed_experts": 4,
@@ -147,6 +162,76 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {},
     "mpt": {"max_seq_len": 256},
     "falcon": {},
+    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "qwen3_5_text": {**_HEAD_DIM, **_DELTA_RULE},
+    "qwen3_5_moe_text": {**_HEAD_DIM, **_DELTA_RULE, **_EXPERTS, "shared_expert_intermediate_size": 32},
+    "olmo_hybrid": _DELTA_RULE,
+    "kimi_linear": {
+        **_LATENT,
+        **_ROUTED,
+        "q_lora_rank": None,
+        "layer_types": ["linear_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "linear_num_heads": 4,
+        "linear_head_dim": 8,
+    },
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1], "num_hidden_layers": 2},
+    "granitemoehybrid": {
+        **_MAMBA2,
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 64,
+    },
+    "nemotron_h": {
+        **_HEAD_DIM,
+        "num_hidden_layers": None,
+        "layers_block_type": ["mamba", "attention", "mlp"],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "chunk_size": 8,
+    },
+    "falcon_h1": {**_MAMBA2, **_HEAD_DIM, "mamba_d_ssm": 64},
+    "mamba2": {
+        "num_heads": 4,
+        "head_dim": 16,
+        "n_groups": 2,
+        "state_size": 8,
+        "chunk_size": 8,
+        "num_attention_heads": None,
+        "num_key_value_heads": None,
+        "max_position_embeddings": None,
+        "intermediate_size": None,
+    },
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid"],
+        "mamba_d_state": 8,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 4,
+        "mamba_expand": 2,
+        "chunk_size": 8,
+        "num_mem_blocks": 1,
+        "use_shared_attention_adapter": False,
+    },
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
+    "minimax": {
+        **_HEAD_DIM,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "block_size": 4,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
 }
 """Families beside FAMILIES, for the tests of what runs fused; transformers may be too old for some."""
 ATTENTION_FAMILIES = [name for name in FAMILIES if name not in {"mixtral", "qwen3_moe", "mamba", "lfm2", "qwen3_next"}]

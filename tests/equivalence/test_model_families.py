@@ -23,7 +23,7 @@ from wishbone.reference.reference import AdapterDisabled, ReferencePolicy
 
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox"]
 SCALED_HEADS = ["cohere", "granite"]
-PLAIN = ["mamba", "lfm2", "qwen3_next", "llama4_text"]
+PLAIN = ["mamba", "minimax", "llama4_text"]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 

@@ -132,6 +132,8 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
     text = text_layers(policy.model)[0]
     if policy.fused is None or sum(name.startswith(text) for name in policy.fused.linears.mlps) != layers:
         return "not all of its MLPs are of the known form, and kernels that depend on values cannot be recorded"
+    if policy.recurrence.covered:
+        return "its recurrent layers cut each row at its documents"
     if ModelState(policy.model).hooks_of_others():
         return "its modules have hooks, which a replay would not call"
     if not all(parameter.is_cuda for parameter in policy.model.parameters()):

@@ -1,10 +1,10 @@
 """Which form a model can be run in: found out by trying, before the first step.
 
-A row with a shared prefix is right for models in which attention is the only thing that mixes tokens, and only if every
-layer's attention goes through our hook with the window its configuration promises. State-space, convolution and
-linear-attention layers mix tokens without a mask. So the model is run on two short made-up pairs as a packed row and as
-plain sequences; where hidden states differ by more than rounding, plain sequences are used. The same run compares our
-head with the model's own logits, so that a family's unknown scaling is noticed.
+A row with a shared prefix is right only if every layer's attention goes through our hook with the window that its
+configuration promises, and every recurrent layer starts branches from the state at their stem's end. So the model is
+run on two short made-up pairs as a packed row and as plain sequences; where hidden states differ by more than rounding,
+plain sequences are used. The same run compares our head with the model's own logits, so that a family's unknown scaling
+is noticed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.errors import one_line
+from wishbone.fused.parts import part_of, text_layers
+from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
 from wishbone.model.fp8_linear import inputs_not_rounded
 from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
 from wishbone.policy.policy import Form, Policy
@@ -27,6 +29,12 @@ LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """Position encodings that look at the longest sequence that is run."""
 
 KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+RECURRENT_LAYER_TYPES = frozenset({"conv", "linear_attention", "mamba"})
+"""Layers that mix tokens by a recurrence or a convolution and do not attend."""
+BESIDE_RECURRENT = frozenset({"hybrid", "attention", "moe", "mlp"})
+"""Further types that models with recurrent layers name: attention beside a recurrence, attention, single tokens."""
+WITHOUT_ATTENTION = RECURRENT_LAYER_TYPES | {"moe", "mlp"}
+
 IMPOSSIBLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
 """What models raise that cannot run in one row."""
 
@@ -64,7 +72,7 @@ def choose_form(
     """
     plain = Policy(model, form="plain")
     config = plain.causal_lm.config.get_text_config()
-    reason = _reason_from_config(config, max_length)
+    reason = _reason_from_config(config, max_length, plain.recurrence)
     was_training = model.training
     model.eval()
     try:
@@ -115,9 +123,13 @@ def varies_in_training(model: torch.nn.Module) -> bool:
     return not _relative_error(second, first) <= TOLERANCE[policy.causal_lm.dtype]
 
 
-def _reason_from_config(config: Any, max_length: int | None) -> str | None:
-    """Return what in the configuration rules out the shared prefix, or None."""
-    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYER_TYPES)
+def _reason_from_config(config: Any, max_length: int | None, recurrence: PrefixRecurrence) -> str | None:
+    """Return what in the configuration or in the kind of layers rules out the shared prefix, or None."""
+    if recurrence.left:
+        why = next(iter(recurrence.left.values()))
+        return f"its recurrent layers cannot start a completion from the state at the prompt's end ({why})"
+    known = KNOWN_LAYER_TYPES | (RECURRENT_LAYER_TYPES | BESIDE_RECURRENT if recurrence.covered else frozenset())
+    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - known)
     if foreign:
         return f"it has layers of type {', '.join(foreign)}, which cannot take the shared-prefix mask"
     rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
@@ -139,34 +151,47 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, l
             got = _hidden(packed)
         except MaskNotHandedDown:
             return "its layers do not hand the shared-prefix mask down to their attention"
+        except LayoutNotHandedDown:
+            return "it does not hand the shared-prefix layout down to its recurrent layers"
         except NotImplementedError as error:
             return f"its layers cannot take the shared-prefix mask ({one_line(error)})"
         except torch.OutOfMemoryError:
             raise
         except IMPOSSIBLE as error:
             return f"its layers do not run without a mask of their own ({one_line(error)})"
-    if not _every_layer_called(calls, config):
-        return _how_layers_differ(calls, config)
+    attending = _attending_layers(packed, config)
+    if not _every_layer_called(calls, config, attending):
+        return _how_layers_differ(calls, attending)
     difference = _relative_error(got, _hidden(plain))
     if not difference <= TOLERANCE[plain.causal_lm.dtype]:
         return f"a shared prefix changes its hidden states (relative difference {difference:.1e})"
     return None
 
 
-def _every_layer_called(calls: list[AttentionCall], config: Any) -> bool:
-    """Whether each layer used the hook once, with the window of its type."""
-    if len(calls) != config.num_hidden_layers:
+def _attending_layers(policy: Policy, config: Any) -> int:
+    """How many layers attend."""
+    if not policy.recurrence.covered:
+        return int(config.num_hidden_layers)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return sum(kind not in WITHOUT_ATTENTION for kind in layer_types)
+    return sum(part_of(module) == "attention" for module in text_layers(policy.causal_lm)[1].modules())
+
+
+def _every_layer_called(calls: list[AttentionCall], config: Any, attending: int) -> bool:
+    """Whether each layer that attends used the hook once, with the window of its type."""
+    if len(calls) != attending:
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return True
-    windows = [None if kind == "full_attention" else config.sliding_window for kind in layer_types]
+    kinds = [kind for kind in layer_types if kind not in WITHOUT_ATTENTION]
+    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
     return [call.window for call in calls] == windows
 
 
-def _how_layers_differ(calls: list[AttentionCall], config: Any) -> str:
+def _how_layers_differ(calls: list[AttentionCall], layers: int) -> str:
     """Return in what the recorded calls are not one for each layer with the window of its type, in words."""
-    layers = config.num_hidden_layers
     if not calls:
         return "its attention cannot be exchanged for one that takes the shared-prefix mask"
     if len(calls) < layers:

@@ -84,7 +84,8 @@ def _sites(policy: Policy, form_reason: str | None) -> Iterator[Site]:
         if part == "attention":
             yield Site(part, name, None if policy.form == "shared_prefix" else form_reason)
         elif part == "recurrence":
-            yield Site(part, name, reason)
+            shared = policy.form == "shared_prefix" and module in policy.recurrence.covered
+            yield Site(part, name, None if shared else reason)
     fused = policy.fused or FusedLayers(policy.model)
     for site in fused.sites():
         if site.name.startswith(prefix):

@@ -6,7 +6,7 @@ for each half do so, and layers that are recomputed get a checkpoint that knows 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute of transformers' layers: what they are recomputed with."""
 
 APART = ("experts", "recurrence")
-"""Parts that run once for each half: which kernels they call depends on values, or they keep a state."""
+"""Parts that run once for each half: which kernels they call depends on values, or they mix tokens in unknown code."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,20 @@ class LockstepModules:
         model: with its adapters.
         layers: those that can be recomputed.
         fused: layers that take both halves at once and are switched on now, or None.
+        recurrent: modules of the kind "recurrence" whose code runs on both halves.
 
     Raises:
         NotImplementedError: something else has replaced the forward of an adapter's layer, which would run with the
             policy's adapter in the reference, too.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Any], fused: FusedLayers | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[Any],
+        fused: FusedLayers | None,
+        recurrent: Collection[nn.Module] = (),
+    ) -> None:
         self._layers = layers
         self._attributes = InstanceAttributes()
         known = set() if fused is None else fused.switched_on
@@ -59,7 +66,7 @@ class LockstepModules:
         for module in model.modules():
             if module in known or module in inside:
                 continue
-            if OFF in vars(module) or part_of(module) in APART:
+            if OFF in vars(module) or (part_of(module) in APART and module not in recurrent):
                 slot = slot_of(module)
                 if slot is None:
                     raise NotImplementedError(f"something else has replaced the forward of a {type(module).__name__}")

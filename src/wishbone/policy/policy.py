@@ -27,6 +27,7 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import text_layers
+from wishbone.fused.recurrence import PrefixRecurrence
 from wishbone.model.host_embedding import compute_device
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
@@ -62,6 +63,7 @@ class Policy:
     Attributes:
         causal_lm: the model without its adapters' wrapper.
         layers: those that can be recomputed, without the layers of towers for images, which text does not run through.
+        recurrence: recurrent layers as they run in a row with a shared prefix.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Policy:
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
+        self.recurrence = PrefixRecurrence(text_layers(causal_lm)[1])
         self._configs = attention_configs(causal_lm)
         self._alibi = alibi_attention(causal_lm)
         self._layout_as_mask = layout_as_mask
@@ -92,7 +95,7 @@ class Policy:
 
     @cached_property
     def _lockstep(self) -> LockstepModules:
-        return LockstepModules(self.causal_lm, self.layers, self.fused)
+        return LockstepModules(self.causal_lm, self.layers, self.fused, self.recurrence.covered)
 
     @property
     def decoder(self) -> Any:
@@ -124,6 +127,7 @@ class Policy:
             if self.form == "shared_prefix"
             else nullcontext(),
             self._alibi.replaced() if self.form == "shared_prefix" else nullcontext(),
+            self.recurrence.running() if self.form == "shared_prefix" else nullcontext(),
             self.fused.running(tile_tokens=execution.tile_tokens) if self.fused else nullcontext(),
         ):
             yield

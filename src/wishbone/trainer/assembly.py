@@ -92,6 +92,9 @@ def assemble_step(
     objective = _objective(args, load_balancing)
     policy, form_reason = _policy(model, args, autocast)
     coverage = coverage_of(policy, form_reason)
+    if policy.form == "shared_prefix" and policy.device.type == "cuda":
+        for line in policy.recurrence.slower(policy.device):
+            logger.warning("%s", line)
     if policy.device.type == "cuda":
         for line in coverage.warnings(said=form_reason):
             logger.warning("%s: %s", type(policy.causal_lm).__name__, line)

@@ -1,0 +1,267 @@
+"""Recurrent layers over packed rows: both branches start from the state at their stem's end.
+
+A recurrent layer of transformers projects each token by itself and mixes tokens in one or two functions of its module:
+a short causal convolution and a scan. Such a function knows whole sequences only. So the layer runs a copy of its
+forward in which these names mean ours (`rebound_function.py`), which run the stems first, keep the state at each
+stem's end, and start the branches from it. Projections, gates and norms are the layer's own code.
+
+Which row it is tells the argument `prefix_layout`, which the model hands down to each of its layers and these to their
+parts, in the forward pass and when a layer is recomputed in the backward pass. Some releases of transformers call the
+recurrent part without it; then the layer around it was called with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
+from wishbone.fused.parts import part_of
+from wishbone.fused.rebound_function import names_in, rebound
+from wishbone.ops.gated_delta_rule import gated_delta_rule
+from wishbone.ops.prefix_attention import PrefixLayout
+from wishbone.ops.prefix_batches import prefix_batches
+from wishbone.ops.prefix_convolution import prefix_convolution
+from wishbone.ops.scan_kernels import Library, why_no_kernels
+from wishbone.ops.state_space_scan import state_space_scan
+
+_SCAN = re.compile(r"^(?!.*(recurrent|update|step)).*(scan|delta|inner_fn|rwkv)")
+"""Names of functions that mix the tokens of whole sequences; those for single tokens of generation do not run."""
+
+
+class LayoutNotHandedDown(TypeError):
+    """A model called its recurrent layers without the layout of the row."""
+
+
+class _Row:
+    """The row that runs at present.
+
+    Attributes:
+        layout: where its documents lie, or None outside of a layer.
+    """
+
+    def __init__(self) -> None:
+        self.layout: PrefixLayout | None = None
+
+    def told_by(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a forward that notes the layout it is called with, for as long as it runs."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            before, self.layout = self.layout, kwargs.get("prefix_layout", self.layout)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.layout = before
+
+        return run
+
+
+class PrefixRecurrence:
+    """Finds the recurrent layers of a model and lets them run over packed rows.
+
+    Args:
+        model: a transformers model, with or without adapters. Nothing of it is changed outside of `running()`.
+
+    Attributes:
+        covered: recurrent modules that start branches from their stem's state.
+        left: why the others do not, by the name of the module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.covered: set[nn.Module] = set()
+        self.left: dict[str, str] = {}
+        self._attributes = InstanceAttributes()
+        self._row = _Row()
+        self._libraries: set[Library] = set()
+        for name, layer in model.named_modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                inside = [(f"{name}.{n}", one) for n, one in layer.named_modules() if part_of(one) == "recurrence"]
+                slot = slot_of(layer)
+                for recurrent_name, module in inside:
+                    self._find(recurrent_name, module, slot is not None)
+                if slot is not None and any(module in self.covered for _, module in inside):
+                    self._attributes.add(layer, slot, self._row.told_by(getattr(layer, slot)))
+        found = self.covered | {model.get_submodule(name) for name in self.left}
+        for name, module in model.named_modules():
+            if part_of(module) == "recurrence" and module not in found:
+                self.left[name] = "they lie outside of the layers that are told about the row"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Context of forward passes over packed rows and of the backward passes that recompute them."""
+        with self._attributes.replaced():
+            yield
+
+    def slower(self, device: torch.device) -> list[str]:
+        """Return for each kind of scan that runs in PyTorch on a GPU why it does not run by kernels, in one line."""
+        reasons = [why_no_kernels(library, device) for library in sorted(self._libraries)]
+        return [
+            f"The scans of recurrent layers run in PyTorch, not by kernels: {reason}." for reason in reasons if reason
+        ]
+
+    def _find(self, name: str, module: nn.Module, told: bool) -> None:
+        forward = type(module).forward
+        slot = slot_of(module)
+        if not told or slot is None or not isinstance(forward, FunctionType):
+            self.left[name] = "something else has replaced their forward"
+            return
+        unknown = sorted(one for one in names_in(forward) - MIXERS.keys() if _SCAN.search(one))
+        if unknown:
+            self.left[name] = f"{unknown[0]} has no form that starts from the state of a stem"
+            return
+        copy = rebound(forward, self._ours)
+        if copy is None:
+            self.left[name] = f"{type(module).__name__} mixes tokens in code of its own"
+            return
+        self.covered.add(module)
+        self._libraries.update(KERNELS[one] for one in names_in(forward) & KERNELS.keys())
+        self._attributes.add(module, slot, self._row.told_by(MethodType(copy, module)))
+
+    def _ours(self, name: str, own: Any) -> Callable[..., Any] | None:
+        """Return what a name means in the copy of a forward."""
+        mixer = MIXERS.get(name)
+        if mixer is None:
+            return None
+
+        def mix(*args: Any, **kwargs: Any) -> Any:
+            if adapters_of_reference((args, kwargs)) is not None:
+                return in_lockstep(mix, args, kwargs)
+            if self._row.layout is None:
+                raise LayoutNotHandedDown("the layers of this model do not hand prefix_layout down")
+            return mixer(own, self._row.layout, *args, **kwargs)
+
+        return mix
+
+
+def _convolution(
+    own: Callable[..., Tensor],
+    layout: PrefixLayout,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **_ignored: Any,
+) -> Tensor:
+    """Convolve a row [1, channels, tokens] with the family's own function, weights [channels, taps]."""
+    options = {} if activation is None else {"activation": activation}
+    return prefix_convolution(x, weight.shape[-1], layout, lambda one: own(one, weight, bias, **options))
+
+
+def _delta_rule(
+    own: Callable[..., Any],
+    layout: PrefixLayout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_ignored: Any,
+) -> tuple[Tensor, None]:
+    """Run the gated delta rule of a row, [1, tokens, heads, dim]; no state is handed on."""
+    if why_no_kernels("fla", query.device) is not None:
+        return gated_delta_rule(query, key, value, g, beta, layout, unit=use_qk_l2norm_in_kernel), None
+    return delta_rule_in_batches(own, layout, query, key, value, g, beta, use_qk_l2norm_in_kernel), None
+
+
+def delta_rule_in_batches(
+    own: Callable[..., Any],
+    layout: PrefixLayout,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    unit: bool,
+) -> Tensor:
+    """Run it by the family's own function, which takes and returns states; arguments as `gated_delta_rule`."""
+
+    def scan(inputs: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v, decay, written = inputs
+        found: tuple[Tensor, Tensor] = own(
+            q, k, v, g=decay, beta=written, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=unit
+        )
+        return found
+
+    return prefix_batches(layout, query.device).scan([query, key, value, g, beta], scan)
+
+
+def _state_space(
+    own: Callable[..., Any],
+    layout: PrefixLayout,
+    x: Tensor,
+    dt: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    chunk_size: int = 256,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    **_ignored: Any,
+) -> Tensor:
+    """Run Mamba-2's scan of a row, [1, tokens, heads, head_dim]; the time step is made as transformers makes it."""
+    if z is not None:
+        raise NotImplementedError("a gate inside the scan is not known")
+    dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
+    dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)
+    if why_no_kernels("mamba_ssm", x.device) is not None:
+        return state_space_scan(x, dt, rate, write, read, D, layout)
+    return state_space_in_batches(own, layout, x, dt, rate, write, read, D, chunk_size)
+
+
+def state_space_in_batches(
+    own: Callable[..., Any],
+    layout: PrefixLayout,
+    x: Tensor,
+    dt: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    skip: Tensor | None,
+    chunk_size: int,
+) -> Tensor:
+    """Run it by the family's own function, which takes and returns states; arguments as `state_space_scan`."""
+
+    def scan(inputs: Sequence[Tensor], state: Tensor | None) -> tuple[Tensor, Tensor]:
+        own_x, step, b, c = inputs
+        found: tuple[Tensor, Tensor] = own(
+            own_x, step, rate, b, c, chunk_size=chunk_size, D=skip, initial_states=state, return_final_states=True
+        )
+        return found
+
+    return prefix_batches(layout, x.device).scan([x, dt, write, read], scan)
+
+
+def _not_in_one_kernel(*_args: Any, **_kwargs: Any) -> None:
+    """Return None, by which a family computes convolution and scan one after the other."""
+
+
+MIXERS: dict[str, Callable[..., Any]] = {
+    "causal_conv1d_fn": _convolution,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
+    "mamba2_chunk_scan": _state_space,
+    "mamba2_split_conv1d_scan_combined": _not_in_one_kernel,
+}
+"""Functions of transformers' modules that mix tokens, by name, and what stands for them.
+
+Each is called with the family's own function, the layout of the row, and the arguments of the call.
+"""
+KERNELS: dict[str, Library] = {
+    "torch_chunk_gated_delta_rule": "fla",
+    "chunk_kimi_delta_attention": "fla",
+    "mamba2_chunk_scan": "mamba_ssm",
+}
+"""The library that has kernels for a scan."""
