@@ -118,7 +118,7 @@ def test_a_damaged_adapter_is_refused(learned: Learned, tmp_path: Path) -> None:
         (learned.run / "adapter" / "adapter_config.json").read_bytes()
     )
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(RequestError, match="cannot be loaded"):
+    with pytest.raises(RequestError, match="is damaged"):
         answer_before_and_after(tmp_path, learned.base, questions(learned.tokenizer), max_new_tokens=LENGTH)
 
 
