@@ -86,9 +86,23 @@ def test_a_run_that_goes_wrong_stops_with_the_best_weights(tmp_path: Path) -> No
     problem = next(alarm for alarm in rows(tmp_path, "alarm") if alarm["severity"] == "problem")
     assert restored < problem["since"] < problem["step"] == stopped
     assert "training.learning_rate 5e-06 instead of 0.03" in problem["advice"]
-    assert not (tmp_path / BEST).exists()
     clean = {row["step"]: row["pair_loss"] for row in rows(tmp_path, "measurement") if not row["signs"]}
     assert clean[restored] == min(clean.values())
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_killed_before_its_end_ends_as_it_would_have(tmp_path: Path) -> None:
+    options = {"guard": "stop", "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    whole = guarded(tmp_path, **options)
+    whole.train()
+    again = guarded(tmp_path, **options)
+    again.train(resume_from_checkpoint=True)
+    assert again.guard is not None and whole.guard is not None
+    assert again.state.global_step == whole.state.global_step < STEPS
+    assert again.guard.summary()["restored_step"] == whole.guard.summary()["restored_step"] is not None
+    assert torch.equal(adapter(again), adapter(whole))
+    again.guard.discard()
+    assert not (tmp_path / BEST).exists()
 
 
 @pytest.mark.slow

@@ -107,6 +107,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self.record.begin(state.global_step)
         if state.global_step > 0 and KEY in state.stateful_callbacks:
             self._restore(state.stateful_callbacks[KEY], state.max_steps)
+            control.should_training_stop |= self._course.stopped is not None
             return
         if not self._measuring.sample.heldout:
             self._note(
@@ -168,7 +169,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 self._note(step, f"The weights are again those {which}, where nothing unusual had been seen.")
         if course.stopped is None and step < state.max_steps:
             return  # a signal or another callback ended it, and it may go on
-        if self._measuring.here:
+        if self._measuring.here and course.stopped is None:  # otherwise they are the result, still to be written
             self._weights.discard()
         if self.measurements < ENOUGH:
             self._note(
@@ -177,6 +178,11 @@ class Guard(TrainerCallback):  # type: ignore[misc]
                 f"{ENOUGH} are needed. A longer run has time for more; guard_steps measures at fixed steps, "
                 "whatever that costs.",
             )
+
+    def discard(self) -> None:
+        """Remove the best weights from the disk, once the result of a run that was stopped is written."""
+        if self._measuring.here:
+            self._weights.discard()
 
     @property
     def measurements(self) -> int:
@@ -314,7 +320,8 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         self._answers.restore(saved["answers"], max_steps)
         self._judge.restore(saved["judge"])
         self._figures.restore(saved["figures"])
-        self._course = replace(Course(**saved["course"]), stopped=None, restored=None)
+        course = Course(**saved["course"])  # one that was stopped and killed before its end ends as it would have
+        self._course = replace(course, stopped=course.stopped if self._action == "stop" else None, restored=None)
         self._spent_before = self._spent
         self._measuring.sample.reference = self._course.reference
         if self._action == "stop":

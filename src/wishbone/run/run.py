@@ -204,6 +204,8 @@ def _train(
                 "guard": trainer.guard.summary() if trainer.guard else None,
             }
             write_json(run_dir / "summary.json", summary)
+            if trainer.guard is not None:
+                trainer.guard.discard()
     if writes:
         asked = train_pairs if heldout is None else heldout
         found = closing_answers(trainer, asked, tokenizer, config.output.answers)

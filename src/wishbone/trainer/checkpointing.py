@@ -188,8 +188,8 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return begun
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless all steps are done already: transformers asks only after a step."""
-        if self.state.global_step >= self.state.max_steps:
+        """Run an epoch, unless all steps are done or training was stopped: transformers asks only after a step."""
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
