@@ -57,6 +57,7 @@ OURS = {
     "model/fp8_linear.py:FP8Linear.dequantized": "a layer that was made there",
     "model/fp8_linear.py:FP8Linear.settle": "its own layer",
     "model/fp8_linear.py:inputs_not_rounded": "its own layers",
+    "guard/guard.py:Guard.on_train_begin": "the control that callbacks are given to set",
     "guard/guard.py:Guard._follow": "its own record of the run, and the control that callbacks are given to set",
     "guard/guard.py:Guard._measure": "its own record of the run",
     "guard/guard.py:Guard._save": "its own record of the run",
