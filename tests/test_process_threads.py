@@ -45,6 +45,7 @@ def test_the_openmp_library_hears_of_it() -> None:
     ours = {WAIT_SETTING, *OTHER_NAMES}
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     environment |= {"OMP_DISPLAY_ENV": "TRUE", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "import wishbone; wishbone.train"]
+    program = "import wishbone.process_threads as p; p.let_waiting_threads_sleep(); import torch"
+    command = [sys.executable, "-c", program]
     outcome = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in outcome.stderr

@@ -267,6 +267,7 @@ def test_the_command_prints_its_address_and_ends_quietly(tmp_path: Path):
     assert missing.returncode == 2 and "'nowhere' is not a directory" in missing.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_in_chromium(tmp_path: Path):
     builder = ROOT / "builder"

@@ -84,6 +84,7 @@ def test_the_plan_counts_what_truncation_cuts(workplace: Path):
     assert f"none needed: every prompt with a completion fits into {longest} tokens" in outcome.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_plan_that_cannot_be_printed_is_not_there(workplace: Path):

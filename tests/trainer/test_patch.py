@@ -120,6 +120,7 @@ def test_an_untested_trl_is_refused_and_nothing_is_changed(monkeypatch: pytest.M
     assert trl.DPOTrainer is EarlyTrainer
 
 
+@pytest.mark.long
 def test_in_a_fresh_process_after_the_import_from_trl():
     """The other order is that of the README, whose lines are run."""
     lines = "from trl import DPOTrainer as A\nfrom trl.trainer.dpo_trainer import DPOTrainer as B"
