@@ -101,6 +101,19 @@ def test_the_run_is_that_of_one_process(folder: Path) -> None:
 
 
 @pytest.mark.long
+def test_it_continues_with_another_number_of_processes(folder: Path) -> None:
+    for name, parts in {"at once": [(6, [])], "in parts": [(3, ["--processes", "2"]), (6, ["--resume"])]}.items():
+        for steps, options in parts:
+            process = train(
+                folder, f"training.max_steps={steps}", "training.scheduler=constant", f"output.dir={name}", *options
+            )
+            _, error = process.communicate(timeout=300)
+            assert process.returncode == 0, error
+    one, two = (load_file(folder / name / "adapter" / "adapter_model.safetensors") for name in ("at once", "in parts"))
+    assert all((one[name] - two[name]).norm() <= 1e-5 * one[name].norm() + 1e-9 for name in one)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
 def test_signals(folder: Path, number: signal.Signals, status: int) -> None:
     """SIGTERM to the launcher saves a checkpoint; SIGKILL of one process ends the run with its reason."""

@@ -23,22 +23,28 @@ SHARED: dict[str, dict[str, Any]] = {
     "batches that do not divide": {},
     "a coupled loss": {"loss_type": "aot"},
     "a process without work": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 4},
+    "a mixture's auxiliary loss": {"family": "mixtral", "max_steps": 3},
     "fewer groups than processes": {"loss_type": "aot", "gradient_accumulation_steps": 1, "max_steps": 3},
 }
 """Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
 
 def shared_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = tiny_tokenizer()
+    tokenizer, settings = tiny_tokenizer(), dict(settings)
+    family = settings.pop("family", "llama")
     options = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2, **settings}
+    model = model_for(tokenizer, family).double()
+    if family == "mixtral":
+        model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.5
     trainer = DPOTrainer(
-        model=model_for(tokenizer).double(),
+        model=model,
         args=DPOConfig(**arguments(folder, **options), shared_steps=True, token_budget=100),
         train_dataset=Dataset.from_list(list(chat_pairs(11))),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
     trainer.train()
+    assert ("aux_loss" in trainer.state.log_history[0]) is (family == "mixtral")
     return {
         "adapter": adapter(trainer),
         "log": trainer.state.log_history,

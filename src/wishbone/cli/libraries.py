@@ -1,8 +1,8 @@
 """What other libraries may print on the terminal of a command.
 
 Their progress bars are shown on a terminal, not in a pipe. Their warnings about future versions are hidden, because
-they are meant for developers. What Wishbone itself logs is printed as notes. Of several processes, which say the same,
-the first one speaks; the others print what ends them.
+they are meant for developers. What Wishbone itself logs is printed as notes. Several processes would print each note
+several times, so only the first one prints notes. The others print errors alone.
 """
 
 from __future__ import annotations

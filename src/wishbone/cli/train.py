@@ -78,6 +78,8 @@ def train(
                 options = [*(["--resume"] * resume), *(["--json"] * as_json)]
                 _launch(config_path, overrides or [], options, number, nodes, meet_at)
     attempt = Attempt(config_path, overrides or [])
+    if dry_run and (gpus or processes or nodes > 1):
+        raise typer.BadParameter("a dry run is of one process; `wishbone plan --gpus N` plans several")
     if dry_run and as_json:
         raise typer.BadParameter("a dry run has no result; `wishbone plan --json` prints the plan")
     # What a run prints may be lost; a plan is printed, or it is not there.

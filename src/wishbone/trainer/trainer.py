@@ -61,7 +61,7 @@ from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
-from wishbone.trainer.shared_steps import read_every_batch, sum_of_losses
+from wishbone.trainer.shared_steps import OWN_BATCHES, WAITING, read_every_batch, sum_of_losses
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
@@ -137,6 +137,8 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
             self.aux_loss_enabled = trl_computes_it(self, load_balancing)
             refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
+            if self.args.shared_steps and self.accelerator.num_processes > 1:
+                logger.warning(OWN_BATCHES, self.accelerator.num_processes)
             if self.args.guard != "off":
                 logger.warning("The guard does not watch runs on TRL's own path.")
             return
@@ -155,6 +157,9 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
         self.coverage = assembly.coverage
+        groups = self.args.gradient_accumulation_steps
+        if self._shares_steps and assembly.step.couples and groups < self.accelerator.num_processes:
+            logger.warning(WAITING, groups, self.accelerator.num_processes)
         around = Surroundings(
             model=self.accelerator.unwrap_model(self.model),
             evaluated=self.eval_dataset,
