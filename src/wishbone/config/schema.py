@@ -317,7 +317,7 @@ class OutputConfig(Section):
         default=3,
         ge=0,
         le=50,
-        description="Held-out prompts answered at the end, with the adapter off and on; 0: none.",
+        description="Held-out prompts that are answered before and after training; 0: none.",
     )
 
 

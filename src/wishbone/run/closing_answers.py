@@ -1,17 +1,17 @@
-"""A few answers of a run that has just ended, before and after training, from the model that is still in memory.
+"""A few answers of a run, before and after training, from the model that is in memory.
 
-The adapter is switched off for "before". A run that trained every weight has no such switch; `wishbone compare` loads
-its first weights anew.
+After training an adapter is switched off for "before". A run that trains every weight has no such switch, and is asked
+before it trains.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wishbone.errors import one_line
 from wishbone.guard.answers import Questions, generate
@@ -27,54 +27,85 @@ SEARCHED = 8
 """Pairs looked at for each question, because long prompts are passed over."""
 
 
-def closing_answers(
-    trainer: DPOTrainer, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int
-) -> list[Answer]:
-    """Return greedy answers of at most `NEW_TOKENS` tokens to the first short prompts of some pairs.
+class ClosingAnswers:
+    """Greedy answers of at most `NEW_TOKENS` tokens to the first short prompts of some pairs, before and after a run.
+
+    Make it before training begins: without an adapter that could be switched off, the answers before are generated
+    then, from weights that training changes. A run that is resumed has its first weights until it begins to train.
 
     Args:
-        trainer: whose training has ended.
+        trainer: whose training has not begun.
         pairs: tokenized, preferably held out.
         tokenizer: of the model.
         count: how many prompts; 0: none.
-
-    Returns:
-        Nothing on TRL's own path, without an adapter, or where all prompts are long.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not count or trainer.preference_step is None or not isinstance(model, PeftModel):
+
+    def __init__(self, trainer: DPOTrainer, pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> None:
+        self._trainer, self._tokenizer = trainer, tokenizer
+        self._asked = _questions(pairs, tokenizer, count) if trainer.preference_step is not None else []
+        self._before: list[list[int]] | None = None
+        if count and trainer.preference_step is None:
+            logger.info("TRL's own code trains, so no answers are generated; `wishbone compare` gives them.")
+        if self._asked and not isinstance(self._model, PeftModel):
+            self._before = self._generated("before")
+
+    def finish(self) -> list[Answer]:
+        """Return the answers of a run that has ended: none on TRL's own path, or where all prompts are long."""
+        if not self._asked:
+            return []
+        before = self._before
+        if isinstance(self._model, PeftModel):
+            with self._model.disable_adapter():
+                before = self._generated("before")
+        after = None if before is None else self._generated("after")
+        if before is None or after is None:
+            return []
+        return [
+            _answer(question, first, second, self._ends, self._tokenizer)
+            for question, first, second in zip(self._asked, before, after, strict=True)
+        ]
+
+    @property
+    def _model(self) -> Any:
+        return self._trainer.accelerator.unwrap_model(self._trainer.model)
+
+    @property
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer."""
+        own = getattr(self._causal_lm.generation_config, "eos_token_id", None)
+        ends = [*(own if isinstance(own, list) else [own]), self._tokenizer.eos_token_id]
+        return list(dict.fromkeys(token for token in ends if token is not None))
+
+    @property
+    def _causal_lm(self) -> PreTrainedModel:
+        assert self._trainer.preference_step is not None
+        return self._trainer.preference_step.policy.causal_lm
+
+    def _generated(self, when: str) -> list[list[int]] | None:
+        """Answers of the model as it is now; None, with a line, where it cannot generate."""
+        pad = self._tokenizer.pad_token_id
+        questions = Questions(
+            prompts=[question.ids for question in self._asked], ends=self._ends, pad=0 if pad is None else pad
+        )
+        model = self._model
+        training = model.training
+        model.eval()
+        try:
+            with phase("answers", note=f"{len(self._asked)} {when}"):
+                return generate(self._causal_lm, questions, NEW_TOKENS, None)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # the run needs none
+            logger.warning("No answers were generated (%s); `wishbone compare` tries again.", one_line(error))
+            return None
+        finally:
+            model.train(training)
+
+
+def _questions(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, count: int) -> list[Question]:
+    """The first short prompts of some pairs."""
+    if not count:
         return []
     found = questions_from_pairs(pairs.select(range(min(len(pairs), SEARCHED * count))), tokenizer, SEARCHED * count)
-    asked = [question for question in found if 0 < len(question.ids) <= LONGEST_PROMPT][:count]
-    if not asked:
-        return []
-    causal_lm = trainer.preference_step.policy.causal_lm
-    own = getattr(causal_lm.generation_config, "eos_token_id", None)
-    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    pad = tokenizer.pad_token_id
-    questions = Questions(
-        prompts=[question.ids for question in asked],
-        ends=list(dict.fromkeys(token for token in ends if token is not None)),
-        pad=0 if pad is None else pad,
-    )
-    training = model.training
-    model.eval()
-    try:
-        with phase("answers", 2, note=f"{len(asked)} before and after") as counting, torch.no_grad():
-            with model.disable_adapter():
-                before = generate(causal_lm, questions, NEW_TOKENS, None)
-            counting.more()
-            after = generate(causal_lm, questions, NEW_TOKENS, None)
-            counting.more()
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # the run is done, whatever generation lacks
-        logger.warning("No answers were generated (%s); `wishbone compare` tries again.", one_line(error))
-        return []
-    finally:
-        model.train(training)
-    return [
-        _answer(question, first, second, questions.ends, tokenizer)
-        for question, first, second in zip(asked, before, after, strict=True)
-    ]
+    return [question for question in found if 0 < len(question.ids) <= LONGEST_PROMPT][:count]
 
 
 def _answer(

@@ -110,6 +110,12 @@ def heldout_before(run_dir: Path) -> dict[str, float] | None:
     return found if isinstance(found, dict) else None
 
 
+def tracked_before(run_dir: Path) -> str | None:
+    """Return the name of the run in its trackers, if an earlier part of it noted one."""
+    found = _summary(run_dir).get("tracked_as")
+    return found if isinstance(found, str) else None
+
+
 def _summary(run_dir: Path) -> dict[str, Any]:
     """What `summary.json` says; nothing where it is absent or damaged."""
     try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,9 @@ from wishbone.planning.model_files import model_directory
 from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.atomic_file import write_text
-from wishbone.run.closing_answers import closing_answers
+from wishbone.run.closing_answers import ClosingAnswers
 from wishbone.run.ending import early_end_noted, now, write_result
+from wishbone.run.heldout import evaluate, evaluated_last
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.planned_memory import planned_memory
 from wishbone.run.preflight import check_access
@@ -56,12 +56,14 @@ from wishbone.run.resume import (
     nothing_saved,
     refuse_another_run,
     template_of_run,
+    tracked_before,
 )
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.shown_pairs import write_shown_pairs
 from wishbone.run.stop_signals import StopSignals
-from wishbone.run.tracker_texts import TrackerTexts, tensorboard_callback
+from wishbone.run.tracker_texts import TrackerTexts
+from wishbone.run.trackers import open_trackers, tracked_name
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
@@ -99,11 +101,16 @@ def train(
             run_dir = opened.enter_context(claimed_run_directory(config, resume=resume))
         datasets.disable_progress_bars()  # phases are shown instead
         transformers.utils.logging.disable_progress_bar()
-        return _train(config, run_dir, resume, console, signals)
+        return _train(config, run_dir, resume, console, signals, opened)
 
 
 def _train(
-    config: RunConfig, claimed: Path | None, resume: bool, console: Console, signals: StopSignals | None
+    config: RunConfig,
+    claimed: Path | None,
+    resume: bool,
+    console: Console,
+    signals: StopSignals | None,
+    opened: ExitStack,
 ) -> Path:
     """Train in a directory that this process has claimed, or None where another process of the run has."""
     run_dir = agreed_directory(claimed)
@@ -128,12 +135,13 @@ def _train(
     model, tokenizer = _load(config.model, config.model.name, config.model.revision)
     lora = config.adapter.method == "lora"
     metrics = MetricsFile(run_dir / METRICS)
-    trackers = chosen_trackers(config.output.report_to)
-    tensorboard = tensorboard_callback(run_dir) if "tensorboard" in trackers else None
+    tracked_as = (resume and tracked_before(run_dir)) or tracked_name(run_dir)
+    asked_for = chosen_trackers(config.output.report_to) if is_first_process() else []
+    trackers = opened.enter_context(open_trackers(asked_for, run_dir))
     trainer = DPOTrainer(
         model=model,
         ref_model=None if config.model.reference is None else _load(config.model, config.model.reference)[0],
-        args=training_arguments(config, run_dir, model.dtype),
+        args=training_arguments(config, run_dir, model.dtype, tracked_as),
         train_dataset=train_pairs,
         eval_dataset=heldout,
         processing_class=tokenizer,
@@ -141,7 +149,7 @@ def _train(
         callbacks=[
             metrics,
             TrainingPhases(),
-            *([tensorboard] if tensorboard else []),
+            *trackers,
             *([StopAfterStep(signals)] if signals else []),
         ],
     )
@@ -156,6 +164,7 @@ def _train(
     summary: dict[str, Any] = {
         "status": "running",
         "started": now(),
+        "tracked_as": tracked_as,
         "model": config.model.name,
         "pairs": {"train": len(train_pairs), "heldout": 0 if heldout is None else len(heldout)},
         "dropped_rows": dropped,
@@ -163,7 +172,7 @@ def _train(
         "form_reason": trainer.form_reason,
         "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
         "memory_plan": planned_memory(config, model.config.to_dict(), train_pairs),
-        "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or _evaluate(trainer),
+        "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or evaluate(trainer),
     }
     if writes:
         form = trained_template(train_pairs, config.data.template)
@@ -172,14 +181,16 @@ def _train(
         write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
         shown = write_shown_pairs(run_dir, train_pairs, heldout, tokenizer, config.data.max_length)
-        texts = TrackerTexts(trackers, tensorboard, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
+        texts = TrackerTexts(trackers, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
         trainer.add_callback(texts)
+        asked = train_pairs if heldout is None else heldout
+        answers = ClosingAnswers(trainer, asked, tokenizer, config.output.answers)
     with early_end_noted(summary, run_dir / "summary.json" if writes else None, lambda: trainer.state.global_step):
         began = time.perf_counter()
         with signals.saving() if signals else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - began
-        heldout_after = None if heldout is None else _evaluated_last(trainer) or _evaluate(trainer)
+        heldout_after = None if heldout is None else evaluated_last(trainer) or evaluate(trainer)
         reference = trainer.reference_counts()
         if writes:
             learned = trainer.accelerator.unwrap_model(trainer.model)
@@ -207,9 +218,8 @@ def _train(
             if trainer.guard is not None:
                 trainer.guard.discard()
     if writes:
-        asked = train_pairs if heldout is None else heldout
-        found = closing_answers(trainer, asked, tokenizer, config.output.answers)
-        texts.tell_answers([asdict(answer) for answer in found], trainer.state.global_step)
+        found = answers.finish()
+        texts.tell_answers(found, trainer.state.global_step)
         _report(run_dir, found)
     return run_dir
 
@@ -266,24 +276,6 @@ def _execution(trainer: DPOTrainer) -> dict[str, Any] | None:
     """How rows were computed when the run ended; null on TRL's own path."""
     step = trainer.preference_step
     return None if step is None else trainer.execution.summary(len(step.policy.layers))
-
-
-def _evaluate(trainer: DPOTrainer) -> dict[str, float]:
-    """Return the metrics of the held-out pairs, without the prefix `eval_`."""
-    return _of_heldout(trainer.evaluate())
-
-
-def _evaluated_last(trainer: DPOTrainer) -> dict[str, float]:
-    """The same of an evaluation that was done after the last step; empty if there was none or weights were restored."""
-    if trainer.guard is not None and trainer.guard.restored:
-        return {}
-    last = trainer.state.global_step
-    found = [entry for entry in trainer.state.log_history if entry["step"] == last and "eval_loss" in entry]
-    return _of_heldout(found[-1]) if found else {}
-
-
-def _of_heldout(metrics: dict[str, float]) -> dict[str, float]:
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
 
 
 def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:

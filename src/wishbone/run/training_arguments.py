@@ -1,6 +1,6 @@
 """From a run's configuration to the trainer's arguments.
 
-TensorBoard is not among the trackers: its files go into the run directory, so the run adds it by itself.
+No tracker is among them: the run adds them by itself (`run/trackers.py`), so that one that fails stops nothing.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ import torch
 
 from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import RunConfig
-from wishbone.config.trackers import chosen_trackers
 from wishbone.preference.losses import are_reference_free
+from wishbone.run.trackers import PROJECT
 from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
 
-def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> DPOConfig:
-    """Return the trainer's arguments for a configuration; `dtype` is the model's."""
+def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype, tracked_as: str) -> DPOConfig:
+    """Return the trainer's arguments for a configuration.
+
+    Args:
+        config: of the run.
+        run_dir: its directory.
+        dtype: of the model.
+        tracked_as: name of the run in its trackers.
+    """
     training, preference, data = config.training, config.preference, config.data
     cuda = torch.cuda.is_available()
     evaluates = data.eval is not None or data.eval_split is not None or data.eval_fraction > 0
-    trackers = [name for name in chosen_trackers(config.output.report_to) if name != "tensorboard"]
     every = {"eval": training.eval_steps, "save": training.save_steps}
     return DPOConfig(
         output_dir=str(run_dir / CHECKPOINTS),
@@ -45,8 +51,9 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype) -> 
         save_steps=every["save"] or 500,
         save_minutes=None if every["save"] else 3.0,
         save_total_limit=2,
-        report_to=trackers or "none",
-        run_name=run_dir.name,
+        report_to="none",
+        project=PROJECT,
+        run_name=tracked_as,
         disable_tqdm=True,
         use_cpu=not cuda,
         dataloader_pin_memory=cuda,
