@@ -103,6 +103,24 @@ def test_every_view_is_there_and_only_what_changed_comes_again(tmp_path: Path):
     assert "charts" in again and "pairs" not in again and "settings" not in again
 
 
+def test_a_run_is_there_from_its_beginning(tmp_path: Path):
+    runs = Runs([tmp_path])
+    assert runs.now() == []
+    assert "as soon as one begins" in board_parts([])["all"]["overview"]
+    (tmp_path / "new").mkdir()
+    assert runs.now() == []  # a directory that nobody has claimed
+    (tmp_path / "new" / ".lock").write_text("process 1 on a machine")
+    (tmp_path / "new" / "metrics.jsonl").write_text('{"step": 0, "eval_loss": 0.69, "eval_rewards/margins": 0.0}\n')
+    (shown,) = runs.now()
+    assert shown.record.status == "starting" and Runs([tmp_path / "new"]).now()[0].id == shown.id
+    parts = board_parts([shown])
+    assert "starting" in parts["all"]["overview"] and "0.69" in parts["all"]["overview"]
+    assert "reads its pairs" in parts[shown.id]["next"] and "starting" in parts[shown.id]["head"]
+    assert changes(runs, {})["runs"][0]["live"] is True
+    shutil.rmtree(tmp_path / "new")  # the run was refused
+    assert runs.now() == []
+
+
 def test_answers_that_did_not_change_are_told_once(tmp_path: Path):
     run = enrich(write_fake_run(tmp_path / "one", steps=5))
     rows = [{"kind": "answers", "step": step, "prompts": ["p"], "answers": ["same"]} for step in (1, 2, 3)]
@@ -246,11 +264,12 @@ def test_thousands_of_points_stay_a_small_page(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_command_prints_its_address_and_ends_quietly(tmp_path: Path):
-    write_fake_run(tmp_path / "runs" / "one", steps=5)
     environment = os.environ | {"WISHBONE_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "wishbone", "board", "--port", str(free_port())]
     addresses = []
-    for _ in range(2):
+    for there in (False, True):  # a board may be opened before anything has run
+        if there:
+            write_fake_run(tmp_path / "runs" / "one", steps=5)
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -260,6 +279,7 @@ def test_the_command_prints_its_address_and_ends_quietly(tmp_path: Path):
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said
         assert "ended" in said and "Traceback" not in said
+        assert ("runs/ is not there yet" in said) is not there
     assert addresses[0] == addresses[1] and addresses[0].startswith("http://127.0.0.1:")
     missing = subprocess.run(
         [*command, "nowhere"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

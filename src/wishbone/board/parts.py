@@ -74,9 +74,7 @@ def _numbered(part: Markup, name: str) -> Markup:
 def overview(runs: Sequence[Shown]) -> Markup:
     """Return a table with a row for each run."""
     if not runs:
-        return element(
-            "p", "No run has begun here yet. A run appears when its first evaluation is done.", class_="empty"
-        )
+        return element("p", "No run has begun here yet. A run appears as soon as one begins.", class_="empty")
     names = ("Run", "Status", "Step", "Loss", "Held-out loss", "Held-out margin", "Held-out accuracy", "Peak GiB")
     head = element("tr", *(element("th", name, scope="col") for name in names))
     rows = [_row(shown, TONES[at % len(TONES)]) for at, shown in enumerate(runs)]

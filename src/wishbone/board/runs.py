@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from wishbone.config.run_directory import LOCK
 from wishbone.errors import RequestError
 from wishbone.report.run_directory import (
     ANSWERS,
@@ -26,7 +27,9 @@ from wishbone.report.run_directory import (
     read_run,
 )
 
-FILES = (CONFIG, ENVIRONMENT, METRICS, SUMMARY, ANSWERS, ERROR_LOG, GUARD, PAIRS)
+FILES = (CONFIG, ENVIRONMENT, METRICS, SUMMARY, ANSWERS, ERROR_LOG, GUARD, PAIRS, LOCK)
+BEGUN = (CONFIG, LOCK)
+"""Files of which a run has one from its first second on."""
 MOST_RUNS = 24
 """Runs that one board shows; of more, those that changed last."""
 
@@ -79,14 +82,14 @@ class Runs:
     def _directories(self) -> list[Path]:
         found: dict[Path, None] = {}
         for place in self._places:
-            if (place / CONFIG).is_file():
+            if any((place / name).is_file() for name in BEGUN):
                 found[place] = None
                 continue
             try:
-                inside = [path.parent for path in place.glob(f"*/{CONFIG}") if path.is_file()]
+                inside = {path.parent for name in BEGUN for path in place.glob(f"*/{name}") if path.is_file()}
             except OSError:
                 continue
-            found |= dict.fromkeys(sorted(inside, key=_changed, reverse=True)[:MOST_RUNS])
+            found |= dict.fromkeys(sorted(sorted(inside), key=_changed, reverse=True)[:MOST_RUNS])
         return list(found)[:MOST_RUNS]
 
     def _record(self, path: Path) -> RunRecord | None:
@@ -95,7 +98,7 @@ class Runs:
         if known is not None and known[0] == signature:
             return known[1]
         try:
-            record = read_run(path)
+            record = read_run(path, begun=True)
         except RequestError:  # deleted meanwhile
             return None
         self._read[path] = (signature, record)
@@ -112,6 +115,6 @@ def _entry(path: Path, name: str) -> tuple[str, int, int] | None:
 
 def _changed(path: Path) -> int:
     try:
-        return max((path / name).stat().st_mtime_ns for name in (CONFIG, METRICS) if (path / name).exists())
+        return max((path / name).stat().st_mtime_ns for name in (*BEGUN, METRICS) if (path / name).exists())
     except (OSError, ValueError):
         return 0

@@ -38,11 +38,15 @@ def board(
         problems = [
             f"{show_path(place)} is not a directory; name a run directory, or one that holds runs"
             for place in places
-            if not place.is_dir()
+            if not place.is_dir() and (runs or place.exists())
         ]
         if problems:
             raise RequestError(problems)
         server = BoardServer(Runs(places), lasting_token(cache_root() / "board-token"), port)
+    if not places[0].exists():
+        say(
+            "runs/ is not there yet; a run shows as soon as it begins", marker="note: ", style="bold yellow", error=True
+        )
     try:
         said = "the page is read only, and this machine's alone; Ctrl-C ends it"
         say(said, marker="board: ", style="bold", error=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wishbone.config.document import read_document, show_path
+from wishbone.config.run_directory import LOCK
 from wishbone.errors import RequestError
 from wishbone.paths import user_path
 
@@ -43,7 +44,7 @@ class RunRecord:
         guard: lines of `guard.jsonl` that are mappings.
         pairs: entries of `pairs.json` that are mappings.
         error_log: its last 20,000 characters, or empty.
-        status: "done", "failed" or "not finished", or another word from the summary.
+        status: "done", "failed", "not finished" or "starting", or another word from the summary.
         problems: what could not be read, one sentence each.
     """
 
@@ -60,14 +61,19 @@ class RunRecord:
     problems: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> RunRecord:
+def read_run(path: Path, *, begun: bool = False) -> RunRecord:
     """Read a run directory.
+
+    Args:
+        path: of the directory.
+        begun: also take one in which a run has begun and written no configuration yet; its status is "starting".
 
     Raises:
         RequestError: `path` is not a run directory; the message says what is missing.
     """
     path = user_path(path)
-    if not (path / CONFIG).is_file():
+    configured = (path / CONFIG).is_file()
+    if not configured and not (begun and (path / LOCK).is_file()):
         raise RequestError(_not_a_run(path))
     problems: list[str] = []
     summary = _read_json(path / SUMMARY, dict, problems)
@@ -75,7 +81,7 @@ def read_run(path: Path) -> RunRecord:
     error_log = _read_text(path / ERROR_LOG, problems)[-20_000:]
     return RunRecord(
         path=path,
-        config=_read_config(path / CONFIG, problems),
+        config=_read_config(path / CONFIG, problems) if configured else {},
         environment=_read_json(path / ENVIRONMENT, dict, problems),
         summary=summary,
         metrics=_read_metrics(path / METRICS, problems),
@@ -85,7 +91,7 @@ def read_run(path: Path) -> RunRecord:
             pair for pair in _listed(_read_json(path / PAIRS, dict, problems).get("pairs")) if isinstance(pair, dict)
         ],
         error_log=error_log,
-        status=_status(path, summary, failed=bool(error_log)),
+        status=_status(path, summary, failed=bool(error_log)) if configured else "starting",
         problems=problems,
     )
 

@@ -22,6 +22,7 @@ STATUS = {
     "done": "done",
     "failed": "failed",
     "not finished": "not finished: still running, or stopped",
+    "starting": "starting: reads its pairs and its model",
 }
 FORMS = {
     "shared_prefix": "each prompt once, shared by both answers",

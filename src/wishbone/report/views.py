@@ -200,6 +200,9 @@ def _version(step: int, text: str) -> Markup:
 def next_steps(record: RunRecord) -> Markup:
     """Commands that use the result, or that continue a run that has none."""
     name = shlex.quote(str(record.path))
+    if record.status == "starting":
+        said = "The run reads its pairs and its model, and measures the held-out pairs. Curves follow."
+        return section("What next", element("p", said, class_="hint"))
     if record.status != "done":
         said = "The run is not done. Where it was stopped, its own command with --resume continues it."
         return section("What next", element("p", said, class_="hint"))
