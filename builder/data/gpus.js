@@ -112,6 +112,36 @@
   "measured": null,
   "source": "Turing GPU architecture, NVIDIA 2018, and GeForce RTX 20 comparison; tensor rate with sums in float32: four times that of float32"
  },
+ "RTX 2060 Laptop": {
+  "memory_gib": 6.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 18.4,
+  "bandwidth_gbs": 336,
+  "measured": null,
+  "source": "1,920 CUDA cores at 1,200 MHz, 192 bit at 14 Gbps (NVIDIA's announcement, techquila.co.in 2019); tensor rate four times that of float32 as in Turing GPU architecture, NVIDIA 2018; at the largest power limit"
+ },
+ "RTX 2070 Laptop": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 26.5,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "2,304 CUDA cores at 1,440 MHz, 256 bit at 14 Gbps (NVIDIA's announcement, techquila.co.in 2019); tensor rate four times that of float32 as in Turing GPU architecture, NVIDIA 2018; at the largest power limit"
+ },
+ "RTX 2080 Laptop": {
+  "memory_gib": 8.0,
+  "capability": 7.5,
+  "bf16_tflops": null,
+  "fp8_tflops": null,
+  "fp16_tflops": 37.4,
+  "bandwidth_gbs": 448,
+  "measured": null,
+  "source": "2,944 CUDA cores at 1,590 MHz, 256 bit at 14 Gbps (NVIDIA's announcement, tech-review.net 2019); tensor rate four times that of float32 as in Turing GPU architecture, NVIDIA 2018; at the largest power limit"
+ },
  "A10": {
   "memory_gib": 22.49,
   "capability": 8.6,
@@ -282,15 +312,35 @@
   "measured": null,
   "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32"
  },
+ "RTX 3050 Laptop 4GB": {
+  "memory_gib": 4.0,
+  "capability": 8.6,
+  "bf16_tflops": 14.3,
+  "fp8_tflops": null,
+  "fp16_tflops": 14.3,
+  "bandwidth_gbs": 192,
+  "measured": null,
+  "source": "2,048 CUDA cores at 1,740 MHz, 128 bit at 12 Gbps (80 W, hmc-tech.com); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
+ },
+ "RTX 3050 Ti Laptop": {
+  "memory_gib": 4.0,
+  "capability": 8.6,
+  "bf16_tflops": 17.4,
+  "fp8_tflops": null,
+  "fp16_tflops": 17.4,
+  "bandwidth_gbs": 192,
+  "measured": null,
+  "source": "2,560 CUDA cores at 1,695 MHz, 128 bit at 12 Gbps (80 W, notebookcheck.com); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
+ },
  "RTX 3060 Laptop": {
   "memory_gib": 6.0,
   "capability": 8.6,
-  "bf16_tflops": 26.2,
+  "bf16_tflops": 26.1,
   "fp8_tflops": null,
-  "fp16_tflops": 26.2,
+  "fp16_tflops": 26.1,
   "bandwidth_gbs": 336,
   "measured": null,
-  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "3,840 CUDA cores at 1,702 MHz, 192 bit at 14 Gbps (115 W, hardwaretimes.com 2021); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
  },
  "RTX 3070 Laptop": {
   "memory_gib": 8.0,
@@ -300,7 +350,7 @@
   "fp16_tflops": 33.2,
   "bandwidth_gbs": 448,
   "measured": null,
-  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "5,120 CUDA cores at 1,620 MHz, 256 bit at 14 Gbps (125 W, hardwaretimes.com 2021); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
  },
  "RTX 3080 Laptop 8GB": {
   "memory_gib": 8.0,
@@ -310,7 +360,7 @@
   "fp16_tflops": 42.0,
   "bandwidth_gbs": 448,
   "measured": null,
-  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "6,144 CUDA cores at 1,710 MHz, 256 bit at 14 Gbps (150 W, hardwaretimes.com 2021); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
  },
  "RTX 3080 Laptop 16GB": {
   "memory_gib": 16.0,
@@ -320,7 +370,7 @@
   "fp16_tflops": 42.0,
   "bandwidth_gbs": 448,
   "measured": null,
-  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "6,144 CUDA cores at 1,710 MHz, 256 bit at 14 Gbps (150 W, hardwaretimes.com 2021); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
  },
  "RTX 3080 Ti Laptop": {
   "memory_gib": 16.0,
@@ -330,7 +380,7 @@
   "fp16_tflops": 47.2,
   "bandwidth_gbs": 512,
   "measured": null,
-  "source": "GeForce RTX 30 comparison, NVIDIA, and Ampere GA102 GPU architecture v2, NVIDIA 2021; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "7,424 CUDA cores at 1,590 MHz, 256 bit at 16 Gbps (hardwareluxx.de 2022); tensor rate twice that of float32 as in Ampere GA102 GPU architecture v2, NVIDIA 2021; at the largest power limit"
  },
  "RTX 4060": {
   "memory_gib": 7.99,
@@ -440,7 +490,7 @@
   "fp16_tflops": 24.3,
   "bandwidth_gbs": 192,
   "measured": null,
-  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "2,560 CUDA cores at 2,370 MHz, 96 bit at 16 Gbps (NVIDIA's announcement, hardwarenexus.com 2023); tensor rate twice that of float32 as in Ada GPU architecture v2, NVIDIA 2023; at the largest power limit"
  },
  "RTX 4060 Laptop": {
   "memory_gib": 7.99,
@@ -450,7 +500,7 @@
   "fp16_tflops": 29.1,
   "bandwidth_gbs": 256,
   "measured": null,
-  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "3,072 CUDA cores at 2,370 MHz, 128 bit at 16 Gbps (NVIDIA's announcement, hardwarenexus.com 2023); tensor rate twice that of float32 as in Ada GPU architecture v2, NVIDIA 2023; at the largest power limit"
  },
  "RTX 4070 Laptop": {
   "memory_gib": 7.99,
@@ -460,7 +510,7 @@
   "fp16_tflops": 40.1,
   "bandwidth_gbs": 256,
   "measured": null,
-  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "4,608 CUDA cores at 2,175 MHz, 128 bit at 16 Gbps (NVIDIA's announcement, hardwarenexus.com 2023); tensor rate twice that of float32 as in Ada GPU architecture v2, NVIDIA 2023; at the largest power limit"
  },
  "RTX 4080 Laptop": {
   "memory_gib": 11.99,
@@ -470,7 +520,7 @@
   "fp16_tflops": 67.7,
   "bandwidth_gbs": 432,
   "measured": null,
-  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "7,424 CUDA cores at 2,280 MHz, 192 bit at 18 Gbps (NVIDIA's announcement, hardwarenexus.com 2023); tensor rate twice that of float32 as in Ada GPU architecture v2, NVIDIA 2023; at the largest power limit"
  },
  "RTX 4090 Laptop": {
   "memory_gib": 15.99,
@@ -480,7 +530,7 @@
   "fp16_tflops": 79.4,
   "bandwidth_gbs": 576,
   "measured": null,
-  "source": "GeForce RTX 40 comparison, NVIDIA, and Ada GPU architecture v2, NVIDIA 2023; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "9,728 CUDA cores at 2,040 MHz, 256 bit at 18 Gbps (NVIDIA's announcement, hardwarenexus.com 2023); tensor rate twice that of float32 as in Ada GPU architecture v2, NVIDIA 2023; at the largest power limit"
  },
  "RTX 6000 Ada": {
   "memory_gib": 47.99,
@@ -666,6 +716,16 @@
   "measured": null,
   "source": "RTX Blackwell GPU architecture, NVIDIA 2025"
  },
+ "RTX 5050 Laptop": {
+  "memory_gib": 7.96,
+  "capability": 12.0,
+  "bf16_tflops": 26.3,
+  "fp8_tflops": 52.6,
+  "fp16_tflops": 26.3,
+  "bandwidth_gbs": 384,
+  "measured": null,
+  "source": "2,560 CUDA cores at 2,572 MHz, 128 bit at 24 Gbps (NVIDIA's announcement, thedailystar.net and techspot.com 2025: cores and clock of the desktop card); tensor rate twice that of float32 as in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
+ },
  "RTX 5060 Laptop": {
   "memory_gib": 7.96,
   "capability": 12.0,
@@ -674,47 +734,47 @@
   "fp16_tflops": 33.2,
   "bandwidth_gbs": 384,
   "measured": null,
-  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "3,328 CUDA cores at 2,497 MHz, 128 bit at 24 Gbps (cores and memory: fpsbench.com; no published source was found for the clock); tensor rate twice that of float32 as in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
  "RTX 5070 Laptop": {
   "memory_gib": 7.96,
   "capability": 12.0,
-  "bf16_tflops": 43.3,
-  "fp8_tflops": 86.6,
-  "fp16_tflops": 43.3,
+  "bf16_tflops": 49.9,
+  "fp8_tflops": 99.8,
+  "fp16_tflops": 49.9,
   "bandwidth_gbs": 384,
   "measured": null,
-  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "4,608 CUDA cores, 798 AI TOPS, 128 bit at 24 Gbps (NVIDIA's announcement, neowin.net 2025); dense FP16 with sums in float32 is a sixteenth of AI TOPS, as for desktop cards in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
  "RTX 5070 Ti Laptop": {
   "memory_gib": 11.94,
   "capability": 12.0,
-  "bf16_tflops": 52.3,
-  "fp8_tflops": 104.6,
-  "fp16_tflops": 52.3,
+  "bf16_tflops": 62.0,
+  "fp8_tflops": 124.0,
+  "fp16_tflops": 62.0,
   "bandwidth_gbs": 672,
   "measured": null,
-  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "5,888 CUDA cores, 992 AI TOPS, 192 bit at 28 Gbps (NVIDIA's announcement, neowin.net 2025); dense FP16 with sums in float32 is a sixteenth of AI TOPS, as for desktop cards in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
  "RTX 5080 Laptop": {
   "memory_gib": 15.92,
   "capability": 12.0,
-  "bf16_tflops": 70.3,
-  "fp8_tflops": 140.6,
-  "fp16_tflops": 70.3,
+  "bf16_tflops": 83.4,
+  "fp8_tflops": 166.8,
+  "fp16_tflops": 83.4,
   "bandwidth_gbs": 896,
   "measured": null,
-  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "7,680 CUDA cores, 1,334 AI TOPS, 256 bit at 28 Gbps (NVIDIA's announcement, neowin.net 2025); dense FP16 with sums in float32 is a sixteenth of AI TOPS, as for desktop cards in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
  "RTX 5090 Laptop": {
   "memory_gib": 23.88,
   "capability": 12.0,
-  "bf16_tflops": 90.7,
-  "fp8_tflops": 181.4,
-  "fp16_tflops": 90.7,
+  "bf16_tflops": 114.0,
+  "fp8_tflops": 228.0,
+  "fp16_tflops": 114.0,
   "bandwidth_gbs": 896,
   "measured": null,
-  "source": "GeForce RTX 50 comparison, NVIDIA, and RTX Blackwell GPU architecture, NVIDIA 2025; tensor rate as there: twice that of float32; at the largest boost clock, which the power limit of a laptop lowers"
+  "source": "10,496 CUDA cores, 1,824 AI TOPS, 256 bit at 28 Gbps (NVIDIA's announcement, neowin.net 2025); dense FP16 with sums in float32 is a sixteenth of AI TOPS, as for desktop cards in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
  "RTX PRO 6000 Blackwell": {
   "memory_gib": 95.59,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import assumed_gpu, find_gpu, known_gpus
+from wishbone.planning.gpus import Gpu, assumed_gpu, find_gpu, known_gpus
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_whole_name_assumes_nothing():
 
 def test_figures_hang_together():
     for gpu in known_gpus().values():
-        assert 5 < gpu.memory_gib < 300
+        assert 3 < gpu.memory_gib < 300
         assert 150 < gpu.bandwidth_gbs < 10_000
         assert (gpu.bf16_tflops is not None) == (gpu.capability >= 8.0)
         assert (gpu.fp8_tflops is not None) == (gpu.capability >= 8.9)
@@ -99,3 +101,29 @@ def test_figures_hang_together():
             assert gpu.fp8_tflops == pytest.approx(2 * gpu.bf16_tflops, rel=0.02)
         assert gpu.source
     assert find_gpu("H200").measured is not None
+
+
+LAPTOPS = [gpu for gpu in known_gpus().values() if "Laptop" in gpu.name]
+
+
+@pytest.mark.parametrize("gpu", LAPTOPS, ids=lambda gpu: gpu.name)
+def test_figures_of_laptops_follow_from_what_their_source_says(gpu: Gpu):
+    """Cores times clock times two, times what a tensor core adds; or NVIDIA's AI TOPS, of sparse FP4, over 16."""
+    found = re.match(
+        r"([\d,]+) CUDA cores(?: at ([\d,]+) MHz)?(?:, ([\d,]+) AI TOPS)?, (\d+) bit at (\d+) Gbps \(.+?\); ",
+        gpu.source,
+    )
+    assert found is not None, gpu.source
+    cores, clock, tops, bits, speed = (int(text.replace(",", "")) if text else None for text in found.groups())
+    assert cores and bits and speed
+    factor = 4 if gpu.capability == 7.5 else 2
+    rate = tops / 16 if tops else 2 * cores * (clock or 0) * factor / 1e6
+    assert gpu.fp16_tflops == pytest.approx(rate, abs=0.06)
+    assert gpu.bf16_tflops in (None, gpu.fp16_tflops) and (gpu.bf16_tflops is None) == (gpu.capability < 8)
+    assert (gpu.fp8_tflops is None) == (gpu.capability < 8.9)
+    assert gpu.fp8_tflops is None or gpu.fp8_tflops == pytest.approx(2 * gpu.fp16_tflops, abs=0.11)
+    assert gpu.bandwidth_gbs == bits * speed / 8
+
+
+def test_every_series_of_geforce_cards_has_laptops():
+    assert {gpu.name.split()[1][:2] for gpu in LAPTOPS} == {"20", "30", "40", "50"}
