@@ -2,7 +2,8 @@
 /* A plan in words: what the page shows of it. Numbers come from the planner; here they get their names. */
 {
   const {
-    AS_ASKED, GIB, RequestError, advise, alternatives, constants, planned, sources, targetOf, valueText, weightsOf, write,
+    AS_ASKED, GIB, RequestError, advise, alternatives, constants, knownShape, modelNames, nearest, planned, sources, targetOf,
+    valueText, weightsOf, write,
   } = globalThis.wishbone;
   const { COMMANDS } = constants["cli.init"];
   const { SPARE } = constants["engine.fitting"];
@@ -127,6 +128,14 @@
     }
   }
 
+  /** A question for the size of a model that nothing is known of, or null. */
+  function sizeAsked({ model, parameters_billion: billion }, pasted) {
+    if (pasted !== null || billion !== null || knownShape(model) !== null) return null;
+    const near = nearest(model, modelNames);
+    const other = near ? `Did you mean ${near}? If not: how` : "How";
+    return `${other} large is ${model.trim() || "the model"}? Give its parameters in billions, such as 8 for a model with 8B in its name, or paste its config.json, both under “Another model”.`;
+  }
+
   /** What the page shows of a situation, and `file(format)`: name, text and command, or the problem with it. */
   function describePlan(situation, pasted) {
     const outcome = advise(situation, () => pasted);
@@ -154,5 +163,5 @@
     };
   }
 
-  globalThis.wishbone = { ...globalThis.wishbone, describePlan };
+  globalThis.wishbone = { ...globalThis.wishbone, describePlan, sizeAsked };
 }

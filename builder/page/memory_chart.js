@@ -7,6 +7,7 @@
   const ROW = { first: 40, other: 16 };
   const GAP = 26;
   const TOP = 24;
+  const OVER = 2; // how far lines reach beyond a bar
 
   /** A step of 1, 2 or 5 times a power of ten that makes at most `most` marks up to `end`. */
   function markStep(end, most) {
@@ -43,11 +44,13 @@
     const marks = svg("g");
     picture.append(svg("defs", {}, hatch), marks);
     const names = svg("g");
+    const beside = []; // where bars are, and lines may be; names stand between
     let top = TOP;
     rows.forEach((row, index) => {
       const height = index ? ROW.other : ROW.first;
+      beside.push({ from: top + 20 - OVER, to: top + 20 + height + OVER });
       const total = `${(row.total / GIB).toFixed(1)} GiB`;
-      names.append(svg("text", { class: "name", x: 0, y: top + 14 }, row.name, svg("tspan", { class: "total", dx: 8 }, total)));
+      names.append(svg("text", { class: "name", x: 0, y: top + 13 }, row.name, svg("tspan", { class: "total", dx: 8 }, total)));
       picture.append(bar(row, top + 20, height, scale, limit));
       top += 20 + height + GAP - 8;
     });
@@ -55,15 +58,17 @@
     const step = markStep(largest, width < 500 ? 4 : 8);
     for (let at = 0; at <= largest; at += step) {
       marks.append(
-        svg("line", { class: "grid", x1: at * scale, x2: at * scale, y1: TOP, y2: end }),
+        ...beside.map(({ from, to }) => svg("line", { class: "grid", x1: at * scale, x2: at * scale, y1: from, y2: to })),
         svg("text", { x: at * scale, y: end + 16, "text-anchor": at ? "middle" : "start" }, at ? String(at) : "0 GiB"),
       );
     }
     if (limit !== null) {
-      marks.append(svg("rect", { class: "reserve", x: room * scale, y: TOP, width: (limit - room) * scale, height: end - TOP }));
+      marks.append(...beside.map(({ from, to }) =>
+        svg("rect", { class: "reserve", x: room * scale, y: from, width: (limit - room) * scale, height: to - from })));
       const anchor = limit / largest > 0.8 ? "end" : limit / largest < 0.2 ? "start" : "middle";
       picture.append(
-        svg("line", { class: "limit", x1: limit * scale, x2: limit * scale, y1: 17, y2: end }),
+        svg("line", { class: "limit", x1: limit * scale, x2: limit * scale, y1: 16, y2: 16 + OVER }),
+        ...beside.map(({ from, to }) => svg("line", { class: "limit", x1: limit * scale, x2: limit * scale, y1: from, y2: to })),
         svg("text", { class: "limit-name", x: limit * scale, y: 12, "text-anchor": anchor }, `card ${limit.toFixed(1)} GiB`),
       );
     }

@@ -6,7 +6,7 @@
 {
   const {
     assumedGpu, checkSituation, copyText, describePlan, downloadText, drawMemory, drawRow, fillChoices, findGpu, firstAnswers,
-    fromHash, gpuGroups, gpuNames, modelNames, NO_GPU, pastedShape, readForm, RequestError, showProblems, themeSwitch, toAnswers,
+    fromHash, gpuGroups, gpuNames, modelNames, NO_GPU, pastedShape, readForm, RequestError, showProblems, sizeAsked, themeSwitch, toAnswers,
     toHash, writeAdvice, writeFigures, writeForm, writeMemory,
   } = globalThis.wishbone;
 
@@ -56,6 +56,9 @@
     const answers = readForm(form, firstAnswers);
     at("reference-model-field").hidden = answers.reference !== "given";
     if (answers.reference !== "given") answers.reference_model = "";
+    at("gpu-numbers").hidden = answers.gpu === NO_GPU;
+    if (answers.gpu === NO_GPU) Object.assign(answers, { gpu_memory_gib: firstAnswers.gpu_memory_gib, gpus: firstAnswers.gpus });
+    at("memory-heading").textContent = answers.gpu === NO_GPU ? "Main memory" : "Memory of one GPU";
     drawRow(at("row-picture"), Number(answers.prompt_tokens), Number(answers.completion_tokens));
     const pasted = pastedShape(answers.shape);
     history.replaceState(null, "", toHash({ ...answers, shape: pasted.fields ?? "" }, firstAnswers) || location.pathname + location.search);
@@ -64,6 +67,12 @@
     if (pasted.problem) found.shape = pasted.problem;
     showProblems(form, found);
     if (situation === null || pasted.problem) return clear(["Some answers are missing or cannot be; they are marked."]);
+    const asked = sizeAsked(situation, pasted.shape);
+    if (asked !== null) {
+      showProblems(form, { ...found, model: asked });
+      if (document.activeElement !== at("model")) at("own-shape").open = true; // not while a name is typed
+      return clear(["The size of the model is not known; the question is beside its name."]);
+    }
     try {
       shown = describePlan(situation, pasted.shape);
     } catch (refused) {
@@ -110,6 +119,7 @@
     at("own-shape").open = at("shape").value !== "" || at("parameters_billion").value !== "";
     update();
     form.addEventListener("input", update);
+    at("model").addEventListener("blur", update);
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", (event) => {
       event.preventDefault();
