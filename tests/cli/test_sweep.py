@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
-from wishbone.cli.sweep import grid, split_values
+from wishbone.cli.grid import grid, split_values
 from wishbone.errors import RequestError
 
 CONFIG = """\
@@ -78,6 +78,8 @@ def test_wrong_values_are_refused_before_any_run(workplace: Path):
     assert not (workplace / "s").exists()
     listed = sweep("preference.beta=0.1,0.2", "--output", "s", "--dry-run")
     assert listed.exit_code == 0 and "2. preference.beta=0.2" in listed.stderr
+    data = json.loads(sweep("preference.beta=0.1,0.2", "--output", "s", "--dry-run", "--json").stdout)
+    assert [one["overrides"] for one in data] == [["preference.beta=0.1"], ["preference.beta=0.2"]]
 
 
 @pytest.mark.long
@@ -96,4 +98,7 @@ def test_two_runs_share_one_store_and_are_not_run_twice(workplace: Path):
         assert store.execute("select count(*) from sqlite_master").fetchone()[0] > 0
     again = sweep("preference.beta=0.1,0.2", "--output", "s", "--json")
     assert again.exit_code == 0 and again.stderr.count("done before") == 2
+    (workplace / "tiny.yaml").write_text(CONFIG.replace("max_steps: 1", "max_steps: 1, learning_rate: 1.0e-5"))
+    other = sweep("preference.beta=0.1,0.2", "--output", "s")
+    assert other.exit_code == 2 and other.stderr.count("is done, with training.learning_rate: 5e-06 instead of") == 2
     assert json.loads(again.stdout) == rows

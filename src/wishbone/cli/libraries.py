@@ -7,10 +7,12 @@ several times, so only the first one prints notes. The others print errors alone
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import warnings
+from contextlib import redirect_stdout
 
 from wishbone.cli.console import say
 from wishbone.process_threads import let_waiting_threads_sleep
@@ -33,9 +35,13 @@ def settle_libraries() -> None:
     let_waiting_threads_sleep()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends a package that Wishbone does not use
+    if os.environ.get("WANDB_MODE") == "offline":  # transformers prints that it is, at its import
+        with redirect_stdout(sys.stderr):
+            importlib.import_module("transformers.integrations.integration_utils")
     if not (sys.stderr.isatty() and is_first_process()):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws without asking, as for GGUF files
     own = logging.getLogger("wishbone")
     own.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     own.propagate = False

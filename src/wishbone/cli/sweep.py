@@ -8,14 +8,11 @@ others read them. What is done is not done again: the same command goes on where
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +20,10 @@ import typer
 from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
+from wishbone.cli.grid import OWN, Combination, grid
 from wishbone.cli.request import requested
 from wishbone.cli.result import result_data
+from wishbone.config.document import show, show_path
 from wishbone.config.load import load_config
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE
 from wishbone.config.schema import RunConfig
@@ -34,21 +33,12 @@ from wishbone.report.run_directory import read_run
 from wishbone.run.preflight import check_access
 from wishbone.strict_json import without_nan
 
-MOST_RUNS = 500
 INTERRUPTED = 130
 TABLE = "sweep.json"
 SHOWN = {"loss": "Loss", "rewards/accuracies": "Accuracy", "rewards/margins": "Margin"}
 """Held-out metrics of the table."""
-OWN = ("output.dir", "training.reference_store")
-
-
-@dataclass(frozen=True)
-class Combination:
-    """One run of a grid: a name for its directory, and its overrides; `varied` are those of the grid, by short name."""
-
-    name: str
-    overrides: list[str]
-    varied: dict[str, str]
+OPEN = {*OWN, "output.report_to", "output.answers", "data.template"}
+"""Settings of a run that is done which may differ: places, what is logged, and a template that the run has found."""
 
 
 def sweep(
@@ -73,12 +63,17 @@ def sweep(
     with requested():
         combinations = grid(settings)
         configs = _checked(config_path, combinations, output)
+        _refuse_other_runs(combinations, configs, output)
         shared = _store(configs, settings, output)
         check_access(
             configs[0].model_copy(update={"output": configs[0].output.model_copy(update={"dir": str(output)})})
         )
     said = f"{counted(len(combinations), 'run')} in {output}"
     say(said + (f", one reference store ({shared})" if shared else ""), marker="sweep: ", style="bold", error=True)
+    if dry_run and as_json:
+        runs = [{"run": str(output / one.name), "overrides": one.overrides} for one in combinations]
+        typer.echo(json.dumps(runs, indent=2))
+        return
     if dry_run:
         for at, one in enumerate(combinations, 1):
             say(f"{at}. {' '.join(one.overrides)}", error=True)
@@ -106,70 +101,6 @@ def sweep(
         raise typer.Exit(next((status for status in outcomes.values() if status), 1))
 
 
-def grid(settings: Sequence[str]) -> list[Combination]:
-    """Return every combination of settings, the last one changing fastest.
-
-    Raises:
-        RequestError: a setting has no value or stands twice, or there are more than `MOST_RUNS` combinations.
-    """
-    values: dict[str, list[str]] = {}
-    problems = []
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        name = name.strip()
-        if not equals or not text.strip() or name.count(".") != 1:
-            problems.append(f"{setting!r}: write it as section.key=value,value, such as preference.beta=0.05,0.1")
-        elif name in values:
-            problems.append(f"{name} stands twice; write its values with commas between them")
-        elif name in OWN:
-            problems.append(f"{name} is the sweep's own: --output names its directory, and all runs share one store")
-        else:
-            values[name] = split_values(text)
-    if problems:
-        raise RequestError(problems)
-    count = 1
-    for found in values.values():
-        count *= len(found)
-    if count > MOST_RUNS:
-        raise RequestError(f"{count:,} runs are more than {MOST_RUNS}; give fewer values")
-    varied = [name for name, found in values.items() if len(found) > 1]
-    combinations = []
-    for chosen in product(*values.values()):
-        pairs = dict(zip(values, chosen, strict=True))
-        shown = {name.partition(".")[2]: pairs[name] for name in varied}
-        words = [f"{key}-{_word(value)}" for key, value in shown.items()]
-        overrides = [f"{name}={value}" for name, value in pairs.items()]
-        combinations.append(Combination("_".join(words) or "run", overrides, shown))
-    names = [one.name for one in combinations]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise RequestError(f"the same values stand twice: {', '.join(sorted(twice))}; give each value once")
-    return combinations
-
-
-def split_values(text: str) -> list[str]:
-    """Return the values of a text, divided at commas outside of brackets and quotes."""
-    values, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter in "[{":
-            depth += 1
-        elif letter in "]}":
-            depth -= 1
-        elif letter == "," and depth == 0:
-            values.append("")
-            continue
-        values[-1] += letter
-    return [value.strip() for value in values]
-
-
-def _word(value: str) -> str:
-    """A value as part of a directory's name."""
-    return re.sub(r"[^\w.+-]+", "-", value).strip("-")[:60] or "empty"
-
-
 def _checked(path: Path, combinations: Sequence[Combination], output: Path) -> list[RunConfig]:
     """The configuration of each run; raises the problems of all of them, each once."""
     configs: list[RunConfig] = []
@@ -184,6 +115,38 @@ def _checked(path: Path, combinations: Sequence[Combination], output: Path) -> l
     if problems:
         raise RequestError(list(problems))
     return configs
+
+
+def _refuse_other_runs(combinations: Sequence[Combination], configs: Sequence[RunConfig], output: Path) -> None:
+    """Refuse a directory whose finished runs had other settings than these: the table would mix the two.
+
+    Raises:
+        RequestError: with a sentence for each such run.
+    """
+    problems = []
+    for one, config in zip(combinations, configs, strict=True):
+        directory = output / one.name
+        if not _is_done(directory):
+            continue  # what goes on from a checkpoint is compared by the run itself
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            before = _settings(load_config(directory / CONFIG_FILE))
+        now = _settings(config)
+        if changed := [name for name in now if name not in OPEN and before.get(name, now[name]) != now[name]]:
+            name = changed[0]
+            more = f", and {counted(len(changed) - 1, 'other setting')}" if len(changed) > 1 else ""
+            problems.append(
+                f"{show_path(directory)} is done, with {name}: {show(before[name])} instead of {show(now[name])}{more}"
+                "; name another directory with --output, or delete this one"
+            )
+    if problems:
+        raise RequestError(problems)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Settings by their dotted names, as values of JSON."""
+    sections = config.model_dump(mode="json").items()
+    return {f"{section}.{name}": value for section, fields in sections for name, value in fields.items()}
 
 
 def _store(configs: Sequence[RunConfig], settings: Sequence[str], output: Path) -> Path | None:

@@ -208,6 +208,7 @@ def _in_sixteen_bits(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             "quantized now; save the adapter itself, or train it on 16-bit weights"
         )
     config.init_lora_weights = True
+    config.base_model_name_or_path = base.name_or_path or None  # as PEFT sets it, which warns where it was another
     whole: nn.Module = get_peft_model(base, config)
     weights = get_peft_model_state_dict(model, adapter_name=adapters[0], save_embedding_layers=False)
     prefix = "base_model.model."

@@ -92,6 +92,7 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     """
     config = _saved_config(directory)
     config.inference_mode = not trainable
+    config.base_model_name_or_path = base.name_or_path or None  # as PEFT sets it, which warns where it was another
     if not (directory / WEIGHTS).is_file():
         raise RequestError(f"{str(directory)!r} has no {WEIGHTS}; save the adapter again, as safetensors")
     try:
