@@ -51,7 +51,7 @@ OURS = {
     "data/chat_template.py:_interruption": "a timer that was made there",
     "data/formats/paired.py:openai": "its own columns of a row",
     "data/row_reader.py:RowReader._finish": "a refusal that was made there",
-    "run/tracker_texts.py:tensorboard_callback": "a callback that was made there",
+    "run/trackers.py:_tensorboard": "a callback that was made there",
     "fused/linear.py:FusedLinears.running": "its own layers",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/fp8_linear.py:FP8Linear.dequantized": "a layer that was made there",
@@ -107,7 +107,7 @@ PUBLIC = {"grad"}
 
 PRIVATE = re.compile(r"_[A-Za-z]\w*")
 REGISTERS = re.compile(
-    r"(\.|^)register(_\w+)?$|saved_tensors_hooks$|^FunctionType$|^InstanceAttributes$|\bmallopt$|^signal\.signal$"
+    r"(\.|^)register(_\w+)?$|saved_tensors_hooks$|^FunctionType$|^InstanceAttributes$|\bmallopt$|^signal\.signal$|\.addFilter$"
 )
 SETS = re.compile(r"^(setattr|delattr|object\.__setattr__)$|(__dict__|vars\(.*\))\.(pop|update|setdefault)$")
 ENVIRONMENT = re.compile(r"os\.environ\.(setdefault|update|pop)$|os\.putenv$")
@@ -242,6 +242,7 @@ def test_every_row_of_the_page_names_a_test_that_exists() -> None:
         ("os.environ.setdefault('A', '1')", "calls os.environ.setdefault"),
         ("AttentionInterface.register('a', f)", "calls AttentionInterface.register"),
         ("FunctionType(code, {})", "calls FunctionType"),
+        ("logger.addFilter(f)", "calls logger.addFilter"),
         ("from torch._inductor import config", "imports _inductor"),
     ],
 )

@@ -18,6 +18,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
         "wishbone.phases",
         "wishbone.version",
         "wishbone.process_memory",
+        "wishbone.process_logs",
         "wishbone.process_threads",
         "wishbone.strict_json",
     ],
