@@ -22,7 +22,7 @@ def test_one_line_is_left_out_and_the_others_stay(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage() for record in caplog.records] == ["Failed to load something else"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_script_that_loads_bitsandbytes_through_wishbone_is_not_advised() -> None:
     pytest.importorskip("bitsandbytes")
     program = "from wishbone import FastLanguageModel; import bitsandbytes"
