@@ -126,14 +126,15 @@ def child(*arguments: Any, **options: Any) -> Iterator[Child]:
 
 def _environment(scratch: Path, own: Mapping[str, str]) -> dict[str, str]:
     places = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = {name: value for name, value in os.environ.items() if name != "WISHBONE_REFERENCE_STORE"}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(places),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_DATASETS_CACHE": str(scratch / "datasets"),
         "TOKENIZERS_PARALLELISM": "false",
-        "WISHBONE_REFERENCE_STORE": str(scratch / "references.sqlite"),
+        "WISHBONE_CACHE": str(scratch / "cache"),  # a store that nobody asked for by name: Wishbone decides on it
         **own,
     }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.commands import log_probabilities, reference_store
+from benchmarks.harness.children import _environment
 from benchmarks.harness.neighbours import Neighbours
 from benchmarks.harness.pairs import read_pairs, split_pairs, write_pairs
 from benchmarks.harness.results import Results
@@ -28,6 +29,14 @@ def test_pairs_are_taken_from_both_ends(tmp_path: Path):
     assert split_pairs(str(data), 2, 0)["heldout"] == []
     with pytest.raises(SystemExit, match=r"has 5 pairs, fewer than 4 \+ 2"):
         split_pairs(str(data), 4, 2)
+
+
+def test_nobody_names_a_reference_store_for_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # a store that is named is used in FP8, too, and stored values put the noise of two passes into later epochs
+    monkeypatch.setenv("WISHBONE_REFERENCE_STORE", "named.sqlite")
+    environment = _environment(tmp_path, {"OWN": "1"})
+    assert "WISHBONE_REFERENCE_STORE" not in environment and environment["OWN"] == "1"
+    assert Path(environment["WISHBONE_CACHE"]).is_relative_to(tmp_path)
 
 
 def test_differences_of_log_probabilities_are_summed_by_completion():
