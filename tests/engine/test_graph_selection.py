@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from tiny import tiny_model
 
 from wishbone.engine.execution import EVERYTHING, Execution, Room
-from wishbone.engine.graph_selection import HELD_ROWS, RECORDED, keeps_all, recorded_lengths, with_cuda_graphs
+from wishbone.engine.graph_selection import (
+    HELD_ROWS,
+    RECORDED,
+    Lengths,
+    keeps_all,
+    lengths_by_count,
+    with_cuda_graphs,
+    worthwhile,
+)
 from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
 from wishbone.model.adapter import add_adapter
@@ -32,7 +41,7 @@ def test_rows_of_steps_to_come_are_those_that_packing_makes() -> None:
 def test_most_rows_are_padded_little() -> None:
     draw = np.random.default_rng(1)
     tokens = np.exp(draw.normal(6.5, 0.8, 2000)).astype(int)
-    lengths = recorded_lengths(likely_rows(tokens, 8, 32768), 128)
+    lengths = lengths_by_count(likely_rows(tokens, 8, 32768), 128)[-1].lengths
     assert len(lengths) <= RECORDED and lengths == sorted(lengths) and not any(n % 128 for n in lengths)
     rows = [int(draw.choice(tokens, 8).sum()) for _ in range(500)]
     padded = [padded_length(row, lengths) for row in rows]
@@ -58,7 +67,29 @@ def test_recordings_need_memory_for_a_second_row() -> None:
 
 
 def test_one_length_serves_a_data_set_of_one() -> None:
-    assert recorded_lengths(likely_rows(np.array([70]), 1, 8192), 128) == [128]
+    assert lengths_by_count(likely_rows(np.array([70]), 1, 8192), 128) == [Lengths([128], 1.0)]
+
+
+def test_each_number_of_lengths_pads_least() -> None:
+    rows = np.array([1, 1, 1, 2, 4, 4, 5, 7])
+    choices = lengths_by_count(rows, 1)
+    for choice in choices:
+        sets = (set(few) | {7} for few in combinations(range(1, 7), len(choice.lengths) - 1))
+        totals = [sum(padded_length_of(row, few) for row in rows) for few in sets]
+        assert sum(padded_length_of(row, set(choice.lengths)) for row in rows) == min(totals)
+        assert choice.padding == min(totals) / rows.sum()
+    assert [len(choice.lengths) for choice in choices] == [1, 2, 3, 4, 5]
+
+
+def padded_length_of(row: int, lengths: set[int]) -> int:
+    return min(length for length in lengths if length >= row)
+
+
+def test_a_longer_run_records_more_lengths_and_a_short_one_none() -> None:
+    choices = [Lengths([900], 1.2), Lengths([600, 900], 1.1), Lengths([500, 700, 900], 1.05)]
+    numbers = [len(worthwhile(choices, rows, run=1.0, replay=0.5, recording=4.0)) for rows in (9, 11, 79, 81, 159, 161)]
+    assert numbers == [0, 1, 1, 2, 2, 3]
+    assert worthwhile(choices, 1e6, run=0.5, replay=0.5, recording=0.1) == []  # padding takes what replaying gains
 
 
 def test_tables_of_another_row_take_the_place() -> None:

@@ -3,7 +3,10 @@
 A row is padded to the next length that has a graph. Rows of steps to come are drawn from the data set, and the few
 lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU waits for
 the host, which the timing of one row shows, and where the run gains more time than recording takes, which shows once
-the usual length is recorded and replayed.
+the usual length is recorded and replayed. A short run records fewer lengths and pads more: with R rows to come, t_run
+and t_replay seconds of a row, s of a recording and p_m the padded over the plain tokens with m lengths,
+
+    m = argmin ( m s + R t_replay p_m ),        recorded where that is below R t_run.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,8 @@ RECORDED = 24
 LEAST_PADDING = 1.01
 """Tokens with padding over tokens without, at or below which no further length is recorded."""
 
-RUNS_A_RECORDING = 2
-"""A recording takes at least as long as running this many rows."""
+LEAST_ROWS = 24
+"""Rows to come below which finding out whether recording pays takes longer than it could save."""
 
 HELD_ROWS = 2
 """Rows whose activations are in memory at a time: those of the recordings, and those of a row that is run."""
@@ -65,14 +68,15 @@ def with_cuda_graphs(
     """
     policy = step.policy
     rows = likely_rows(tokens, pairs_a_step, execution.token_budget)
-    lengths = recorded_lengths(rows, policy.row_multiple)
+    choices = lengths_by_count(rows, policy.row_multiple)
+    lengths = choices[-1].lengths
     obstacle = _obstacle(policy, execution, lengths[-1])
     if obstacle is not None:
         if wanted == "on":
             logger.warning("No CUDA graph is recorded, because %s.", obstacle)
         return execution
     rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
-    if wanted == "auto" and rows_to_come < RUNS_A_RECORDING * len(lengths):
+    if wanted == "auto" and rows_to_come < LEAST_ROWS:
         return execution
     trial = Trial(step, int(tokens.max()))
     usual = min(length for length in lengths if length >= np.median(rows))
@@ -84,10 +88,12 @@ def with_cuda_graphs(
     chosen = execution
     try:
         seconds = _record(trial, replaying, graphs, [usual])
-        gained = (run.total - trial.timing(usual, replaying).total) * rows_to_come
-        if wanted == "on" or gained >= seconds * len(lengths):
+        if wanted == "auto":
+            replay = trial.timing(usual, replaying).total
+            lengths = worthwhile(choices, rows_to_come, run=run.total, replay=replay, recording=seconds)
+        if lengths:
             seconds += _record(trial, replaying, graphs, lengths)
-            logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(lengths), seconds)
+            logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(graphs.lengths), seconds)
             chosen = replaying
     except RuntimeError as error:
         logger.warning("No CUDA graph is recorded: %s.", str(error).partition("\n")[0])
@@ -97,23 +103,54 @@ def with_cuda_graphs(
     return chosen
 
 
-def recorded_lengths(rows: np.ndarray[Any, Any], multiple: int) -> list[int]:
-    """Return the lengths, ascending multiples of `multiple`, that rows as long as these are padded to.
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths to record.
 
-    They are the few that pad these rows least. With u_1 < u_2 < ... the lengths that occur and n_ij the number of rows
-    from u_i to u_j, the least total of m lengths with u_j as the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}.
+    Attributes:
+        lengths: ascending; the last one holds the longest row.
+        padding: tokens of rows that are padded to them over tokens of rows that are padded to the next multiple.
+    """
+
+    lengths: list[int]
+    padding: float
+
+
+def lengths_by_count(rows: np.ndarray[Any, Any], multiple: int) -> list[Lengths]:
+    """Return, for one length, two lengths and so on, those that pad rows as long as these least.
+
+    They are multiples of `multiple`. With u_1 < u_2 < ... the lengths that occur and n_ij the number of rows from u_i
+    to u_j, the least total of m lengths with u_j as the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}. The last
+    ones returned pad by `LEAST_PADDING` at most, or are `RECORDED` in number.
     """
     lengths, counts = np.unique(-(-rows // multiple) * multiple, return_counts=True)
     before = np.concatenate([[0], counts.cumsum()])
     totals = np.where(np.tri(len(lengths), dtype=bool).T, lengths * (before[1:] - before[:-1, None]), np.inf)
     least, chosen = totals[0], [[length] for length in lengths.tolist()]
     unpadded = float(lengths @ counts)
-    while len(chosen[-1]) < min(RECORDED, len(lengths)) and least[-1] > LEAST_PADDING * unpadded:
+    found = [Lengths(chosen[-1], least[-1] / unpadded)]
+    while len(found) < min(RECORDED, len(lengths)) and found[-1].padding > LEAST_PADDING:
         candidates = least[:-1, None] + totals[1:]
         previous = candidates.argmin(axis=0)
         chosen = [[*chosen[i], length] for i, length in zip(previous, lengths.tolist(), strict=True)]
         least = candidates.min(axis=0)
-    return chosen[-1]
+        found.append(Lengths(chosen[-1], least[-1] / unpadded))
+    return found
+
+
+def worthwhile(choices: Sequence[Lengths], rows: float, *, run: float, replay: float, recording: float) -> list[int]:
+    """Return the lengths with which the rows to come end first, recording included; none where running them does.
+
+    Args:
+        choices: what to choose from.
+        rows: how many are to come.
+        run: seconds of a row that is run.
+        replay: seconds of a row that is replayed, without padding.
+        recording: seconds of one recording.
+    """
+    seconds = [len(choice.lengths) * recording + rows * replay * choice.padding for choice in choices]
+    best = min(range(len(choices)), key=seconds.__getitem__)
+    return choices[best].lengths if seconds[best] < rows * run else []
 
 
 def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
