@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from benchmarks.harness.results import FOLDER, ROOT, Results, Row, failure
 from benchmarks.rendering.curves import curves
+from benchmarks.rendering.published import factors_table, published_table
 from benchmarks.rendering.scatter import scatter
 from benchmarks.rendering.tables import TABLES
 from benchmarks.rendering.targets import elsewhere_table, targets_table
@@ -94,6 +95,8 @@ PARTS: dict[str, Callable[[Results], str]] = {
     "speed": linked("benchmarks-speed.svg"),
     "losses": linked("benchmarks-loss.svg"),
     "targets": lambda results: targets_table(results).markdown(),
+    "published": lambda results: published_table(results).markdown(),
+    "factors": lambda results: factors_table(results).markdown(),
     "elsewhere": lambda results: elsewhere_table(results, Results.read(ELSEWHERE)).markdown(),
 }
 

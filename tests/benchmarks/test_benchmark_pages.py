@@ -12,6 +12,7 @@ from benchmarks.harness.results import Results
 from benchmarks.harness.systems import SYSTEMS
 from benchmarks.rendering import page, targets
 from benchmarks.rendering.agreement import compare
+from benchmarks.rendering.published import counted_tflops, factors_table, published_table
 from benchmarks.rendering.real_pairs_tables import cpu_table, quality_table
 from benchmarks.rendering.scatter import scatter
 from benchmarks.rendering.speed_tables import longest_table, throughput_table
@@ -89,6 +90,20 @@ def some_results() -> Results:
     ):  # fmt: skip
         results.add(entry)
     return results
+
+
+def test_published_rates_are_counted_as_ours_and_the_ratio_is_taken_apart():
+    results = some_results()
+    for entry in results.rows:
+        if entry["kind"] == "throughput":
+            entry["tokens_per_pair"] = {"unique": 800.0, "two_sequences": 1000.0}
+    lines = published_table(results).rows
+    assert lines[0][2:4] == ("H100", "fp8") and lines[-1][0] == "wishbone-bf16"
+    # two products of 2 FLOP with 2 heads of 8 x 8 for q and o, half of that for k and v, 3 x 16 x 20, and 16 x 10
+    shape = {"hidden": 16, "inner": 20, "layers": 1, "heads": 2, "key_value_heads": 1, "vocabulary": 10}
+    weights = 16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 20 + 16 * 10
+    assert counted_tflops({"shape": shape, "tokens_per_s": 1e12}) == pytest.approx(4 * weights)
+    assert factors_table(results).rows == [("ultrafeedback", "4.50x", "1.25x", "1.33x", "2.70x")]
 
 
 def test_tables_show_ratios_shares_and_failures():
