@@ -13,54 +13,44 @@ from __future__ import annotations
 import logging
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.differentiable import differentiable_loss
 from wishbone.engine.distributed import reduce_gradients, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
-from wishbone.engine.graph_selection import with_cuda_graphs
 from wishbone.engine.oom_retry import backward_that_fits
-from wishbone.engine.rehearsal import rehearse
-from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.sharing import Share, share_of
 from wishbone.engine.step import PreferenceStep
 from wishbone.errors import RequestError
 from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
-from wishbone.model.frozen_copy import HeldParameters, harmless_copies
-from wishbone.phases import phase
+from wishbone.model.frozen_copy import harmless_copies
 from wishbone.preference.metrics import PairMetrics
-from wishbone.reference.cache import CachedReference
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
-from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
-from wishbone.trainer.evaluation_sets import move_under_set
-from wishbone.trainer.execution_in_checkpoint import Asked, Recorded, read_execution, write_execution
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
+from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
+from wishbone.trainer.scoring import ScoringTrainer
 from wishbone.trainer.shared_steps import OWN_BATCHES, WAITING, read_every_batch, sum_of_losses
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
@@ -69,7 +59,7 @@ from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
+class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
     Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
@@ -179,17 +169,6 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
     def trained_tokens(self) -> int:
         """Tokens of all sequences trained on since construction."""
         return int(self._total_train_tokens)
-
-    def reference_counts(self) -> dict[str, int]:
-        """Return how many pairs' reference values all processes `computed`, and how many they `reused`.
-
-        Empty where values are not cached. Every process must call at the same time.
-        """
-        reference = self.preference_step.reference if self.preference_step else None
-        if not isinstance(reference, CachedReference):
-            return {}
-        counts = {"reused": reference.reused, "computed": reference.computed}
-        return {name: sum_over_processes(count, self.accelerator) for name, count in counts.items()}
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
@@ -312,115 +291,3 @@ class DPOTrainer(FiniteTrainer, CheckpointedTrainer):
         if self._shares_steps:
             read_every_batch(loader)
         return loader
-
-    def _rehearse(self, step: PreferenceStep) -> None:
-        """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
-
-        A run that continues on the same machine computes rows as before.
-        """
-        usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        pairs = max(usual, sum(map(len, self._pending)))
-        known = isinstance(self.train_dataset, Dataset)
-        if known:
-            tokens = pair_tokens(self.train_dataset, self.args.max_length)
-        else:
-            tokens = np.full(pairs, longest_of_stream(self.args.max_length))
-        graphs, recorded = self.args.cuda_graphs, self._recorded_execution()
-        if recorded is not None:
-            on_cpu = step.policy.device.type == "cpu"  # there memory is shared, and recomputing changes no bit
-            room = self.execution.room if on_cpu else recorded.execution.room
-            self.execution, graphs = replace(recorded.execution, room=room), "on" if recorded.graphs else "off"
-        else:
-            fixed = self.args.token_budget != "auto"
-            with phase("rehearsal"):
-                self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
-        if graphs != "off" and known and self.accelerator.num_processes == 1:
-            left = self.state.max_steps - self.state.global_step
-            self.execution = with_cuda_graphs(
-                step,
-                self.execution,
-                tokens,
-                pairs,
-                wanted=graphs,
-                steps=left,
-            )
-
-    def _asked(self, step: PreferenceStep) -> Asked:
-        return Asked.of(self.args, step.policy.device, self.accelerator.num_processes)
-
-    def _recorded_execution(self) -> Recorded | None:
-        """How rows were computed in the checkpoint that training continues from."""
-        if self.continued is None or self.preference_step is None:
-            return None
-        return read_execution(self.continued, self.args.process_index, self._asked(self.preference_step))
-
-    def _write_extras(self, written: Path, folder: Path) -> None:
-        """Add how rows are computed, in this process, to what a checkpoint holds."""
-        super()._write_extras(written, folder)
-        if self.preference_step is not None:
-            asked = self._asked(self.preference_step)
-            write_execution(written, self.args.process_index, self.execution, asked)
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the mean loss of one batch, differentiable where the model is in training mode and gradients are on.
-
-        Evaluation calls it; training goes through `training_step`. With `return_outputs` (`predict()`), also return the
-        model's output for the padded batch, with its logits.
-        """
-        if self.preference_step is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        metrics = self._pair_metrics["train" if self.model.training else "eval"]
-        if self.model.training and torch.is_grad_enabled():
-            loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
-        else:
-            observe = self.guard.observe if self.guard else None
-            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution, observe)
-        if not return_outputs:
-            return loss
-        with torch.no_grad():
-            return loss, model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
-
-    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
-        own = {name: inputs[name] for name in inputs if name != "pairs"}
-        held: HeldParameters | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
-        with nullcontext() if held is None else held.in_place():
-            return super().compute_ref_log_probs(model, own)  # type: ignore[no-any-return]
-
-    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """Predict as transformers does; the metrics of predicted pairs go into no log."""
-        output = super().predict(*args, **kwargs)
-        if self.preference_step is not None:
-            self._pair_metrics["eval"].read()
-        return output
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of a training step on one batch as transformers does, 6 a parameter and token."""
-        if self.preference_step is None:
-            return int(super().floating_point_ops(inputs))
-        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in inputs["pairs"])
-        return 6 * tokens * self._parameters_outside_embeddings
-
-    @cached_property
-    def _parameters_outside_embeddings(self) -> int:
-        assert self.preference_step is not None
-        return int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the metrics since the last log, reduced over processes, under TRL's names, and log as TRL does."""
-        if self.preference_step is not None:
-            mode = "train" if self.model.training else "eval"
-            metrics = self._pair_metrics[mode].read(lambda sums: self.accelerator.reduce(sums, "sum"))
-            for name, value in metrics.items():
-                self._metrics[mode][name] = [value]
-            if metrics:
-                self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-            if "loss" in logs:
-                self._losses.log(self.state.global_step)
-            if "train_runtime" in logs:
-                logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}
-        if not self.model.training:
-            move_under_set(logs, self._metrics["eval"], self.eval_dataset)
-        super().log(logs, start_time)

@@ -1,0 +1,112 @@
+"""TRL's trainer whose step also serves evaluation, prediction and the log.
+
+transformers' loops ask for the loss of a batch and for metrics; both come from `PreferenceStep`, and the metrics keep
+TRL's names.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import PredictionOutput
+from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
+
+from wishbone.engine.differentiable import differentiable_loss
+from wishbone.engine.distributed import sum_over_processes
+from wishbone.engine.execution import Execution
+from wishbone.engine.step import PreferenceStep
+from wishbone.guard.guard import Guard
+from wishbone.model.frozen_copy import HeldParameters
+from wishbone.preference.metrics import PairMetrics
+from wishbone.reference.cache import CachedReference
+from wishbone.trainer.evaluation_sets import move_under_set
+from wishbone.trainer.finite_losses import FiniteLosses
+
+
+class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
+    """TRL's trainer with the losses and metrics of Wishbone's step; without a step, TRL's own."""
+
+    preference_step: PreferenceStep | None
+    execution: Execution
+    guard: Guard | None
+    _losses: FiniteLosses
+    _pair_metrics: dict[str, PairMetrics]
+
+    def reference_counts(self) -> dict[str, int]:
+        """Return how many pairs' reference values all processes `computed`, and how many they `reused`.
+
+        Empty where values are not cached. Every process must call at the same time.
+        """
+        reference = self.preference_step.reference if self.preference_step else None
+        if not isinstance(reference, CachedReference):
+            return {}
+        counts = {"reused": reference.reused, "computed": reference.computed}
+        return {name: sum_over_processes(count, self.accelerator) for name, count in counts.items()}
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean loss of one batch, differentiable where the model is in training mode and gradients are on.
+
+        Evaluation calls it; training goes through `training_step`. With `return_outputs` (`predict()`), also return the
+        model's output for the padded batch, with its logits.
+        """
+        if self.preference_step is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        metrics = self._pair_metrics["train" if self.model.training else "eval"]
+        if self.model.training and torch.is_grad_enabled():
+            loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
+        else:
+            observe = self.guard.observe if self.guard else None
+            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution, observe)
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
+        own = {name: inputs[name] for name in inputs if name != "pairs"}
+        held: HeldParameters | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
+        with nullcontext() if held is None else held.in_place():
+            return super().compute_ref_log_probs(model, own)  # type: ignore[no-any-return]
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict as transformers does; the metrics of predicted pairs go into no log."""
+        output = super().predict(*args, **kwargs)
+        if self.preference_step is not None:
+            self._pair_metrics["eval"].read()
+        return output
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of a training step on one batch as transformers does, 6 a parameter and token."""
+        if self.preference_step is None:
+            return int(super().floating_point_ops(inputs))
+        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in inputs["pairs"])
+        return 6 * tokens * self._parameters_outside_embeddings
+
+    @cached_property
+    def _parameters_outside_embeddings(self) -> int:
+        assert self.preference_step is not None
+        return int(self.preference_step.policy.causal_lm.num_parameters(exclude_embeddings=True))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics since the last log, reduced over processes, under TRL's names, and log as TRL does."""
+        if self.preference_step is not None:
+            mode = "train" if self.model.training else "eval"
+            metrics = self._pair_metrics[mode].read(lambda sums: self.accelerator.reduce(sums, "sum"))
+            for name, value in metrics.items():
+                self._metrics[mode][name] = [value]
+            if metrics:
+                self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+            if "loss" in logs:
+                self._losses.log(self.state.global_step)
+            if "train_runtime" in logs:
+                logs |= {f"train_reference_{name}": count for name, count in self.reference_counts().items()}
+        if not self.model.training:
+            move_under_set(logs, self._metrics["eval"], self.eval_dataset)
+        super().log(logs, start_time)
