@@ -95,13 +95,15 @@ class ReferenceStore:
     def _read(self, connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, Logps]:
         found: dict[bytes, Logps] = {}
         unsound: list[tuple[bytes]] = []
-        today = _today()
+        today, wanted = _today(), set(keys)
         for first in range(0, len(keys), KEYS_A_QUERY):
             asked = list(keys[first : first + KEYS_A_QUERY])
             query = (
                 f"SELECT key, logps, checksum, used FROM reference_logps WHERE key IN ({','.join('?' * len(asked))})"
             )
             for key, packed, checksum, used in connection.execute(query, asked):
+                if key not in wanted:  # a damaged index leads to rows of other keys
+                    continue
                 values = _unpacked(packed) if checksum == _checksum(key, packed) else None
                 if values is None:
                     unsound.append((key,))
