@@ -39,6 +39,19 @@ def test_the_newest_checkpoint_is_named_by_the_first_process(
     assert ("checkpoint-12 is in" in said and "--resume" in said) if rank != "1" else said == ""
 
 
+def test_a_run_directory_that_is_gone_is_said_without_a_traceback(
+    attempt: Attempt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert attempt.directory is not None
+    attempt.directory.rename(attempt.directory.with_name("moved"))
+    with pytest.raises(typer.Exit) as end, attempt.outcome():
+        (attempt.directory / "summary.json").write_text("{}")
+    said = capsys.readouterr().err
+    assert end.value.exit_code == 1 and not attempt.directory.exists()
+    assert "was removed or renamed while the run wrote into it" in " ".join(said.split())
+    assert "Error" not in said and "--resume" in said
+
+
 @pytest.mark.parametrize("arguments", [["train", "run.yaml"], ["doctor"], ["plan", "run.yaml"]])
 def test_a_directory_that_was_removed_is_a_wrong_request(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
+from wishbone.errors import RunError
 from wishbone.run.run_files import MetricsFile
 
 LINES = [{"step": step, "seconds": float(step), **value} for step in (1, 2, 3) for value in ({"loss": 0.5}, {"lr": 1})]
@@ -50,6 +51,16 @@ def test_a_damaged_line_goes_and_the_others_stay(
     assert found == expected
     told = any("could not be read" in line.message for line in caplog.records)
     assert told is (bool(damage) and b"eval_loss" not in damage)
+
+
+def test_a_run_whose_directory_is_gone_ends_before_a_checkpoint_makes_a_part_of_it_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    assert resumed_at(run / "metrics.jsonl", 0) == [(1, 3)]
+    run.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=r"was removed or renamed while the run wrote into it; rename it back"):
+        resumed_at(run / "metrics.jsonl", 0)
+    assert not run.exists()
 
 
 def test_what_cannot_be_replaced_stays_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

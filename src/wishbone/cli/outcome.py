@@ -21,7 +21,7 @@ import typer
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import TRACEBACK_VARIABLE
 from wishbone.config.emit import quoted
-from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in
+from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in, removed_meanwhile
 from wishbone.errors import RequestError, RunError
 from wishbone.run.atomic_file import write_text
 from wishbone.run.lasting_output import OutputFailed
@@ -63,7 +63,8 @@ class Attempt:
                 self._print_resume_command()
             raise typer.Exit(1) from error
         except Exception as error:
-            say(self._failed(error), marker="failed: ", style="bold red", error=True)
+            gone = removed_meanwhile(self.directory) if self.directory and isinstance(error, OSError) else None
+            say(gone or self._failed(error), marker="failed: ", style="bold red", error=True)
             self._print_resume_command()
             raise typer.Exit(1) from error
 

@@ -69,6 +69,16 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
     )
 
 
+def removed_meanwhile(directory: Path) -> str | None:
+    """What to say where a run's directory is no longer there; None where it is."""
+    if directory.is_dir():
+        return None
+    return (
+        f"{show_path(directory)} was removed or renamed while the run wrote into it; rename it back and continue with "
+        "--resume, or start the run again"
+    )
+
+
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written, as its name says.
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.config.run_directory import removed_meanwhile
 from wishbone.data.json_text import parse_json
-from wishbone.errors import counted
+from wishbone.errors import RunError, counted
 from wishbone.planning.hardware import read_cpu
 from wishbone.run.atomic_file import write_text
 from wishbone.strict_json import without_nan
@@ -85,7 +86,11 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            RunError: the run directory is gone; a checkpoint would make a part of it anew.
+        """
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         if self._earlier is None:
@@ -96,6 +101,8 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         try:
             _append(self._path, json.dumps(without_nan(line), allow_nan=False) + "\n")
         except OSError as error:
+            if gone := removed_meanwhile(self._path.parent):
+                raise RunError(gone) from error
             self.lost += 1
             if self.lost == 1:
                 self._say_unwritable(error, "training goes on without its lines")
