@@ -95,8 +95,11 @@ def test_a_run_that_was_stopped_and_killed_before_its_end_ends_as_it_would_have(
     options = {"guard": "stop", "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     whole = guarded(tmp_path, **options)
     whole.train()
+    with (tmp_path / "guard.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"kind": "measurement", "st')  # as a crash of the machine may leave it
     again = guarded(tmp_path, **options)
     again.train(resume_from_checkpoint=True)
+    assert [row["step"] for row in rows(tmp_path, "measurement")][-1] == whole.state.global_step
     assert again.guard is not None and whole.guard is not None
     assert again.state.global_step == whole.state.global_step < STEPS
     assert again.guard.summary()["restored_step"] == whole.guard.summary()["restored_step"] is not None
