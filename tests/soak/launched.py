@@ -73,6 +73,7 @@ def start(folder: Path, run: str, *arguments: str) -> subprocess.Popen[bytes]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    launcher += ["--log-dir", str(folder / "elastic")]  # otherwise it leaves a directory in /tmp
     program = ["-m", "wishbone", "train", "tiny.yaml", *SETTINGS, f"output.dir={run}", *arguments]
     with (folder / f"{run}.log").open("ab") as log:
         return subprocess.Popen(

@@ -79,7 +79,7 @@ def trials(target: Target, seeds: Iterable[int]) -> Iterator[Outcome]:
             yield outcome
     finally:
         if worker is not None:
-            worker.end(0)
+            worker.close()
 
 
 class _Worker:
@@ -87,7 +87,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._target = target
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(target.name, other), daemon=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True)
+        self._process = context.Process(target=_serve, args=(target.name, other, self._scratch.name), daemon=True)
         self._process.start()
         other.close()
         if not self._pipe.poll(180) or self._pipe.recv() != "ready":
@@ -110,28 +111,38 @@ class _Worker:
         """Stop the process; whether it had ended by itself tells a case that killed it from one without an end."""
         self._process.join(5)
         status = self._process.exitcode
-        self._process.kill()
-        self._process.join()
+        self.close()
         took = round(time.monotonic() - getattr(self, "_began", time.monotonic()), 1)
         if status is None:
             return Outcome(seed, "endless", f"beyond {self._target.seconds:g} s", took)
         return Outcome(seed, "died", f"exit status {status}", took)
 
+    def close(self) -> None:
+        """End the process and remove what it wrote."""
+        self._pipe.close()
+        self._process.kill()
+        self._process.join()
+        self._scratch.cleanup()
 
-def _serve(name: str, pipe: Connection) -> None:
+
+def _serve(name: str, pipe: Connection, scratch: str) -> None:
     from soak.targets import target_named
 
-    with tempfile.TemporaryDirectory(prefix="soak-") as scratch, open(os.devnull, "w") as nothing:
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+        contextlib.suppress(EOFError),
+    ):
         settle(Path(scratch))
         target = target_named(name)
         run_case(target, 0, Path(scratch) / "warm")  # imports what it needs
         limit = _status("VmSize") + MEMORY_LIMIT
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         pipe.send("ready")
-        with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing), contextlib.suppress(EOFError):
-            while True:
-                seed = pipe.recv()
-                pipe.send(run_case(target, seed, Path(scratch) / "case"))
+        while True:
+            seed = pipe.recv()
+            pipe.send(run_case(target, seed, Path(scratch) / "case"))
 
 
 def settle(scratch: Path) -> None:
