@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import logging
@@ -95,9 +96,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.unfreeze()  # libraries of compiled code count what is left at the end
     path = session.config.getoption("--record")
     if path and not hasattr(session.config, "workerinput"):  # a worker counts only its own tests
         write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the libraries made when they were imported out of every later search for garbage.
+
+    accelerate searches before each training run: 0.4 s among a million objects that stay anyway.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
-from wishbone.fused.recurrence import delta_rule_in_batches
 from wishbone.ops.gated_delta_rule import gated_delta_rule, gated_delta_rule_reference
 from wishbone.ops.prefix_attention import Document, PrefixLayout
 
@@ -90,6 +88,10 @@ def test_a_row_of_another_length_is_refused() -> None:
 )
 def test_two_batches_of_the_familys_own_function_give_the_same(layout: PrefixLayout) -> None:
     """Kernels of libraries are called in the same way as transformers' own function, which computes in float32."""
+    from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
+
+    from wishbone.fused.recurrence import delta_rule_in_batches
+
     leaves = inputs(4, torch.float32, layout)
 
     def own(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:

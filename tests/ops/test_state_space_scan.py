@@ -6,9 +6,7 @@ import pytest
 import torch
 from packaging.version import Version
 from torch import Tensor
-from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
 
-from wishbone.fused.recurrence import state_space_in_batches
 from wishbone.ops import scan_kernels
 from wishbone.ops.prefix_attention import Document, PrefixLayout
 from wishbone.ops.scan_kernels import why_no_kernels
@@ -64,6 +62,10 @@ def test_a_row_of_another_length_is_refused() -> None:
 
 def test_two_batches_of_the_familys_own_function_give_the_same() -> None:
     """Kernels of libraries are called in the same way as transformers' own function, which computes in float32."""
+    from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
+
+    from wishbone.fused.recurrence import state_space_in_batches
+
     leaves = inputs(2, True, torch.float32)
     ours = results(lambda *x: state_space_in_batches(mamba2_chunk_scan, x[-1], *x[:-1], 8), leaves)
     for got, expected in zip(ours, results(state_space_scan, leaves), strict=True):

@@ -1,33 +1,13 @@
-"""The Triton backend of token_logps, on a GPU where there is one, else in Triton's interpreter; and who is chosen."""
+"""Which backend of token_logps is chosen, and what it leaves out; test_token_logps_kernels.py has its kernels."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 
 from wishbone.ops.token_logps import token_logps
-
-CHECKS = Path(__file__).with_name("token_logps_kernels.py")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="kernels run on a GPU or in Triton's interpreter (TRITON_INTERPRET=1)",
-)
-def test_kernels() -> None:
-    """In a process of its own: the tests below want kernels that are not interpreted."""
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", str(CHECKS)]
-    outcome = subprocess.run(command, env=os.environ | interpreted, capture_output=True, text=True, check=False)
-    assert outcome.returncode == 0, outcome.stdout[-8000:] + outcome.stderr[-2000:]
 
 
 def test_the_cpu_is_chunked_and_triton_by_name_is_refused_there() -> None:

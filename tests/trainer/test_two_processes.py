@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -54,6 +55,7 @@ def shared_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def worker(folder: Path, own_batches: bool) -> None:
+    gc.freeze()  # as in conftest.py
     results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
     if own_batches:
         trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
