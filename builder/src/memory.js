@@ -30,7 +30,17 @@
 
   /** Bytes of a whole model in the plan's form of weights. */
   function frozenBytes(shape, plan) {
-    return linearBytes(shape, plan) + elementBytes(plan) * (shape.vectorParameters + shape.expertParameters + shape.embeddingParameters);
+    return linearBytes(shape, plan) + expertBytes(shape, plan) + elementBytes(plan) * (shape.vectorParameters + shape.embeddingParameters);
+  }
+
+  /** Bytes of all experts and their routers. */
+  function expertBytes(shape, plan) {
+    if (!["nf4", "fp8"].includes(plan.weights)) return elementBytes(plan) * shape.expertParameters;
+    const count = shape.layers * shape.experts;
+    const stacks = 3 * count * shape.hidden * shape.expertInner;
+    const router = elementBytes(plan) * count * shape.hidden;
+    if (plan.weights === "nf4") return NF4_BYTES * stacks + router;
+    return stacks + 4 * count * (2 * shape.expertInner + shape.hidden) + router;
   }
 
   function adapted(shape, plan) {
@@ -63,7 +73,7 @@
     let attention = 2 * shape.query + 2 * shape.key;
     if (plan.device === "cpu") attention += shape.query + (4 / 3) * shape.key;
     if (shape.headNorms) attention += shape.query + shape.key;
-    const mlp = (isFused(plan) && shape.inner ? 2 : 4) * innerElements(shape);
+    const mlp = (isFused(plan) ? 2 : 4) * innerElements(shape);
     const low = plan.method === "lora" ? plan.rank * adapted(shape, plan).length : 0;
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms);
   }
@@ -80,7 +90,8 @@
     const b = elementBytes(plan);
     const tokens = plan.rowTokens;
     const inner = innerElements(shape);
-    const passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
+    let passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
+    passing += b * shape.expertsUsed * shape.hidden;
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
     const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
     if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
@@ -100,7 +111,8 @@
   }
 
   function workspaceBytes(shape, plan) {
-    const largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
+    let largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
+    largest = Math.max(largest, 2 * shape.experts * shape.expertInner * shape.hidden);
     const scratch = ["nf4", "fp8"].includes(plan.weights) ? elementBytes(plan) * largest : 0;
     return scratch + (plan.device === "cuda" ? LIBRARY_WORKSPACE : 0);
   }
@@ -115,7 +127,7 @@
     const b = elementBytes(plan);
     const tokens = plan.rowTokens;
     const scored = plan.scoredTokens === null ? tokens : plan.scoredTokens;
-    const frozen = linearBytes(shape, plan) + b * (shape.vectorParameters + shape.expertParameters);
+    const frozen = linearBytes(shape, plan) + expertBytes(shape, plan) + b * shape.vectorParameters;
     const embeddings = b * shape.embeddingParameters;
     const trained = trainedParameters(shape, plan);
     const trainedBytes = plan.method === "lora" ? plan.adapterBytes : b;

@@ -23,12 +23,12 @@
     const rate = share * half * 1e12;
     const linearRate = plan.weights === "fp8" && gpu.fp8_tflops ? share * gpu.fp8_tflops * 1e12 : rate;
     const passes = work.passes + work.recomputed;
-    const experts = shape.layers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner;
-    const linear = 2 * (shape.linearParameters + experts) * work.tokens;
+    const linear = 2 * shape.linearParameters * work.tokens;
+    const experts = 2 * (shape.layers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner) * work.tokens;
     const head = 2 * shape.hidden * shape.vocabulary * work.scored;
     const attention = 4 * shape.query * shape.layers * work.contexts;
     const traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);
-    return passes * (linear / linearRate + attention / rate) + (work.passes * head) / rate + traffic / (gpu.bandwidth_gbs * 1e9);
+    return passes * (linear / linearRate + experts / rate + attention / rate) + (work.passes * head) / rate + traffic / (gpu.bandwidth_gbs * 1e9);
   }
 
   const parts = { stepSeconds };

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from wishbone.ops.expert_mlp import (
     ClampedGate,
+    ExpertsOfReference,
+    FP8Stack,
     GatedProduct,
+    NF4Stack,
     StackedAdapter,
     StackedLinear,
     expert_mlp,
@@ -78,6 +81,31 @@ def test_experts_lose_what_bfloat16_loses(gate: str, function: Any, bias: bool) 
     got, usual = run(expert_mlp, torch.bfloat16, kernel), run(expert_mlp_reference, torch.bfloat16, function)
     for lost, own in zip(errors(got, exact), errors(usual, exact), strict=True):
         assert 0 < lost <= 2 * own, "rounding adapters at random has twice the variance"
+
+
+@pytest.mark.parametrize("name", ["FP8Stack", "NF4Stack"])
+def test_codes_are_computed_with_as_the_values_that_they_stand_for(name: str) -> None:
+    """Policy and reference in one call, bit by bit as two calls with 16-bit weights."""
+    if name == "NF4Stack":
+        pytest.importorskip("bitsandbytes")
+    form = {"FP8Stack": FP8Stack, "NF4Stack": NF4Stack}[name]
+    torch.manual_seed(0)
+    experts, hidden, inner, tokens = 8, 256, 192, 500
+    chosen = [torch.rand(tokens, experts, device="cuda").topk(2).indices for _ in range(2)]
+    x, other, share = (drawn(tokens, size).bfloat16() for size in (hidden, hidden, 2))
+    codes = [form.of(drawn(experts, *size, scale=0.1).bfloat16()) for size in ((2 * inner, hidden), (inner, hidden))]
+    assert all(torch.equal(stack.matrices(torch.bfloat16), stack.dense()) for stack in codes)
+
+    def run(weights: list[Tensor], together: bool) -> list[Tensor]:
+        up, down = StackedLinear(weights[0]), StackedLinear(weights[1], transposed=True)
+        gate, own = GatedProduct("silu"), x.clone().requires_grad_()
+        half = ExpertsOfReference(other, chosen[1], share)
+        y = expert_mlp(own, chosen[0], share, up, down, gate, half if together else None)
+        beside = half.y if together else expert_mlp(other, chosen[1], share, up, down, gate)
+        assert beside is not None
+        return [y.detach(), beside, *torch.autograd.grad(y.sum(), [own])]
+
+    assert all(map(torch.equal, run(codes, True), run([stack.dense() for stack in codes], False)))
 
 
 @pytest.mark.parametrize(

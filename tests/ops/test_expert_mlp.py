@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wishbone.ops.expert_mlp import (
     ClampedGate,
+    ExpertsOfReference,
     GatedProduct,
     GateOf,
     StackedAdapter,
@@ -219,3 +220,47 @@ def test_the_kernel_of_the_clamped_gate() -> None:
     got = [kernels.clamped_gate(u, 1.7, 0.7), *kernels.clamped_gate_backward_(dh, u, 1.7, 0.7)]
     for value, expected in zip(got, exact, strict=True):
         assert (value - expected).norm() <= 1e-6 * expected.norm()
+
+
+@interpreted
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_the_kernel_of_a_gate_with_shares(activation: Any) -> None:
+    g = torch.Generator().manual_seed(0)
+    routing = Routing.of(torch.rand(5, EXPERTS, generator=g).topk(CHOICES).indices, EXPERTS)
+    u, unweighted = torch.randn(10, 2 * 24, generator=g), torch.randn(10, 24, generator=g)
+    share = torch.rand(5, CHOICES, generator=g)
+    exact = grouped.weighted_backward_(
+        GatedProduct(activation), unweighted.double(), u.double(), share.double(), routing, keep=True
+    )
+    from wishbone.ops.expert_mlp import triton as kernels
+
+    silu = activation == "silu"
+    for keep in (True, False):
+        left, du = unweighted.clone(), u.clone()
+        dots = kernels.weighted_gate_backward_(left, du, share, routing, silu=silu, keep=keep)
+        for value, expected in zip((left, du, dots), exact if keep else (unweighted, *exact[1:]), strict=True):
+            assert expected is not None and (value - expected).norm() <= 1e-6 * expected.norm()
+
+
+@interpreted
+def test_the_kernel_that_turns_codes_into_values() -> None:
+    from wishbone.ops.expert_mlp import FP8Stack
+    from wishbone.ops.expert_mlp import triton as kernels
+
+    stack = FP8Stack.of(torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0)).bfloat16())
+    out = torch.empty(3, 20, 48)
+    assert torch.equal(kernels.dequantize_rows(stack.codes, stack.scale, out), stack.matrices(torch.float32))
+
+
+def test_policy_and_reference_in_one_call() -> None:
+    arguments, other = inputs(bias=True), inputs(seed=1)
+    adapters = [arguments[name].adapter for name in ("up", "down")]
+    half = ExpertsOfReference(other["x"].detach(), other["chosen"], other["share"].detach(), None, adapters[1])
+    y = expert_mlp(**arguments, gate=GatedProduct("silu"), half=half)
+    assert torch.equal(y, expert_mlp(**arguments, gate=GatedProduct("silu")))
+    layers = [
+        StackedLinear(arguments[n].weight, arguments[n].bias, a)
+        for n, a in zip(("up", "down"), (None, adapters[1]), strict=True)
+    ]
+    expected = expert_mlp_reference(half.x, half.chosen, half.share, *layers, swiglu)
+    assert half.y is not None and not half.y.requires_grad and (half.y - expected).norm() <= 1e-12 * expected.norm()

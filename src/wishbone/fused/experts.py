@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ from wishbone.fused.parts import part_of
 from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.expert_mlp import (
     ClampedGate,
+    ExpertsOfReference,
     Gate,
     GatedProduct,
     GateOf,
+    QuantizedStack,
     StackedAdapter,
     StackedLinear,
     expert_mlp,
+    grouped,
 )
 from wishbone.ops.frozen_linear import DENSE
 
@@ -75,6 +79,11 @@ class FusedExperts:
     def switched_on(self) -> set[nn.Module]:
         """Modules that run fused now, with what is inside them."""
         return {module for layer in self._switched for module in layer.module.modules()}
+
+    @property
+    def in_one_call(self) -> list[str]:
+        """Names of layers whose experts are computed in one call for all, whatever their routers choose."""
+        return [layer.site for layer in self._layers if layer.in_one_call]
 
     def sites(self) -> Iterator[Site]:
         """Yield the experts of each layer once, fused or not as they ran so far."""
@@ -123,6 +132,11 @@ class _Experts:
         self._flags = [vars(wrapper) for wrapper in self._wrappers]
         self._gate: Gate | None = None
 
+    @property
+    def in_one_call(self) -> bool:
+        """Whether all experts are computed in one call for the dtype and device of their weights."""
+        return grouped.in_one_call(getattr(self._base, _names(self._base)[0]))
+
     def why_not(self) -> str | None:
         """Return why the module must run its own forward now, or None."""
         base = self._base
@@ -138,7 +152,7 @@ class _Experts:
         if any(parameter.requires_grad for parameter in parameters.values()):
             return "their weights are trained"
         up, down = (parameters.get(name) for name in _names(base))
-        if up is None or down is None or {type(up.data), type(down.data)} != {Tensor}:
+        if up is None or down is None or not (_can_be_read(up) and _can_be_read(down)):
             return UNREADABLE
         if up.dim() != 3 or down.dim() != 3 or up.dtype != down.dtype or up.dtype not in DENSE:
             return UNREADABLE
@@ -153,16 +167,23 @@ class _Experts:
 
     def agrees(self) -> bool:
         """Return whether our output for a made-up input is the module's own but for rounding."""
-        up, down = (self._linear(name).weight for name in _names(self._base))
-        if up.is_meta:
+        up, down = (self._linear(name) for name in _names(self._base))
+        if up.weight.is_meta:
             return False
-        count, hidden = down.shape[:2]
-        x = torch.arange(5 * hidden, dtype=torch.float64, device=up.device).mul(0.7).add(0.3).sin().view(5, hidden)
-        chosen = torch.arange(10, device=up.device).mul(3).remainder(count).view(5, 2)
-        share = torch.tensor([[0.7, 0.3]] * 5, dtype=up.dtype, device=up.device)
+        count, hidden, _ = down.shape
+        x = (
+            torch.arange(5 * hidden, dtype=torch.float64, device=up.weight.device)
+            .mul(0.7)
+            .add(0.3)
+            .sin()
+            .view(5, hidden)
+        )
+        chosen = torch.arange(10, device=x.device).mul(3).remainder(count).view(5, 2)
+        x = x.to(up.weight.dtype)
+        share = torch.tensor([[0.7, 0.3]] * 5, dtype=x.dtype, device=x.device)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            ours = self._compute(x.to(up.dtype), chosen, share)
-            own = self.module(x.to(up.dtype), chosen, share)
+            ours = self._compute(x, chosen, share)
+            own = self.module(x, chosen, share)
         return differs_by_rounding(ours, own, TOLERANCE)
 
     def forward_of(self, own_forward: Forward) -> Forward:
@@ -176,26 +197,31 @@ class _Experts:
             adapters = adapters_of_reference(args)
             if adapters is None:
                 return self._compute(*args)
-            policy = self._compute(*half_of(args, "policy"))
-            with torch.no_grad(), only_adapters(self._flags, adapters):
-                reference = self._compute(*half_of(args, "reference"))
-            return together(policy, reference, adapters)
+            half = self._reference(*half_of(args, "reference"), adapters)
+            policy = self._compute(*half_of(args, "policy"), half)
+            assert half.y is not None
+            return together(policy, half.y.to(policy.dtype), adapters)
 
         return forward
 
-    def _compute(self, x: Tensor, chosen: Tensor, share: Tensor) -> Tensor:
+    def _compute(self, x: Tensor, chosen: Tensor, share: Tensor, half: ExpertsOfReference | None = None) -> Tensor:
         up, down = (self._linear(name) for name in _names(self._base))
         if self._gate is None:
-            self._gate = _gate_of(self._base, up.weight)
-        return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate).to(x.dtype)
+            self._gate = _gate_of(self._base, up)
+        return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate, half).to(x.dtype)
+
+    def _reference(self, x: Tensor, chosen: Tensor, share: Tensor, adapters: tuple[str, ...]) -> ExpertsOfReference:
+        """The reference's half of a call, with these adapters."""
+        with only_adapters(self._flags, adapters):
+            up, down = (self._linear(name) for name in _names(self._base))
+        return ExpertsOfReference(x.to(up.weight.dtype), chosen, share, up.adapter, down.adapter)
 
     def _linear(self, name: str) -> StackedLinear:
         base = self._base
-        weight: Tensor = getattr(base, name)
         bias = getattr(base, f"{name}_bias", None) if base.has_bias else None
-        weight = weight.transpose(1, 2) if base.is_transposed else weight
-        parts = [part for one in self._wrappers if one.parameter_name == name for part in _adapters(one, weight)]
-        return StackedLinear(weight, bias, _as_one(parts))
+        bare = StackedLinear(getattr(base, name), bias, transposed=base.is_transposed)
+        parts = [part for one in self._wrappers if one.parameter_name == name for part in _adapters(one, bare.shape)]
+        return replace(bare, adapter=_as_one(parts))
 
 
 def base_of(module: Any) -> Any:
@@ -216,15 +242,19 @@ def _names(base: Any) -> tuple[str, str]:
     return "gate_up_proj" if base.has_gate else "up_proj", "down_proj"
 
 
-def _adapters(wrapper: Any, weight: Tensor) -> list[StackedAdapter]:
-    """The adapters that one of PEFT's wrappers adds to its weight [experts, N, K] now."""
+def _can_be_read(weight: Tensor) -> bool:
+    return type(weight.data) is Tensor or isinstance(weight, QuantizedStack)
+
+
+def _adapters(wrapper: Any, shape: tuple[int, int, int]) -> list[StackedAdapter]:
+    """The adapters that one of PEFT's wrappers adds to its weight of this shape, [experts, N, K], now."""
     if wrapper.disable_adapters or wrapper.merged:
         return []
     found = []
     for name in wrapper.active_adapters:
         if name in wrapper.lora_A:
             a, b = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
-            experts, n, k = weight.shape
+            experts, n, k = shape
             found.append(
                 StackedAdapter(
                     a.view(experts, -1, k),
@@ -244,12 +274,12 @@ def _as_one(parts: Sequence[StackedAdapter]) -> StackedAdapter | None:
     )
 
 
-def _gate_of(base: Any, up: Tensor) -> Gate:
+def _gate_of(base: Any, up: StackedLinear) -> Gate:
     """The gate of a module: a gated product that has a kernel where the values agree, or the module's function."""
     function = base._apply_gate if base.has_gate else base.act_fn
     inner = up.shape[1]
     u = (
-        torch.linspace(-9, 9, 2 * inner, dtype=torch.float64, device=up.device)
+        torch.linspace(-9, 9, 2 * inner, dtype=torch.float64, device=up.weight.device)
         .mul(3)
         .sin()
         .mul(60)

@@ -24,6 +24,8 @@ from wishbone.errors import RequestError
 from wishbone.model.fp8_layers import StoredScales, layers_for_fp8, stored_layers
 from wishbone.model.fp8_linear import ROWS, FP8Linear
 from wishbone.model.quantization import refusals, stored_method
+from wishbone.model.quantized_experts import experts_in_values, in_codes, is_stack
+from wishbone.ops.expert_mlp import FP8Stack
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
 
 METHOD = "wishbone_fp8"
@@ -129,9 +131,11 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
-        """Return whether the tensor is a 16-bit weight that becomes codes."""
+        """Return whether the tensor is a 16-bit weight, or a stack of those of experts, that becomes codes."""
         module, _, tensor = param_name.rpartition(".")
-        return not self.quantization_config.stored and tensor == "weight" and _is_fp8(model, module)
+        if self.quantization_config.stored:
+            return False
+        return (tensor == "weight" and _is_fp8(model, module)) or is_stack(model, param_name)
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return the operation on such a weight."""
@@ -146,6 +150,7 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
         for name, layer in _fp8_layers(model):
             _replace(model, name, layer.dequantized(dtype or layer.compute_dtype))
+        experts_in_values(model, dtype)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -159,7 +164,7 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
 
 
 class RowsToFP8(ConversionOps):  # type: ignore[misc]
-    """Turns weights of FP8 layers into codes and scales; other tensors stay as they are."""
+    """Turns weights of FP8 layers into codes and scales, and stacks of experts into codes; other tensors stay."""
 
     def convert(
         self, input_dict: dict[str, Any], model: PreTrainedModel | None = None, **kwargs: Any
@@ -169,6 +174,9 @@ class RowsToFP8(ConversionOps):  # type: ignore[misc]
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
             module = name.rpartition(".")[0]
+            if model is not None and is_stack(model, name):
+                result[name] = in_codes(tensor, FP8Stack)
+                continue
             if model is None or not _is_fp8(model, module):
                 result[name] = tensor
                 continue

@@ -1,8 +1,8 @@
 """Which layers of a model are in FP8.
 
 Of a 16-bit checkpoint, the linear layers of its backbone. Embeddings, output head, norms and the routers of experts
-stay in 16 bits, and so do layers whose sizes are not multiples of 16, which FP8 hardware cannot multiply, and experts
-that are stored as one stacked weight.
+stay in 16 bits, and so do layers whose sizes are not multiples of 16, which FP8 hardware cannot multiply. Stacked
+experts are in FP8 as well (`quantized_experts.py`).
 
 Of a checkpoint in FP8, the layers whose weights are float8_e4m3fn in its files. The headers of the files say so, and
 whether a scale belongs to a row, to a block of 128 x 128 or to the whole weight; config.json is not trusted with it.
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError, some_of
 from wishbone.model.fp8_linear import BLOCKS, ROWS
+from wishbone.model.quantized_experts import is_stack
 from wishbone.ops.frozen_linear.fp8 import BLOCK
 from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
 
@@ -67,8 +68,9 @@ def layers_for_fp8(model: PreTrainedModel) -> list[str]:
             MULTIPLE,
             some_of(odd),
         )
-    if any(parameter.dim() == 3 for parameter in model.parameters()):
-        logger.warning("Experts that are stored as one stacked weight stay in 16 bits.")
+    stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
+    if not all(is_stack(model, name) for name in stacks):
+        logger.warning("Experts whose stacked weights transformers does not describe stay in 16 bits.")
     return names
 
 

@@ -32,6 +32,7 @@ from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
 from wishbone.model.hub import find_on_hub
 from wishbone.model.quantization import quantization_options, settle_quantized_layers
+from wishbone.model.quantized_experts import experts_in_nf4
 from wishbone.paths import user_path
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
@@ -93,16 +94,17 @@ def load_model(
     placement = {} if place.type == "cpu" and quantization is None else {"device_map": {"": place}}
     tokenizer = _tokenizer(name, source)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source.path,
-            dtype=number_format,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **(quantization or {}),
-            **placement,
-            **source.options,
-        )
+        with experts_in_nf4():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                dtype=number_format,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **(quantization or {}),
+                **placement,
+                **source.options,
+            )
     except SafetensorError as error:
         raise RequestError(f"the weights of {name!r} are damaged ({error}); copy or download them again") from error
     except RequestError as error:

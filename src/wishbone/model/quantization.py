@@ -28,6 +28,8 @@ from transformers import BitsAndBytesConfig, Mxfp4Config, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from wishbone.errors import RequestError
+from wishbone.model.quantized_experts import plain_stacks
+from wishbone.ops.expert_mlp import QuantizedStack
 
 INSTALL = "install it with `pip install -U bitsandbytes`"
 MXFP4 = "mxfp4"
@@ -122,11 +124,11 @@ def settle_quantized_layers(model: nn.Module, dtype: torch.dtype) -> None:
     layers = _four_bit_layers(model)
     for layer in layers:
         layer.compute_dtype, layer.compute_type_is_set = dtype, True
-    stacked = [weight for weight in model.parameters() if weight.dim() == 3 and weight.is_floating_point()]
+    stacked = plain_stacks(model)
     if layers and stacked:
         logger.warning(
-            "Experts that are stored as one stacked weight stay as they are, %.1f GiB: bitsandbytes quantizes linear "
-            "layers alone.",
+            "Stacked weights of experts stay as they are, %.1f GiB: transformers does not say how they lie, or the "
+            "checkpoint has them so.",
             sum(weight.nbytes for weight in stacked) / 2**30,
         )
     forbid_repacking(model)
@@ -141,7 +143,10 @@ def forbid_repacking(model: nn.Module) -> None:
 def is_quantized(model: nn.Module) -> bool:
     """Return whether some weights of the model are kept in 4 or 8 bits."""
     codes = (torch.uint8, torch.int8, torch.float8_e4m3fn)
-    return any(weight.dtype in codes or getattr(weight, "quant_state", None) for weight in model.parameters())
+    return any(
+        isinstance(weight, QuantizedStack) or weight.dtype in codes or getattr(weight, "quant_state", None)
+        for weight in model.parameters()
+    )
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:

@@ -4,9 +4,9 @@ Symbols: H hidden size, I inner size of an MLP, Q and K sizes of all query and o
 r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an element in the arithmetic.
 
 **At rest.** A parameter of a linear layer takes b bytes; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64
-with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). Embedding, head, norms, biases and experts
-take b. An adapter has r (inputs + outputs) parameters for each linear layer, as many gradients, and the optimizer a
-multiple; where experts have adapters, each has its own.
+with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). All experts of a mixture rest likewise.
+Embedding, head, norms, biases and routers take b. An adapter has r (inputs + outputs) parameters for each linear layer,
+as many gradients, and the optimizer a multiple; where experts have adapters, each has its own.
 
 **Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
 
@@ -17,24 +17,25 @@ up, the adapters' low-rank products, attention's normalizer, and 1 / rms. Layers
 a CPU, and where all weights are trained) also keep two more intermediates of the MLP, inputs of norms in float32, and
 the normed rows where norms are trained; on a CPU attention's output once more, and the keys of branches. A recomputed
 layer keeps its input, b H. With inputs in host memory the device holds three of them at a time: one in use, one fetched
-ahead, one on its way.
+ahead, one on its way. In a mixture, 2 I counts the experts that a token goes to, and their others rest.
 
     activations = T (n layer + (L - n) b H)
 
 **What comes and goes.** At the end of the forward pass the head holds hidden states and the unit gradient of scored
 tokens, the logits of a chunk of them, and the outputs of the last layer and the last norm for all tokens (three times b
 H a token where inputs stay on the device). In the backward pass an MLP holds the gradients of its input, its output and
-its inner product, and in FP8 the last once more in 8 bits. Where no layer is kept, the layer that is being recomputed
-holds what a kept one does. Where memory is short (inputs in host memory), MLPs run over tiles of about 1,024 tokens, of
-which one holds 2 H + 4 I. The optimizer may hold a copy of what is trained while it steps. The peak is the largest of
-the three:
+its inner product, and in FP8 the last once more in 8 bits; experts hold one row of H for each that a token goes to.
+Where no layer is kept, the layer that is being recomputed holds what a kept one does. Where memory is short (inputs in
+host memory), MLPs run over tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of
+what is trained while it steps. The peak is the largest of the three:
 
     head      = b H (3 T + 2 S) + 4 chunk V
     backward  = T b (2 H + I), and T (layer - b H) more where n = 0
     peak      = at rest + workspace + max( activations + head, activations + backward, optimizer's copy )
 
 The reference runs over the same row and keeps nothing, so its pass is never the peak. Workspaces are those of the
-matrix library and, for FP8 and NF4, the largest weight transposed or dequantized; on a CPU memory fragmentation.
+matrix library and, for FP8 and NF4, the largest weight transposed or dequantized, which is a stack of experts if there
+are any; on a CPU memory fragmentation.
 `runtime` is what a process takes beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU
 Python and its libraries.
 """
@@ -153,7 +154,7 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
     """Return the peak of a training step by item, by this module's equations."""
     b, tokens = plan.element_bytes, plan.row_tokens
     scored = tokens if plan.scored_tokens is None else plan.scored_tokens
-    frozen = linear_bytes(shape, plan) + b * (shape.vector_parameters + shape.expert_parameters)
+    frozen = linear_bytes(shape, plan) + expert_bytes(shape, plan) + b * shape.vector_parameters
     embeddings = b * shape.embedding_parameters
     trained = trained_parameters(shape, plan)
     trained_bytes = plan.adapter_bytes if plan.method == "lora" else b
@@ -187,8 +188,8 @@ def estimate_memory(shape: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
 
 def frozen_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of a whole model in the plan's form of weights."""
-    rest = shape.vector_parameters + shape.expert_parameters + shape.embedding_parameters
-    return linear_bytes(shape, plan) + plan.element_bytes * rest
+    rest = shape.vector_parameters + shape.embedding_parameters
+    return linear_bytes(shape, plan) + expert_bytes(shape, plan) + plan.element_bytes * rest
 
 
 def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
@@ -198,6 +199,17 @@ def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     if plan.weights == "fp8":
         return shape.linear_parameters + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
     return plan.element_bytes * shape.linear_parameters
+
+
+def expert_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
+    """Return the bytes of all experts and their routers."""
+    if plan.weights not in ("nf4", "fp8"):
+        return plan.element_bytes * shape.expert_parameters
+    count = shape.layers * shape.experts
+    stacks, router = 3 * count * shape.hidden * shape.expert_inner, plan.element_bytes * count * shape.hidden
+    if plan.weights == "nf4":
+        return NF4_BYTES * stacks + router
+    return stacks + 4 * count * (2 * shape.expert_inner + shape.hidden) + router
 
 
 def adapted(shape: ModelShape, plan: MemoryPlan) -> list[int]:
@@ -238,7 +250,7 @@ def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
         attention += shape.query + 4 / 3 * shape.key
     if shape.head_norms:
         attention += shape.query + shape.key
-    mlp = (2 if plan.fused and shape.inner else 4) * inner_elements(shape)
+    mlp = (2 if plan.fused else 4) * inner_elements(shape)
     low = plan.rank * len(adapted(shape, plan)) if plan.method == "lora" else 0
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms)
 
@@ -254,6 +266,7 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     """Return the bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer."""
     b, tokens, inner = plan.element_bytes, plan.row_tokens, inner_elements(shape)
     passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
+    passing += b * shape.experts_used * shape.hidden
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
     tiles = int(tokens / SMALL_TILE + 1 / 2)
     if not (plan.offload and plan.fused and shape.inner) or tiles < 2:
@@ -281,5 +294,6 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
 def workspace_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of scratch memory."""
     largest = max(linear.inputs * linear.outputs for linear in shape.linears)
+    largest = max(largest, 2 * shape.experts * shape.expert_inner * shape.hidden)
     scratch = plan.element_bytes * largest if plan.weights in ("nf4", "fp8") else 0
     return scratch + (LIBRARY_WORKSPACE if plan.device == "cuda" else 0)

@@ -123,7 +123,7 @@ class ModelShape:
 
     @property
     def expert_parameters(self) -> int:
-        """Parameters of all experts, which are stacked matrices and not quantized, and of their routers."""
+        """Parameters of all experts, which are stacked matrices, and of their routers."""
         return self.layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
 
     @property

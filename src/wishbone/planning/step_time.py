@@ -2,8 +2,9 @@
 
 A pass over u tokens multiplies each of W weights once a token, and a head of V words once for each of the s scored
 tokens; a completion token attends to all tokens before it. A forward pass counts one, the backward pass one for the
-gradients of inputs and one for those of weights; recomputing a layer is a forward pass. Between products every layer
-reads and writes what it keeps for the backward pass many times:
+gradients of inputs and one for those of weights; recomputing a layer is a forward pass. Experts multiply in 16 bits in
+whatever form they are kept. Between products every layer reads and writes what it keeps for the backward pass many
+times:
 
     seconds = passes ( 2 W u / rate + (2 H V s + attention) / rate_16 ) + TRAFFIC passes/3 u layer_bytes L / bandwidth
 
@@ -59,12 +60,13 @@ def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> f
     rate = share * half * 1e12
     linear_rate = share * gpu.fp8_tflops * 1e12 if plan.weights == "fp8" and gpu.fp8_tflops else rate
     passes = work.passes + work.recomputed
-    linear = 2 * (shape.linear_parameters + _expert_parameters(shape)) * work.tokens
+    linear = 2 * shape.linear_parameters * work.tokens
+    experts = 2 * _expert_parameters(shape) * work.tokens
     head = 2 * shape.hidden * shape.vocabulary * work.scored
     attention = 4 * shape.query * shape.layers * work.contexts
     traffic = TRAFFIC * passes / 3 * work.tokens * shape.layers * layer_bytes(shape, plan)
     return (
-        passes * (linear / linear_rate + attention / rate)
+        passes * (linear / linear_rate + experts / rate + attention / rate)
         + work.passes * head / rate
         + traffic / (gpu.bandwidth_gbs * 1e9)
     )

@@ -8,16 +8,21 @@ the matrix of each expert; the matrices themselves are never changed or copied.
 
 from __future__ import annotations
 
-from wishbone.ops.expert_mlp.fused import expert_mlp
+from wishbone.ops.expert_mlp.fused import ExpertsOfReference, expert_mlp
 from wishbone.ops.expert_mlp.gate import ClampedGate, Gate, GatedProduct, GateOf
+from wishbone.ops.expert_mlp.quantized import FP8Stack, NF4Stack, QuantizedStack
 from wishbone.ops.expert_mlp.reference import expert_mlp_reference
 from wishbone.ops.expert_mlp.stacked import StackedAdapter, StackedLinear
 
 __all__ = [
     "ClampedGate",
+    "ExpertsOfReference",
+    "FP8Stack",
     "Gate",
     "GateOf",
     "GatedProduct",
+    "NF4Stack",
+    "QuantizedStack",
     "StackedAdapter",
     "StackedLinear",
     "expert_mlp",

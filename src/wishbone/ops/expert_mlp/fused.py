@@ -10,6 +10,7 @@ and the same W_down^T do_t, times p_s, is the gradient of h_s.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,11 +24,41 @@ from wishbone.ops.expert_mlp.stacked import StackedAdapter, StackedLinear, Stack
 from wishbone.ops.lora_linear.fused import has_graph
 from wishbone.ops.lora_linear.precision import without_autocast
 
-BEFORE_FACTORS = 6
+BEFORE_FACTORS = 7
 """Arguments of `_ExpertMLP` before the factors of both adapters."""
 
 
-def expert_mlp(x: Tensor, chosen: Tensor, share: Tensor, up: StackedLinear, down: StackedLinear, gate: Gate) -> Tensor:
+@dataclass
+class ExpertsOfReference:
+    """The reference's half of a call: the same frozen weights, read and turned into 16 bits once for both.
+
+    Attributes:
+        x, chosen, share: as of `expert_mlp`.
+        up, down: adapters of the reference, or None.
+        y: [T, K], once the call has run; without gradient.
+    """
+
+    x: Tensor
+    chosen: Tensor
+    share: Tensor
+    up: StackedAdapter | None = None
+    down: StackedAdapter | None = None
+    y: Tensor | None = None
+
+    def leave(self, y: Tensor) -> None:
+        """Note the output of the call."""
+        self.y = y
+
+
+def expert_mlp(
+    x: Tensor,
+    chosen: Tensor,
+    share: Tensor,
+    up: StackedLinear,
+    down: StackedLinear,
+    gate: Gate,
+    half: ExpertsOfReference | None = None,
+) -> Tensor:
     """Return what the experts of each token make of it, weighted and added up.
 
     Args:
@@ -37,18 +68,20 @@ def expert_mlp(x: Tensor, chosen: Tensor, share: Tensor, up: StackedLinear, down
         up: layers [experts, U, K].
         down: layers [experts, K, I].
         gate: between the two. Its graph can be used only once, as u is overwritten with its gradient.
+        half: the reference's half of the call, computed as well; its y is left in it.
 
     Returns:
         [T, K], in the dtype of x. Gradients go to x, share and the factors of adapters, each in its own dtype.
     """
-    routing = Routing.of(chosen, up.weight.shape[0])
+    routing = Routing.of(chosen, up.shape[0])
     factors = _factors(up.adapter, down.adapter)
     with without_autocast(x.device):
         if has_graph(x, share, *factors):
-            y: Tensor = _ExpertMLP.apply(x, share, routing, up, down, gate, *factors)
+            y: Tensor = _ExpertMLP.apply(x, share, routing, up, down, gate, half, *factors)
             return y
         with torch.no_grad():
-            return _forward(x, share, StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing), gate)[0]
+            passes = StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing)
+            return _forward(x, share, *passes, gate, half)[0]
 
 
 def _factors(*adapters: StackedAdapter | None) -> list[Tensor | None]:
@@ -57,12 +90,24 @@ def _factors(*adapters: StackedAdapter | None) -> list[Tensor | None]:
 
 
 def _forward(
-    x: Tensor, share: Tensor, up: StackedPass, down: StackedPass, gate: Gate
+    x: Tensor, share: Tensor, up: StackedPass, down: StackedPass, gate: Gate, half: ExpertsOfReference | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return y, u, and the low-rank products of both layers."""
-    u, low = up.forward(x.index_select(0, up.routing.token))
-    rows, down_low = down.forward(gate.forward(u))
-    return grouped.gathered(rows, up.routing, share), u, low, down_low
+    """Return y, u, and the low-rank products of both layers; leave the reference's y in its half."""
+    matrices = up.matrices()
+    u, low = up.forward(x.index_select(0, up.routing.token), matrices)
+    other = beside = None
+    if half is not None:
+        routing = Routing.of(half.chosen, matrices.shape[0])
+        other, beside = up.beside(half.up, routing), down.beside(half.down, routing)
+        reference = gate.forward(other.forward(half.x.index_select(0, routing.token), matrices)[0])
+    matrices = down.matrices()
+    rows, down_low = down.forward(gate.forward(u), matrices)
+    y = grouped.gathered(rows, up.routing, share)
+    if half is not None and beside is not None:
+        del rows
+        rows, _ = beside.forward(reference, matrices)
+        half.leave(grouped.gathered(rows, beside.routing, half.share))
+    return y, u, low, down_low
 
 
 class _ExpertMLP(torch.autograd.Function):
@@ -75,10 +120,11 @@ class _ExpertMLP(torch.autograd.Function):
         up: StackedLinear,
         down: StackedLinear,
         gate: Gate,
+        half: ExpertsOfReference | None,
         *factors: Tensor | None,
     ) -> Tensor:
         first, second = StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing)
-        y, u, low, down_low = _forward(x, share, first, second, gate)
+        y, u, low, down_low = _forward(x, share, first, second, gate, half)
         trains_a = ctx.needs_input_grad[BEFORE_FACTORS]
         ctx.save_for_backward(
             x if trains_a else None,
@@ -89,10 +135,8 @@ class _ExpertMLP(torch.autograd.Function):
             *vars(routing).values(),
             *factors,
         )
-        ctx.layers = [
-            (linear.weight, linear.bias, 0.0 if linear.adapter is None else linear.adapter.scale)
-            for linear in (up, down)
-        ]
+        ctx.layers = [replace(linear, adapter=None) for linear in (up, down)]
+        ctx.scales = [0.0 if linear.adapter is None else linear.adapter.scale for linear in (up, down)]
         ctx.gate, ctx.dtype, ctx.used = gate, x.dtype, False
         return y
 
@@ -105,13 +149,13 @@ class _ExpertMLP(torch.autograd.Function):
         x, share, u, low, down_low, *rest = ctx.saved_tensors
         routing, factors = Routing(*rest[:4]), rest[4:]
         adapters = [
-            None if a is None else StackedAdapter(a, b, layer[2])
-            for a, b, layer in zip(factors[::2], factors[1::2], ctx.layers, strict=True)
+            None if a is None else StackedAdapter(a, b, scale)
+            for a, b, scale in zip(factors[::2], factors[1::2], ctx.scales, strict=True)
         ]
         with without_autocast(grad.device):
             up, down = (
-                StackedPass(StackedLinear(weight, bias, adapter), ctx.dtype, routing)
-                for (weight, bias, _), adapter in zip(ctx.layers, adapters, strict=True)
+                StackedPass(replace(layer, adapter=adapter), ctx.dtype, routing)
+                for layer, adapter in zip(ctx.layers, adapters, strict=True)
             )
             dx, dshare, gradients = _backward(grad.contiguous(), x, share, u, (low, down_low), up, down, ctx)
         needed = ctx.needs_input_grad[BEFORE_FACTORS:]
@@ -139,15 +183,15 @@ def _backward(
     down_h = down.down(rows)
     unweighted = down.input_gradient(rows, down_h)
     down_b = None if down_low is None else down.b_gradient(rows, down_low * p)
-    h, u_gradient = ctx.gate.backward_(unweighted * p, u)
+    keep = down_h is not None
+    h, u_gradient, dots = grouped.weighted_backward_(ctx.gate, unweighted, u, share, routing, keep=keep)
     dshare = None
     if ctx.needs_input_grad[1]:
-        dots = grouped.row_dots(unweighted, h)
         if down.bias is not None:
             dots += _dots_with_bias(rows, down.bias, routing)
         dshare = dots[routing.row].to(share.dtype)
     del unweighted, rows
-    down_a = None if down_h is None else down.a_gradient(down_h * p, h)
+    down_a = None if down_h is None or h is None else down.a_gradient(down_h * p, h)
     del h
     up_h = up.down(u_gradient)
     up_b = up.b_gradient(u_gradient, low)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wishbone.ops.expert_mlp.gate import Gate, GatedProduct
 from wishbone.ops.expert_mlp.routing import Routing
 from wishbone.ops.frozen_linear import DenseWeight
 from wishbone.ops.lora_linear.precision import precise_product, product_and_terms
@@ -83,14 +84,32 @@ def gathered(rows: Tensor, routing: Routing, share: Tensor | None = None) -> Ten
     return (parts if share is None else parts * share[..., None].to(precise)).sum(1).to(rows.dtype)
 
 
-def row_dots(left: Tensor, right: Tensor) -> Tensor:
-    """Return left_s . right_s of each row [S], float32 or better."""
-    if in_one_call(left):
+def weighted_backward_(
+    gate: Gate, unweighted: Tensor, u: Tensor, share: Tensor, routing: Routing, *, keep: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return h [S, I] and du [S, U], in the memory of the arguments, and the gradient of each row's share, [S].
+
+    Args:
+        gate: between the two matrices.
+        unweighted: W^T do [S, I], the gradient of h before it is multiplied with the share.
+        u: [S, U].
+        share: [T, k].
+        routing: of the rows.
+        keep: whether h is wanted.
+    """
+    if in_one_call(u) and isinstance(gate, GatedProduct):
+        from wishbone.ops.expert_mlp.triton import weighted_gate_backward_
+
+        dots = weighted_gate_backward_(unweighted, u, share, routing, silu=gate.activation == "silu", keep=keep)
+        return unweighted if keep else None, u, dots
+    p = share.reshape(-1).index_select(0, routing.choice).to(u.dtype)[:, None]
+    h, gradient = gate.backward_(unweighted * p, u)
+    if in_one_call(u):
         from wishbone.ops.expert_mlp.triton import dots_of_rows
 
-        return dots_of_rows(left, right)
-    precise = torch.promote_types(left.dtype, torch.float32)
-    return (left.to(precise) * right.to(precise)).sum(1)
+        return h, gradient, dots_of_rows(unweighted, h)
+    precise = torch.promote_types(u.dtype, torch.float32)
+    return h, gradient, (unweighted.to(precise) * h.to(precise)).sum(1)
 
 
 def in_one_call(x: Tensor) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wishbone.ops.gated_mlp.kernels import gradients
 from wishbone.ops.kernel_parts import load_row, part_of_row
 from wishbone.ops.low_rank_add.triton import rounded_at_random
 
@@ -173,6 +174,48 @@ def dots(left_ptr, right_ptr, out_ptr, stride_left_row, stride_right_row, column
 
 
 @triton.jit
+def weighted_gate(
+    unweighted_ptr,
+    u_ptr,
+    share_ptr,
+    choice_ptr,
+    dots_ptr,
+    stride_u_row,
+    columns,
+    SILU: tl.constexpr,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write du of one row over u, and the gradient of its share; with KEEP h over W^T do; grid (S,).
+
+    Args:
+        unweighted_ptr: W^T do [S, columns], contiguous: the gradient of h before it is multiplied with the share.
+        u_ptr: [S, 2 columns], g and v side by side.
+        share_ptr: the shares of all choices.
+        choice_ptr: [S] int64, the choice of each row.
+        dots_ptr: [S] float32: (W^T do) . h.
+        SILU: whether the activation is SiLU, otherwise the tanh approximation of GELU.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    share = tl.load(share_ptr + tl.load(choice_ptr + row)).to(tl.float32)
+    dtype = unweighted_ptr.dtype.element_ty
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < columns
+        own = load_row(unweighted_ptr, row, columns, column, inside)
+        g = load_row(u_ptr, row, stride_u_row, column, inside)
+        v = load_row(u_ptr + columns, row, stride_u_row, column, inside)
+        product, gate_gradient, value_gradient = gradients(own * share, g, v, SILU)
+        total += own * product
+        tl.store(u_ptr + row * stride_u_row + column, gate_gradient, mask=inside)
+        tl.store(u_ptr + row * stride_u_row + columns + column, value_gradient, mask=inside)
+        if KEEP:
+            tl.store(unweighted_ptr + row * columns + column, product.to(dtype), mask=inside)
+    tl.store(dots_ptr + row, tl.sum(total))
+
+
+@triton.jit
 def clamped(u_ptr, h_ptr, stride_u_row, columns, slope, limit, BACKWARD: tl.constexpr, BLOCK: tl.constexpr):
     """Write h of BLOCK columns of one row; with BACKWARD h_ptr holds dh before, and du is written over u.
 
@@ -197,3 +240,21 @@ def clamped(u_ptr, h_ptr, stride_u_row, columns, slope, limit, BACKWARD: tl.cons
         tl.store(at, dg, mask=inside)
         tl.store(at + 1, dv, mask=inside)
     tl.store(h_at, m * share * shifted, mask=inside)
+
+
+@triton.jit
+def scaled_rows(codes_ptr, scale_ptr, out_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Write a tile of codes times the scale of their row; grid (rows / ROWS, columns / COLUMNS).
+
+    Args:
+        codes_ptr: [rows, columns] e4m3, contiguous.
+        scale_ptr: [rows] float32.
+        out_ptr: [rows, columns], contiguous.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    at = (row * columns)[:, None] + column[None, :]
+    scale = tl.load(scale_ptr + row, mask=row < rows, other=0.0)
+    exact = tl.load(codes_ptr + at, mask=inside, other=0.0).to(tl.float32) * scale[:, None]
+    tl.store(out_ptr + at, exact.to(out_ptr.dtype.element_ty), mask=inside)

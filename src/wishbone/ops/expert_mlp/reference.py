@@ -20,7 +20,7 @@ def expert_mlp_reference(
 ) -> Tensor:
     """Return y [T, K] in the dtype of `x`; arguments as `expert_mlp`, and `gate` is a function that autograd knows."""
     y = torch.zeros_like(x)
-    for expert in range(up.weight.shape[0]):
+    for expert in range(up.shape[0]):
         token, choice = torch.where(chosen == expert)
         h = gate(_linear(up, expert, x[token]))
         out = _linear(down, expert, h) * share[token, choice, None].to(x.dtype)
@@ -29,7 +29,8 @@ def expert_mlp_reference(
 
 
 def _linear(linear: StackedLinear, expert: int, x: Tensor) -> Tensor:
-    y = x @ linear.weight[expert].detach().to(x.dtype).t()
+    weight = linear.weight[expert].detach().to(x.dtype)
+    y = x @ (weight if linear.transposed else weight.t())
     if linear.bias is not None:
         y = y + linear.bias[expert].to(x.dtype)
     if linear.adapter is not None:

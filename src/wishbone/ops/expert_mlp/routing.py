@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+KEYS = (torch.int8, torch.int16, torch.int32)
+"""Dtypes that numbers of experts are sorted in: a GPU sorts by 8 bits at a time."""
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -30,8 +33,9 @@ class Routing:
     def of(cls, chosen: Tensor, experts: int) -> Routing:
         """Return the routing of tokens to `experts` experts; chosen [T, k] are their numbers."""
         tokens, k = chosen.shape
-        expert, choice = torch.sort(chosen.reshape(-1), stable=True)
-        ends = torch.searchsorted(expert, torch.arange(experts, device=chosen.device), right=True)
+        keys = chosen.reshape(-1).to(next(dtype for dtype in KEYS if experts - 1 <= torch.iinfo(dtype).max))
+        expert, choice = torch.sort(keys, stable=True)
+        ends = torch.searchsorted(expert, torch.arange(experts, device=chosen.device, dtype=keys.dtype), right=True)
         row = torch.empty_like(choice)
         row[choice] = torch.arange(tokens * k, device=chosen.device)
         return cls(choice, choice // k, row.view(tokens, k), ends.to(torch.int32))

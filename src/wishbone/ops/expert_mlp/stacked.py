@@ -12,13 +12,14 @@ and what an adapter adds is not lost when it is added to a rounded product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.expert_mlp import grouped
+from wishbone.ops.expert_mlp.quantized import QuantizedStack
 from wishbone.ops.expert_mlp.routing import Routing
 
 RANK_MULTIPLE = 8
@@ -45,14 +46,28 @@ class StackedLinear:
     """A linear layer of each expert.
 
     Attributes:
-        weight: frozen W [experts, N, K], of any strides.
+        weight: frozen W [experts, N, K], of any strides; perhaps a `QuantizedStack`.
         bias: frozen b [experts, N], or None.
         adapter: or None.
+        transposed: whether `weight` is [experts, K, N] instead.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     adapter: StackedAdapter | None = None
+    transposed: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The sizes (experts, N, K)."""
+        experts, n, k = self.weight.shape
+        return (experts, k, n) if self.transposed else (experts, n, k)
+
+    def matrices(self, dtype: torch.dtype) -> Tensor:
+        """Return W [experts, N, K] in `dtype`; codes on CUDA are turned into scratch memory, until the next call."""
+        weight = self.weight.detach()
+        dense = weight.matrices(dtype) if isinstance(weight, QuantizedStack) else weight.to(dtype)
+        return dense.transpose(1, 2) if self.transposed else dense
 
 
 class StackedPass:
@@ -68,7 +83,7 @@ class StackedPass:
     """
 
     def __init__(self, linear: StackedLinear, dtype: torch.dtype, routing: Routing) -> None:
-        self.weight = linear.weight.detach().to(dtype)
+        self._linear, self._dtype = linear, dtype
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.routing = routing
         self.rank = self.scale = 0.0
@@ -81,11 +96,24 @@ class StackedPass:
             self.a = F.pad((a * self.scale).to(dtype), (0, 0, 0, missing)).contiguous()
             self.b = F.pad(b.to(dtype), (0, missing)).contiguous()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return y [S, N], and l [S, r], None without adapter; x [S, K]."""
+    def matrices(self) -> Tensor:
+        """Return W as `StackedLinear.matrices` does."""
+        return self._linear.matrices(self._dtype)
+
+    def forward(self, x: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return y [S, N], and l [S, r], None without adapter.
+
+        Args:
+            x: [S, K].
+            matrices: what `matrices` returns, which several passes of a layer may share.
+        """
         low = None if self.a is None else grouped.product(x, self.a.transpose(1, 2), self.routing)
         b = None if self.b is None else self.b.transpose(1, 2)
-        return grouped.product(x, self.weight.transpose(1, 2), self.routing, self.bias, low, b), low
+        return grouped.product(x, matrices.transpose(1, 2), self.routing, self.bias, low, b), low
+
+    def beside(self, adapter: StackedAdapter | None, routing: Routing) -> StackedPass:
+        """Return the same layer with another adapter, over other rows."""
+        return StackedPass(replace(self._linear, adapter=adapter), self._dtype, routing)
 
     def down(self, grad: Tensor) -> Tensor | None:
         """Return h [S, r], None without adapter."""
@@ -93,7 +121,7 @@ class StackedPass:
 
     def input_gradient(self, grad: Tensor, h: Tensor | None) -> Tensor:
         """Return dx [S, K]."""
-        return grouped.product(grad, self.weight, self.routing, None, h, self.a)
+        return grouped.product(grad, self.matrices(), self.routing, None, h, self.a)
 
     def a_gradient(self, h: Tensor | None, x: Tensor) -> Tensor | None:
         """Return dA [experts, r, K], float32 or better; None without adapter."""

@@ -6,13 +6,15 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.expert_mlp.kernels import add_by_expert, clamped, dots, gather, outer
+from wishbone.ops.expert_mlp.kernels import add_by_expert, clamped, dots, gather, outer, scaled_rows, weighted_gate
 from wishbone.ops.expert_mlp.routing import Routing
 from wishbone.ops.launch_sizes import power_of_two, tiles
 from wishbone.ops.low_rank_add.reference import unseen_bits
 
 ROWS, COLUMNS, RANKS, BLOCK, WARPS = 64, 128, 64, 1024, 4
 """A tile of y, ranks that are multiplied at a time, columns of one row that are."""
+SCALED_ROWS, SCALED_COLUMNS = 16, 512
+"""A tile of `dequantize_rows`."""
 OUTER_ROWS = 64
 """Rows of an expert that `outer_by_expert` adds up at a time."""
 
@@ -125,6 +127,39 @@ def dots_of_rows(left: Tensor, right: Tensor) -> Tensor:
     return out
 
 
+def weighted_gate_backward_(
+    unweighted: Tensor, u: Tensor, share: Tensor, routing: Routing, *, silu: bool, keep: bool
+) -> Tensor:
+    """Overwrite u [S, 2 I] with its gradient, and with `keep` `unweighted` [S, I] with h; return the dots [S] float32.
+
+    Args:
+        unweighted: W^T do, contiguous.
+        u: g and v side by side.
+        share: [T, k].
+        routing: of the rows.
+        silu: whether the activation is SiLU, otherwise GELU.
+        keep: whether h is wanted.
+    """
+    rows, columns = unweighted.shape
+    out = torch.empty(rows, device=u.device, dtype=torch.float32)
+    assert unweighted.is_contiguous() and u.stride(1) == 1
+    if rows:
+        weighted_gate[(rows,)](
+            unweighted,
+            u,
+            share.contiguous(),
+            routing.choice,
+            out,
+            u.stride(0),
+            columns,
+            SILU=silu,
+            KEEP=keep,
+            BLOCK=min(BLOCK, power_of_two(columns)),
+            num_warps=WARPS,
+        )
+    return out
+
+
 def clamped_gate(u: Tensor, slope: float, limit: float) -> Tensor:
     """Return h [S, I] of u [S, 2 I]; `ClampedGate` says what it is."""
     h = u.new_empty(u.shape[0], u.shape[1] // 2)
@@ -145,3 +180,18 @@ def _launch_clamped(u: Tensor, h: Tensor, slope: float, limit: float, *, backwar
         clamped[(rows, tiles(columns, BLOCK))](
             u, h, u.stride(0), columns, slope, limit, BACKWARD=backward, BLOCK=BLOCK, num_warps=WARPS
         )
+
+
+def dequantize_rows(codes: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """Write codes * scale to `out`; return `out`.
+
+    Args:
+        codes: [..., columns] float8_e4m3fn, contiguous.
+        scale: a scale for each row, float32, contiguous.
+        out: as the codes, float32 or 16 bits.
+    """
+    rows, columns = scale.numel(), codes.shape[-1]
+    scaled_rows[(tiles(rows, SCALED_ROWS), tiles(columns, SCALED_COLUMNS))](
+        codes, scale, out, rows, columns, ROWS=SCALED_ROWS, COLUMNS=SCALED_COLUMNS, num_warps=8
+    )
+    return out

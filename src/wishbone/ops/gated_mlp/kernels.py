@@ -33,7 +33,7 @@ def _sigmoid_of(g, SILU: tl.constexpr):
 
 
 @triton.jit
-def _gradients(dp, g, u, SILU: tl.constexpr):
+def gradients(dp, g, u, SILU: tl.constexpr):
     """Return p, dg and du."""
     share = _sigmoid_of(g, SILU)
     value = g * share
@@ -80,7 +80,7 @@ def backward(
     dp = load_row(product_ptr, row, stride_product_row, column, inside)
     g = load_row(gate_ptr, row, stride_gate_row, column, inside)
     u = load_row(up_ptr, row, stride_up_row, column, inside)
-    product, gate_gradient, up_gradient = _gradients(dp, g, u, SILU)
+    product, gate_gradient, up_gradient = gradients(dp, g, u, SILU)
     tl.store(product_ptr + row * stride_product_row + column, product, mask=inside)
     tl.store(gate_ptr + row * stride_gate_row + column, gate_gradient, mask=inside)
     tl.store(up_ptr + row * stride_up_row + column, up_gradient, mask=inside)
@@ -121,7 +121,7 @@ def backward_quantized(
         dp = tl.load(product_ptr + column, mask=inside, other=0.0).to(tl.float32)
         g = tl.load(gate_ptr + column, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(gate_ptr + columns + column, mask=inside, other=0.0).to(tl.float32)
-        product, gate_gradient, up_gradient = _gradients(dp, g, u, SILU)
+        product, gate_gradient, up_gradient = gradients(dp, g, u, SILU)
         gate_gradient, up_gradient = gate_gradient.to(dtype), up_gradient.to(dtype)
         tl.store(product_ptr + column, product, mask=inside)
         tl.store(gate_ptr + column, gate_gradient, mask=inside)

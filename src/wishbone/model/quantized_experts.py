@@ -1,0 +1,113 @@
+"""Experts in FP8 or NF4: which parameters of a model they are, and how transformers makes codes of them as it reads.
+
+transformers 5 keeps the experts of a layer as two stacked parameters, and its own methods for FP8 and 4 bits look at
+linear layers alone. So experts, which are nine tenths of most mixtures, would stay in 16 bits. Here each stack becomes
+a `QuantizedStack` (`ops/expert_mlp/quantized.py`) as soon as it is on the device, which never holds more than the
+quantized model and one stack in 16 bits. To all other code it is a frozen 16-bit parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers import auto
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+from wishbone.ops.expert_mlp import NF4Stack, QuantizedStack
+from wishbone.ops.expert_mlp.quantized import BLOCK
+
+METHOD = "bitsandbytes_4bit"
+"""transformers' name of its quantizer to 4 bits."""
+
+
+def is_stack(model: nn.Module, name: str) -> bool:
+    """Return whether a parameter of a model holds the experts of a layer, in a form that can be quantized.
+
+    Args:
+        model: a transformers model.
+        name: of the parameter.
+    """
+    module_name, _, own = name.rpartition(".")
+    try:
+        module = model.get_submodule(module_name)
+    except AttributeError:
+        return False
+    weight = getattr(module, own, None)
+    marked = hasattr(module, "is_transposed") and hasattr(module, "has_gate")  # transformers says how the stacks lie
+    return marked and isinstance(weight, nn.Parameter) and weight.dim() == 3 and weight.numel() % BLOCK == 0
+
+
+def plain_stacks(model: nn.Module) -> list[Tensor]:
+    """Return the stacked weights of experts that are not in codes."""
+    stacks = [weight for name, weight in model.named_parameters() if weight.dim() == 3 and "expert" in name]
+    return [weight for weight in stacks if weight.is_floating_point() and not isinstance(weight, QuantizedStack)]
+
+
+def in_codes(weight: Tensor, form: type[QuantizedStack]) -> nn.Parameter:
+    """Return a parameter that holds the experts of a layer in FP8 or NF4."""
+    return nn.Parameter(form.of(weight), requires_grad=False)
+
+
+@torch.no_grad()
+def experts_in_values(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Turn the experts of a model into the values that their codes stand for, for good, in `dtype` or their own."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if isinstance(weight, QuantizedStack):
+                dense = weight.dense()
+                module._parameters[name] = nn.Parameter(dense.to(dtype or dense.dtype), requires_grad=False)
+
+
+class _ToNF4(ConversionOps):  # type: ignore[misc]
+    """Turns the stacks of a model into NF4, and leaves linear layers to bitsandbytes' own operation."""
+
+    def __init__(self, layers: ConversionOps) -> None:
+        self._layers = layers
+
+    def convert(
+        self, input_dict: dict[str, Any], model: PreTrainedModel | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        result: dict[str, Tensor] = {}
+        for name, value in input_dict.items():
+            if model is not None and is_stack(model, name):
+                result[name] = in_codes(value[0] if isinstance(value, list) else value, NF4Stack)
+            else:
+                result |= self._layers.convert({name: value}, model=model, **kwargs)
+        return result
+
+
+class _NF4Quantizer(Bnb4BitHfQuantizer):  # type: ignore[misc]
+    """bitsandbytes' quantizer, for stacks of experts, too."""
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:
+        """Return whether the parameter becomes codes."""
+        own: bool = super().param_needs_quantization(model, param_name, **kwargs)
+        return own or (not self.pre_quantized and is_stack(model, param_name))
+
+    def get_quantize_ops(self) -> ConversionOps:
+        """Return the operation on such a parameter."""
+        return _ToNF4(super().get_quantize_ops())
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        whole: PreTrainedModel = super()._dequantize(model, dtype)
+        experts_in_values(whole, dtype)
+        return whole
+
+
+@contextmanager
+def experts_in_nf4() -> Iterator[None]:
+    """Context in which transformers quantizes the experts of models that it loads in 4 bits, too."""
+    methods = auto.AUTO_QUANTIZER_MAPPING
+    before = methods[METHOD]
+    methods[METHOD] = _NF4Quantizer
+    try:
+        yield
+    finally:
+        methods[METHOD] = before
