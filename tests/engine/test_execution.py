@@ -31,7 +31,7 @@ class Recorded:
     def padded(self, tokens: int) -> int:
         return tokens
 
-    def hidden_states(self, batch: Any) -> None:
+    def passed(self, batch: Any) -> None:
         return None
 
     def release(self) -> None:

@@ -24,7 +24,8 @@ from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle
 from wishbone.policy.cuda_graphs import CudaGraphs
 from wishbone.policy.lockstep import Beside
-from wishbone.policy.policy import Policy
+from wishbone.policy.policy import Passed, Policy
+from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
 from wishbone.reference.reference import AdapterDisabled
@@ -58,11 +59,11 @@ def adapted(family: str, *, fp8: bool = False) -> PeftModel:
     return model.train()
 
 
-def step_of(model: PeftModel, in_lockstep: bool = False) -> PreferenceStep:
+def step_of(model: PeftModel, in_lockstep: bool = False, balanced: bool = False) -> PreferenceStep:
     policy = Policy(model, row_multiple=128, fused=FusedLayers(model))
     reference = AdapterDisabled(policy)
     reference.in_lockstep = in_lockstep
-    return PreferenceStep(policy, reference, Objective())
+    return PreferenceStep(policy, reference, Objective(load_balancing=LoadBalancing(0.5, 2) if balanced else None))
 
 
 def results(step: PreferenceStep, pairs: list[TokenizedPair], graphs: CudaGraphs | None = None) -> list[Tensor]:
@@ -185,11 +186,25 @@ def test_one_recording_holds_policy_and_reference() -> None:
     assert graphs.replays == before + 2 * len(rows), "one replay forward and one backward"
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_a_mixture_is_recorded_with_what_its_routers_do(balanced: bool) -> None:
+    step = step_of(adapted("qwen3_moe"), in_lockstep=True, balanced=balanced)
+    fused = step.policy.fused
+    assert fused is not None and fused.launches_by_shape("", 2)
+    rows = [pairs_of(length, seed=seed) for length in LENGTHS for seed in (1, 2)]
+    expected = [results(step, row) for row in rows]
+    graphs = recorded(step)
+    before = graphs.replays
+    for row, one in zip(rows, expected, strict=True):
+        assert_same(results(step, row, graphs), one)
+    assert graphs.replays == before + 2 * len(rows)
+
+
 def test_a_parameter_that_is_used_from_elsewhere_rules_recording_out() -> None:
     step = step_of(adapted("qwen3"))
     parameter = next(p for p in step.policy.model.parameters() if p.requires_grad)
     backbone = step.policy.backbone
-    graphs = CudaGraphs(step.policy.model, lambda batch, beside: backbone(batch, beside) + 0 * parameter.sum())
+    graphs = CudaGraphs(step.policy.model, lambda *row: Passed(backbone(*row).hidden + 0 * parameter.sum()))
     with pytest.raises(RuntimeError, match="somewhere else"), graphs.recording():
         results(step, pairs_of(384, seed=0), graphs)
 
@@ -200,11 +215,11 @@ def test_a_recording_that_fails_leaves_nothing_behind() -> None:
     expected = results(step, row)
     backbone = step.policy.backbone
 
-    def waiting(batch: PreferenceBatch, beside: Beside | None) -> Tensor:
-        hidden = backbone(batch, beside)
+    def waiting(batch: PreferenceBatch, beside: Beside | None, routed: bool) -> Passed:
+        passed = backbone(batch, beside, routed)
         if torch.cuda.is_current_stream_capturing():
-            hidden.sum().item()
-        return hidden
+            passed.hidden.sum().item()
+        return passed
 
     numbers = torch.cuda.get_rng_state()
     graphs = CudaGraphs(step.policy.model, waiting)

@@ -94,8 +94,8 @@ class Graphs(Protocol):
         """Return the length that a row of so many tokens should be padded to."""
         ...
 
-    def hidden_states(self, batch: Any, beside: Any = None) -> Any:
-        """Return last hidden states of a row by replaying its graph, or None where the row has to be run."""
+    def passed(self, batch: Any, beside: Any = None, routed: bool = False) -> Any:
+        """Return what a pass over a row gives by replaying its graph, or None where the row has to be run."""
         ...
 
     def release(self) -> None:

@@ -166,9 +166,8 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
         return "its position encoding depends on the longest sequence"
     if not isinstance(policy.model, PeftModel):
         return "the model itself is trained, not an adapter"
-    text = text_layers(policy.model)[0]
-    if policy.fused is None or sum(name.startswith(text) for name in policy.fused.linears.mlps) != layers:
-        return "not all of its MLPs are of the known form, and kernels that depend on values cannot be recorded"
+    if policy.fused is None or not policy.fused.launches_by_shape(text_layers(policy.model)[0], layers):
+        return "not all of its MLPs and experts are fused, and kernels that depend on values cannot be recorded"
     if policy.recurrence.covered:
         return "its recurrent layers cut each row at its documents"
     if ModelState(policy.model).hooks_of_others():

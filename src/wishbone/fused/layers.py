@@ -40,6 +40,17 @@ class FusedLayers:
         """Modules that take both halves of a pass of policy and reference now."""
         return self.linears.switched_on | self.experts.switched_on
 
+    def launches_by_shape(self, text: str, layers: int) -> bool:
+        """Return whether the MLP or the experts of each layer are fused, so that no value decides what is launched.
+
+        Args:
+            text: name of the module that has the layers; "" if it is the model.
+            layers: how many there are.
+        """
+        found = [name for name in (*self.linears.mlps, *self.experts.in_one_call) if name.startswith(text)]
+        apart = any(site.why_not is not None and site.name.startswith(text) for site in self.experts.sites())
+        return not apart and len({_layer_of(name) for name in found}) == layers
+
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:
         """Context of forward passes and of the backward passes that recompute them; arguments as `FusedLinears`'."""
@@ -50,3 +61,9 @@ class FusedLayers:
             self.rotary.running(),
         ):
             yield
+
+
+def _layer_of(name: str) -> str:
+    """Return the name of the layer that a module with this name is in: up to its first number."""
+    parts = name.split(".")
+    return ".".join(parts[: next((i for i, part in enumerate(parts) if part.isdigit()), len(parts)) + 1])

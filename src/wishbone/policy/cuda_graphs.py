@@ -10,6 +10,8 @@ starts them by one call. It computes what was recorded, at the addresses of that
 
 State is what the layers' Python code looks at in a pass (`model_state.py`).
 
+The router logits of a mixture of experts, from which its auxiliary loss follows, come out beside the hidden states.
+
 All recordings share one memory pool, and each writes over the one before. So the result of a replay holds until the
 next replay, and a row's backward pass must come before that; any other order raises an error. A replay gives the
 results of the recorded pass, bit by bit: each row is run before it is recorded, and a graph whose replay differs is not
@@ -35,6 +37,7 @@ from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables
 from wishbone.policy.lockstep import Beside
 from wishbone.policy.model_state import ModelState
+from wishbone.policy.policy import Passed
 
 UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
 """Functions of `torch._C` that clean up after a failed capture; without them nothing is recorded."""
@@ -48,8 +51,7 @@ class CudaGraphs:
 
     Args:
         model: with its adapters; its modules and trained parameters must stay the same objects.
-        backbone: returns last hidden states [1, tokens, hidden_size] of a row, with its graph where gradients are on;
-            of policy and reference where a reference is given.
+        backbone: `Policy.backbone`: what a pass over a row gives, with its graph where gradients are on.
 
     Attributes:
         trained: parameters that hidden states depend on.
@@ -58,10 +60,10 @@ class CudaGraphs:
         replays: number of passes replayed so far.
     """
 
-    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch, Beside | None], Tensor]) -> None:
+    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch, Beside | None, bool], Passed]) -> None:
         self._backbone, self._model = backbone, model
         self._state = ModelState(model)
-        self._recordings: dict[tuple[int, bool, Beside | None], _Recording] = {}
+        self._recordings: dict[tuple[int, bool, Beside | None, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
         self._open = False
@@ -69,9 +71,7 @@ class CudaGraphs:
         self.lengths: list[int] = []
         self.gradients: Tensor | None = None
         self.replays = 0
-        self._hidden: Tensor | None = None
-        self._reference: Tensor | None = None
-        self._hidden_gradient: Tensor | None = None
+        self._buffers: dict[str, Tensor] = {}
         self._kept: list[Tensor | None] = []
 
     @contextmanager
@@ -93,7 +93,7 @@ class CudaGraphs:
             yield
         finally:
             self._open = False
-            self.lengths = sorted({tokens for tokens, _, _ in self._recordings})
+            self.lengths = sorted({tokens for tokens, *_ in self._recordings})
             generator.graphsafe_set_state(random_numbers)
             gc.collect()
             if collected:
@@ -107,72 +107,77 @@ class CudaGraphs:
         """
         self._recordings.clear()
         self._kept.clear()
-        self._hidden = self._reference = self._hidden_gradient = self.gradients = None
+        self._buffers.clear()
+        self.gradients = None
         torch._C._cuda_clearCublasWorkspaces()
 
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
         return tokens if self._open or not self._recordings else padded_length(tokens, self.lengths)
 
-    def hidden_states(self, batch: SharedPrefixBatch, beside: Beside | None = None) -> Tensor | None:
-        """Return last hidden states [1, tokens, hidden_size] of a row, or None where it has to be run.
+    def passed(self, batch: SharedPrefixBatch, beside: Beside | None = None, routed: bool = False) -> Passed | None:
+        """Return what a pass over a row gives, or None where it has to be run.
 
-        They hold until the next call. If gradients are on, the backward pass through them reaches the parameters.
+        It holds until the next call. If gradients are on, the backward pass through it reaches the parameters.
 
         Args:
             batch: the row.
-            beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
+            beside: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
+            routed: whether router logits are returned, [layers, tokens, experts].
 
         Raises:
             RuntimeError: while recording, if a pass cannot be recorded.
         """
-        key = batch.tokens, torch.is_grad_enabled(), beside
+        key = batch.tokens, torch.is_grad_enabled(), beside, routed
         if self._open and key not in self._recordings:
             with _autocast_without_cache(), self._stand_ins() as leaves:
-                self._recordings[key] = self._record(batch, beside, leaves)
+                self._recordings[key] = self._record(batch, beside, routed, leaves)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
             return None
         recording.take(batch)
-        replayed: Tensor = _Replay.apply(self, recording, *self.trained)
-        if recording.reference is None or beside is None:
-            return replayed
-        return Lockstep(replayed, recording.reference, beside.adapters)
+        hidden, *routers = _Replay.apply(self, recording, *self.trained)
+        if recording.reference is not None and beside is not None:
+            hidden = Lockstep(hidden, recording.reference, beside.adapters)
+        return Passed(hidden, *routers)
 
-    def _record(self, batch: SharedPrefixBatch, beside: Beside | None, leaves: list[nn.Parameter]) -> _Recording:
+    def _record(
+        self, batch: SharedPrefixBatch, beside: Beside | None, routed: bool, leaves: list[nn.Parameter]
+    ) -> _Recording:
         """Run a row, record it, and check that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
         torch.cuda.empty_cache()  # memory cached for one stream cannot serve another, or a recording
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what a capture cannot
-            hidden, reference = _halves(self._backbone(batch, beside))
-            run = hidden.detach()
-            gradients = self._gradients(hidden, leaves, run) if trains else None
+            outputs, reference = _halves(self._backbone(batch, beside, routed))
+            run = [output.detach() for output in outputs]
+            gradients = self._gradients(outputs, leaves, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
-        del hidden  # and its graph
+        del outputs  # and their graph
         torch.cuda.empty_cache()
-        self._hidden, out = _buffer(self._hidden, run)
-        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), out)
+        recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._memory("output", run))
         if reference is not None:
-            self._reference, recording.reference = _buffer(self._reference, run)
+            (recording.reference,) = self._memory("reference", [reference])
         with self._captured(recording.forward):
-            hidden, again = _halves(self._backbone(batch, beside))
-            recording.hidden.copy_(hidden.detach())
+            outputs, again = _halves(self._backbone(batch, beside, routed))
+            for out, output in zip(recording.outputs, outputs, strict=True):
+                out.copy_(output.detach())
             if recording.reference is not None and again is not None:
                 recording.reference.copy_(again)
             del again
         if gradients is not None:
-            self._hidden_gradient, recording.hidden_gradient = _buffer(self._hidden_gradient, run)
+            recording.gradients = self._memory("gradient", run)
             recording.backward = torch.cuda.CUDAGraph()
-            recording.hidden_gradient.copy_(run)
+            for given, value in zip(recording.gradients, run, strict=True):
+                given.copy_(value)
             self.gradients = torch.empty_like(gradients) if self.gradients is None else self.gradients
             with self._captured(recording.backward):
-                found = torch.autograd.grad(hidden, leaves, recording.hidden_gradient)
+                found = torch.autograd.grad(*_with_graph(outputs, recording.gradients, leaves))
                 torch.cat([gradient.flatten() for gradient in found], out=self.gradients)
-        del hidden
-        self._kept.append(held_scratch(run.device))
+        del outputs
+        self._kept.append(held_scratch(run[0].device))
         recording.forward.replay()
-        same = torch.equal(recording.hidden, run)
+        same = all(map(torch.equal, recording.outputs, run))
         if reference is not None and recording.reference is not None:
             same = same and torch.equal(recording.reference, reference)
         if gradients is not None and recording.backward is not None and self.gradients is not None:
@@ -181,6 +186,16 @@ class CudaGraphs:
         if not same:
             raise RuntimeError(f"replaying a row of {tokens} tokens gives different numbers from running it")
         return recording
+
+    def _memory(self, name: str, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return memory for tensors [any, tokens, any], which all recordings no longer than the first share."""
+        parts = []
+        for number, tensor in enumerate(like):
+            kept = self._buffers.get(f"{name} {number}")
+            if kept is None or kept.shape[1] < tensor.shape[1]:
+                kept = self._buffers[f"{name} {number}"] = torch.empty_like(tensor)
+            parts.append(kept[:, : tensor.shape[1]])
+        return tuple(parts)
 
     @contextmanager
     def _captured(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
@@ -226,9 +241,9 @@ class CudaGraphs:
             for own, name, parameter in places:
                 own[name] = parameter
 
-    def _gradients(self, hidden: Tensor, leaves: list[nn.Parameter], direction: Tensor) -> Tensor:
-        """Return gradients by the leaves that hidden states depend on, in one tensor; both lists keep only those."""
-        every = torch.autograd.grad(hidden, [*leaves, *self.trained], direction, allow_unused=True)
+    def _gradients(self, outputs: Sequence[Tensor], leaves: list[nn.Parameter], direction: Sequence[Tensor]) -> Tensor:
+        """Return gradients by the leaves that outputs depend on, in one tensor; both lists keep only those."""
+        every = torch.autograd.grad(*_with_graph(outputs, direction, [*leaves, *self.trained]), allow_unused=True)
         found, own = every[: len(leaves)], every[len(leaves) :]
         if any(gradient is not None for gradient in own):
             raise NotImplementedError("a trained parameter is used from somewhere else than its module")
@@ -239,16 +254,24 @@ class CudaGraphs:
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
 
-def _halves(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the hidden states of the policy, and of the reference where they were computed."""
-    return (hidden.policy, hidden.reference) if isinstance(hidden, Lockstep) else (hidden, None)
+def _halves(passed: Passed) -> tuple[list[Tensor], Tensor | None]:
+    """Return what a pass gives of the policy, and the hidden states of the reference where they were computed.
+
+    Router logits of all layers are one tensor, [layers, tokens, experts].
+    """
+    hidden, routers = passed
+    if not isinstance(routers, Tensor):
+        routers = torch.stack(tuple(routers)) if len(routers) else None
+    own = [hidden.policy if isinstance(hidden, Lockstep) else hidden, *(() if routers is None else (routers,))]
+    return own, hidden.reference if isinstance(hidden, Lockstep) else None
 
 
-def _buffer(kept: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return memory that all recordings no longer than the one it was made for share, and the part for this one."""
-    if kept is None or kept.shape[1] < like.shape[1]:
-        kept = torch.empty_like(like)
-    return kept, kept[:, : like.shape[1]]
+def _with_graph(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], Sequence[Tensor], list[Tensor]]:
+    """Return arguments of `torch.autograd.grad`: the outputs that depend on anything trained; the first always does."""
+    used = [i for i, output in enumerate(outputs) if i == 0 or output.requires_grad]
+    return [outputs[i] for i in used], inputs, [gradients[i] for i in used]
 
 
 def _autocast_without_cache() -> torch.autocast:
@@ -270,10 +293,10 @@ class _Recording:
     batch: SharedPrefixBatch
     state: tuple[Any, ...]
     forward: torch.cuda.CUDAGraph
-    hidden: Tensor
+    outputs: tuple[Tensor, ...]
     reference: Tensor | None = None
     backward: torch.cuda.CUDAGraph | None = None
-    hidden_gradient: Tensor | None = None
+    gradients: tuple[Tensor, ...] = ()
 
     def take(self, batch: SharedPrefixBatch) -> None:
         """Write another row of the same length where the graphs read theirs."""
@@ -284,19 +307,20 @@ class _Recording:
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, passes: CudaGraphs, recording: _Recording, *trained: Tensor) -> Tensor:
+    def forward(ctx: Any, passes: CudaGraphs, recording: _Recording, *trained: Tensor) -> tuple[Tensor, ...]:
         recording.forward.replay()
         passes.replays += 1
         ctx.passes, ctx.recording, ctx.replays = passes, recording, passes.replays
-        return recording.hidden.detach()
+        return tuple(output.detach() for output in recording.outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         passes, recording = ctx.passes, ctx.recording
         if passes.replays != ctx.replays:
             raise RuntimeError("another row was replayed since: a row's backward pass must follow its own forward pass")
-        recording.hidden_gradient.copy_(gradient)
+        for given, gradient in zip(recording.gradients, gradients, strict=True):
+            given.copy_(gradient)
         recording.backward.replay()
         passes.replays += 1
         parts = passes.gradients.clone().split([parameter.numel() for parameter in passes.trained])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -47,6 +47,18 @@ Form = Literal["shared_prefix", "plain", "own_logits"]
 
 HEAD_CHUNK_TOKENS = 256
 """Tokens whose logits are held at a time where the head is a module with an adapter."""
+
+
+class Passed(NamedTuple):
+    """What a pass through the backbone gives.
+
+    Attributes:
+        hidden: last hidden states of all tokens, [rows, tokens, hidden_size].
+        router_logits: the policy's of each layer, [tokens, experts], where they were asked for.
+    """
+
+    hidden: Tensor
+    router_logits: Sequence[Tensor] | Tensor = ()
 
 
 class Policy:
@@ -147,29 +159,33 @@ class Policy:
             routing: takes the router logits of all layers; None records none.
             beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
         """
-        hidden: Tensor | None = None
-        if execution.graphs is not None and routing is None and isinstance(batch, SharedPrefixBatch):
-            hidden = execution.graphs.hidden_states(batch, beside)
-        hidden = self.backbone(batch, beside, routing) if hidden is None else hidden
-        return hidden.flatten(0, 1).index_select(0, batch.predictor_index)
+        routed = routing is not None
+        passed: Passed | None = None
+        if execution.graphs is not None and isinstance(batch, SharedPrefixBatch):
+            passed = execution.graphs.passed(batch, beside, routed)
+        passed = self.backbone(batch, beside, routed) if passed is None else passed
+        if routing is not None:
+            routing.take(passed.router_logits)
+        return passed.hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
-    def backbone(
-        self, batch: PreferenceBatch, beside: Beside | None = None, routing: RowRouting | None = None
-    ) -> Tensor:
-        """Return last hidden states of all tokens, [rows, tokens, hidden_size]; call it within `running()`.
+    def backbone(self, batch: PreferenceBatch, beside: Beside | None = None, routed: bool = False) -> Passed:
+        """Return what a pass over a batch gives; call it within `running()`.
 
-        Arguments are those of `hidden_states`. Router logits are the policy's.
+        Args:
+            batch: the pairs.
+            beside: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
+            routed: whether to return router logits.
         """
-        inputs = batch.model_inputs | ({"output_router_logits": True} if routing is not None else {})
+        inputs = batch.model_inputs | ({"output_router_logits": True} if routed else {})
         if beside is not None:
             embedding = self.causal_lm.get_input_embeddings()
             inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters)
         with self._lockstep.running() if beside is not None else nullcontext():
             output = self._decoded(inputs)
-        if routing is not None:
-            routing.take(output.router_logits if beside is None else of_policy(output.router_logits))
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        if not routed:
+            return Passed(output.last_hidden_state)
+        recorded = output.router_logits if beside is None else of_policy(output.router_logits)
+        return Passed(output.last_hidden_state, recorded)
 
     def _decoded(self, inputs: dict[str, Any]) -> Any:
         """Run the decoder; where it takes a layout as a mask, with a mask of ones, from which ALiBi makes its table."""

@@ -38,12 +38,16 @@ class RowRouting:
         self._top_k = top_k
         self.layers = 0
 
-    def take(self, router_logits: Sequence[Tensor]) -> None:
+    def take(self, router_logits: Sequence[Tensor] | Tensor) -> None:
         """Add up the logits of all layers, [tokens, experts] each."""
         device = self._weights.device
-        sums = [router_sums(logits.to(device), self._weights, self._top_k) for logits in router_logits]
-        self.chosen, self.probable = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
-        self.layers = len(sums)
+        stacked = (
+            router_logits.to(device)
+            if isinstance(router_logits, Tensor)
+            else torch.stack([logits.to(device) for logits in router_logits])
+        )
+        self.chosen, self.probable = router_sums(stacked, self._weights, self._top_k)
+        self.layers = stacked.shape[0]
 
 
 def token_weights(batch: PreferenceBatch, groups: Sequence[int]) -> Tensor:
