@@ -63,3 +63,25 @@ def test_a_directory_that_was_removed_is_a_wrong_request(
     result = CliRunner().invoke(app, [arguments[0], *(str(tmp_path / name) for name in arguments[1:])])
     assert result.exit_code == 2
     assert "has been removed; change to another one" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("processes", "said", "shown"),
+    [
+        ("2", "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:9138. GLHF!", "is gone"),
+        ("2", "NCCL error: remote process exited or there was a network error", "is gone"),
+        ("2", "size mismatch", "RuntimeError: size mismatch"),
+        ("1", "Connection closed by peer", "RuntimeError: Connection closed by peer"),
+    ],
+)
+def test_a_process_that_lost_another_says_so_in_words(
+    attempt: Attempt, processes: str, said: str, shown: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    with pytest.raises(typer.Exit), attempt.outcome():
+        raise RuntimeError(said)
+    told = capsys.readouterr().err
+    assert shown in told and "--resume" in told
+    assert ("GLHF" in told) is False
+    assert attempt.directory is not None and said in (attempt.directory / "error.log").read_text()

@@ -73,6 +73,12 @@ def test_machines_need_a_place_to_meet() -> None:
         launch(["train"], processes=1, nodes=2)
 
 
+@pytest.mark.parametrize("place", ["a b", "host:port", "host:70000", "host:0", ":29400", "", "::1:5", "ho\nst"])
+def test_what_is_no_place_is_refused(place: str) -> None:
+    with pytest.raises(RequestError, match="write HOST or HOST:PORT"):
+        launch(["train"], processes=1, nodes=2, meet_at=place)
+
+
 def train(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "wishbone", "train", "tiny.yaml", *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
@@ -132,3 +138,4 @@ def test_signals(folder: Path, number: signal.Signals, status: int) -> None:
         assert "--processes 2 --resume" in error
     else:
         assert "was ended by SIGKILL; the system does that where memory runs out" in error
+        assert "gloo" not in error

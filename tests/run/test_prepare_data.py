@@ -36,3 +36,22 @@ def test_all_pairs_of_a_ranked_row_are_on_one_side(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps(rows[0]))
     with pytest.raises(RequestError, match="of 1 row leaves nothing to train on"):
         prepare_data(config, tiny_tokenizer())
+
+
+def test_held_out_pairs_that_are_trained_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": f"{n}", "rejected": "no"} for n in (1, 2, 3, 3, 4, 4, 4)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "e.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows[0], {**rows[1], "chosen": "x"})))
+    data = {"train": str(tmp_path / "p.jsonl"), "eval": str(tmp_path / "e.jsonl")}
+    with caplog.at_level("WARNING", logger="wishbone"):
+        prepare_data(RunConfig.model_validate({"model": {"name": "x"}, "data": data}), tiny_tokenizer())
+    assert "1 of 2 held-out pairs is trained, too" in caplog.text
+    caplog.clear()
+    split = {"train": data["train"], "eval_fraction": 0.5}
+    _, heldout, _ = prepare_data(RunConfig.model_validate({"model": {"name": "x"}, "data": split}), tiny_tokenizer())
+    assert heldout is not None
+    assert f"of {len(heldout)} held-out pairs" in caplog.text
+    caplog.clear()
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[1], rows[2], rows[4]]))
+    prepare_data(RunConfig.model_validate({"model": {"name": "x"}, "data": split}), tiny_tokenizer())
+    assert "held-out" not in caplog.text

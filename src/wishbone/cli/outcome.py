@@ -29,6 +29,10 @@ from wishbone.run.launch import STARTED_AS
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import Stopped
 
+LOST = ("closed by peer", "reset by peer", "remote process exited", "ncclRemoteError")
+"""What gloo and NCCL say where another process has ended."""
+GONE = "another process of the run is gone, and this one cannot go on without it"
+
 
 @dataclass
 class Attempt:
@@ -103,7 +107,7 @@ class Attempt:
 
     def _failed(self, error: Exception) -> str:
         """Type and text of an error, and where its traceback is."""
-        text = f"{type(error).__name__}: {error}"
+        text = GONE if _lost_another(error) else f"{type(error).__name__}: {error}"
         if "out of memory" in str(error).lower():
             text += (
                 "\nTo use less memory, lower training.token_budget or data.max_length or set "
@@ -124,6 +128,12 @@ class Attempt:
                 f"{text}\nThe traceback could not be written ({unwritable.strerror}); {TRACEBACK_VARIABLE}=1 shows it"
             )
         return f"{text}\nFull traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)"
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether a collective operation failed because another process ended; gloo and NCCL say so in the text alone."""
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
 
 
 def _program() -> list[str]:

@@ -106,6 +106,8 @@ def _launch(
     config = _read(config_path, overrides)
     check_access(_placed(config, choose_run_directory(config, name=config_path.stem, resume="--resume" in options)))
     command = ["train", str(config_path), *overrides, *options]
+    if nodes > 1 and meet_at is not None:
+        say(f"waits for {nodes} machines at {meet_at}, 15 minutes at most", marker="nodes: ", style="bold", error=True)
     with Attempt(config_path, overrides).outcome():
         raise typer.Exit(launch(command, processes=processes, nodes=nodes, meet_at=meet_at))
 

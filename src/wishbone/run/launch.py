@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import uuid
 from collections.abc import Sequence
 
-from wishbone.errors import RequestError, RunError
+from wishbone.errors import RequestError, RunError, one_line
 
 STARTED_AS = "WISHBONE_STARTED_AS"
 """Environment variable: the options with which `wishbone train` starts the same processes again."""
@@ -73,12 +74,14 @@ def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: s
         meet_at: HOST[:PORT] of one of the machines, where all of them meet; needed for several.
 
     Raises:
-        RequestError: there are several nodes and nowhere to meet.
-        RunError: a signal ended one of the processes.
+        RequestError: there are several nodes and nowhere to meet, or that is no place on a network.
+        RunError: a signal ended one of the processes, or the nodes did not meet.
     """
+    meeting = _meeting(meet_at)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if nodes > 1 and meet_at is None:
@@ -90,14 +93,13 @@ def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: s
             logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself why it ended
     os.environ[STARTED_AS] = f"--processes {processes}" if nodes == 1 else ""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    meeting = meet_at or "localhost:0"
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
         nproc_per_node=processes,
         run_id=str(uuid.uuid4()) if meet_at is None else "wishbone",
         rdzv_backend="c10d",
-        rdzv_endpoint=meeting if ":" in meeting else f"{meeting}:{PORT}",
+        rdzv_endpoint=meeting,
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
@@ -111,6 +113,21 @@ def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: s
         ended = signal.Signals(-first.exitcode).name
         hint = "; the system does that where memory runs out" if ended == "SIGKILL" else ""
         raise RunError(f"process {rank} of the run was ended by {ended}{hint}. The others were ended, too") from None
+    except RendezvousError as error:
+        raise RunError(
+            f"the {nodes} machines did not meet at {meeting} ({one_line(error)}); start the same command on each of "
+            "them, and see that they reach that port"
+        ) from None
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+def _meeting(meet_at: str | None) -> str:
+    """HOST:PORT of a meeting place; a free port of this machine where none is named."""
+    if meet_at is None:
+        return "localhost:0"
+    host, port = meet_at.rsplit(":", 1) if ":" in meet_at else (meet_at, str(PORT))
+    if not re.fullmatch(r"[\w.-]+|\[[\da-fA-F:.]+\]", host) or not (port.isdecimal() and 0 < int(port) < 2**16):
+        raise RequestError(f"--meet-at {meet_at!r:.60}: write HOST or HOST:PORT, with a port from 1 to 65535")
+    return f"{host}:{port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.config.schema import RunConfig
+from wishbone.data.columns import IdLists, arrow_batches
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
+from wishbone.data.repeats import Keys, digest, pair_key
 from wishbone.data.row_reader import InvalidRows, MalformedRows, Template
 from wishbone.data.source import load_pairs
 from wishbone.data.text_turns import are_texts, in_trained_form
-from wishbone.data.tokenize import tokenize_pairs
-from wishbone.errors import RequestError, counted
+from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
+from wishbone.errors import RequestError, counted, counted_of
+
+logger = logging.getLogger(__name__)
 
 RowNumbers = npt.NDArray[np.int64]
 
@@ -61,10 +66,13 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
     pairs, dropped = usable(data.train, data.split)
     if data.eval is not None or data.eval_split is not None:
         heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
+        _say_what_is_in_both(pairs, heldout, data.train)
         return pairs, heldout, dropped + heldout_dropped
     if data.eval_fraction > 0:
-        train, heldout_pairs = _held_out(pairs, data.eval_fraction, config.training.seed)
-        return pairs.select(train), pairs.select(heldout_pairs), dropped
+        numbers = _held_out(pairs, data.eval_fraction, config.training.seed)
+        train, heldout = (pairs.select(part) for part in numbers)
+        _say_what_is_in_both(train, heldout, data.train)
+        return train, heldout, dropped
     return pairs, None, dropped
 
 
@@ -79,6 +87,27 @@ def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, R
         return train, heldout
     is_heldout = np.isin(numbers, rows[heldout])
     return np.flatnonzero(~is_heldout), np.flatnonzero(is_heldout)
+
+
+def _say_what_is_in_both(train: Dataset, heldout: Dataset, source: str) -> None:
+    """Log how many held-out pairs are trained, too: their figures show what was learned by heart."""
+    seen = len(heldout) - int((~np.isin(_keys(heldout), _keys(train))).sum())
+    if seen:
+        logger.warning(
+            "%s trained, too, so their figures show what was learned by heart; `wishbone check %s --fix FILE` writes "
+            "each pair once",
+            counted_of(seen, len(heldout), "held-out pair", "is", "are"),
+            source,
+        )
+
+
+def _keys(pairs: Dataset) -> Keys:
+    """A hash of each pair's tokens, [pairs]."""
+    found: list[int] = []
+    for lists in arrow_batches(pairs, ID_COLUMNS):
+        sides = [IdLists(side) for side in lists]
+        found += (pair_key(*(digest(ids[row].data) for ids in sides)) for row in range(len(lists[0])))
+    return np.array(found, dtype=np.uint64)
 
 
 def trained_template(pairs: Dataset, asked: Template) -> Template:
