@@ -113,7 +113,7 @@ def result(record: RunRecord) -> Markup:
         for change in measured.changes
     ]
     caption = element("caption", measured.caption)
-    table = element("table", caption, element("thead", head), element("tbody", *rows), class_="numbers")
+    table = element("table", caption, element("thead", head), element("tbody", *rows), class_="numbers result")
     return _section("Result", element("div", table, class_="wide"))
 
 
