@@ -6,6 +6,10 @@ import csv
 import gzip
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -388,3 +392,15 @@ def test_a_part_of_a_split_is_not_the_split(tmp_path: Path) -> None:
         (tmp_path / f"{name}-00000-of-00001.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}')
     with pytest.raises(RequestError, match="no file belongs to the split 'train'; the files are train_prefs-00000"):
         load_pairs(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_asked_once() -> None:
+    with socket.socket() as closed:  # nobody listens there
+        closed.bind(("127.0.0.1", 0))
+        program = "from wishbone.data.source import load_pairs; load_pairs('nobody/nothing')"
+        environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}"}
+        environment |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "the hub cannot be reached, where it may be a data set" in done.stderr
+    assert "Retry" not in done.stderr

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
 from wishbone.data import files
 from wishbone.data.formats import PairRule, Pairs, columns_to_read
@@ -33,6 +35,11 @@ Source: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | Itera
 
 _ID_COLUMNS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 _BATCH = 1000
+_TIMEOUT_SECONDS = 5.0
+_UNREACHABLE = (
+    "the hub cannot be reached, where it may be a data set ({}). Correct the path, or download the data set on a "
+    "machine with a network and give its directory"
+)
 _NOT_AS_SAVED = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, pa.ArrowException)
 """Errors that `datasets` raises if the files of a saved data set were changed."""
 
@@ -162,16 +169,28 @@ def _load_saved(path: Path) -> Dataset | DatasetDict:
 def _load_from_hub(name: str, split: str) -> Dataset:
     repository, _, configuration = name.partition(":")
     here = f"'{name}' is not a file or directory here{files.similar_names(Path(name))}"
+    reason = _no_answer(repository)
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / repository.replace("/", "___")
+    if reason is not None and not kept.is_dir():
+        raise RequestError(f"{here}, and {_UNREACHABLE.format(reason)}")
     try:
         return datasets.load_dataset(repository, configuration or None, split=split)
     except ConnectionError as error:
-        raise RequestError(
-            f"{here}, and the hub cannot be reached, where it may be a data set ({error}). Correct the path, "
-            "or download the data set on a machine with a network and give its directory"
-        ) from None
+        raise RequestError(f"{here}, and {_UNREACHABLE.format(error)}") from None
     except (FileNotFoundError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RequestError(f"{here}, and it cannot be loaded from the hub (split '{split}'): {reason}") from None
+
+
+def _no_answer(repository: str) -> str | None:
+    """Why the hub does not answer, or None. It is asked once: its client repeats each request for half a minute."""
+    try:
+        HfApi().dataset_info(repository, timeout=_TIMEOUT_SECONDS)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError):  # an answer, or a word of `datasets` of its own
+        return None
+    except HTTPError as error:
+        return one_line(error)
+    return None
 
 
 def _rows_of_dataset(dataset: Dataset, columns: Columns | None = None) -> Iterator[NumberedRow]:
