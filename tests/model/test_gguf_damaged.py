@@ -100,7 +100,7 @@ DAMAGE = {
     "a tensor twice": (tensor(name="output_norm.weight"), "two tensors 'output_norm.weight'"),
     "no tokens": (without("tokenizer.ggml.tokens"), "it has no tokens"),
     "tokens that are numbers": (value("tokenizer.ggml.tokens", ARRAY, (I32, [1] * 320, None)), "not a list of texts"),
-    "too few token types": (value("tokenizer.ggml.token_type", ARRAY, (I32, [1], None)), "1 entries in token_type"),
+    "too few token types": (value("tokenizer.ggml.token_type", ARRAY, (I32, [1], None)), "and token_type has 1"),
     "no merges": (without("tokenizer.ggml.merges"), "no merges"),
     "a merge of what is not there": (value("tokenizer.ggml.merges", ARRAY, (STRING, ["\0 \0"], None)), "the merge"),
     "a token id beyond the end": (value("tokenizer.ggml.eos_token_id", U32, 10**6), "eos_token_id is 1000000"),

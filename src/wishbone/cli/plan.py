@@ -23,7 +23,7 @@ from wishbone.cli.request import requested
 from wishbone.config.cautions import cautions
 from wishbone.config.load import load_config
 from wishbone.config.schema import RunConfig
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, counted
 
 if TYPE_CHECKING:
     from wishbone.planning.alternatives import Alternative
@@ -185,7 +185,8 @@ def _lines(
     yield "Activations", _activations(shape.layers, rows.kept_layers, offload=rows.offload)
     yield (
         "Steps",
-        f"{found.schedule.steps:,}, with {found.schedule.pairs_a_step} pairs and {found.step_tokens:,.0f} tokens each",
+        f"{found.schedule.steps:,}, with {counted(found.schedule.pairs_a_step, 'pair')} and "
+        f"{found.step_tokens:,.0f} tokens each",
     )
     yield "Time", _time(target, found)
     longest = f"{found.longest_sequence:,} tokens fit" if found.longest_sequence else "none fits"

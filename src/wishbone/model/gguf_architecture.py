@@ -23,7 +23,7 @@ import numpy.typing as npt
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 from transformers import PretrainedConfig
 
-from wishbone.errors import RequestError, some_of
+from wishbone.errors import RequestError, counted, some_of
 
 Array = npt.NDArray[Any]
 
@@ -200,7 +200,7 @@ class TensorNames:
             else:
                 found[name] = theirs
         if unknown:
-            raise RequestError(f"GGUF has no place for {len(unknown)} tensors ({some_of(unknown)})")
+            raise RequestError(f"GGUF has no place for {counted(len(unknown), 'tensor')} ({some_of(unknown)})")
         return found
 
     def form(self, name: str, tensor: Array) -> Array:

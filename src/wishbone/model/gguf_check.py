@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError, one_line, some_of
+from wishbone.errors import RequestError, counted, one_line, some_of
 from wishbone.model.agreement import difference, sequence_logps
 from wishbone.model.gguf_header import read_header
 from wishbone.model.gguf_tokenizer import UNFIT, gguf_tokenizer
@@ -124,7 +124,8 @@ def _reloaded(file: Path, config: PretrainedConfig) -> Any:
             f"{file.name} cannot be read back ({one_line(error)}); nothing was kept. Use --merged instead"
         ) from error
     if lacking := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-        raise RequestError(f"{file.name} lacks {len(lacking)} weights ({some_of(lacking)}); nothing was kept")
+        lacks = counted(len(lacking), "weight")
+        raise RequestError(f"{file.name} lacks {lacks} ({some_of(lacking)}); nothing was kept")
     return model.eval()
 
 

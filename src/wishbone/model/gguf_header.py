@@ -22,6 +22,8 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from wishbone.errors import counted
+
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 ALIGNMENT = 32
@@ -181,7 +183,7 @@ def _refuse_claims(header: GgufHeader) -> None:
         raise DamagedError("it names no architecture")
     layers = header.values.get(f"{architecture}.block_count", 0)
     if not isinstance(layers, int) or layers > len(header.tensors):
-        raise DamagedError(f"it claims {layers!r:.40} layers and has {len(header.tensors)} tensors")
+        raise DamagedError(f"it claims {layers!r:.40} layers and has {counted(len(header.tensors), 'tensor')}")
     for key, value in header.values.items():
         claims = value if isinstance(value, list) else [value]
         if not key.startswith(f"{architecture}.") or key.endswith(_POSITIONS):

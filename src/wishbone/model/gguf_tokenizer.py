@@ -16,7 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from wishbone.errors import RequestError, one_line
+from wishbone.errors import RequestError, counted, one_line
 
 GPT2_CUT = frozenset({"gpt-2"})
 DIGITS_CUT = frozenset({"smollm", "starcoder", "refact"})  # each digit alone, then as GPT-2
@@ -68,11 +68,11 @@ def _unsound(metadata: dict[str, Any]) -> str | None:
             if not isinstance(values, list) or not all(isinstance(value, item) for value in values):
                 return f"{name} is not a list of {'texts' if item is str else 'numbers'}"
             if values and name != "merges" and len(values) != len(tokens):
-                return f"it has {len(tokens)} tokens and {len(values)} entries in {name}"
+                return f"it has {counted(len(tokens), 'token')}, and {name} has {len(values):,}"
     for name in ROLES.values():
         number = metadata.get(f"tokenizer.ggml.{name}_token_id", 0)
         if type(number) is not int or not 0 <= number < len(tokens):
-            return f"{name}_token_id is {number!r:.40}, and it has {len(tokens)} tokens"
+            return f"{name}_token_id is {number!r:.40}, and it has {counted(len(tokens), 'token')}"
     for name in ("add_bos_token", "add_space_prefix"):
         if type(metadata.get(f"tokenizer.ggml.{name}", False)) is not bool:
             return f"{name} is neither true nor false"

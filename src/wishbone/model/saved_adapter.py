@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wishbone.errors import RequestError, one_line, some_of
+from wishbone.errors import RequestError, counted, counted_of, one_line, some_of
 from wishbone.model.atomic_directory import beside
 from wishbone.model.hub import find_on_hub
 from wishbone.model.merged_weights import active_adapters
@@ -109,7 +109,7 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     expected = {key: tuple(v.shape) for key, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     extra = {key for key in found.keys() - expected.keys() if known.get(_base_key(key)) != found[key]}
     problems = [
-        f"{len(keys)} tensors {what} ({some_of(keys)})"
+        f"{counted(len(keys), 'tensor')} {what} ({some_of(keys)})"
         for what, keys in (
             ("of the adapter have no place in the model", sorted(extra)),
             ("that the model needs are missing", sorted(expected.keys() - found.keys())),
@@ -133,7 +133,8 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     broken = sorted(key for key, tensor in weights.items() if not tensor.float().isfinite().all())
     if broken:
         raise RequestError(
-            f"{len(broken)} of {len(weights)} tensors of the adapter in {str(directory)!r} hold NaN or infinite values "
+            f"{counted_of(len(broken), len(weights), 'tensor', 'of', 'of')} the adapter in {str(directory)!r} "
+            f"{'holds' if len(broken) == 1 else 'hold'} NaN or infinite values "
             f"({some_of(broken)}); the file is damaged or the training diverged: take another copy or an earlier "
             "checkpoint"
         )

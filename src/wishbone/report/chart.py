@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from wishbone.errors import counted
 from wishbone.report.axis import Axis, linear_axis, log_axis
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.outcome import in_words
@@ -166,7 +167,7 @@ def _gaps(points: Series, x: Axis) -> Markup | None:
         return None
     bottom = HEIGHT - BOTTOM
     places = dict.fromkeys(f"M{x.at(step):.0f} {bottom}v-9" for step in steps)
-    tip = element("title", f"not a finite number at {len(steps):,} steps")
+    tip = element("title", f"not a finite number at {counted(len(steps), 'step')}")
     return element("path", tip, d="".join(places), class_="gap")
 
 
