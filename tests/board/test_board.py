@@ -121,6 +121,16 @@ def test_a_run_is_there_from_its_beginning(tmp_path: Path):
     assert runs.now() == []
 
 
+def test_live_runs_keep_their_places(tmp_path: Path):
+    for name in ("b", "a", "c"):
+        write_fake_run(tmp_path / name, steps=3)
+    runs = Runs([tmp_path])
+    for newest in ("a", "c", "b"):
+        later = time.time() + 10
+        os.utime(tmp_path / newest / "metrics.jsonl", (later, later))
+        assert [shown.name for shown in runs.now()] == ["a", "b", "c"]
+
+
 def test_answers_that_did_not_change_are_told_once(tmp_path: Path):
     run = enrich(write_fake_run(tmp_path / "one", steps=5))
     rows = [{"kind": "answers", "step": step, "prompts": ["p"], "answers": ["same"]} for step in (1, 2, 3)]

@@ -89,7 +89,8 @@ class Runs:
                 inside = {path.parent for name in BEGUN for path in place.glob(f"*/{name}") if path.is_file()}
             except OSError:
                 continue
-            found |= dict.fromkeys(sorted(sorted(inside), key=_changed, reverse=True)[:MOST_RUNS])
+            newest = sorted(inside, key=_changed, reverse=True)[:MOST_RUNS]
+            found |= dict.fromkeys(sorted(newest))  # by name, so that live runs keep their places and colours
         return list(found)[:MOST_RUNS]
 
     def _record(self, path: Path) -> RunRecord | None:
