@@ -125,6 +125,8 @@ def charts(record: RunRecord) -> Markup | None:
 
 def answers(record: RunRecord) -> Markup:
     """Answers to the same prompts before and after."""
+    if not record.answers and record.status in ("starting", "not finished"):
+        return _section("Answers", element("p", "Those before and after come at the end of the run.", class_="empty"))
     if not record.answers:
         hint = element("code", f"wishbone compare {record.path}")
         return _section("Answers", element("p", "None yet. To generate some: ", hint, class_="empty"))
