@@ -97,6 +97,7 @@ OURS = {
 NO_NAMES = {
     "_ids": "end of a column's name",
     "_loss": "end of a metric's name",
+    "_scale_inv": "end of a parameter's name",
     "_token_id": "end of an attribute's name",
     "_name_or_path": "field of a configuration",
     "_commit_hash": "field of a configuration",

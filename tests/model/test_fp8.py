@@ -27,6 +27,7 @@ from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import is_quantized
 from wishbone.model.saved_adapter import load_adapter
+from wishbone.ops.expert_mlp import FP8BlockStack
 from wishbone.ops.fp8_quantize import quantize_rows
 from wishbone.ops.frozen_linear import frozen_linear_reference
 from wishbone.policy.capability import Capability, choose_form
@@ -199,6 +200,57 @@ def test_checkpoints_in_fp8_are_read_as_they_are(tmp_path: Path, scheme: str):
     rounded = 0 if scheme == "block" else 1
     error = (logits(model) - logits(plain)).norm() / logits(plain).norm()
     assert error < 1e-5 if not rounded else 1e-3 < error < 0.2
+
+
+@pytest.mark.slow
+def test_experts_of_a_checkpoint_in_fp8_are_read_as_they_are(tmp_path: Path):
+    source = save(tmp_path / "whole", "qwen3_moe", hidden_size=128, moe_intermediate_size=128)
+    path = stored(tmp_path / "fp8", source, "block")
+    tensors = load_file(path / "model.safetensors")
+    model, plain = loaded(path), loaded(source)
+    assert len(fp8_layers(model)) == 8
+    with torch.no_grad():
+        for name, layer in fp8_layers(model).items():
+            plain.get_submodule(name).weight.copy_(layer.frozen_weight.dense())
+        for number in range(2):
+            stacks, whole = (one.model.layers[number].mlp.experts for one in (model, plain))
+            for expert in range(4):
+                parts = {}
+                for part in ("gate_proj", "up_proj", "down_proj"):
+                    stem = f"model.layers.{number}.mlp.experts.{expert}.{part}.weight"
+                    parts[part] = tensors[stem].float() * tensors[f"{stem}_scale_inv"]
+                whole.gate_up_proj[expert] = torch.cat([parts["gate_proj"], parts["up_proj"]])
+                whole.down_proj[expert] = parts["down_proj"]
+            for own in ("gate_up_proj", "down_proj"):
+                stack = getattr(stacks, own)
+                assert type(stack) is FP8BlockStack and torch.equal(stack.dense(), getattr(whole, own))
+                assert torch.equal(stack[2], stack.dense()[2])
+    assert (logits(model) - logits(plain)).norm() < 1e-5 * logits(plain).norm()
+
+
+def some_experts_whole(tensors: Weights) -> None:
+    name = "model.layers.1.mlp.experts.2.up_proj.weight"
+    tensors[name] = torch.zeros(128, 128, dtype=torch.bfloat16)
+    del tensors[f"{name}_scale_inv"]
+
+
+def experts_without_scales(tensors: Weights) -> None:
+    del tensors["model.layers.1.mlp.experts.2.up_proj.weight_scale_inv"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("inner", "change", "words"),
+    [
+        (128, experts_without_scales, "have no scales of rows or of blocks"),
+        (128, some_experts_whole, "23 weights of experts in FP8 and 1 others whole"),
+        (64, None, "do not consist of blocks of 128 x 128"),
+    ],
+)
+def test_stored_experts_that_would_be_misread_are_refused(tmp_path: Path, inner: int, change: Any, words: str):
+    source = save(tmp_path / "whole", "qwen3_moe", hidden_size=128, moe_intermediate_size=inner)
+    with pytest.raises(RequestError, match=words):
+        loaded(stored(tmp_path / "fp8", source, "block", change))
 
 
 def test_layers_that_a_checkpoint_has_in_16_bits_stay_so(tmp_path: Path, saved: Path):

@@ -64,7 +64,7 @@ def test_stacks_become_codes_as_they_are_read(
     for name, stack in found.items():
         weight = plain.get_parameter(name)
         assert type(stack) is form and not stack.requires_grad and stack.shape == weight.shape
-        assert stack.nbytes < (1.2 if form is FP8Stack else 0.7) * weight.numel()
+        assert stack.stored_bytes < (1.2 if form is FP8Stack else 0.7) * weight.numel()
         assert 0 < (stack.dense() - weight).norm() < error * weight.norm()
     assert is_quantized(model)
     whole = dequantized(copy.deepcopy(model))

@@ -197,8 +197,10 @@ class _Experts:
             adapters = adapters_of_reference(args)
             if adapters is None:
                 return self._compute(*args)
-            half = self._reference(*half_of(args, "reference"), adapters)
-            policy = self._compute(*half_of(args, "policy"), half)
+            x, chosen, share = half_of(args, "reference")
+            half = self._reference(x, chosen, share, adapters)
+            x, chosen, share = half_of(args, "policy")
+            policy = self._compute(x, chosen, share, half)
             assert half.y is not None
             return together(policy, half.y.to(policy.dtype), adapters)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,14 @@ from wishbone.errors import RequestError
 from wishbone.model.fp8_layers import StoredScales, layers_for_fp8, stored_layers
 from wishbone.model.fp8_linear import ROWS, FP8Linear
 from wishbone.model.quantization import refusals, stored_method
-from wishbone.model.quantized_experts import experts_in_values, in_codes, is_stack
+from wishbone.model.quantized_experts import (
+    SCALES,
+    expect_stored_codes,
+    experts_in_values,
+    in_codes,
+    is_stack,
+    settle_stored_codes,
+)
 from wishbone.ops.expert_mlp import FP8Stack
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
 
@@ -112,14 +119,22 @@ class FP8Config(QuantizationConfigMixin):  # type: ignore[misc]
 
 @register_quantizer(METHOD)
 class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
-    """Puts FP8 layers into the empty model, rounds weights as they are read, and settles the scales."""
+    """Puts FP8 layers into the empty model, rounds weights as they are read, and settles the scales.
+
+    Attributes:
+        serialized_names: what a checkpoint has beside a weight, so that scales of experts are put together like these.
+    """
+
+    serialized_names: ClassVar[dict[str, list[str]]] = {"weight": ["weight", f"weight{SCALES}"]}
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
         layers: Mapping[str, StoredScales | None]
         if self.quantization_config.stored:
-            layers = stored_layers(model, checkpoint_files or ())
+            layers, experts = stored_layers(model, checkpoint_files or ())
+            if experts:
+                expect_stored_codes(model)
         else:
             layers = dict.fromkeys(layers_for_fp8(model))
         for name, scales in layers.items():
@@ -128,6 +143,7 @@ class FP8Quantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         for _, layer in _fp8_layers(model):
             layer.settle()
+        settle_stored_codes(model, model.get_input_embeddings().weight.dtype)
         return model
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs: Any) -> bool:

@@ -4,13 +4,15 @@ Of a 16-bit checkpoint, the linear layers of its backbone. Embeddings, output he
 stay in 16 bits, and so do layers whose sizes are not multiples of 16, which FP8 hardware cannot multiply. Stacked
 experts are in FP8 as well (`quantized_experts.py`).
 
-Of a checkpoint in FP8, the layers whose weights are float8_e4m3fn in its files. The headers of the files say so, and
-whether a scale belongs to a row, to a block of 128 x 128 or to the whole weight; config.json is not trusted with it.
+Of a checkpoint in FP8, the layers and experts whose weights are float8_e4m3fn in its files. The headers of the files
+say so, and whether a scale belongs to a row, to a block of 128 x 128 or to the whole weight; config.json is not trusted
+with it.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +27,8 @@ from wishbone.ops.frozen_linear.fp8 import BLOCK
 from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
 
 ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
+EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In names of weights of one expert, as checkpoints have them."""
 SCALE_DTYPES = frozenset({"F32", "BF16", "F16", "F8_E8M0"})
 
 logger = logging.getLogger(__name__)
@@ -74,8 +78,9 @@ def layers_for_fp8(model: PreTrainedModel) -> list[str]:
     return names
 
 
-def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, StoredScales]:
-    """Return the linear layers whose weights the checkpoint stores as codes, and the scales of each.
+def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> tuple[dict[str, StoredScales], bool]:
+    """Return the linear layers whose weights the checkpoint stores as codes with the scales of each, and whether it
+    stores those of experts so.
 
     Raises:
         RequestError: there are codes that belong to no linear layer, or whose scales are of no known form.
@@ -88,11 +93,21 @@ def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, Sto
                 tensors[key] = (part.get_dtype(), tuple(part.get_shape()))
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     layers: dict[str, StoredScales] = {}
-    homeless, unscaled, odd = [], [], []
+    has_stacks = any(is_stack(model, name) for name, _ in model.named_parameters())
+    homeless: list[str] = []
+    unscaled: list[str] = []
+    odd: list[str] = []
+    experts: list[str] = []
+    whole: list[str] = []
     for key, (dtype, shape) in tensors.items():
-        if dtype != "F8_E4M3":
-            continue
         stem, _, last = key.rpartition(".")
+        if dtype != "F8_E4M3":
+            whole += [key] if last == "weight" and EXPERT.search(stem) else []
+            continue
+        if has_stacks and last == "weight" and EXPERT.search(stem):
+            blocks = tuple(-(-size // BLOCK) for size in shape)
+            (experts if tensors.get(f"{stem}.{BLOCKS}", ("", ()))[1] == blocks else unscaled).append(key)
+            continue
         name = next((n for n in _names(stem, model.base_model_prefix) if n in linear), None)
         if last != "weight" or name is None:
             homeless.append(key)
@@ -107,19 +122,24 @@ def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> dict[str, Sto
     problems = [
         f"{len(keys)} FP8 weights of the checkpoint {what} ({some_of(keys)}); name the 16-bit model it was made from"
         for keys, what in (
-            (homeless, "belong to no linear layer, such as experts in one stacked weight"),
+            (homeless, "belong to no linear layer"),
             (unscaled, f"have no scales of rows or of blocks of {BLOCK} x {BLOCK}"),
             (odd, f"have sizes that are not multiples of {MULTIPLE}"),
         )
         if keys
     ]
-    if not layers and not problems:
+    if experts and whole:
+        problems.append(
+            f"the checkpoint stores {len(experts)} weights of experts in FP8 and {len(whole)} others whole "
+            f"({some_of(whole)}); name the 16-bit model it was made from"
+        )
+    if not layers and not experts and not problems:
         problems = [
             "its config.json says that it is in FP8, but no weight is float8_e4m3fn; remove quantization_config from it"
         ]
     if problems:
         raise RequestError(problems)
-    return layers
+    return layers, bool(experts)
 
 
 def _scales_of(

@@ -32,7 +32,7 @@ from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
 from wishbone.model.hub import find_on_hub
 from wishbone.model.quantization import quantization_options, settle_quantized_layers
-from wishbone.model.quantized_experts import experts_in_nf4
+from wishbone.model.quantized_experts import SCALES, experts_in_nf4
 from wishbone.paths import user_path
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
@@ -271,7 +271,7 @@ def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
 
 def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:
     parameters = dict(model.named_parameters())
-    lacking = sorted(key for key in report["missing_keys"] if key in parameters)
+    lacking = sorted(key for key in report["missing_keys"] if key.removesuffix(SCALES) in parameters)
     misfit = sorted(key[0] if isinstance(key, tuple) else key for key in report["mismatched_keys"])
     problems = [
         f"the checkpoint of {name!r} {what} {len(keys)} of the model's weights ({some_of(keys)}), which would be left "

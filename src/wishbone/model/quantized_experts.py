@@ -19,11 +19,16 @@ from transformers.core_model_loading import ConversionOps
 from transformers.quantizers import auto
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
-from wishbone.ops.expert_mlp import NF4Stack, QuantizedStack
+from wishbone.errors import RequestError
+from wishbone.ops.expert_mlp import FP8BlockStack, NF4Stack, QuantizedStack
 from wishbone.ops.expert_mlp.quantized import BLOCK
+from wishbone.ops.fp8_quantize import E4M3
+from wishbone.ops.frozen_linear.fp8 import BLOCK as FP8_BLOCK
 
 METHOD = "bitsandbytes_4bit"
 """transformers' name of its quantizer to 4 bits."""
+SCALES = "_scale_inv"
+"""What the name of a stack's scales ends with, as transformers puts them together from a checkpoint."""
 
 
 def is_stack(model: nn.Module, name: str) -> bool:
@@ -47,6 +52,47 @@ def plain_stacks(model: nn.Module) -> list[Tensor]:
     """Return the stacked weights of experts that are not in codes."""
     stacks = [weight for name, weight in model.named_parameters() if weight.dim() == 3 and "expert" in name]
     return [weight for weight in stacks if weight.is_floating_point() and not isinstance(weight, QuantizedStack)]
+
+
+def expect_stored_codes(model: nn.Module) -> None:
+    """Make room for a checkpoint's codes and scales of blocks in a model whose weights are not there yet.
+
+    transformers puts the experts of a layer together from parts named `experts.N.gate_proj.weight`, and their scales,
+    `experts.N.gate_proj.weight_scale_inv`, in the same way.
+
+    Raises:
+        RequestError: the experts are not whole blocks.
+    """
+    for name in [name for name, _ in model.named_parameters() if is_stack(model, name)]:
+        module, own = _place(model, name)
+        count, rows, columns = module.get_parameter(own).shape
+        parts = 2 if own.startswith("gate_up") else 1  # matrices that lie one under the other
+        if rows % (parts * FP8_BLOCK) or columns % FP8_BLOCK:
+            raise RequestError(
+                f"FP8 experts of {rows} x {columns} ({name}) do not consist of blocks of {FP8_BLOCK} x {FP8_BLOCK}; "
+                "name the 16-bit model it was made from"
+            )
+        codes = torch.empty((count, rows, columns), dtype=E4M3, device="meta")
+        scale = torch.empty((count, rows // FP8_BLOCK, columns // FP8_BLOCK), dtype=torch.float32, device="meta")
+        module.register_parameter(own, nn.Parameter(codes, requires_grad=False))
+        module.register_parameter(own + SCALES, nn.Parameter(scale, requires_grad=False))
+
+
+def settle_stored_codes(model: nn.Module, dtype: torch.dtype) -> None:
+    """Put the codes and scales that were read for `expect_stored_codes` together; other code sees them in `dtype`."""
+    for name in [name for name, _ in model.named_parameters() if name.endswith(f"proj{SCALES}")]:
+        module, own = _place(model, name.removesuffix(SCALES))
+        codes, scale = module.get_parameter(own).detach(), module.get_parameter(own + SCALES).detach()
+        parts = {"codes": codes.contiguous(), "scale": scale.float().contiguous()}
+        stack = FP8BlockStack(codes.shape, dtype, parts)
+        delattr(module, own + SCALES)
+        module.register_parameter(own, nn.Parameter(stack, requires_grad=False))
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that has a parameter, and the parameter's name in it."""
+    module, _, own = name.rpartition(".")
+    return model.get_submodule(module), own
 
 
 def in_codes(weight: Tensor, form: type[QuantizedStack]) -> nn.Parameter:

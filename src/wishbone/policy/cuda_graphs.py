@@ -260,9 +260,9 @@ def _halves(passed: Passed) -> tuple[list[Tensor], Tensor | None]:
     Router logits of all layers are one tensor, [layers, tokens, experts].
     """
     hidden, routers = passed
-    if not isinstance(routers, Tensor):
-        routers = torch.stack(tuple(routers)) if len(routers) else None
-    own = [hidden.policy if isinstance(hidden, Lockstep) else hidden, *(() if routers is None else (routers,))]
+    own = [hidden.policy if isinstance(hidden, Lockstep) else hidden]
+    if len(routers):
+        own.append(routers if isinstance(routers, Tensor) else torch.stack(tuple(routers)))
     return own, hidden.reference if isinstance(hidden, Lockstep) else None
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from wishbone.ops.expert_mlp.fused import ExpertsOfReference, expert_mlp
 from wishbone.ops.expert_mlp.gate import ClampedGate, Gate, GatedProduct, GateOf
-from wishbone.ops.expert_mlp.quantized import FP8Stack, NF4Stack, QuantizedStack
+from wishbone.ops.expert_mlp.quantized import FP8BlockStack, FP8Stack, NF4Stack, QuantizedStack
 from wishbone.ops.expert_mlp.reference import expert_mlp_reference
 from wishbone.ops.expert_mlp.stacked import StackedAdapter, StackedLinear
 
 __all__ = [
     "ClampedGate",
     "ExpertsOfReference",
+    "FP8BlockStack",
     "FP8Stack",
     "Gate",
     "GateOf",

@@ -5,7 +5,7 @@ expert, in one grouped product, with an adapter added to it by PEFT. A `Quantize
 that parameter; a function that is called with one gets W, turned into 16 bits for that call. So whatever code reads the
 parameter computes with W, and takes memory for one layer's W while it does.
 
-    FP8    W_erc = s_er q_erc,  one scale a row                     (`frozen_linear/fp8.py`)
+    FP8    W_erc = s_er q_erc,  one scale a row, or one a block of 128 x 128, as published  (`frozen_linear/fp8.py`)
     NF4    W_n = c[code_n] s_{n / 64},  over all experts in turn    (`frozen_linear/nf4.py`)
 
 `expert_mlp` turns a layer's W into 16 bits in scratch memory, once for policy and reference forward and once backward,
@@ -16,13 +16,13 @@ would read each byte once as well; what turning costs is 3 bytes of memory traff
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import E4M3, quantize_rows
-from wishbone.ops.frozen_linear import NF4Weight
+from wishbone.ops.frozen_linear import FP8BlockWeight, NF4Weight
 from wishbone.ops.frozen_linear.scratch import scratch
 
 BLOCK, BLOCKS = 64, 256
@@ -43,8 +43,10 @@ class QuantizedStack(Tensor):
     @staticmethod
     def __new__(cls, shape: torch.Size, dtype: torch.dtype, parts: dict[str, Tensor]) -> QuantizedStack:  # noqa: D102
         device = next(iter(parts.values())).device
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[attr-defined]
-        return cast(QuantizedStack, made)
+        made: QuantizedStack = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, shape, dtype=dtype, device=device
+        )
+        return made
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, parts: dict[str, Tensor]) -> None:
         for name in self.PARTS:
@@ -68,7 +70,7 @@ class QuantizedStack(Tensor):
         return self.dense()[expert]
 
     @property
-    def nbytes(self) -> int:
+    def stored_bytes(self) -> int:
         """Bytes that the codes and their scales take."""
         return sum(part.nbytes for part in self._parts().values())
 
@@ -91,7 +93,8 @@ class QuantizedStack(Tensor):
     @classmethod
     def __tensor_unflatten__(cls, parts: dict[str, Tensor], context: Any, *_: Any) -> QuantizedStack:
         """Return the stack that the tensors make."""
-        return cls(*context, parts)
+        shape, dtype = context
+        return cls(shape, dtype, parts)
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -158,23 +161,59 @@ class FP8Stack(QuantizedStack):
         return (codes.to(precise) * scale.to(precise)).to(dtype)
 
 
+class FP8BlockStack(QuantizedStack):
+    """W = scale q, one scale a block of 128 x 128.
+
+    Attributes:
+        codes: q [experts, rows, columns], float8_e4m3fn, contiguous; rows and columns are multiples of 128.
+        scale: [experts, rows / 128, columns / 128], float32.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("codes", "scale")
+    codes: Tensor
+    scale: Tensor
+
+    def matrices(self, dtype: torch.dtype) -> Tensor:
+        """Return W in `dtype`, on CUDA in scratch memory."""
+        if self.codes.is_cuda and dtype != torch.float64:
+            return self._weight(self.codes, self.scale).matrix(dtype).view(self.shape)
+        return self._turned(self.codes, self.scale, dtype)
+
+    def dense(self) -> Tensor:
+        """Return W in the dtype that it is seen in."""
+        return self._turned(self.codes, self.scale, self.dtype)
+
+    def of_expert(self, expert: int) -> Tensor:
+        """Return W of one expert."""
+        return self._turned(self.codes[expert], self.scale[expert], self.dtype)
+
+    @classmethod
+    def _turned(cls, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        return cls._weight(codes, scale).dense().view(codes.shape).to(dtype)
+
+    @staticmethod
+    def _weight(codes: Tensor, scale: Tensor) -> FP8BlockWeight:
+        """The rows of all experts as one matrix; as they are whole blocks, so are their scales."""
+        return FP8BlockWeight(codes.view(-1, codes.shape[-1]), scale.view(-1, scale.shape[-1]))
+
+
 class NF4Stack(QuantizedStack):
     """W in NF4, with 8-bit scales of blocks of 64 and 32-bit scales of 256 of those, as bitsandbytes keeps them.
 
     Attributes:
         codes: uint8, two codes a byte.
         absmax: codes of the scales, uint8.
-        values, scale_values: [16] and [256], float32: what codes of weights and of scales stand for.
-        scale_absmax, mean: float32: the scales of the scales, and what is added to them.
+        code_values, scale_values: [16] and [256], float32: what codes of weights and of scales stand for.
+        scale_absmax, offset: float32: the scales of the scales, and what is added to them.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("codes", "absmax", "values", "scale_values", "scale_absmax", "mean")
+    PARTS: ClassVar[tuple[str, ...]] = ("codes", "absmax", "code_values", "scale_values", "scale_absmax", "offset")
     codes: Tensor
     absmax: Tensor
-    values: Tensor
+    code_values: Tensor
     scale_values: Tensor
     scale_absmax: Tensor
-    mean: Tensor
+    offset: Tensor
 
     @classmethod
     def of(cls, weight: Tensor) -> NF4Stack:
@@ -214,7 +253,7 @@ class NF4Stack(QuantizedStack):
         inner = QuantState(self.scale_absmax, code=self.scale_values, blocksize=BLOCKS, dtype=torch.float32)
         shape = torch.Size((self.shape.numel() // BLOCK, BLOCK))
         dtype = self.dtype if self.dtype.itemsize < 8 else torch.float32  # bitsandbytes knows no float64
-        state = QuantState(self.absmax, shape, self.values, BLOCK, "nf4", dtype, self.mean, inner)
+        state = QuantState(self.absmax, shape, self.code_values, BLOCK, "nf4", dtype, self.offset, inner)
         return NF4Weight(self.codes, state)
 
 

@@ -69,4 +69,5 @@ class _RouterSums(torch.autograd.Function):
 
 def _some(logits: Tensor) -> tuple[Tensor, ...]:
     """Return a few layers of [layers, tokens, experts] at a time."""
-    return logits.split(max(1, AT_A_TIME // max(1, logits[0].numel())))
+    parts: tuple[Tensor, ...] = logits.split(max(1, AT_A_TIME // max(1, logits[0].numel())))
+    return parts
