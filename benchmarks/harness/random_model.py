@@ -62,8 +62,13 @@ def random_model(size: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def random_tokenizer(size: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer: the word `t17` is token 17."""
-    vocabulary = {f"t{index}": index for index in range(len(SPECIAL), SIZES[size].vocabulary)}
+    """Return the tokenizer of a model in that shape."""
+    return word_tokenizer(SIZES[size].vocabulary)
+
+
+def word_tokenizer(words: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of so many words: the word `t17` is token 17."""
+    vocabulary = {f"t{index}": index for index in range(len(SPECIAL), words)}
     vocabulary |= {word: index for index, word in enumerate(SPECIAL)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
