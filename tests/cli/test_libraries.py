@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+
+from wishbone.cli.libraries import settle_libraries
 
 PROGRAM = """
 import json, logging, os
@@ -22,6 +25,7 @@ SET = {
     "TOKENIZERS_PARALLELISM": "true",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
 }
 
 
@@ -43,3 +47,17 @@ def test_libraries_are_quiet_in_a_pipe_and_notes_are_printed_once() -> None:
 @pytest.mark.parametrize("name", SET)
 def test_settings_of_the_user_stay(name: str) -> None:
     assert settled({name: "of the user"})[0] == SET | {name: "of the user"}
+
+
+def test_a_text_is_said_once_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    own = logging.getLogger("wishbone")
+    before = own.handlers[:]
+    own.handlers.clear()
+    try:
+        for _ in range(2):  # two commands of one process
+            settle_libraries()
+            for text in ("one", "one", "two"):
+                own.warning(text)
+    finally:
+        own.handlers[:] = before
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == ["one", "two"] * 2

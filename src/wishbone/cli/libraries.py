@@ -20,12 +20,24 @@ from wishbone.run.processes import is_first_process
 
 
 class _Notes(logging.Handler):
-    """Prints log records of Wishbone as notes on standard error."""
+    """Prints log records of Wishbone as notes on standard error, each text once a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def begin(self) -> None:
+        """Forget what an earlier command of this process has said."""
+        self._said.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
+        text = record.getMessage()
+        if text in self._said:
+            return
+        self._said.add(text)
         style = "bold yellow" if record.levelno >= logging.WARNING else "bold"
-        say(record.getMessage(), marker="note: ", style=style, error=True)
+        say(text, marker="note: ", style=style, error=True)
 
 
 def settle_libraries() -> None:
@@ -45,5 +57,8 @@ def settle_libraries() -> None:
     own = logging.getLogger("wishbone")
     own.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     own.propagate = False
+    notes = [handler for handler in own.handlers if isinstance(handler, _Notes)]
+    for handler in notes:
+        handler.begin()
     if not own.handlers:
         own.addHandler(_Notes())
