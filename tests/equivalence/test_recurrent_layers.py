@@ -42,6 +42,8 @@ OTHERS = [
     "falcon_h1",
     "mamba2",
     "zamba2",
+    "jamba",
+    "minimax",
 ]
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-5}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,9 +33,10 @@ def inputs(taps: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tenso
     return x, weight, bias
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tensor] | None = F.silu) -> Tensor:
     taps = weight.shape[1]
-    return F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), weight[:, None], bias, groups=CHANNELS))
+    found = F.conv1d(F.pad(x, (taps - 1, 0)), weight[:, None], bias, groups=CHANNELS)
+    return found if activation is None else activation(found)
 
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 4, 7])
@@ -48,6 +52,29 @@ def test_values_and_gradients_are_those_of_each_sequence(layout: PrefixLayout, t
         results.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
     for got, expected in zip(*results, strict=True):
         assert got.shape == expected.shape and (got - expected).norm() <= 1e-12 * expected.norm()
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
+)
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("taps", [1, 2, 4])
+@pytest.mark.parametrize("layout", [LAYOUT, PrefixLayout((Document(0, 3, (30, 60)),))])
+def test_kernels_give_the_same(layout: PrefixLayout, taps: int, silu: bool) -> None:
+    from wishbone.ops.prefix_convolution.triton import prefix_convolution_triton
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    leaves = inputs(taps)
+    own = [leaf.detach().to(device, torch.float32).requires_grad_() for leaf in leaves]
+    weights = torch.randn(1, CHANNELS, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = prefix_convolution_reference(
+        leaves[0], taps, layout, lambda x: convolve(x, *leaves[1:], activation=F.silu if silu else None)
+    )
+    got = prefix_convolution_triton(own[0][0].T, own[1], own[2], layout, silu=silu).T[None]
+    expected_all = [expected, *torch.autograd.grad((expected * weights).sum(), leaves)]
+    got_all = [got, *torch.autograd.grad((got * weights.to(device, torch.float32)).sum(), own)]
+    for one, other in zip(got_all, expected_all, strict=True):
+        assert (one.cpu().double() - other).norm() <= 1e-6 * other.norm()
 
 
 def test_the_reference_is_the_sum_over_the_inputs_of_each_sequence() -> None:

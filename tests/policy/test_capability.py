@@ -8,10 +8,8 @@ from tiny import tiny_model
 from wishbone.policy.capability import choose_form
 
 REASONS = {
-    "diffllama": "its 2 layers attend 4 times in a pass, and each should attend once",
     "falcon": "its layers do not run without a mask of their own",
     "llama4_text": "layers of type chunked_attention",
-    "minimax": "(MiniMaxLightningAttention mixes tokens in code of its own)",
 }
 
 

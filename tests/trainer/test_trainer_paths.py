@@ -26,16 +26,16 @@ def test_a_model_that_cannot_take_the_mask_is_named_and_trained_on_plain_sequenc
     for trainer_class, config_class in ((trl.DPOTrainer, trl.DPOConfig), (DPOTrainer, DPOConfig)):
         with caplog.at_level(logging.WARNING, logger="wishbone"):
             trainer = trainer_class(
-                model_for(tokenizer, "minimax"),
+                model_for(tokenizer, "falcon"),
                 args=config_class(**arguments(tmp_path)),
                 train_dataset=chat_pairs(40),
                 processing_class=tokenizer,
-                peft_config=LoraConfig(r=4, target_modules=["q_proj", "qkv_proj", "out_proj"]),
+                peft_config=LoraConfig(r=4, target_modules=["query_key_value"]),
             )
         trainer.train()
         results.append(losses(trainer))
     assert trainer.preference_step.policy.form == "plain"
-    assert "is trained on plain sequences: its recurrent layers cannot start" in caplog.text
+    assert "is trained on plain sequences: its layers do not run without a mask of their own" in caplog.text
     assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wishbone.fused.coverage import LAYER_NORM, NO_GPU, Site
+from wishbone.fused.gated_norm import gated_norm_forward, gated_norm_of
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import part_of
@@ -86,6 +87,9 @@ class FusedNorms:
                 self.norms.append(name)
                 forward = _norm_forward(module, getattr(module, slot), found, self._quantized)
                 self._attributes.add(module, slot, forward)
+            elif found is not NO_GPU and slot is not None and (gated := gated_norm_of(module)) is not None:
+                self.norms.append(name)
+                self._attributes.add(module, slot, gated_norm_forward(module, getattr(module, slot), gated))
             elif part_of(module) == "norm":
                 self._left[name] = REPLACED if isinstance(found, _Formula) else found
 

@@ -12,6 +12,7 @@ recurrent part without it; then the layer around it was called with it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +28,19 @@ from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
 from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
 from wishbone.fused.parts import part_of
 from wishbone.fused.rebound_function import names_in, rebound
+from wishbone.ops.chunked_scan import MOST_KEY_DIM, TRIED_ROW, has_kernels
 from wishbone.ops.gated_delta_rule import gated_delta_rule
+from wishbone.ops.kernel_trial import ROUNDING, kernel_is_right
 from wishbone.ops.prefix_attention import PrefixLayout
 from wishbone.ops.prefix_batches import prefix_batches
 from wishbone.ops.prefix_convolution import prefix_convolution
 from wishbone.ops.scan_kernels import Library, why_no_kernels
+from wishbone.ops.selective_scan import selective_scan
 from wishbone.ops.state_space_scan import state_space_scan
 
-_SCAN = re.compile(r"^(?!.*(recurrent|update|step)).*(scan|delta|inner_fn|rwkv)")
-"""Names of functions that mix the tokens of whole sequences; those for single tokens of generation do not run."""
+_SCAN = re.compile(r"^(?!use_|.*(recurrent|update|step)).*(scan|delta|inner_fn|rwkv)")
+"""Names of functions that mix the tokens of whole sequences; those for single tokens of generation do not run, and
+use_... are settings."""
 
 
 class LayoutNotHandedDown(TypeError):
@@ -118,19 +123,38 @@ class PrefixRecurrence:
         if unknown:
             self.left[name] = f"{unknown[0]} has no form that starts from the state of a stem"
             return
-        copy = rebound(forward, self._ours)
+        own_forward = OWN_FORWARDS.get(type(module).__name__)
+        copy: Callable[..., Any] | None = (
+            rebound(forward, self._ours) if own_forward is None else self._with_scan(own_forward)
+        )
         if copy is None:
             self.left[name] = f"{type(module).__name__} mixes tokens in code of its own"
             return
         self.covered.add(module)
-        self._libraries.update(KERNELS[one] for one in names_in(forward) & KERNELS.keys())
+        longest = max(getattr(module, name, 0) for name in ("head_k_dim", "ssm_state_size"))
+        self._libraries.update(
+            KERNELS[one]
+            for one in names_in(forward) & KERNELS.keys()
+            if longest > MOST_KEY_DIM or one == "chunk_kimi_delta_attention"
+        )
         self._attributes.add(module, slot, self._row.told_by(MethodType(copy, module)))
 
     def _ours(self, name: str, own: Any) -> Callable[..., Any] | None:
         """Return what a name means in the copy of a forward."""
         mixer = MIXERS.get(name)
-        if mixer is None:
-            return None
+        return None if mixer is None else self._mixing(mixer, own)
+
+    def _with_scan(self, own_forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a forward that is called with a scan of the row that runs."""
+        scan = self._mixing(_linear_attention, None)
+
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return own_forward(scan, module, *args, **kwargs)
+
+        return forward
+
+    def _mixing(self, mixer: Callable[..., Any], own: Any) -> Callable[..., Any]:
+        """Return a mixer for the row that runs, of both halves if policy and reference run together."""
 
         def mix(*args: Any, **kwargs: Any) -> Any:
             if adapters_of_reference((args, kwargs)) is not None:
@@ -151,9 +175,39 @@ def _convolution(
     activation: str | None = None,
     **_ignored: Any,
 ) -> Tensor:
-    """Convolve a row [1, channels, tokens] with the family's own function, weights [channels, taps]."""
+    """Convolve a row [1, channels, tokens], weights [channels, taps]: by a kernel, or the family's own function."""
     options = {} if activation is None else {"activation": activation}
-    return prefix_convolution(x, weight.shape[-1], layout, lambda one: own(one, weight, bias, **options))
+
+    def by_family(inputs: Sequence[Tensor], row: PrefixLayout = layout) -> Tensor:
+        return prefix_convolution(inputs[0], weight.shape[-1], row, lambda one: own(one, *inputs[1:], **options))
+
+    def by_kernel(inputs: Sequence[Tensor], row: PrefixLayout = layout) -> Tensor:
+        from wishbone.ops.prefix_convolution.triton import prefix_convolution_triton
+
+        own_x, own_weight, *own_bias = inputs
+        silu, one_bias = activation is not None, own_bias[0] if own_bias else None
+        return prefix_convolution_triton(own_x[0].T, own_weight, one_bias, row, silu=silu).T[None]
+
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    if not x.is_cuda or x.dtype not in ROUNDING or activation not in (None, "silu", "swish"):
+        return by_family(inputs)
+    kind = (*weight.shape, x.dtype, weight.dtype, bias is None, activation, x.device)
+    made_up = functools.partial(_short_row, inputs)
+    right = kernel_is_right(
+        "a short convolution",
+        kind,
+        lambda one: by_kernel(one, TRIED_ROW),
+        lambda one: by_family(one, TRIED_ROW),
+        made_up,
+    )
+    return by_kernel(inputs) if right else by_family(inputs)
+
+
+def _short_row(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Inputs of a convolution over the row that kernels are tried with."""
+    x, *others = inputs
+    wave = torch.arange(x.shape[1] * TRIED_ROW.length, dtype=torch.float32, device=x.device).mul(0.7).sin()
+    return [wave.view(1, x.shape[1], TRIED_ROW.length).to(x.dtype), *(one.detach().to(x.dtype) for one in others)]
 
 
 def _delta_rule(
@@ -168,7 +222,7 @@ def _delta_rule(
     **_ignored: Any,
 ) -> tuple[Tensor, None]:
     """Run the gated delta rule of a row, [1, tokens, heads, dim]; no state is handed on."""
-    if why_no_kernels("fla", query.device) is not None:
+    if (g.ndim == 3 and has_kernels(query, value)) or why_no_kernels("fla", query.device) is not None:
         return gated_delta_rule(query, key, value, g, beta, layout, unit=use_qk_l2norm_in_kernel), None
     return delta_rule_in_batches(own, layout, query, key, value, g, beta, use_qk_l2norm_in_kernel), None
 
@@ -216,7 +270,7 @@ def _state_space(
         raise NotImplementedError("a gate inside the scan is not known")
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)
-    if why_no_kernels("mamba_ssm", x.device) is not None:
+    if has_kernels(read, x) or why_no_kernels("mamba_ssm", x.device) is not None:
         return state_space_scan(x, dt, rate, write, read, D, layout)
     return state_space_in_batches(own, layout, x, dt, rate, write, read, D, chunk_size)
 
@@ -244,6 +298,46 @@ def state_space_in_batches(
     return prefix_batches(layout, x.device).scan([x, dt, write, read], scan)
 
 
+def _selective_scan(
+    _own: Callable[..., Any],
+    layout: PrefixLayout,
+    x: Tensor,
+    dt: Tensor,
+    rate: Tensor,
+    write: Tensor,
+    read: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    **_ignored: Any,
+) -> Tensor:
+    """Run Mamba's scan of a row, [1, channels, tokens]; the time step is made as transformers makes it."""
+    dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[:, None]
+    dt = F.softplus(dt) if delta_softplus else dt
+    x, dt, write, read = (one.transpose(1, 2) for one in (x, dt, write, read))
+    y = selective_scan(x, dt, rate, write, read, D, layout).transpose(1, 2)
+    return y if z is None else y * F.silu(z)
+
+
+def _linear_attention(
+    _own: None, layout: PrefixLayout, query: Tensor, key: Tensor, value: Tensor, rate: Tensor
+) -> Tensor:
+    """Run linear attention with a decay of its own for each head, [1, tokens, heads, head_dim]; rate is [heads]."""
+    step = torch.ones(value.shape[:3], dtype=torch.promote_types(value.dtype, torch.float32), device=value.device)
+    return state_space_scan(value, step, rate, key, query, None, layout).to(value.dtype)
+
+
+def _lightning_attention(
+    scan: Callable[..., Tensor], module: Any, hidden_states: Tensor, *_args: Any, **_kwargs: Any
+) -> tuple[Tensor, None]:
+    """Run MiniMax's lightning attention (arXiv 2501.08313), whose own forward mixes tokens in code of its own."""
+    heads, size = module.num_attention_heads, module.head_dim
+    mixed = module.act_fn(module.qkv_proj(hidden_states)).unflatten(-1, (heads, 3 * size))
+    found = scan(*torch.split(mixed, size, dim=-1), -module.slope_rate.flatten()).flatten(-2)
+    return module.out_proj(torch.sigmoid(module.output_gate(hidden_states)) * module.norm(found)), None
+
+
 def _not_in_one_kernel(*_args: Any, **_kwargs: Any) -> None:
     """Return None, by which a family computes convolution and scan one after the other."""
 
@@ -253,15 +347,22 @@ MIXERS: dict[str, Callable[..., Any]] = {
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
     "mamba2_chunk_scan": _state_space,
+    "mamba_selective_scan": _selective_scan,
     "mamba2_split_conv1d_scan_combined": _not_in_one_kernel,
+    "mamba_inner_fn": _not_in_one_kernel,
 }
 """Functions of transformers' modules that mix tokens, by name, and what stands for them.
 
 Each is called with the family's own function, the layout of the row, and the arguments of the call.
+"""
+OWN_FORWARDS: dict[str, Callable[..., Any]] = {"MiniMaxLightningAttention": _lightning_attention}
+"""What runs in the place of forwards that mix tokens without a function of their module, by the name of the class.
+
+Each is called with `_linear_attention` of the row, the module and the arguments of the call.
 """
 KERNELS: dict[str, Library] = {
     "torch_chunk_gated_delta_rule": "fla",
     "chunk_kimi_delta_attention": "fla",
     "mamba2_chunk_scan": "mamba_ssm",
 }
-"""The library that has kernels for a scan."""
+"""The library that has kernels for a scan which ours do not take: Kimi's, and keys that are too long."""

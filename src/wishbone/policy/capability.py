@@ -179,15 +179,16 @@ def _attending_layers(policy: Policy, config: Any) -> int:
 
 
 def _every_layer_called(calls: list[AttentionCall], config: Any, attending: int) -> bool:
-    """Whether each layer that attends used the hook once, with the window of its type."""
-    if len(calls) != attending:
+    """Whether each layer that attends used the hook, equally often, with the window of its type."""
+    times, rest = divmod(len(calls), attending) if attending else (1, len(calls))
+    if rest or not times:
         return False
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         return True
     kinds = [kind for kind in layer_types if kind not in WITHOUT_ATTENTION]
     windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
-    return [call.window for call in calls] == windows
+    return [call.window for call in calls] == [window for window in windows for _ in range(times)]
 
 
 def _how_layers_differ(calls: list[AttentionCall], layers: int) -> str:
@@ -197,7 +198,7 @@ def _how_layers_differ(calls: list[AttentionCall], layers: int) -> str:
     if len(calls) < layers:
         return f"only {len(calls)} of its {layers} layers take the shared-prefix mask"
     if len(calls) > layers:
-        return f"its {layers} layers attend {len(calls)} times in a pass, and each should attend once"
+        return f"its {layers} layers attend {len(calls)} times in a pass, not each equally often"
     return "the windows of its layers are not those that its configuration names"
 
 

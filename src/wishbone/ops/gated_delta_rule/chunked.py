@@ -20,15 +20,21 @@ pass, which computes the chunks anew.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from wishbone.ops.chunked_scan import has_kernels, kernels_are_right
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 from wishbone.ops.prefix_chunks import PrefixChunks, prefix_chunks, to_heads
 
 CHUNK = 64
 """Tokens of a chunk."""
+TRIED = (0, 0, 0, -0.1, 0.5)
+"""Sizes of inputs with which kernels are tried."""
 CHUNK_BY_ELEMENT = 16
 """Tokens of a chunk where each element of the key has a decay of its own; scores take as many numbers as keys then."""
 
@@ -38,7 +44,9 @@ def gated_delta_rule(
 ) -> Tensor:
     """Return the outputs of one packed row in which every branch continues its stem.
 
-    It is computed in float32, in float64 for float64 inputs, also where autocast is on.
+    It is computed in float32, in float64 for float64 inputs, also where autocast is on. On a CUDA device Triton kernels
+    run it (`chunked_scan`) if each head has one decay and they give what PyTorch gives there; they round factors of
+    16-bit inputs' products to TF32.
 
     Args:
         query, key: [1, tokens, key_heads, key_dim]; queries are divided by the root of key_dim.
@@ -56,8 +64,25 @@ def gated_delta_rule(
     """
     if query.shape[0] != 1 or query.shape[1] != layout.length:
         raise ValueError(f"a query of shape {tuple(query.shape)} is not one row of {layout.length} tokens")
-    chunks = prefix_chunks(layout, CHUNK if log_decay.ndim == 3 else CHUNK_BY_ELEMENT, query.device)
     inputs = query, key, value, log_decay, beta
+    if log_decay.ndim == 3 and has_kernels(query, value):
+        in_pytorch = functools.partial(_in_pytorch, unit=unit)
+        by_kernels = functools.partial(_by_kernels, unit=unit)
+        if kernels_are_right(f"the gated delta rule (unit keys: {unit})", inputs, TRIED, by_kernels, in_pytorch):
+            return by_kernels(inputs, layout)
+    return _in_pytorch(inputs, layout, unit=unit)
+
+
+def _by_kernels(inputs: Sequence[Tensor], layout: PrefixLayout, *, unit: bool) -> Tensor:
+    from wishbone.ops.chunked_scan.triton import Rule, chunked_scan
+
+    query, key, value, log_decay, beta = (x[0] for x in inputs)
+    rule = Rule(query.shape[-1] ** -0.5, delta=True, unit=unit)
+    return chunked_scan(query, key, value, log_decay, beta, layout, rule)[None].to(query.dtype)
+
+
+def _in_pytorch(inputs: Sequence[Tensor], layout: PrefixLayout, *, unit: bool) -> Tensor:
+    chunks = prefix_chunks(layout, CHUNK if inputs[3].ndim == 3 else CHUNK_BY_ELEMENT, inputs[0].device)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         out: Tensor = checkpoint(_row, chunks, unit, *inputs, use_reentrant=False, preserve_rng_state=False)
         return out

@@ -11,15 +11,21 @@ pass, which computes the chunks anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from wishbone.ops.chunked_scan import has_kernels, kernels_are_right
 from wishbone.ops.prefix_attention.layout import PrefixLayout
 from wishbone.ops.prefix_chunks import PrefixChunks, prefix_chunks, to_heads
 
 CHUNK = 64
 """Tokens of a chunk. The result does not depend on it; families use up to 256, which keep four times the scores."""
+
+TRIED = (0, 0.5, -0.2, 0, 0, 0)
+"""Sizes of inputs with which kernels are tried."""
 
 
 def state_space_scan(
@@ -27,7 +33,9 @@ def state_space_scan(
 ) -> Tensor:
     """Return the outputs of one packed row in which every branch continues its stem.
 
-    It is computed in float32, in float64 for float64 inputs, also where autocast is on.
+    It is computed in float32, in float64 for float64 inputs, also where autocast is on. On a CUDA device Triton kernels
+    run it (`chunked_scan`) if they give what PyTorch gives there; they round factors of 16-bit inputs' products to
+    TF32.
 
     Args:
         x: [1, tokens, heads, head_dim].
@@ -38,15 +46,31 @@ def state_space_scan(
         layout: where the documents lie; `layout.length` equals `tokens`.
 
     Returns:
-        [1, tokens, heads, head_dim], dtype of the computation.
+        [1, tokens, heads, head_dim], dtype of the computation; that of `x` from kernels.
 
     Raises:
         ValueError: the row and its layout differ in length.
     """
     if x.shape[0] != 1 or x.shape[1] != layout.length:
         raise ValueError(f"an input of shape {tuple(x.shape)} is not one row of {layout.length} tokens")
-    chunks = prefix_chunks(layout, CHUNK, x.device)
     inputs = [one for one in (x, dt, rate, write, read, skip) if one is not None]
+    if has_kernels(read, x) and kernels_are_right(
+        "Mamba-2's scan", inputs, TRIED[: len(inputs)], _by_kernels, _in_pytorch
+    ):
+        return _by_kernels(inputs, layout)
+    return _in_pytorch(inputs, layout)
+
+
+def _by_kernels(inputs: Sequence[Tensor], layout: PrefixLayout) -> Tensor:
+    from wishbone.ops.chunked_scan.triton import Rule, chunked_scan
+
+    x, dt, rate, write, read, *skip = inputs
+    own_skip = skip[0] if skip else None
+    return chunked_scan(read[0], write[0], x[0], (dt * rate)[0], dt[0], layout, Rule(1.0), own_skip)[None]
+
+
+def _in_pytorch(inputs: Sequence[Tensor], layout: PrefixLayout) -> Tensor:
+    chunks = prefix_chunks(layout, CHUNK, inputs[0].device)
     if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
         out: Tensor = checkpoint(_row, chunks, *inputs, use_reentrant=False, preserve_rng_state=False)
         return out
