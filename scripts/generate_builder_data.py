@@ -50,11 +50,13 @@ CONSTANTS = {
     "planning.alternatives": ("SHORTEST",),
     "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
-    "planning.gpus": ("BF16_FROM", "FORM", "FP8_FROM", "NEAR", "NOT_SUPPORTED", "SAID_AROUND", "SERIES", "SIZE"),
+    "planning.gpus": (
+        "BF16_FROM", "FORM", "FP8_FROM", "INT8_FROM", "NEAR", "NOT_SUPPORTED", "SAID_AROUND", "SERIES", "SIZE",
+    ),
     "planning.known_models": ("FORMS",),
     "planning.memory": (
-        "COPYING", "CONTEXT", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES", "PROCESS",
-        "STATE_ELEMENTS",
+        "COPYING", "CONTEXT", "EIGHT_BITS", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES",
+        "PROCESS", "STATE_ELEMENTS",
     ),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "HEAD_NORMS", "INSTEAD", "LINEAR_EXPERTS", "ModelShape", "OTHER_NAMES",

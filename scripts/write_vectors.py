@@ -28,7 +28,9 @@ HOSTILE = {
 }
 SITUATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "processor": {"gpu": "none", "has_gpu": False, "gpu_memory": 0, "capability": 0, "bf16": False, "fp8": False},
+    "processor": {
+        "gpu": "none", "has_gpu": False, "gpu_memory": 0, "capability": 0, "bf16": False, "fp8": False, "int8": False,
+    },
     "all weights": {"method": "full", "gpu_memory": 140, "pairs": 100_000, "gpus": 2},
     "old card": {"capability": 7.5, "bf16": False, "fp8": False, "gpu_memory": 16, "data_format": "hub", "data": "o/d"},
     "old card, NaN": {"capability": 7.5, "bf16": False, "fp8": False, "least_f32_gib": 9, "symptoms": ["nan"]},

@@ -1,7 +1,8 @@
-"""The card's best rates: matrix products in bfloat16 and FP8, and copies within its memory.
+"""The card's best rates: matrix products in bfloat16, FP8 and int8, and copies within its memory.
 
 The shapes are those of an 8B model's layers with some thousand tokens. Useful FLOP/s are compared with the best rate of
-these shapes in bfloat16 or FP8 (row-wise scales). The elements are random, because products of zeros run faster.
+these shapes in bfloat16 or FP8 (row-wise scales). int8 runs in Wishbone's own kernel, as forward and, rotated, as
+backward. The elements are random, because products of zeros run faster.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
         rate["bf16_tflops"] = round(flop / _seconds(partial(torch.mm, left, right.t())) / 1e12, 3)
         if cuda and torch.cuda.get_device_capability() >= (8, 9):
             rate["fp8_tflops"] = round(flop / _seconds(_fp8_product(left, right)) / 1e12, 3)
+        if cuda and torch.cuda.get_device_capability() >= (7, 5):
+            for name, turn in (("int8_tflops", 0), ("int8_rotated_tflops", 128)):
+                rate[name] = round(flop / _seconds(_int8_product(left, right, turn)) / 1e12, 3)
         rates.append(rate)
     progress.phase("a copy")
     source = torch.empty(COPY_BYTES if cuda else 2**20, device=device, dtype=torch.uint8)
@@ -50,6 +54,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
         "rates": rates,
         "bf16_tflops": max(rate["bf16_tflops"] for rate in rates),
         "fp8_tflops": max((rate["fp8_tflops"] for rate in rates if "fp8_tflops" in rate), default=None),
+        "int8_tflops": max((rate["int8_tflops"] for rate in rates if "int8_tflops" in rate), default=None),
         "copy_tb_per_s": round(2 * source.nbytes / seconds / 1e12, 4),
     }
 
@@ -64,6 +69,15 @@ def _fp8_product(left: Any, right: Any) -> Callable[[], Any]:
     return lambda: torch._scaled_mm(
         a, b.t(), scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def _int8_product(left: Any, right: Any, turn: int) -> Callable[[], Any]:
+    """Return Wishbone's product of int8 rows with their scales, rotated in blocks of `turn` columns or not."""
+    from wishbone.ops.fp8_quantize import INT8_ROWS, quantize_rows
+    from wishbone.ops.frozen_linear.int8_triton import int8_product
+
+    a, b = (quantize_rows(matrix, form=INT8_ROWS) for matrix in (left, right))
+    return lambda: int8_product(a, b.values, None if turn else b.scale.view(-1), None, turn=turn)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness.worker import Progress
 
-SYSTEMS = "wishbone-f32,wishbone-bf16,wishbone-fp8,wishbone-nf4"
+SYSTEMS = "wishbone-f32,wishbone-bf16,wishbone-int8,wishbone-fp8,wishbone-nf4"
 MAX_LENGTH = 1024
 
 
@@ -62,6 +62,8 @@ def _scores(request: Row, system: str) -> dict[str, np.ndarray]:
         dtype=torch.float32 if weights == "f32" else torch.bfloat16,
         load_in_4bit=weights == "nf4",
         load_in_fp8=weights == "fp8",
+        load_in_rotated_int8=weights == "int8",
+        load_in_8bit=weights == "llm-int8",
     )
     cuda = torch.cuda.is_available()
     policy = Policy(model, row_multiple=128 if cuda else 1, fused=FusedLayers(model) if cuda else None)

@@ -67,14 +67,14 @@ def in_codes_of(model: Any, weights: str) -> Any:
     import torch
     from torch import nn
 
-    from wishbone.model.fp8_layers import layers_for_fp8
-    from wishbone.model.fp8_linear import FP8Linear
+    from wishbone.model.eight_bit_layers import layers_for_8_bits
+    from wishbone.model.eight_bit_linear import FP8Linear
     from wishbone.model.quantization import settle_quantized_layers
     from wishbone.model.quantized_experts import in_codes, is_stack
     from wishbone.ops.expert_mlp import FP8Stack, NF4Stack
     from wishbone.ops.fp8_quantize import quantize_rows
 
-    for name in layers_for_fp8(model):
+    for name in layers_for_8_bits(model, FP8Linear.form, stacks=True):
         old = model.get_submodule(name)
         sizes = old.in_features, old.out_features, old.bias is not None
         new: Any

@@ -79,6 +79,7 @@ def _load(system: System, request: dict[str, Any], device: Any) -> tuple[Any, An
             device=device,
             load_in_4bit=system.weights == "nf4",
             load_in_fp8=system.weights == "fp8",
+            load_in_rotated_int8=system.weights == "int8",
         )
     dtype = torch.float32 if system.weights == "f32" else torch.bfloat16
     return random_model(request["size"], dtype, device), random_tokenizer(request["size"])

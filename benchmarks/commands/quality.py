@@ -26,7 +26,7 @@ from benchmarks.rendering.tables import show
 if TYPE_CHECKING:
     from benchmarks.harness.worker import Progress
 
-SYSTEMS = "trl-bf16,wishbone-bf16,wishbone-fp8,wishbone-nf4"
+SYSTEMS = "trl-bf16,wishbone-bf16,wishbone-int8,wishbone-fp8,wishbone-nf4"
 MODEL = "smollm2-135m-instruct"
 BATCH = 8
 MAX_LENGTH = 1024

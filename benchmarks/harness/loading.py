@@ -143,8 +143,9 @@ def _load_for_unsloth(system: System, origin: Origin, max_length: int, seed: int
 
     FastLanguageModel = importlib.import_module(system.family).FastLanguageModel
     own: dict[str, Any] = {"offload_embedding": True} if system.offload_embedding else {}
-    if system.weights == "fp8":
-        own["load_in_fp8"] = True
+    arguments = {"fp8": "load_in_fp8", "int8": "load_in_rotated_int8", "llm-int8": "load_in_8bit"}
+    if system.weights in arguments:
+        own[arguments[system.weights]] = True
     checkpointing = True if system.checkpointing is None else system.checkpointing
     model, tokenizer = FastLanguageModel.from_pretrained(
         origin.directory,

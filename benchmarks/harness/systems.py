@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 Family = Literal["trl", "unsloth", "wishbone"]
-Weights = Literal["f32", "bf16", "nf4", "fp8"]
+Weights = Literal["f32", "bf16", "nf4", "fp8", "int8", "llm-int8"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class System:
     @property
     def needs_directory(self) -> bool:
         """Whether the model must be read from a directory, because it is quantized or changed while it is loaded."""
-        return self.style == "unsloth" or self.weights in ("nf4", "fp8")
+        return self.style == "unsloth" or self.weights in ("nf4", "fp8", "int8", "llm-int8")
 
     def chosen(self) -> dict[str, Any]:
         """Return what differs from the defaults."""
@@ -78,6 +78,8 @@ SYSTEMS = {
     "wishbone-f32": System("wishbone", "f32"),
     "wishbone-bf16": System("wishbone", "bf16"),
     "wishbone-fp8": System("wishbone", "fp8", "unsloth", checkpointing=False),
+    "wishbone-int8": System("wishbone", "int8", "unsloth", checkpointing=False),
+    "wishbone-llm-int8": System("wishbone", "llm-int8", "unsloth", checkpointing=False),
     "wishbone-nf4": System("wishbone", "nf4", "unsloth", checkpointing=False),
     "wishbone-nf4-14gib": System("wishbone", "nf4", memory_gib=14.3),
     "wishbone-nf4-small": System(
@@ -87,6 +89,7 @@ SYSTEMS = {
     # what a long run chooses by itself where the host is slow
     "wishbone-recorded": System("wishbone", "bf16", cuda_graphs="on"),
     "wishbone-fp8-recorded": System("wishbone", "fp8", "unsloth", checkpointing=False, cuda_graphs="on"),
+    "wishbone-int8-recorded": System("wishbone", "int8", "unsloth", checkpointing=False, cuda_graphs="on"),
 }
 
 WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "apart", "offload_embedding", "warm_store")

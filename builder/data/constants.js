@@ -133,11 +133,13 @@
    "f16",
    "bf16",
    "fp8",
+   "int8",
    "nf4"
   ],
   "ROOMY": [
    "bf16",
    "fp8",
+   "int8",
    "nf4"
   ]
  },
@@ -145,6 +147,7 @@
   "BF16_FROM": 8.0,
   "FORM": "\\d+gb|sxm|pcie",
   "FP8_FROM": 8.9,
+  "INT8_FROM": 7.5,
   "NEAR": 0.5,
   "NOT_SUPPORTED": [
    [
@@ -206,6 +209,10 @@
    "rmsprop"
   ],
   "CONTEXT": 536870912,
+  "EIGHT_BITS": [
+   "fp8",
+   "int8"
+  ],
   "GIB": 1073741824,
   "HOLES": 0.8,
   "LIBRARY_WORKSPACE": 67108864,

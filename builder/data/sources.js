@@ -74,6 +74,10 @@
   "title": "docs/benchmarks.md, measured on an H200",
   "address": ""
  },
+ "wishbone-eight-bits": {
+  "title": "docs/eight-bits.md",
+  "address": ""
+ },
  "wishbone-log": {
   "title": "docs/log.md",
   "address": ""

@@ -917,7 +917,8 @@
      },
      [
       "nf4",
-      "fp8"
+      "fp8",
+      "int8"
      ]
     ],
     "lines": [
@@ -969,6 +970,18 @@
     ],
     "lines": [
      "    load_in_fp8=True,"
+    ]
+   },
+   {
+    "when": [
+     "=",
+     {
+      "setting": "model.quantization"
+     },
+     "int8"
+    ],
+    "lines": [
+     "    load_in_rotated_int8=True,"
     ]
    }
   ],

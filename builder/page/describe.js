@@ -21,7 +21,7 @@
     workspace: ["workspace", "Workspace", "scratch memory of products"],
     runtime: ["runtime", "Runtime", "driver, libraries, process"],
   };
-  const FORMS = { f32: "float32", f16: "float16", bf16: "bfloat16", fp8: "FP8", nf4: "NF4" };
+  const FORMS = { f32: "float32", f16: "float16", bf16: "bfloat16", fp8: "FP8", int8: "int8", nf4: "NF4" };
   const FILES = { yaml: "run.yaml", json: "run.json", python: "train.py" };
   const OF_SCRIPTS = { "script.pairs_a_step": "pairs a step", "script.gradient_checkpointing": "gradient checkpointing" };
 
@@ -110,7 +110,7 @@
     const least = { ...settings, "training.activations": facts.has_gpu ? "offload" : "recompute", "training.token_budget": 2 };
     const own = [FORMS[weightsOf(settings)], planned(least, target)];
     if (!facts.has_gpu || facts.method === "full") return [own];
-    const others = [["none", facts.bf16 ? "bf16" : "f16"], ...(facts.fp8 ? [["fp8", "fp8"]] : []), ["nf4", "nf4"]]
+    const others = [["none", facts.bf16 ? "bf16" : "f16"], ...(facts.fp8 ? [["fp8", "fp8"]] : []), ...(facts.int8 ? [["int8", "int8"]] : []), ["nf4", "nf4"]]
       .filter(([, form]) => form !== weightsOf(settings))
       .map(([quantization, form]) => [FORMS[form], planned({ ...least, "model.quantization": quantization, "model.dtype": facts.bf16 ? "bfloat16" : "float16" }, target)]);
     return [own, ...others];

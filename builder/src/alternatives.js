@@ -10,7 +10,7 @@
   const { graphics, planned } = inNode ? require("./planner.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
+  const { BF16_FROM, FP8_FROM, INT8_FROM } = constants["planning.gpus"];
   const { SHORTEST } = constants["planning.alternatives"];
 
   /** Changes that save memory, from the one that costs least. */
@@ -20,7 +20,9 @@
     if (!["auto", "offload"].includes(settings["training.activations"])) yield { "training.activations": "auto" };
     if (gpu && settings["training.optimizer"] === "adamw_torch" && full) yield { "training.optimizer": "adamw_8bit" };
     if (full) yield { "adapter.method": "lora" };
-    if (gpu && settings["model.quantization"] === "none" && gpu.capability >= FP8_FROM) yield { "adapter.method": "lora", "model.quantization": "fp8" };
+    if (gpu && settings["model.quantization"] === "none" && gpu.capability >= INT8_FROM) {
+      yield { "adapter.method": "lora", "model.quantization": gpu.capability >= FP8_FROM ? "fp8" : "int8" };
+    }
     if (gpu && settings["model.quantization"] !== "nf4") yield { "adapter.method": "lora", "model.quantization": "nf4" };
   }
 
@@ -45,7 +47,7 @@
   /** The smallest known GPU, larger than the one at hand, on which the run with these changes fits. */
   function onAnotherGpu(settings, target, changes) {
     if (!target.gpu) return null;
-    const least = { ...settings, ...changes }["model.quantization"] === "fp8" ? FP8_FROM : BF16_FROM;
+    const least = { fp8: FP8_FROM, int8: INT8_FROM }[{ ...settings, ...changes }["model.quantization"]] ?? BF16_FROM;
     const larger = gpuNames.filter((name) => !name.includes("Laptop")).map(findGpu).filter((gpu) => gpu.memory_gib * GIB > target.machine.memory && gpu.capability >= least);
     larger.sort((one, other) => one.memory_gib - other.memory_gib || one.bandwidth_gbs - other.bandwidth_gbs);
     for (const gpu of larger) {

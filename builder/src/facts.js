@@ -9,7 +9,7 @@
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { FILE_FORMATS, FULL_ROW, LEAST, ROOMY } = constants["planning.facts"];
-  const { BF16_FROM, FP8_FROM } = constants["planning.gpus"];
+  const { BF16_FROM, FP8_FROM, INT8_FROM } = constants["planning.gpus"];
 
   const hundredths = (number) => Math.floor(100 * number + 0.5) / 100;
 
@@ -52,6 +52,7 @@
       capability,
       bf16,
       fp8: capability >= FP8_FROM,
+      int8: capability >= INT8_FROM,
       model_billion: hundredths(shape.parameters / 1e9),
       ...memoryFacts(situation, shape, gpuMemory, bf16),
     };

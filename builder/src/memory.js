@@ -10,7 +10,7 @@
 
   const { SMALL_HEAD_CHUNK, SMALL_TILE } = constants["engine.execution"];
   const {
-    CONTEXT, COPYING, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_ELEMENTS,
+    CONTEXT, COPYING, EIGHT_BITS, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_ELEMENTS,
   } = constants["planning.memory"];
   const { LINEAR_EXPERTS } = constants["planning.model_shape"];
 
@@ -19,12 +19,12 @@
 
   /** Bytes of an element in the arithmetic. */
   function elementBytes(plan) {
-    return plan.weights === "f32" || (plan.device === "cpu" && ["fp8", "nf4"].includes(plan.weights)) ? 4 : 2;
+    return plan.weights === "f32" || (plan.device === "cpu" && [...EIGHT_BITS, "nf4"].includes(plan.weights)) ? 4 : 2;
   }
 
   function linearBytes(shape, plan) {
     if (plan.weights === "nf4") return NF4_BYTES * shape.linearParameters;
-    if (plan.weights === "fp8") return shape.linearParameters + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
+    if (EIGHT_BITS.includes(plan.weights)) return shape.linearParameters + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
     return elementBytes(plan) * shape.linearParameters;
   }
 
@@ -90,7 +90,7 @@
     const b = elementBytes(plan);
     const tokens = plan.rowTokens;
     const inner = innerElements(shape);
-    let passing = (isFused(plan) ? 1 : 3) * b * inner + (plan.weights === "fp8" ? inner : 0);
+    let passing = (isFused(plan) ? 1 : 3) * b * inner + (EIGHT_BITS.includes(plan.weights) ? inner : 0);
     passing += b * shape.expertsUsed * shape.hidden;
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
     const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
@@ -112,8 +112,8 @@
 
   function workspaceBytes(shape, plan) {
     let largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
-    largest = Math.max(largest, 2 * shape.experts * shape.expertInner * shape.hidden);
-    const scratch = ["nf4", "fp8"].includes(plan.weights) ? elementBytes(plan) * largest : 0;
+    if (plan.weights !== "int8") largest = Math.max(largest, 2 * shape.experts * shape.expertInner * shape.hidden);
+    const scratch = [...EIGHT_BITS, "nf4"].includes(plan.weights) ? elementBytes(plan) * largest : 0;
     return scratch + (plan.device === "cuda" ? LIBRARY_WORKSPACE : 0);
   }
 

@@ -18,10 +18,12 @@
   function stepSeconds(shape, plan, work, gpu) {
     const { measured, bf16_tflops: published } = gpus[YARDSTICK];
     const share = measured.bf16_tflops / published;
-    const half = (plan.weights === "f16" ? gpu.fp16_tflops : gpu.bf16_tflops) ?? (plan.weights === "nf4" ? gpu.fp16_tflops : null);
+    const half = (plan.weights === "f16" ? gpu.fp16_tflops : gpu.bf16_tflops) ?? (["nf4", "int8"].includes(plan.weights) ? gpu.fp16_tflops : null);
     if (half === null || plan.weights === "f32" || plan.offload || plan.device !== "cuda") return null;
     const rate = share * half * 1e12;
-    const linearRate = plan.weights === "fp8" && gpu.fp8_tflops ? share * gpu.fp8_tflops * 1e12 : rate;
+    let linearRate = rate;
+    if (plan.weights === "fp8" && gpu.fp8_tflops) linearRate = share * gpu.fp8_tflops * 1e12;
+    if (plan.weights === "int8" && gpu.int8_tflops) linearRate = (measured.int8_tflops / gpus[YARDSTICK].int8_tflops) * gpu.int8_tflops * 1e12;
     const passes = work.passes + work.recomputed;
     const linear = 2 * shape.linearParameters * work.tokens;
     const experts = 2 * (shape.layers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner) * work.tokens;

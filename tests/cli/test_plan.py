@@ -72,7 +72,7 @@ def test_json_holds_the_same_and_nothing_else():
 
 
 def test_what_others_use_of_this_machines_gpu_is_not_planned_with(monkeypatch: pytest.MonkeyPatch):
-    own = Accelerator("cuda", "NVIDIA GeForce RTX 4090", 24 * 2**30, 14 * 2**30, (8, 9), bf16=True, fp8=True)
+    own = Accelerator("cuda", "NVIDIA GeForce RTX 4090", 24 * 2**30, 14 * 2**30, (8, 9), bf16=True, fp8=True, int8=True)
     monkeypatch.setattr(hardware, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(hardware, "read_accelerators", lambda: [own])
     found = json.loads(plan("--pairs", "100", "--json", "model.quantization=nf4").stdout)

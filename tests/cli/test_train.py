@@ -148,6 +148,7 @@ def first_metrics(run: Path) -> dict[str, float]:
         ["model.reference=./model"],
         ["adapter.method=full", "model.reference=./model"],
         ["model.quantization=fp8"],
+        ["model.quantization=int8"],
         ["training.activations=offload"],
     ],
 )

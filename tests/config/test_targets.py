@@ -29,10 +29,11 @@ TEXT = st.text(st.characters(), min_size=1) | st.sampled_from(HOSTILE)
 MACHINES: list[dict[str, Any]] = [
     {},
     {"symptoms": ["nan"], "bf16": False, "fp8": False, "capability": 7.5, "least_f32_gib": 9},
-    {"least_bf16_gib": 90, "least_fp8_gib": 90, "gpus": 4},
-    {"has_gpu": False, "gpu": "none", "gpu_memory": 0, "capability": 0, "bf16": False, "fp8": False},
+    {"least_bf16_gib": 90, "least_fp8_gib": 90, "least_int8_gib": 90, "gpus": 4},
+    {"fp8": False, "capability": 8.6},
+    {"has_gpu": False, "gpu": "none", "gpu_memory": 0, "capability": 0, "bf16": False, "fp8": False, "int8": False},
     {"method": "full", "gpu_memory": 140},
-    {"method": "full", "has_gpu": False, "gpu": "none", "gpu_memory": 0, "capability": 0, "bf16": False, "fp8": False},
+    {"method": "full", "has_gpu": False, "gpu": "none", "gpu_memory": 0, "capability": 0, "bf16": False},
     {"noisy_labels": True, "symptoms": ["length_growth", "collapse", "out_of_memory"]},
     {"symptoms": ["collapse", "chosen_falling"]},
 ]
@@ -112,6 +113,7 @@ def test_scripts_say_what_was_advised(target: Target, machine: dict[str, Any]):
     arguments = {str(keyword.arg): literal(keyword.value) for keyword in loaded[0].keywords}
     assert arguments["load_in_4bit"] == (settings["model.quantization"] == "nf4")
     assert arguments.get("load_in_fp8", False) == (settings["model.quantization"] == "fp8")
+    assert arguments.get("load_in_rotated_int8", False) == (settings["model.quantization"] == "int8")
     assert arguments.get("full_finetuning", False) == (not lora)
     where = call(script, "get_peft_model") if lora else arguments
     assert where["use_gradient_checkpointing"] == settings["script.gradient_checkpointing"]
@@ -184,7 +186,9 @@ def test_nothing_but_wishbone_gets_what_only_wishbone_has():
     for target in ("trl", "unsloth"):
         for machine in MACHINES:
             text = write(target, "python", outcome(target=target, **machine))
-            assert not any(word in text for word in ("wishbone import", "dpop", "token_budget", "load_in_fp8"))
+            assert not any(
+                word in text for word in ("wishbone import", "dpop", "token_budget", "load_in_fp8", "rotated_int8")
+            )
 
 
 def test_the_command_line_of_trl_has_no_place_for_a_reference():
@@ -200,7 +204,7 @@ def test_trl_reads_its_document(tmp_path: Path):
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
     for machine in ({}, {"method": "full", "gpu_memory": 140}, {"symptoms": ["length_growth"], "noisy_labels": True}):
-        advised = outcome(target="trl", has_gpu=False, gpu="none", bf16=False, fp8=False, **machine)
+        advised = outcome(target="trl", has_gpu=False, gpu="none", bf16=False, fp8=False, int8=False, **machine)
         path = tmp_path / "dpo.yaml"
         path.write_text(write("trl", "yaml", advised))
         parser = TrlParser((ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig))

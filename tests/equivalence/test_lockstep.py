@@ -19,7 +19,7 @@ from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8_linear import inputs_not_rounded
+from wishbone.model.eight_bit_linear import inputs_not_rounded
 from wishbone.policy.activations import allow_recompute
 from wishbone.policy.capability import choose_form
 from wishbone.policy.policy import Policy

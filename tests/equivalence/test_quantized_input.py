@@ -18,7 +18,7 @@ from wishbone.fused.layers import FusedLayers
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
 from wishbone.ops.fp8_quantize import QuantizedRows
-from wishbone.ops.frozen_linear import fp8
+from wishbone.ops.frozen_linear import eight_bit
 
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8], [8, 40, 3, 3, 77, 16, 90, 21, 5, 64, 100]])
 READ_BY_FP8_LAYERS = {"llama": 4, "qwen2": 4, "qwen3": 4, "gemma2": 4, "olmo2": 0, "phi3": 4, "mixtral": 2}
@@ -89,8 +89,8 @@ def by_norms(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 @pytest.fixture
 def by_layers(monkeypatch: pytest.MonkeyPatch) -> Counter:
-    counter = Counter(fp8.quantize_rows)
-    monkeypatch.setattr(fp8, "quantize_rows", counter)
+    counter = Counter(eight_bit.quantize_rows)
+    monkeypatch.setattr(eight_bit, "quantize_rows", counter)
     return counter
 
 

@@ -21,8 +21,8 @@ from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
 from wishbone.model import fp8
 from wishbone.model.adapter import add_adapter
+from wishbone.model.eight_bit_linear import FP8Linear
 from wishbone.model.fp8 import fp8_obstacle
-from wishbone.model.fp8_linear import FP8Linear
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import is_quantized
@@ -295,7 +295,7 @@ def test_codes_that_would_be_misread_are_refused(tmp_path: Path, saved: Path, ch
 
 
 def test_what_cannot_be_in_fp8_is_refused(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(RequestError, match="load_in_4bit, load_in_8bit and load_in_fp8 exclude each other"):
+    with pytest.raises(RequestError, match="load_in_fp8 and load_in_rotated_int8 exclude each other"):
         loaded(saved, load_in_fp8=True, load_in_4bit=True)
     path = stored(tmp_path, saved, "channel")
     with pytest.raises(RequestError, match="quantized already, with compressed-tensors, and cannot be loaded in 4"):

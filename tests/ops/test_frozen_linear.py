@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wishbone.ops.fp8_quantize import quantize_rows
+from wishbone.ops.fp8_quantize import quantize_rows, rotated_int8
 from wishbone.ops.frozen_linear import (
     DenseWeight,
     FP8BlockWeight,
     FP8Weight,
     FrozenWeight,
+    Int8Weight,
     NF4Weight,
     frozen_linear,
     frozen_linear_reference,
@@ -32,7 +33,7 @@ needs_triton = pytest.mark.skipif(
 )
 needs_bitsandbytes = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
 N, K, TOKENS = 160, 272, 23
-FORMS = ["dense", "fp8 rows", "fp8 blocks", pytest.param("nf4", marks=needs_bitsandbytes)]
+FORMS = ["dense", "fp8 rows", "int8", "fp8 blocks", pytest.param("nf4", marks=needs_bitsandbytes)]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,6 +69,9 @@ def weight_in(form: str, dtype: torch.dtype = torch.float32) -> FrozenWeight:
         return NF4Weight(layer.weight, layer.weight.quant_state)
     if form == "fp8 blocks":
         return FP8BlockWeight(*blocks(weight))
+    if form == "int8":
+        rows = quantize_rows(weight, form=rotated_int8(K))
+        return Int8Weight(rows.values, rows.scale)
     rows = quantize_rows(weight)
     return FP8Weight(rows.values, rows.scale)
 

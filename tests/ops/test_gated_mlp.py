@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wishbone.ops.fp8_quantize import E4M3, quantize_rows
+from wishbone.ops.fp8_quantize import E4M3, E4M3_ROWS, INT8_ROWS, RowForm, quantize_rows
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight
 from wishbone.ops.gated_mlp import Activation, gated_mlp, gated_mlp_reference
 from wishbone.ops.gated_mlp.elementwise import gated_backward_, gated_product
@@ -260,9 +260,19 @@ def test_kernels_are_the_plain_part(activation: Activation, dtype: torch.dtype, 
 @needs_interpreter
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 100), (3, 1024), (2, 2049), (0, 8)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "form"),
+    [
+        (1, 1, E4M3_ROWS),
+        (5, 100, E4M3_ROWS),
+        (5, 100, INT8_ROWS),
+        (3, 1024, E4M3_ROWS),
+        (2, 2049, E4M3_ROWS),
+        (0, 8, E4M3_ROWS),
+    ],
+)
 def test_the_kernel_that_quantizes_is_two_kernels_in_one(
-    activation: Activation, dtype: torch.dtype, rows: int, columns: int
+    activation: Activation, dtype: torch.dtype, rows: int, columns: int, form: RowForm
 ) -> None:
     kernels = pytest.importorskip("wishbone.ops.gated_mlp.triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -272,14 +282,14 @@ def test_the_kernel_that_quantizes_is_two_kernels_in_one(
     column_scale = torch.rand(2 * columns, generator=g).to(device) + 0.01
     expected_both, expected_gradient = both.clone(), gradient.clone()
     kernels.gated_backward_(expected_gradient, *expected_both.chunk(2, dim=1), activation)
-    expected = quantize_rows(expected_both, column_scale, backend="triton")
+    expected = quantize_rows(expected_both, column_scale, form=form, backend="triton")
 
-    quantized = kernels.gated_backward_quantized_(gradient, both, activation, column_scale)
+    quantized = kernels.gated_backward_quantized_(gradient, both, activation, column_scale, form)
     assert torch.equal(both, expected_both) and torch.equal(gradient, expected_gradient)
     assert quantized.values.shape == both.shape and quantized.dtype == dtype
     assert torch.equal(quantized.scale, expected.scale)
     assert torch.equal(quantized.values.float(), expected.values.float())
     if rows and columns > 1:  # a number that is not finite reaches the scale of its row
         both[0, columns] = float("nan")
-        scale = kernels.gated_backward_quantized_(gradient, both, activation, column_scale).scale
+        scale = kernels.gated_backward_quantized_(gradient, both, activation, column_scale, form).scale
         assert not scale[0].isfinite() and scale[1:].isfinite().all()

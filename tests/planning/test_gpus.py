@@ -96,6 +96,9 @@ def test_figures_hang_together():
         assert (gpu.bf16_tflops is not None) == (gpu.capability >= 8.0)
         assert (gpu.fp8_tflops is not None) == (gpu.capability >= 8.9)
         assert gpu.fp16_tflops is not None
+        assert (gpu.int8_tflops is not None) == (gpu.capability >= 7.5 and gpu.name != "B300")
+        if gpu.int8_tflops is not None:  # twice float16, or four times where cards halve it with sums in float32
+            assert gpu.int8_tflops / gpu.fp16_tflops == pytest.approx(4 if re.match(r"RTX [2-5]0\d\d", gpu.name) else 2)
         if gpu.bf16_tflops is not None and gpu.fp8_tflops is not None:
             assert gpu.fp16_tflops == gpu.bf16_tflops
             assert gpu.fp8_tflops == pytest.approx(2 * gpu.bf16_tflops, rel=0.02)

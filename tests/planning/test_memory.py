@@ -145,6 +145,6 @@ def test_vectors_that_javascript_repeats(vector: dict[str, Any]):
 def test_vectors_cover_every_form_and_treatment():
     plans = [vector["plan"] for vector in VECTORS]
     assert len(VECTORS) >= 40
-    assert {plan["weights"] for plan in plans} == {"f32", "f16", "bf16", "fp8", "nf4"}
+    assert {plan["weights"] for plan in plans} == {"f32", "f16", "bf16", "fp8", "int8", "nf4"}
     assert {plan.get("reference", "none") for plan in plans} == {"none", "separate", "stored"}
     assert {plan.get("device", "cuda") for plan in plans} == {"cuda", "cpu"}

@@ -177,6 +177,13 @@ def test_fp8_is_refused_where_there_is_no_arithmetic_for_it(gpu: str | None):
         plan_run(config(model__quantization="fp8"), target(gpu))
 
 
+def test_int8_is_refused_before_turing_and_planned_from_it_on():
+    with pytest.raises(RequestError, match=r"int8 needs a GPU of compute capability 7\.5"):
+        plan_run(config(model__quantization="int8"), target("V100 16GB"))
+    for gpu in ("T4", "RTX 3090", None):
+        assert plan_run(config(model__quantization="int8"), target(gpu)).weights == "int8"
+
+
 @pytest.mark.parametrize(("gpu", "weights"), [("T4", "f16"), ("RTX 3090", "bf16"), (None, "f32")])
 def test_weights_are_in_the_form_that_the_device_computes_in(gpu: str | None, weights: str):
     found = plan_run(config(), target(gpu, "HuggingFaceTB/SmolLM2-135M-Instruct"))

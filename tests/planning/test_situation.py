@@ -99,12 +99,19 @@ def test_facts_are_those_that_the_rules_name():
 
 
 @pytest.mark.parametrize(
-    ("capability", "bf16", "fp8"),
-    [(0.0, False, False), (7.5, False, False), (8.0, True, False), (8.9, True, True), (12.0, True, True)],
+    ("capability", "able"),
+    [
+        (0.0, set()),
+        (7.0, set()),
+        (7.5, {"int8"}),
+        (8.0, {"bf16", "int8"}),
+        (8.9, {"bf16", "fp8", "int8"}),
+        (12.0, {"bf16", "fp8", "int8"}),
+    ],
 )
-def test_what_a_gpu_can_do(capability: float, bf16: bool, fp8: bool):
+def test_what_a_gpu_can_do(capability: float, able: set[str]):
     known = facts(capability=capability)
-    assert (known["bf16"], known["fp8"]) == (bf16, fp8)
+    assert {name for name in ("bf16", "fp8", "int8") if known[name]} == able
 
 
 def test_memory_facts_are_those_of_the_two_rows():
@@ -115,6 +122,7 @@ def test_memory_facts_are_those_of_the_two_rows():
     assert known["least_nf4_gib"] == pytest.approx(estimate_memory(LLAMA_1B, longest).total / GIB, abs=0.0051)
     assert known["roomy_fp8_gib"] == pytest.approx(estimate_memory(LLAMA_1B, full).total / GIB, abs=0.0051)
     assert known["model_billion"] == 1.24
+    assert known["least_fp8_gib"] == known["least_int8_gib"]
     assert known["least_nf4_gib"] < known["least_fp8_gib"] < known["least_bf16_gib"] < known["least_full_gib"]
     assert known["least_bf16_gib"] == known["least_f16_gib"] < known["least_f32_gib"]
 

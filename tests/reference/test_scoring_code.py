@@ -189,7 +189,7 @@ def test_a_module_taken_out_is_found_missing() -> None:
         assert found and all(file == entry or file.startswith(f"{entry}/") for file in found), entry
     in_8_bits, modules = pass_of(in_fp8(tiny_model("llama")))
     assert missing(in_8_bits, modules) == set()
-    assert missing(in_8_bits, []) == {"model/fp8_linear.py"}
+    assert missing(in_8_bits, []) == {"model/eight_bit_linear.py"}
 
 
 def test_an_edit_of_scoring_code_counts_and_one_elsewhere_does_not(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def _accelerators() -> Iterator[Row]:
     for index, gpu in enumerate(found):
         memory = f", {binary_size(gpu.available)} free of {binary_size(gpu.memory)}" if gpu.memory else ""
         capability = ".".join(map(str, gpu.capability)) if gpu.capability else ""
-        allows = [name for name, able in (("bfloat16", gpu.bf16), ("FP8", gpu.fp8)) if able]
+        allows = [name for name, able in (("bfloat16", gpu.bf16), ("FP8", gpu.fp8), ("int8", gpu.int8)) if able]
         note = f"{f'compute capability {capability}: ' if capability else ''}{', '.join(allows) or 'float32, float16'}"
         yield Row("Accelerators", f"{gpu.kind}:{index}", f"{gpu.name}{memory}", OK, note, asdict(gpu))
     if not found and hardware.has_nvidia_driver():

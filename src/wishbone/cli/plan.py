@@ -304,7 +304,7 @@ def _data(config: RunConfig, target: Target, found: RunPlan, offers: Sequence[Al
 
 
 def _form(weights: str) -> str:
-    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "FP8", "nf4": "NF4"}[weights]
+    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "fp8": "FP8", "int8": "int8", "nf4": "NF4"}[weights]
 
 
 def _count(number: float) -> str:

@@ -150,9 +150,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _store(configs: Sequence[RunConfig], settings: Sequence[str], output: Path) -> Path | None:
-    """The store that all runs share; None where the file says another one, or FP8 keeps none."""
+    """The store that all runs share; None where the file says another one, or 8 bits keep none."""
     first = configs[0]
-    if first.training.reference_store != "auto" or any(one.model.quantization == "fp8" for one in configs):
+    if first.training.reference_store != "auto" or any(one.model.quantization in ("fp8", "int8") for one in configs):
         return None
     return output.absolute() / "references.sqlite"
 

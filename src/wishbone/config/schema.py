@@ -81,10 +81,10 @@ class ModelConfig(Section):
         default="auto",
         description="Number format of the weights; auto: bfloat16 where the device computes in it, or float32.",
     )
-    quantization: Literal["none", "nf4", "fp8"] = Field(
+    quantization: Literal["none", "nf4", "fp8", "int8"] = Field(
         default="none",
-        description="Frozen weights in 4 bits (nf4, through bitsandbytes), in FP8 (fp8: RTX 40, L4, H100, later), or "
-        "as dtype says (none).",
+        description="Frozen weights in 4 bits (nf4, through bitsandbytes), in FP8 (fp8: RTX 40, L4, H100, later), in "
+        "int8 after a rotation (int8: RTX 20, T4 and later, or a CPU), or as dtype says (none).",
     )
     reference: Line | None = Field(
         default=None,

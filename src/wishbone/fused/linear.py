@@ -38,7 +38,7 @@ from wishbone.fused.mlp import FusedMlp, fused_mlp_of, reference_half
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.ops.fp8_quantize import LockstepRows
-from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, frozen_weight_of
+from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, Int8Weight, frozen_weight_of
 from wishbone.ops.lora_linear import compute_dtype, fuse_group, lora_linears
 
 GROUPS = (("q_proj", "q_a_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa"), ("gate_proj", "up_proj"))
@@ -50,7 +50,7 @@ class FusedLinears:
 
     Args:
         model: a transformers model, with or without PEFT's adapters. Nothing of it is changed.
-        quantized: where fused norms leave their output for FP8 layers; None without such norms.
+        quantized: where fused norms leave their output for 8-bit layers; None without such norms.
 
     Attributes:
         groups: linear layers that are computed together, or alone, by name.
@@ -113,7 +113,7 @@ class FusedLinears:
                 mlp.tile_tokens = tile
 
     def lay_in_one_buffer(self) -> int:
-        """Move the plain or FP8 weights of each group into one buffer, for good, so that one product serves the group.
+        """Move the plain or 8-bit weights of each group into one buffer, for good, so that one product serves it.
 
         Values, names and shapes stay, and so does what is saved. Return how many groups were moved.
         """
@@ -123,7 +123,7 @@ class FusedLinears:
             forms = {type(frozen_weight_of(base)) for base in bases}
             if len(bases) > 1 and forms == {DenseWeight}:
                 moved += fuse_group([base.weight for base in bases])
-            elif len(bases) > 1 and forms == {FP8Weight}:
+            elif len(bases) > 1 and forms in ({FP8Weight}, {Int8Weight}):
                 scales = [base.weight_scale for base in bases]
                 moved += fuse_group([base.weight for base in bases]) and fuse_group(scales)
         if moved and torch.cuda.is_available():

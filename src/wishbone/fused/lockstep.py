@@ -3,7 +3,7 @@
 With the adapter off, the policy is its own reference. A `Lockstep` stands for a tensor of the model, once as the policy
 has it and once as the reference has it. A function of PyTorch that is called with one runs on both halves, the
 reference's without gradient, so a model's own code computes both and keeps nothing of the reference for the backward
-pass. Fused layers take both halves at once: they read frozen weights for both, and in FP8 they round what the halves
+pass. Fused layers take both halves at once: they read frozen weights for both, and in 8 bits they round what the halves
 differ by instead of rounding each (`ops/lora_linear/lockstep.py`).
 
 What has adapters but no fused form, and what chooses its work by the values of tensors (experts), runs once for each
@@ -108,7 +108,7 @@ def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., An
     """Return an activation checkpoint of layers that may be called with both halves.
 
     The forward pass runs both. The backward pass recomputes the policy's half alone: its gradient needs nothing of the
-    reference. In FP8 the recomputed input is then rounded itself, where the forward pass rounded the difference.
+    reference. In 8 bits the recomputed input is then rounded itself, where the forward pass rounded the difference.
 
     Args:
         checkpoint: runs `function(*args)` and again in the backward pass, as `torch.utils.checkpoint` does.

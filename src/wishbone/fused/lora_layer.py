@@ -21,7 +21,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from wishbone.fused.instance_attributes import REPLACED
-from wishbone.model.fp8_linear import FP8Linear
+from wishbone.model.eight_bit_linear import EightBitLinear
 from wishbone.ops.frozen_linear import FrozenWeight, NF4Weight, frozen_weight_of
 from wishbone.ops.lora_linear import Adapter
 
@@ -259,7 +259,7 @@ def _takes(base: Any, weight: FrozenWeight, x: Tensor, dtype: torch.dtype) -> bo
         return False
     if x.device != base.weight.device or not x.is_floating_point():
         return False
-    if isinstance(base, FP8Linear):
+    if isinstance(base, EightBitLinear):
         return base.rounds_input
     if isinstance(weight, NF4Weight):
         return base.compute_dtype in (None, dtype)

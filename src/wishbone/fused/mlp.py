@@ -49,7 +49,7 @@ class FusedMlp:
         layers: its linear layers, in the order of `gated_mlp`.
         activation_module: the module that computes its activation; None where its forward calls a function.
         activation: what that is.
-        quantized: where fused norms leave their output for FP8 layers.
+        quantized: where fused norms leave their output for 8-bit layers.
 
     Attributes:
         tile_tokens: tokens that are computed at a time; None computes all at once.
@@ -124,7 +124,7 @@ def fused_mlp_of(
         module: any module of a model; nothing of it is changed. One with hooks, which would see the trial, is left.
         name: of the module.
         linears: its children that are linear layers which can be read, by name.
-        quantized: where fused norms leave their output for FP8 layers; None without such norms.
+        quantized: where fused norms leave their output for 8-bit layers; None without such norms.
     """
     kind = type(module).__name__
     others = [m for n, m in module.named_children() if n not in linears and not _does_nothing(m)]
@@ -162,7 +162,7 @@ def reference_half(
     Args:
         x: [..., K].
         readers: of the layers.
-        rows: both halves of x as FP8 layers take them, where a norm has left them.
+        rows: both halves of x as 8-bit layers take them, where a norm has left them.
     """
     adapters = [reader.read_reference(x.adapters) for reader in readers]
     read = [one[0] for one in adapters if one is not None]

@@ -2,7 +2,7 @@
 
 Written in PyTorch, an RMSNorm with frozen weight makes five passes over memory and keeps float32 copies of its input
 for the backward pass. Here it keeps its input and one value a row, and where FP8 layers read its output, it writes that
-output in e4m3, too (`quantized_input.py`).
+output in 8 bits, too (`quantized_input.py`).
 
 What is a norm is found out by trying: a module with one weight or none and an epsilon whose output and whose gradient
 are those of an RMSNorm with weight w or 1 + w, or of a layer norm written out (Cohere), for which PyTorch has a kernel.
@@ -34,6 +34,7 @@ from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.fp8_quantize import (
     LockstepRows,
     QuantizedRows,
+    RowForm,
     rms_norm,
     rms_norm_backward,
     rms_norm_quantize,
@@ -66,7 +67,7 @@ class FusedNorms:
     Args:
         model: a transformers model. Nothing of it is changed.
         everywhere: also on devices other than CUDA, where it gains little.
-        quantized: where norms leave their output for FP8 layers; None for norms that no fused layer reads.
+        quantized: where norms leave their output for 8-bit layers; None for norms that no fused layer reads.
 
     Attributes:
         norms: those that run fused, by name.
@@ -110,25 +111,25 @@ class FusedNorms:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """RMSNorm whose weight is frozen, and its rows in e4m3 if wanted; keeps x and one value a row.
+    """RMSNorm whose weight is frozen, and its rows in 8 bits if wanted; keeps x and one value a row.
 
     With a reference, rows are those of both, and its norm is returned as well.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, quantize: bool, reference: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, form: RowForm | None, reference: Tensor | None
     ) -> tuple[Tensor, QuantizedRows | LockstepRows | None, Tensor | None]:
         rows, other = x.reshape(-1, x.shape[-1]), None
         quantized: QuantizedRows | LockstepRows | None = None
-        if reference is not None:
+        if reference is not None and form is not None:
             normed, other, quantized, reciprocal_rms = rms_norm_quantize_both(
-                rows, reference.reshape(rows.shape), weight, eps, offset=offset
+                rows, reference.reshape(rows.shape), weight, eps, offset=offset, form=form
             )
             other = other.view(x.shape)
             ctx.mark_non_differentiable(other)
-        elif quantize:
-            normed, quantized, reciprocal_rms = rms_norm_quantize(rows, weight, eps, offset=offset)
+        elif form is not None:
+            normed, quantized, reciprocal_rms = rms_norm_quantize(rows, weight, eps, offset=offset, form=form)
         else:
             normed, reciprocal_rms = rms_norm(rows, weight, eps, offset=offset)
         ctx.save_for_backward(x, weight, reciprocal_rms)
@@ -169,15 +170,15 @@ def _norm_forward(
 
 
 def _in_lockstep(
-    x: Lockstep, weight: Tensor, eps: float, offset: float, quantize: bool
+    x: Lockstep, weight: Tensor, eps: float, offset: float, form: RowForm | None
 ) -> tuple[Lockstep, LockstepRows | None]:
-    """Return the RMSNorm of both halves, and their rows in e4m3 if wanted."""
-    if quantize:
-        policy, rows, reference = _RMSNorm.apply(x.policy, weight, eps, offset, True, x.reference)
+    """Return the RMSNorm of both halves, and their rows in 8 bits if wanted."""
+    if form is not None:
+        policy, rows, reference = _RMSNorm.apply(x.policy, weight, eps, offset, form, x.reference)
         return Lockstep(policy, reference, x.adapters), rows
-    policy, *_ = _RMSNorm.apply(x.policy, weight, eps, offset, False, None)
+    policy, *_ = _RMSNorm.apply(x.policy, weight, eps, offset, None, None)
     with torch.no_grad():
-        reference, *_ = _RMSNorm.apply(x.reference, weight, eps, offset, False, None)
+        reference, *_ = _RMSNorm.apply(x.reference, weight, eps, offset, None, None)
     return Lockstep(policy, reference, x.adapters), None
 
 
@@ -257,7 +258,7 @@ def _agrees(module: nn.Module, weight: Tensor, formula: _Formula, size: float) -
     def ours(x: Tensor) -> Tensor:
         if formula.is_layer_norm:
             return _layer_norm(x, weight, formula.eps)
-        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, False, None)[0]
+        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, None, None)[0]
         return normed
 
     results = []

@@ -1,13 +1,13 @@
-"""Inputs of FP8 layers, quantized by the norm that writes them.
+"""Inputs of 8-bit layers, quantized by the norm that writes them.
 
-FP8 layers with a scale a row multiply with the rows of their input in e4m3. Quantizing is a pass over what an RMSNorm
-mostly wrote a moment before, and `rms_norm_quantize` does both in one. Which norm is read by which layer is the model
-family's business, so it is seen as the model runs:
+8-bit layers with a scale a row multiply with the rows of their input in e4m3 or, rotated, in int8. Quantizing is a pass
+over what an RMSNorm mostly wrote a moment before, and `rms_norm_quantize` does both in one. Which norm is read by which
+layer is the model family's business, so it is seen as the model runs:
 
     a norm      leaves its output, and with it the rows if a layer has asked for them since the norm's last call
     a layer     whose input is the output that was left, unchanged since, takes the rows, and so asks for the next
 
-So the first call of a norm quantizes nothing, nor does one after a call whose output no FP8 layer read. The rows are
+So the first call of a norm quantizes nothing, nor does one after a call whose output no 8-bit layer read. The rows are
 those that the layer would have made, bit by bit; where none wait for it, it makes them.
 """
 
@@ -17,7 +17,7 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from wishbone.ops.fp8_quantize import LockstepRows, QuantizedRows
+from wishbone.ops.fp8_quantize import LockstepRows, QuantizedRows, RowForm
 from wishbone.ops.frozen_linear import FrozenWeight
 from wishbone.ops.lora_linear import compute_dtype
 
@@ -29,7 +29,7 @@ class QuantizedInput:
     """What the last norm left for the layer after it: one output, which is not kept alive, and perhaps its rows."""
 
     def __init__(self) -> None:
-        self._asked: set[nn.Module] = set()
+        self._asked: dict[nn.Module, RowForm] = {}
         self.clear()
 
     def clear(self) -> None:
@@ -37,12 +37,10 @@ class QuantizedInput:
         self._left: tuple[nn.Module, ReferenceType[Tensor], int] | None = None
         self._rows: Rows | None = None
 
-    def begin(self, norm: nn.Module) -> bool:
-        """Forget what was left, as a norm begins a call; return whether its rows were asked for since its last."""
+    def begin(self, norm: nn.Module) -> RowForm | None:
+        """Forget what was left, as a norm begins a call; return the form of rows that were asked for since its last."""
         self.clear()
-        asked = norm in self._asked
-        self._asked.discard(norm)
-        return asked
+        return self._asked.pop(norm, None)
 
     def leave(self, norm: nn.Module, output: Tensor, rows: Rows | None) -> None:
         """Note a norm's output, and its rows where they were made."""
@@ -51,11 +49,11 @@ class QuantizedInput:
 
     def take(self, x: Tensor, weight: FrozenWeight) -> Rows | None:
         """Return the rows of `x`, once, if they are what `weight` multiplies with and were left; None if not."""
-        if weight.input_form != "fp8_rows" or compute_dtype(x) != x.dtype or self._left is None:
+        if weight.input_form is None or compute_dtype(x) != x.dtype or self._left is None:
             return None
         norm, output, version = self._left
         if output() is not x or version != x._version:
             return None
-        self._asked.add(norm)
+        self._asked[norm] = weight.input_form
         rows, self._rows = self._rows, None
         return rows

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wishbone.errors import RequestError
-from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.quantization import is_quantized
 
 ALL_LINEAR = "all-linear"

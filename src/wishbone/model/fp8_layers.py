@@ -1,17 +1,11 @@
-"""Which layers of a model are in FP8.
+"""Which layers and experts of a checkpoint in FP8 are loaded as codes.
 
-Of a 16-bit checkpoint, the linear layers of its backbone. Embeddings, output head, norms and the routers of experts
-stay in 16 bits, and so do layers whose sizes are not multiples of 16, which FP8 hardware cannot multiply. Stacked
-experts are in FP8 as well (`quantized_experts.py`).
-
-Of a checkpoint in FP8, the layers and experts whose weights are float8_e4m3fn in its files. The headers of the files
-say so, and whether a scale belongs to a row, to a block of 128 x 128 or to the whole weight; config.json is not trusted
-with it.
+Those whose weights are float8_e4m3fn in its files. The headers of the files say so, and whether a scale belongs to a
+row, to a block of 128 x 128 or to the whole weight; config.json is not trusted with it.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,17 +15,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError, some_of
-from wishbone.model.fp8_linear import BLOCKS, ROWS
+from wishbone.model.eight_bit_linear import BLOCKS, ROWS
 from wishbone.model.quantized_experts import is_stack
 from wishbone.ops.frozen_linear.fp8 import BLOCK
 from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
 
-ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 EXPERT = re.compile(r"\.experts\.\d+\.")
 """In names of weights of one expert, as checkpoints have them."""
 SCALE_DTYPES = frozenset({"F32", "BF16", "F16", "F8_E8M0"})
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,42 +31,6 @@ class StoredScales:
 
     parameter: str
     shape: tuple[int, ...]
-
-
-def layers_for_fp8(model: PreTrainedModel) -> list[str]:
-    """Return the names of the linear layers to put into FP8.
-
-    Raises:
-        RequestError: there are none.
-    """
-    head = model.get_output_embeddings()
-    whole = tuple(model._keep_in_fp32_modules or ()) + tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    names: list[str] = []
-    odd: list[str] = []
-    for name, module in model.named_modules():
-        if type(module) is not nn.Linear or module is head:
-            continue
-        parts = name.split(".")
-        if parts[-1] in ROUTERS or not {*parts}.isdisjoint(whole):
-            continue
-        fits = module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
-        (names if fits else odd).append(name)
-    if not names:
-        raise RequestError(
-            f"this {model.config.model_type} model has no linear layer that can be in FP8 (their sizes must be "
-            f"multiples of {MULTIPLE}); load it in 16 bits"
-        )
-    if odd:
-        logger.warning(
-            "%d linear layers stay in 16 bits, because their sizes are not multiples of %d: %s.",
-            len(odd),
-            MULTIPLE,
-            some_of(odd),
-        )
-    stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
-    if not all(is_stack(model, name) for name in stacks):
-        logger.warning("Experts whose stacked weights transformers does not describe stay in 16 bits.")
-    return names
 
 
 def stored_layers(model: PreTrainedModel, files: Sequence[str]) -> tuple[dict[str, StoredScales], bool]:

@@ -31,6 +31,7 @@ from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
 from wishbone.model.hub import find_on_hub
+from wishbone.model.int8 import int8_options
 from wishbone.model.quantization import quantization_options, settle_quantized_layers
 from wishbone.model.quantized_experts import SCALES, experts_in_nf4
 from wishbone.paths import user_path
@@ -60,6 +61,7 @@ def load_model(
     load_in_4bit: bool = False,
     load_in_8bit: bool = False,
     load_in_fp8: bool = False,
+    load_in_rotated_int8: bool = False,
     token: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
@@ -75,6 +77,7 @@ def load_model(
         load_in_8bit: quantize them to LLM.int8, whose rounding depends on what else is in a batch.
         load_in_fp8: quantize them to FP8 with a scale for each row, and multiply in FP8. A checkpoint in FP8 is loaded
             in FP8 without this, too.
+        load_in_rotated_int8: rotate them and quantize them to int8 with a scale for each row, and multiply in int8.
         token: for hub repositories that need one; None is the token of `hf auth login`.
 
     Raises:
@@ -83,10 +86,14 @@ def load_model(
     place = choose_device(device)
     number_format = choose_dtype(dtype, place)
     source = _find(name, revision, trust_remote_code, weights=True, token=token)
-    if sum((load_in_4bit, load_in_8bit, load_in_fp8)) > 1:
-        raise RequestError("load_in_4bit, load_in_8bit and load_in_fp8 exclude each other; set one of them")
+    if sum((load_in_4bit, load_in_8bit, load_in_fp8, load_in_rotated_int8)) > 1:
+        raise RequestError(
+            "load_in_4bit, load_in_8bit, load_in_fp8 and load_in_rotated_int8 exclude each other; set one of them"
+        )
     quantization: dict[str, Any] | None
-    if load_in_fp8 or (is_stored_in_fp8(source.config) and not (load_in_4bit or load_in_8bit)):
+    if load_in_rotated_int8:
+        quantization = int8_options(name, source.config, place)
+    elif load_in_fp8 or (is_stored_in_fp8(source.config) and not (load_in_4bit or load_in_8bit)):
         quantization = fp8_options(name, source.path, source.config, source.options, place)
     else:
         bits = 4 if load_in_4bit else 8 * load_in_8bit

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wishbone.config.schema import RunConfig
-from wishbone.planning.gpus import BF16_FROM, FP8_FROM, known_gpus
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, known_gpus
 from wishbone.planning.memory import GIB
 from wishbone.planning.run_plan import Target, chosen_rows, gpu_machine
 
@@ -55,7 +55,7 @@ def _on_another_gpu(
 ) -> Alternative | None:
     """The smallest known GPU, larger than the one at hand, on which the run with these changes fits; no laptop's."""
     quantization = _changed(config, changes).model.quantization
-    least = FP8_FROM if quantization == "fp8" else BF16_FROM
+    least = {"fp8": FP8_FROM, "int8": INT8_FROM}.get(quantization, BF16_FROM)
     offered = [gpu for gpu in known_gpus().values() if "Laptop" not in gpu.name]
     for gpu in sorted(offered, key=lambda gpu: (gpu.memory_gib, gpu.bandwidth_gbs)):
         if target.gpu is None or gpu.memory_gib * GIB <= target.machine.memory or gpu.capability < least:
@@ -77,8 +77,9 @@ def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
         yield {"training.optimizer": "adamw_8bit"}
     if config.adapter.method == "full":
         yield {"adapter.method": "lora"}
-    if gpu is not None and config.model.quantization == "none" and gpu.capability >= FP8_FROM:
-        yield {"adapter.method": "lora", "model.quantization": "fp8"}
+    if gpu is not None and config.model.quantization == "none" and gpu.capability >= INT8_FROM:
+        form = "fp8" if gpu.capability >= FP8_FROM else "int8"
+        yield {"adapter.method": "lora", "model.quantization": form}
     if gpu is not None and config.model.quantization != "nf4":
         yield {"adapter.method": "lora", "model.quantization": "nf4"}
 

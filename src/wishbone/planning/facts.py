@@ -8,7 +8,7 @@ tokens of prompt and completion, share = c / (p + c), and n tokens of the longes
     full row         max(8192, longest pair) tokens, 2 c / (p + 2 c) of them scored
     gib(bytes)       floor(100 bytes / 2^30 + 1/2) / 100
 
-Adapters have rank 16. bfloat16 begins at compute capability 8.0, FP8 at 8.9.
+Adapters have rank 16. bfloat16 begins at compute capability 8.0, FP8 at 8.9, int8 at 7.5.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from wishbone.planning.gpus import BF16_FROM, FP8_FROM
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM
 from wishbone.planning.memory import GIB, MemoryPlan, Weights, estimate_memory
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.situation import Situation
 
 FULL_ROW = 8192
 FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-LEAST: tuple[Weights, ...] = ("f32", "f16", "bf16", "fp8", "nf4")
-ROOMY: tuple[Weights, ...] = ("bf16", "fp8", "nf4")
+LEAST: tuple[Weights, ...] = ("f32", "f16", "bf16", "fp8", "int8", "nf4")
+ROOMY: tuple[Weights, ...] = ("bf16", "fp8", "int8", "nf4")
 
 
 def facts_of(
@@ -47,6 +47,7 @@ def facts_of(
         "capability": capability,
         "bf16": bf16,
         "fp8": capability >= FP8_FROM,
+        "int8": capability >= INT8_FROM,
         "model_billion": _hundredths(shape.parameters / 1e9),
         **memory_facts(situation, shape, gpu_memory=gpu_memory, bf16=bf16),
     }

@@ -1,9 +1,9 @@
 """GPUs by name: memory, arithmetic and bandwidth of a GPU, whether or not it is in this machine.
 
 `gpus.json` has for each GPU the memory that the driver reports (GiB), its compute capability, the peak rate of its
-matrix units without sparsity and with sums in float32 (TFLOP/s; null where it lacks the format), the bandwidth of its
-memory (GB/s), what was measured on one, and the source of the figures. Names are compared without case, punctuation and
-the words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are the same.
+matrix units without sparsity and with sums in float32, of int8 in int32 (TFLOP/s; null where it lacks the format), the
+bandwidth of its memory (GB/s), what was measured on one, and the source of the figures. Names are compared without
+case, punctuation and the words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are the same.
 
 People also write less than a name: `H100` has two forms, `A100` two sizes, `RTX 40` is a series. Such a name is taken
 for the smallest GPU that it may be, because what fits there fits the others, and one sentence says so.
@@ -22,7 +22,7 @@ from typing import Any
 from wishbone.config.document import show
 from wishbone.errors import RequestError
 
-BF16_FROM, FP8_FROM = 8.0, 8.9
+BF16_FROM, FP8_FROM, INT8_FROM = 8.0, 8.9, 7.5
 """Lowest compute capabilities with arithmetic in these formats."""
 
 GPUS = Path(__file__).with_name("gpus.json")
@@ -60,6 +60,7 @@ class Measured:
 
     bf16_tflops: float
     fp8_tflops: float | None
+    int8_tflops: float | None
     source: str
 
 
@@ -72,6 +73,7 @@ class Gpu:
     capability: float
     bf16_tflops: float | None
     fp8_tflops: float | None
+    int8_tflops: float | None
     fp16_tflops: float | None
     bandwidth_gbs: float
     measured: Measured | None

@@ -64,6 +64,7 @@ class Accelerator:
         capability: compute capability (major, minor) of an NVIDIA GPU, else None.
         bf16: whether it computes in bfloat16.
         fp8: whether it multiplies FP8 matrices (NVIDIA, capability 8.9 and up).
+        int8: whether it multiplies int8 matrices (NVIDIA, capability 7.5 and up).
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Accelerator:
     capability: tuple[int, int] | None
     bf16: bool
     fp8: bool
+    int8: bool
 
 
 def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo"), cgroup: Path = CGROUP) -> Cpu:
@@ -136,7 +138,7 @@ def read_accelerators() -> list[Accelerator]:
     import torch
 
     if torch.backends.mps.is_available():
-        return [Accelerator("mps", read_cpu().model, 0, 0, None, bf16=True, fp8=False)]
+        return [Accelerator("mps", read_cpu().model, 0, 0, None, bf16=True, fp8=False, int8=False)]
     if not torch.cuda.is_available():
         return []
     found = []
@@ -152,6 +154,7 @@ def read_accelerators() -> list[Accelerator]:
                 capability=capability,
                 bf16=capability is None or capability >= (8, 0),
                 fp8=capability is not None and capability >= (8, 9),
+                int8=capability is not None and capability >= (7, 5),
             )
         )
     return found

@@ -3,10 +3,11 @@ r"""Memory of a training step by item, estimated from the model's shape before a
 Symbols: H hidden size, I inner size of an MLP, Q and K sizes of all query and of all key heads, V vocabulary, L layers,
 r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an element in the arithmetic.
 
-**At rest.** A parameter of a linear layer takes b bytes; in FP8 1, and 4 for each row's scale; in NF4 (blocks of 64
-with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). All experts of a mixture rest likewise.
-Embedding, head, norms, biases and routers take b. An adapter has r (inputs + outputs) parameters for each linear layer,
-as many gradients, and the optimizer a multiple; where experts have adapters, each has its own.
+**At rest.** A parameter of a linear layer takes b bytes; in 8 bits (FP8, int8) 1, and 4 for each row's scale; in NF4
+(blocks of 64 with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). All experts of a mixture rest
+likewise, but in int8 they take b. Embedding, head, norms, biases and routers take b. An adapter has r (inputs +
+outputs) parameters for each linear layer, as many gradients, and the optimizer a multiple; where experts have adapters,
+each has its own.
 
 **Kept for the backward pass,** bytes a token and layer. On a GPU with adapters (layers are fused while a step runs):
 
@@ -24,20 +25,19 @@ ahead, one on its way. In a mixture, 2 I counts the experts that a token goes to
 **What comes and goes.** At the end of the forward pass the head holds hidden states and the unit gradient of scored
 tokens, the logits of a chunk of them, and the outputs of the last layer and the last norm for all tokens (three times b
 H a token where inputs stay on the device). In the backward pass an MLP holds the gradients of its input, its output and
-its inner product, and in FP8 the last once more in 8 bits; experts hold one row of H for each that a token goes to.
-Where no layer is kept, the layer that is being recomputed holds what a kept one does. Where memory is short (inputs in
-host memory), MLPs run over tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold a copy of
-what is trained while it steps. The peak is the largest of the three:
+its inner product, and with 8-bit weights the last once more in 8 bits; experts hold one row of H for each that a token
+goes to. Where no layer is kept, the layer that is being recomputed holds what a kept one does. Where memory is short
+(inputs in host memory), MLPs run over tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold
+a copy of what is trained while it steps. The peak is the largest of the three:
 
     head      = b H (3 T + 2 S) + 4 chunk V
     backward  = T b (2 H + I), and T (layer - b H) more where n = 0
     peak      = at rest + workspace + max( activations + head, activations + backward, optimizer's copy )
 
 The reference runs over the same row and keeps nothing, so its pass is never the peak. Workspaces are those of the
-matrix library and, for FP8 and NF4, the largest weight transposed or dequantized, which is a stack of experts if there
-are any; on a CPU memory fragmentation.
-`runtime` is what a process takes beside tensors: on a GPU the driver's context, which allocators do not count; on a CPU
-Python and its libraries.
+matrix library and, for 8 bits and NF4, the largest weight transposed or dequantized, which is a stack of experts if
+there are any; on a CPU memory fragmentation. `runtime` is what a process takes beside tensors: on a GPU the driver's
+context, which allocators do not count; on a CPU Python and its libraries.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ from typing import Literal
 from wishbone.engine.execution import SMALL_HEAD_CHUNK, SMALL_TILE
 from wishbone.planning.model_shape import LINEAR_EXPERTS, ModelShape
 
-Weights = Literal["f32", "f16", "bf16", "fp8", "nf4"]
+Weights = Literal["f32", "f16", "bf16", "fp8", "int8", "nf4"]
+EIGHT_BITS: tuple[Weights, ...] = ("fp8", "int8")
 MIB, GIB = 2**20, 2**30
 
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
@@ -120,7 +121,7 @@ class MemoryPlan:
     @property
     def element_bytes(self) -> int:
         """Bytes of an element in the arithmetic."""
-        return 4 if self.weights == "f32" or (self.device == "cpu" and self.weights in ("fp8", "nf4")) else 2
+        return 4 if self.weights == "f32" or (self.device == "cpu" and self.weights in (*EIGHT_BITS, "nf4")) else 2
 
     @property
     def fused(self) -> bool:
@@ -196,7 +197,7 @@ def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of the linear layers' weights."""
     if plan.weights == "nf4":
         return NF4_BYTES * shape.linear_parameters
-    if plan.weights == "fp8":
+    if plan.weights in EIGHT_BITS:
         return shape.linear_parameters + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
     return plan.element_bytes * shape.linear_parameters
 
@@ -265,7 +266,7 @@ def kept_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
 def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     """Return the bytes of the layer that is recomputed where none is kept, and of what comes and goes in a layer."""
     b, tokens, inner = plan.element_bytes, plan.row_tokens, inner_elements(shape)
-    passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights == "fp8" else 0)
+    passing = (1 if plan.fused else 3) * b * inner + (inner if plan.weights in EIGHT_BITS else 0)
     passing += b * shape.experts_used * shape.hidden
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
     tiles = int(tokens / SMALL_TILE + 1 / 2)
@@ -294,6 +295,7 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
 def workspace_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of scratch memory."""
     largest = max(linear.inputs * linear.outputs for linear in shape.linears)
-    largest = max(largest, 2 * shape.experts * shape.expert_inner * shape.hidden)
-    scratch = plan.element_bytes * largest if plan.weights in ("nf4", "fp8") else 0
+    if plan.weights != "int8":
+        largest = max(largest, 2 * shape.experts * shape.expert_inner * shape.hidden)
+    scratch = plan.element_bytes * largest if plan.weights in (*EIGHT_BITS, "nf4") else 0
     return scratch + (LIBRARY_WORKSPACE if plan.device == "cuda" else 0)

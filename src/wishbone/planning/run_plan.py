@@ -17,7 +17,7 @@ import numpy as np
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
 from wishbone.data.packing import pack_rows
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import BF16_FROM, FP8_FROM, Gpu
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes
 from wishbone.planning.model_shape import ModelShape
@@ -28,7 +28,7 @@ from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 SIMULATED_STEPS = 100
 DTYPES: Mapping[str, Weights] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-QUANTIZED: Mapping[str, Weights] = {"nf4": "nf4", "fp8": "fp8"}
+QUANTIZED: Mapping[str, Weights] = {"nf4": "nf4", "fp8": "fp8", "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,12 @@ def _weights(config: RunConfig, gpu: Gpu | None) -> Weights:
         where = f"{gpu.name} has compute capability {gpu.capability:g}" if gpu else "a processor has no FP8 arithmetic"
         raise RequestError(
             f"model.quantization fp8 needs a GPU of compute capability {FP8_FROM} or higher (RTX 40, L4, H100 and "
-            f"newer), and {where}; set model.quantization to nf4 or none"
+            f"newer), and {where}; set model.quantization to int8, nf4 or none"
+        )
+    if form == "int8" and gpu is not None and gpu.capability < INT8_FROM:
+        raise RequestError(
+            f"model.quantization int8 needs a GPU of compute capability {INT8_FROM} or higher (RTX 20, T4 and newer), "
+            f"and {gpu.name} has {gpu.capability:g}; set model.quantization to nf4 or none"
         )
     if form is not None:
         return form

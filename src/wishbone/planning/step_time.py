@@ -9,10 +9,11 @@ times:
     seconds = passes ( 2 W u / rate + (2 H V s + attention) / rate_16 ) + TRAFFIC passes/3 u layer_bytes L / bandwidth
 
 The rates are those of matrix products of a layer's sizes on an H200. For another GPU they are estimated as the same
-share of its published rate. Thirteen cases measured on the H200 (8B in bfloat16, FP8 and NF4, also with most layers
-recomputed; 1B with CUDA graphs; short and long pairs; a stored reference) agree within 8 %. Rows too short to fill a
-GPU take longer, and so do short kernels where the host is slow: without CUDA graphs the 1B model took 44 % longer than
-planned. Inputs in host memory, float32 and processors were not measured, so no time is given for them.
+share of its published rate; for int8 that of our kernel. Thirteen cases measured on the H200 (8B in bfloat16, FP8 and
+NF4, also with most layers recomputed; 1B with CUDA graphs; short and long pairs; a stored reference) agree within 8 %.
+Rows too short to fill a GPU take longer, and so do short kernels where the host is slow: without CUDA graphs the 1B
+model took 44 % longer than planned. Inputs in host memory, float32 and processors were not measured, so no time is
+given for them.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> f
     """Return the seconds of a step on one GPU, or None where nothing was measured to derive them from."""
     share = _share()
     half = gpu.fp16_tflops if plan.weights == "f16" else gpu.bf16_tflops
-    if plan.weights == "nf4" and half is None:
+    if plan.weights in ("nf4", "int8") and half is None:
         half = gpu.fp16_tflops
     if half is None or plan.weights == "f32" or plan.offload or plan.device != "cuda":
         return None
     rate = share * half * 1e12
-    linear_rate = share * gpu.fp8_tflops * 1e12 if plan.weights == "fp8" and gpu.fp8_tflops else rate
+    linear_rate = rate
+    if plan.weights == "fp8" and gpu.fp8_tflops:
+        linear_rate = share * gpu.fp8_tflops * 1e12
+    if plan.weights == "int8" and gpu.int8_tflops:
+        linear_rate = _int8_share() * gpu.int8_tflops * 1e12
     passes = work.passes + work.recomputed
     linear = 2 * shape.linear_parameters * work.tokens
     experts = 2 * _expert_parameters(shape) * work.tokens
@@ -77,6 +82,13 @@ def _share() -> float:
     gpu = known_gpus()[YARDSTICK]
     assert gpu.measured is not None and gpu.bf16_tflops is not None
     return gpu.measured.bf16_tflops / gpu.bf16_tflops
+
+
+def _int8_share() -> float:
+    """Share of the published int8 rate that such products reached."""
+    gpu = known_gpus()[YARDSTICK]
+    assert gpu.measured is not None and gpu.measured.int8_tflops is not None and gpu.int8_tflops is not None
+    return gpu.measured.int8_tflops / gpu.int8_tflops
 
 
 def _expert_parameters(shape: ModelShape) -> int:

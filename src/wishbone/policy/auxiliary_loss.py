@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from wishbone.data.batch import PreferenceBatch
-from wishbone.model.fp8_linear import inputs_not_rounded
+from wishbone.model.eight_bit_linear import inputs_not_rounded
 from wishbone.policy.capability import TOLERANCE, trial_pairs
 from wishbone.policy.policy import Policy
 from wishbone.policy.router_logits import RowRouting

@@ -21,7 +21,7 @@ from wishbone.data.batch import TokenizedPair
 from wishbone.errors import one_line
 from wishbone.fused.parts import part_of, text_layers
 from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
-from wishbone.model.fp8_linear import inputs_not_rounded
+from wishbone.model.eight_bit_linear import inputs_not_rounded
 from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
 from wishbone.policy.policy import Form, Policy
 

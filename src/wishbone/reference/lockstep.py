@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from wishbone.model.fp8_linear import FP8Linear
+from wishbone.model.eight_bit_linear import EightBitLinear
 from wishbone.policy.capability import TOLERANCE, trial_pairs
 from wishbone.policy.lockstep import Beside
 from wishbone.policy.policy import Policy
@@ -49,7 +49,7 @@ def why_apart(policy: Policy, reference: AdapterDisabled) -> str | None:
 
 def rounds_inputs(policy: Policy) -> bool:
     """Return whether frozen layers round their inputs to 8 bits, each pass for itself."""
-    return any(isinstance(module, FP8Linear) and module.rounds_input for module in policy.causal_lm.modules())
+    return any(isinstance(module, EightBitLinear) and module.rounds_input for module in policy.causal_lm.modules())
 
 
 @torch.no_grad()

@@ -65,4 +65,5 @@ class TrainedModel:
             trust_remote_code=model.trust_remote_code,
             load_in_4bit=own and model.quantization == "nf4",
             load_in_fp8=own and model.quantization == "fp8",
+            load_in_rotated_int8=own and model.quantization == "int8",
         )

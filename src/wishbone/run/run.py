@@ -248,6 +248,7 @@ def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[P
             trust_remote_code=model.trust_remote_code,
             load_in_4bit=model.quantization == "nf4",
             load_in_fp8=model.quantization == "fp8",
+            load_in_rotated_int8=model.quantization == "int8",
         )
 
 

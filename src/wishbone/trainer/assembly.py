@@ -18,7 +18,7 @@ from wishbone.engine.execution import Execution, Treatment
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
 from wishbone.fused.layers import FusedLayers
-from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.frozen_copy import FROZEN, HeldParameters
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
@@ -222,8 +222,8 @@ def _reference(
     if own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy) and unasked:
         asked = "off"
         logger.info(
-            "Reference log-probabilities are not stored: in FP8 those of another pass are rounded otherwise than the "
-            "policy's, which puts noise into every reward. To store them anyway, name a file as reference_store."
+            "Reference log-probabilities are not stored: in 8 bits those of another pass are rounded otherwise than "
+            "the policy's, which puts noise into every reward. To store them anyway, name a file as reference_store."
         )
     reference = cached_reference(
         reference,

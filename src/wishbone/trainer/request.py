@@ -17,7 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
-from wishbone.model.fp8_linear import refuse_readers_of_codes
+from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.load import resolve_model
 from wishbone.preference.divergence import DIVERGENCES
 from wishbone.preference.losses import LOSSES, check_losses

@@ -75,7 +75,7 @@ def device_of(device_map: Any) -> torch.device:
 def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: bool) -> int:
     """Return the bits of a weight that the arguments ask for together: 4, 8 or 16. Given values beat the default of 4.
 
-    FP8 counts as 16: such layers are quantized from 16 bits while loading, or the checkpoint holds FP8.
+    FP8 and rotated int8 count as 16: such layers are quantized from 16 bits while loading, or the checkpoint holds FP8.
     """
     asked = [name for name, value in values.items() if value and name in given]
     problems = []
@@ -89,7 +89,7 @@ def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: 
         )
     if problems:
         raise RequestError(problems)
-    whole = asked in (["load_in_16bit"], ["load_in_fp8"])
+    whole = asked in (["load_in_16bit"], ["load_in_fp8"], ["load_in_rotated_int8"])
     if full_finetuning or whole or not (values["load_in_4bit"] or values["load_in_8bit"]):
         return 16
     return 8 if asked == ["load_in_8bit"] else 4

@@ -79,6 +79,7 @@ class FastLanguageModel:
         load_in_fp8: bool | str = False,
         unsloth_tiled_mlp: bool | str = False,
         text_only: bool = False,
+        load_in_rotated_int8: bool = False,
         *,
         given: frozenset[str],
     ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
@@ -94,6 +95,8 @@ class FastLanguageModel:
             load_in_8bit, load_in_16bit, full_finetuning: each of these, given alone, replaces the 4 bits.
             load_in_fp8: replaces them too. 16-bit weights get one scale a row, also for "block"; a checkpoint in FP8
                 keeps its own scales.
+            load_in_rotated_int8: replaces them too: int8 products after a rotation, on GPUs since Turing. Unsloth has
+                no such form; `load_in_8bit` is LLM.int8.
             use_gradient_checkpointing: "unsloth": recompute, inputs of layers wait in host memory; True: recompute;
                 False: keep.
             resize_model_vocab: resize the embeddings to this many rows.
@@ -110,6 +113,7 @@ class FastLanguageModel:
             "load_in_8bit": load_in_8bit,
             "load_in_16bit": load_in_16bit,
             "load_in_fp8": load_in_fp8,
+            "load_in_rotated_int8": load_in_rotated_int8,
         }
         bits = bits_of({name: bool(value) for name, value in values.items()}, given, full_finetuning=full_finetuning)
         if bits == 4 and (obstacle := quantization_obstacle(device)):
@@ -135,6 +139,7 @@ class FastLanguageModel:
             load_in_4bit=bits == 4,
             load_in_8bit=bits == 8,
             load_in_fp8=bool(load_in_fp8),
+            load_in_rotated_int8=load_in_rotated_int8,
             token=token,
         )
         if full_finetuning and is_quantized(model):

@@ -1,4 +1,4 @@
-"""Rows to FP8: alone, after RMSNorm, or after SwiGLU, each in one pass over its input; and RMSNorm by itself."""
+"""Rows to 8 bits, e4m3 or rotated int8: alone, after RMSNorm, or after SwiGLU, in one pass; and RMSNorm itself."""
 
 from __future__ import annotations
 
@@ -16,38 +16,58 @@ from wishbone.ops.fp8_quantize.reference import (
     swiglu_quantize_both_reference,
     swiglu_quantize_reference,
 )
-from wishbone.ops.fp8_quantize.rows import E4M3, E4M3_MAX, LockstepRows, QuantizedRows
+from wishbone.ops.fp8_quantize.rotation import rotated_back, rotation_block
+from wishbone.ops.fp8_quantize.rows import (
+    E4M3,
+    E4M3_MAX,
+    E4M3_ROWS,
+    INT8_ROWS,
+    LockstepRows,
+    QuantizedRows,
+    RowForm,
+    rotated_int8,
+)
 
 Backend = Literal["auto", "reference", "triton"]
 
 __all__ = [
     "E4M3",
     "E4M3_MAX",
+    "E4M3_ROWS",
+    "INT8_ROWS",
     "Backend",
     "LockstepRows",
     "QuantizedRows",
+    "RowForm",
     "quantize_both",
     "quantize_rows",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_quantize",
     "rms_norm_quantize_both",
+    "rotated_back",
+    "rotated_int8",
+    "rotation_block",
     "swiglu_quantize",
     "swiglu_quantize_both",
 ]
 
 
-def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Backend = "auto") -> QuantizedRows:
-    """Return x, or x * column_scale, in e4m3 with one scale a row.
+def quantize_rows(
+    x: Tensor, column_scale: Tensor | None = None, *, form: RowForm = E4M3_ROWS, backend: Backend = "auto"
+) -> QuantizedRows:
+    """Return x, or x * column_scale, in 8 bits with one scale a row.
 
     Args:
         x: [rows, columns], float16, bfloat16, float32 or float64.
         column_scale: [columns], float32, or None.
+        form: e4m3, or int8 after rotating blocks of columns.
         backend: "triton" or "reference" by name, or "auto": triton on CUDA, reference elsewhere.
 
     Returns:
-        scale = max |row| / 448 and values = round(x * (448 / max |row|)), to the nearest, ties to even. A row with NaN
-        or infinity has a scale that is not finite, so no product with it is finite.
+        scale = max |row| / 448 and values = round(x * (448 / max |row|)), to the nearest, ties to even; in int8 the row
+        is rotated first, 127 stands for 448, and the scale is divided by sqrt(form.block). A row with NaN or infinity
+        has a scale that is not finite, so no product with it is finite.
 
     Raises:
         ValueError: the backend is unknown.
@@ -55,16 +75,18 @@ def quantize_rows(x: Tensor, column_scale: Tensor | None = None, *, backend: Bac
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
 
-        return quantize_rows_triton(x, column_scale)
-    return quantize_rows_reference(x, column_scale)
+        return quantize_rows_triton(x, column_scale, form)
+    return quantize_rows_reference(x, column_scale, form=form)
 
 
-def quantize_both(x: Tensor, reference: Tensor, *, backend: Backend = "auto") -> LockstepRows:
-    """Return rows of the reference in e4m3, and what those of the policy, x, differ from them by, in one pass.
+def quantize_both(
+    x: Tensor, reference: Tensor, *, form: RowForm = E4M3_ROWS, backend: Backend = "auto"
+) -> LockstepRows:
+    """Return rows of the reference in 8 bits, and what those of the policy, x, differ from them by, in one pass.
 
     Args:
         x, reference: [rows, columns], of one dtype.
-        backend: as for `quantize_rows`.
+        form, backend: as for `quantize_rows`.
 
     Returns:
         `quantize_rows` of the reference, and of x - reference, which is formed in float32.
@@ -72,41 +94,54 @@ def quantize_both(x: Tensor, reference: Tensor, *, backend: Backend = "auto") ->
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import quantize_both_triton
 
-        return quantize_both_triton(x, reference)
-    return quantize_both_reference(x, reference)
+        return quantize_both_triton(x, reference, form)
+    return quantize_both_reference(x, reference, form=form)
 
 
 def rms_norm_quantize(
-    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    form: RowForm = E4M3_ROWS,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, QuantizedRows, Tensor]:
-    """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row, in one pass over x.
+    """Return RMSNorm of x, the same in 8 bits, and 1 / rms of each row, in one pass over x.
 
     Args:
         x: [rows, columns].
         weight: [columns].
         eps: added to the mean square.
         offset: added to the weight (Gemma: 1). If it is not 0, the product with the weight is not rounded on the way.
-        backend: as for `quantize_rows`.
+        form, backend: as for `quantize_rows`.
 
     Returns:
-        normed [rows, columns] in the dtype of x; its rows in e4m3, exactly `quantize_rows(normed)`; reciprocal rms
+        normed [rows, columns] in the dtype of x; its rows in 8 bits, `quantize_rows(normed)`; reciprocal rms
         [rows], float32.
     """
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_triton
 
-        return rms_norm_quantize_triton(x, weight, eps, offset=offset)
-    return rms_norm_quantize_reference(x, weight, eps, offset=offset)
+        return rms_norm_quantize_triton(x, weight, eps, offset=offset, form=form)
+    return rms_norm_quantize_reference(x, weight, eps, offset=offset, form=form)
 
 
 def rms_norm_quantize_both(
-    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
+    x: Tensor,
+    reference: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    form: RowForm = E4M3_ROWS,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
-    """Return RMSNorm of the policy's x and of the reference's, and their rows in e4m3, in one pass.
+    """Return RMSNorm of the policy's x and of the reference's, and their rows in 8 bits, in one pass.
 
     Args:
         x, reference: [rows, columns], of one dtype.
-        weight, eps, offset, backend: as for `rms_norm_quantize`.
+        weight, eps, offset, form, backend: as for `rms_norm_quantize`.
 
     Returns:
         normed and the reference's normed [rows, columns] in the dtype of x; `quantize_both` of them; reciprocal rms of
@@ -115,8 +150,8 @@ def rms_norm_quantize_both(
     if _by_triton(x, backend):
         from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_both_triton
 
-        return rms_norm_quantize_both_triton(x, reference, weight, eps, offset=offset)
-    return rms_norm_quantize_both_reference(x, reference, weight, eps, offset=offset)
+        return rms_norm_quantize_both_triton(x, reference, weight, eps, offset=offset, form=form)
+    return rms_norm_quantize_both_reference(x, reference, weight, eps, offset=offset, form=form)
 
 
 def rms_norm(
@@ -142,23 +177,23 @@ def rms_norm_backward(
 
 
 def swiglu_quantize(
-    gate: Tensor, up: Tensor, *, keep: bool = True, backend: Backend = "auto"
+    gate: Tensor, up: Tensor, *, keep: bool = True, form: RowForm = E4M3_ROWS, backend: Backend = "auto"
 ) -> tuple[Tensor | None, QuantizedRows]:
-    """Return silu(gate) * up and the same in e4m3, in one pass.
+    """Return silu(gate) * up and the same in 8 bits, in one pass.
 
     Args:
         gate, up: [rows, columns], of one dtype.
         keep: whether to return the product itself, too.
-        backend: as for `quantize_rows`.
+        form, backend: as for `quantize_rows`.
 
     Returns:
-        product [rows, columns] in the dtype of gate, or None; its rows in e4m3, exactly `quantize_rows(product)`.
+        product [rows, columns] in the dtype of gate, or None; its rows in 8 bits, `quantize_rows(product)`.
     """
     if _by_triton(gate, backend):
         from wishbone.ops.fp8_quantize.triton import swiglu_quantize_triton
 
-        return swiglu_quantize_triton(gate, up, keep=keep)
-    return swiglu_quantize_reference(gate, up, keep=keep)
+        return swiglu_quantize_triton(gate, up, keep=keep, form=form)
+    return swiglu_quantize_reference(gate, up, keep=keep, form=form)
 
 
 def swiglu_quantize_both(
@@ -168,15 +203,16 @@ def swiglu_quantize_both(
     reference_up: Tensor,
     *,
     keep: bool = True,
+    form: RowForm = E4M3_ROWS,
     backend: Backend = "auto",
 ) -> tuple[Tensor | None, LockstepRows]:
-    """Return the policy's silu(gate) * up, and the rows in e4m3 of policy and reference, in one pass.
+    """Return the policy's silu(gate) * up, and the rows in 8 bits of policy and reference, in one pass.
 
     Args:
         gate, up: [rows, columns], of one dtype.
         reference_gate, reference_up: likewise.
         keep: whether to return the policy's product.
-        backend: as for `quantize_rows`.
+        form, backend: as for `quantize_rows`.
 
     Returns:
         product p [rows, columns] in the dtype of gate, or None; `quantize_both(p, r)` with r the reference's product,
@@ -185,8 +221,8 @@ def swiglu_quantize_both(
     if _by_triton(gate, backend):
         from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
 
-        return swiglu_quantize_both_triton(gate, up, reference_gate, reference_up, keep=keep)
-    return swiglu_quantize_both_reference(gate, up, reference_gate, reference_up, keep=keep)
+        return swiglu_quantize_both_triton(gate, up, reference_gate, reference_up, keep=keep, form=form)
+    return swiglu_quantize_both_reference(gate, up, reference_gate, reference_up, keep=keep, form=form)
 
 
 def _by_triton(x: Tensor, backend: Backend) -> bool:

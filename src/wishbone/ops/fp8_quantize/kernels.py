@@ -1,4 +1,4 @@
-"""Triton kernels that bring rows to FP8, with a norm or an activation on the way: one program a row.
+"""Triton kernels that bring rows to 8 bits, with a norm or an activation on the way: one program a row.
 
 A program holds its whole row, so it reads it once. Division and square root, once a row, are rounded correctly, and so
 are all products: values and scales are those of the reference bit by bit. (On GPUs of compute capability 8.9 Triton
@@ -6,12 +6,18 @@ converts by way of float16 and cuts off, which can take a value just above the m
 lower one.) Triton's interpreter, whose conversion to e4m3 loses carries of the mantissa, gets values that are rounded
 to the grid of e4m3 first.
 
+Rows in int8 are rotated by a product of tensor cores, whose float32 sums may come in another order than the
+reference's: a value in the middle between two integers may become the other one.
+
 Grid (R,) for R rows of C = columns elements. Arguments of all kernels:
 
     x_ptr, gate_ptr, up_ptr, do_ptr ...  rows of C elements: float32, bfloat16 or float16
     stride_x_row ...                    elements from one of these rows to the next; those of a row lie side by side
-    values_ptr                          [R, C] e4m3, contiguous
+    values_ptr                          [R, C] e4m3 or int8, contiguous
     scale_ptr                           [R] float32, a scale for each row of the values
+    signs_ptr                           H [TURN, TURN] (`rotation.py`); read if TURN is not 0
+    DIVISOR                             what the largest element of a row is divided by to give its scale
+    TURN                                columns that are rotated together; 0 for none
     BLOCK                               power of two, at least C
     INTERPRETED                         whether Triton's interpreter runs the kernel
 """
@@ -21,10 +27,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wishbone.ops.fp8_quantize.rows import E4M3_MAX, SMALLEST_AMAX
+from wishbone.ops.fp8_quantize.rows import E4M3_MAX, INT8_MAX, SMALLEST_AMAX
 from wishbone.ops.kernel_parts import load_row, whole_row
 
-LARGEST = tl.constexpr(E4M3_MAX)
+LARGEST_E4M3 = tl.constexpr(E4M3_MAX)
+LARGEST_INT8 = tl.constexpr(INT8_MAX)
+TO_INTEGER = tl.constexpr(1.5 * 2**23)
+"""Added to a float32 below 2^22 and subtracted again, it rounds to the nearest integer, ties to even."""
 SMALLEST = tl.constexpr(SMALLEST_AMAX)
 
 
@@ -35,11 +44,11 @@ def magnitude(x):
 
 
 @triton.jit
-def row_scale(largest_magnitude):
-    """Return the scale of a row whose largest element has this `magnitude`, and the factor on its elements."""
+def row_scale(largest_magnitude, LARGEST: tl.constexpr, DIVISOR: tl.constexpr):
+    """Return the scale of a row whose largest element has this `magnitude`, and the factor that makes it LARGEST."""
     amax = largest_magnitude.to(tl.float32, bitcast=True)
     amax = tl.where(amax < SMALLEST, SMALLEST, amax)
-    return tl.div_rn(amax, LARGEST), tl.div_rn(LARGEST, amax)
+    return tl.div_rn(amax, DIVISOR), tl.div_rn(LARGEST, amax)
 
 
 @triton.jit
@@ -57,10 +66,34 @@ def to_e4m3(scaled, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _store_quantized(exact, values_ptr, scale_ptr, inside, INTERPRETED: tl.constexpr):
-    """Store one row of float32 elements, 0 where not `inside`, as e4m3 at [BLOCK] pointers, and its scale."""
-    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0))
-    tl.store(values_ptr, to_e4m3(exact * factor, INTERPRETED), mask=inside)
+def to_8_bits(scaled, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Return float32 elements rounded to `dtype`, e4m3 or int8; what is not finite becomes any int8."""
+    return ((scaled + TO_INTEGER) - TO_INTEGER).to(tl.int8) if dtype == tl.int8 else to_e4m3(scaled, INTERPRETED)
+
+
+@triton.jit
+def _rotated(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
+    """Return H of each block of TURN columns of a row of BLOCK, in float32; the row itself if TURN is 0.
+
+    The row comes in its own dtype, in which tensor cores multiply it without error.
+    """
+    if TURN > 1:
+        at = tl.arange(0, TURN)
+        signs = tl.load(signs_ptr + at[:, None] * TURN + at[None, :])
+        blocks = tl.reshape(x, (BLOCK // TURN, TURN)).to(signs.dtype)
+        result = tl.reshape(tl.dot(blocks, signs, input_precision="ieee"), (BLOCK,))
+    else:
+        result = x.to(tl.float32)
+    return result
+
+
+@triton.jit
+def _store_quantized(exact, values_ptr, scale_ptr, inside, DIVISOR: tl.constexpr, INTERPRETED: tl.constexpr):
+    """Store one row of float32 elements, 0 where not `inside`, in 8 bits at [BLOCK] pointers, and its scale."""
+    dtype: tl.constexpr = values_ptr.dtype.scalar.element_ty
+    LARGEST: tl.constexpr = LARGEST_INT8 if dtype == tl.int8 else LARGEST_E4M3
+    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0), LARGEST, DIVISOR)
+    tl.store(values_ptr, to_8_bits(exact * factor, dtype, INTERPRETED), mask=inside)
     tl.store(scale_ptr, own_scale)
 
 
@@ -70,18 +103,23 @@ def quantize(
     column_scale_ptr,
     values_ptr,
     scale_ptr,
+    signs_ptr,
     stride_x_row,
     columns,
     SCALED: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of x in e4m3; if SCALED, of x times `column_scale_ptr` [C]."""
+    """Write a row of x in 8 bits; if SCALED, of x times `column_scale_ptr` [C], which is not rotated."""
     row, column, inside = whole_row(columns, BLOCK)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
     if SCALED:
         exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    else:
+        exact = _rotated(exact.to(x_ptr.dtype.element_ty), signs_ptr, TURN, BLOCK)
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -92,23 +130,31 @@ def quantize_both(
     scale_ptr,
     difference_ptr,
     difference_scale_ptr,
+    signs_ptr,
     stride_x_row,
     stride_reference_row,
     columns,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of the reference's input in e4m3, and the policy's, x, less the reference's.
+    """Write a row of the reference's input in 8 bits, and the policy's, x, less the reference's.
 
     Args:
         values_ptr, scale_ptr: of the reference's rows.
         difference_ptr, difference_scale_ptr: of the differences, likewise.
     """
     row, column, inside = whole_row(columns, BLOCK)
-    exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
-    change = load_row(x_ptr, row, stride_x_row, column, inside) - exact
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
-    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)
+    dtype = x_ptr.dtype.element_ty
+    exact = load_row(reference_ptr, row, stride_reference_row, column, inside).to(dtype)
+    exact = _rotated(exact, signs_ptr, TURN, BLOCK)
+    change = load_row(x_ptr, row, stride_x_row, column, inside).to(dtype)
+    change = _rotated(change, signs_ptr, TURN, BLOCK) - exact
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    _store_quantized(
+        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
+    )
 
 
 @triton.jit
@@ -119,6 +165,7 @@ def norm(
     reciprocal_rms_ptr,
     values_ptr,
     scale_ptr,
+    signs_ptr,
     stride_x_row,
     columns,
     eps,
@@ -126,13 +173,15 @@ def norm(
     OFFSET: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write the RMSNorm of a row of x and its 1 / rms; if QUANTIZE, the normed row in e4m3, too.
+    """Write the RMSNorm of a row of x and its 1 / rms; if QUANTIZE, the normed row in 8 bits, too.
 
     The normed row is the same bit by bit whether it is quantized or not. Sums depend on their order, and that on how
-    many columns a thread holds: as many as fill the widest access, 16 bytes, which are 16 elements of e4m3. So no more
-    elements of e4m3 are stored at once than there are elements of x in 16 bytes (VECTOR).
+    many columns a thread holds: as many as fill the widest access, 16 bytes, which are 16 elements of 8 bits. So no
+    more elements of 8 bits are stored at once than there are elements of x in 16 bytes (VECTOR).
 
     Args:
         weight_ptr: [C].
@@ -148,10 +197,10 @@ def norm(
     tl.store(normed_ptr + row * columns + column, result, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
     if QUANTIZE:
-        rounded = tl.where(inside, result.to(tl.float32), 0.0)
+        rounded = _rotated(tl.where(inside, result, 0.0), signs_ptr, TURN, BLOCK)
         VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
         target = tl.max_contiguous(values_ptr + row * columns + column, [VECTOR])
-        _store_quantized(rounded, target, scale_ptr + row, inside, INTERPRETED)
+        _store_quantized(rounded, target, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -179,6 +228,7 @@ def norm_both(
     scale_ptr,
     difference_ptr,
     difference_scale_ptr,
+    signs_ptr,
     stride_x_row,
     stride_reference_row,
     columns,
@@ -186,9 +236,11 @@ def norm_both(
     offset,
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write the RMSNorm of a row of the policy, x, and of the reference; the latter in e4m3, too, and the difference.
+    """Write the RMSNorm of a row of the policy, x, and of the reference; the latter in 8 bits, too, and the difference.
 
     Args:
         normed_ptr, reference_normed_ptr: [R, C], contiguous, the dtype of x.
@@ -201,14 +253,16 @@ def norm_both(
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
     normed, _ = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(reference_normed_ptr + row * columns + column, normed, mask=inside)
-    reference = tl.where(inside, normed.to(tl.float32), 0.0)
-    _store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    reference = _rotated(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK)
+    _store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
     normed, reciprocal = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(normed_ptr + row * columns + column, normed, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
-    change = tl.where(inside, normed.to(tl.float32), 0.0) - reference
-    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)
+    change = _rotated(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK) - reference
+    _store_quantized(
+        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
+    )
 
 
 @triton.jit
@@ -250,14 +304,17 @@ def swiglu(
     product_ptr,
     values_ptr,
     scale_ptr,
+    signs_ptr,
     stride_gate_row,
     stride_up_row,
     columns,
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of silu(gate) * up in e4m3, after rounding it to the dtype of `product_ptr`.
+    """Write a row of silu(gate) * up in 8 bits, after rounding it to the dtype of `product_ptr`.
 
     If KEEP, write the product [R, C], contiguous, there, too.
     """
@@ -266,7 +323,8 @@ def swiglu(
     result = result.to(product_ptr.dtype.element_ty)
     if KEEP:
         tl.store(product_ptr + row * columns + column, result, mask=inside)
-    _store_quantized(result.to(tl.float32), values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    result = _rotated(result, signs_ptr, TURN, BLOCK)
+    _store_quantized(result, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -280,6 +338,7 @@ def swiglu_both(
     scale_ptr,
     difference_ptr,
     difference_scale_ptr,
+    signs_ptr,
     stride_gate_row,
     stride_up_row,
     stride_reference_gate_row,
@@ -287,9 +346,11 @@ def swiglu_both(
     columns,
     KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a row of the reference's silu(gate) * up in e4m3, and the policy's less the reference's.
+    """Write a row of the reference's silu(gate) * up in 8 bits, and the policy's less the reference's.
 
     Both products are rounded to the dtype of `product_ptr` first. If KEEP, write the policy's there, as `swiglu`.
 
@@ -303,10 +364,12 @@ def swiglu_both(
     reference = _swiglu(
         reference_gate_ptr, reference_up_ptr, row, stride_reference_gate_row, stride_reference_up_row, column, inside
     ).to(dtype)
-    exact = reference.to(tl.float32)
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, INTERPRETED)
+    exact = _rotated(reference, signs_ptr, TURN, BLOCK)
+    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
     result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside).to(dtype)
     if KEEP:
         tl.store(product_ptr + row * columns + column, result, mask=inside)
-    change = result.to(tl.float32) - exact
-    _store_quantized(change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, INTERPRETED)
+    change = _rotated(result, signs_ptr, TURN, BLOCK) - exact
+    _store_quantized(
+        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
+    )

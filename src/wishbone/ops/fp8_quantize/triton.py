@@ -1,9 +1,11 @@
-"""Rows to FP8 in Triton, with a norm or an activation on the way; `kernels.py` has the kernels.
+"""Rows to 8 bits in Triton, with a norm or an activation on the way; `kernels.py` has the kernels.
 
 Memory traffic sets the least time: 2 bytes read and 1 written for each element of a bfloat16 matrix, and 2 more written
 where the 16-bit result of a norm or an activation is kept. Two choices keep arithmetic below that. A row is multiplied
 by 448 / max instead of divided by its scale. And the maximum is taken over bit patterns: without their sign, floats and
 their patterns as integers have one order, in which infinity and NaN come last, so that both reach the scale.
+
+Rows in int8 are rotated by a product with H on tensor cores; its +-1 are read from memory, where the cache holds them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from wishbone.ops.fp8_quantize.kernels import (
     swiglu,
     swiglu_both,
 )
-from wishbone.ops.fp8_quantize.rows import E4M3, LockstepRows, QuantizedRows
+from wishbone.ops.fp8_quantize.rotation import hadamard
+from wishbone.ops.fp8_quantize.rows import E4M3_ROWS, LockstepRows, QuantizedRows, RowForm
 from wishbone.ops.launch_sizes import power_of_two
 
 MOST_WARPS = 32
@@ -29,10 +32,10 @@ WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 
 
-def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> QuantizedRows:
-    """Return x, or x * column_scale, in e4m3 with one scale a row; as `quantize_rows`."""
+def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
+    """Return x, or x * column_scale, in 8 bits with one scale a row; as `quantize_rows`."""
     x = _dense_rows(x)
-    out = empty_rows(x)
+    out = empty_rows(x, form)
     if x.shape[0]:
         block, warps = _block(x.shape[1])
         quantize[(x.shape[0],)](
@@ -40,8 +43,11 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> Quant
             x if column_scale is None else column_scale.contiguous(),
             out.values,
             out.scale,
+            _signs(x, form),
             x.stride(0),
             x.shape[1],
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             SCALED=column_scale is not None,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -50,10 +56,10 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None) -> Quant
     return out
 
 
-def quantize_both_triton(x: Tensor, reference: Tensor) -> LockstepRows:
-    """Return the reference's rows in e4m3 and the difference of x; as `quantize_both`."""
+def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS) -> LockstepRows:
+    """Return the reference's rows in 8 bits and the difference of x; as `quantize_both`."""
     x, reference = _dense_rows(x), _dense_rows(reference)
-    out = LockstepRows(empty_rows(x), empty_rows(x))
+    out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
     if x.shape[0]:
         block, warps = _block(x.shape[1])
         quantize_both[(x.shape[0],)](
@@ -63,9 +69,12 @@ def quantize_both_triton(x: Tensor, reference: Tensor) -> LockstepRows:
             out.reference.scale,
             out.difference.values,
             out.difference.scale,
+            _signs(x, form),
             x.stride(0),
             reference.stride(0),
             x.shape[1],
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
@@ -74,11 +83,11 @@ def quantize_both_triton(x: Tensor, reference: Tensor) -> LockstepRows:
 
 
 def rms_norm_quantize_both_triton(
-    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
-    """Return RMSNorm of both, their rows in e4m3, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
+    """Return RMSNorm of both, their rows in 8 bits, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
     x, reference = _dense_rows(x), _dense_rows(reference)
-    out = LockstepRows(empty_rows(x), empty_rows(x))
+    out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
     normed, reference_normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     if x.shape[0]:
@@ -94,11 +103,14 @@ def rms_norm_quantize_both_triton(
             out.reference.scale,
             out.difference.values,
             out.difference.scale,
+            _signs(x, form),
             x.stride(0),
             reference.stride(0),
             x.shape[1],
             eps,
             offset,
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             OFFSET=offset != 0,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -108,11 +120,11 @@ def rms_norm_quantize_both_triton(
 
 
 def rms_norm_quantize_triton(
-    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0
+    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor, QuantizedRows, Tensor]:
-    """Return RMSNorm of x, the same in e4m3, and 1 / rms of each row; as `rms_norm_quantize`."""
-    out = empty_rows(x)
-    normed, reciprocal_rms = _rms_norm(x, weight, eps, offset, out)
+    """Return RMSNorm of x, the same in 8 bits, and 1 / rms of each row; as `rms_norm_quantize`."""
+    out = empty_rows(x, form)
+    normed, reciprocal_rms = _rms_norm(x, weight, eps, offset, out, form)
     return normed, out, reciprocal_rms
 
 
@@ -145,10 +157,12 @@ def rms_norm_backward_triton(
     return out
 
 
-def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tuple[Tensor | None, QuantizedRows]:
-    """Return silu(gate) * up and the same in e4m3; as `swiglu_quantize`."""
+def swiglu_quantize_triton(
+    gate: Tensor, up: Tensor, *, keep: bool = True, form: RowForm = E4M3_ROWS
+) -> tuple[Tensor | None, QuantizedRows]:
+    """Return silu(gate) * up and the same in 8 bits; as `swiglu_quantize`."""
     gate, up = _dense_rows(gate), _dense_rows(up)
-    out = empty_rows(gate)
+    out = empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         block, warps = _block(gate.shape[1])
@@ -158,9 +172,12 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
             gate if product is None else product,
             out.values,
             out.scale,
+            _signs(gate, form),
             gate.stride(0),
             up.stride(0),
             gate.shape[1],
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -170,11 +187,17 @@ def swiglu_quantize_triton(gate: Tensor, up: Tensor, *, keep: bool = True) -> tu
 
 
 def swiglu_quantize_both_triton(
-    gate: Tensor, up: Tensor, reference_gate: Tensor, reference_up: Tensor, *, keep: bool = True
+    gate: Tensor,
+    up: Tensor,
+    reference_gate: Tensor,
+    reference_up: Tensor,
+    *,
+    keep: bool = True,
+    form: RowForm = E4M3_ROWS,
 ) -> tuple[Tensor | None, LockstepRows]:
-    """Return silu(gate) * up, the reference's in e4m3, and their difference; as `swiglu_quantize_both`."""
+    """Return silu(gate) * up, the reference's in 8 bits, and their difference; as `swiglu_quantize_both`."""
     gate, up, reference_gate, reference_up = map(_dense_rows, (gate, up, reference_gate, reference_up))
-    reference, difference = empty_rows(gate), empty_rows(gate)
+    reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         block, warps = _block(gate.shape[1])
@@ -188,11 +211,14 @@ def swiglu_quantize_both_triton(
             reference.scale,
             difference.values,
             difference.scale,
+            _signs(gate, form),
             gate.stride(0),
             up.stride(0),
             reference_gate.stride(0),
             reference_up.stride(0),
             gate.shape[1],
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -202,7 +228,7 @@ def swiglu_quantize_both_triton(
 
 
 def _rms_norm(
-    x: Tensor, weight: Tensor, eps: float, offset: float, quantized: QuantizedRows | None
+    x: Tensor, weight: Tensor, eps: float, offset: float, quantized: QuantizedRows | None, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor, Tensor]:
     x = _dense_rows(x)
     normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -216,10 +242,13 @@ def _rms_norm(
             reciprocal_rms,
             normed if quantized is None else quantized.values,
             reciprocal_rms if quantized is None else quantized.scale,
+            _signs(x, form),
             x.stride(0),
             x.shape[1],
             eps,
             offset,
+            DIVISOR=form.scale_divisor,
+            TURN=form.block,
             OFFSET=offset != 0,
             QUANTIZE=quantized is not None,
             BLOCK=block,
@@ -234,9 +263,16 @@ def _dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def empty_rows(x: Tensor) -> QuantizedRows:
-    """Return memory for the rows of x in e4m3."""
-    values = torch.empty(x.shape, dtype=E4M3, device=x.device)
+def _signs(x: Tensor, form: RowForm) -> Tensor:
+    """Return H for the kernels that rotate, in the dtype of x; any tensor for those that do not."""
+    if not form.block:
+        return x
+    return hadamard(form.block, torch.float32 if triton.knobs.runtime.interpret else x.dtype, x.device)
+
+
+def empty_rows(x: Tensor, form: RowForm = E4M3_ROWS) -> QuantizedRows:
+    """Return memory for the rows of x in 8 bits."""
+    values = torch.empty(x.shape, dtype=form.dtype, device=x.device)
     return QuantizedRows(values, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""y = x W^T and dx = g W for a frozen weight W in whatever form it is stored: 16 bits, NF4, FP8."""
+"""y = x W^T and dx = g W for a frozen weight W in whatever form it is stored: 16 bits, NF4, FP8, int8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.ops.fp8_quantize import E4M3
+from wishbone.ops.frozen_linear.eight_bit import EightBitWeight
 from wishbone.ops.frozen_linear.fp8 import FP8BlockWeight, FP8Weight
+from wishbone.ops.frozen_linear.int8 import Int8Weight
 from wishbone.ops.frozen_linear.linear import frozen_linear
 from wishbone.ops.frozen_linear.matrix import DenseWeight, MatrixWeight
 from wishbone.ops.frozen_linear.nf4 import NF4Weight
@@ -19,10 +21,12 @@ from wishbone.ops.frozen_linear.weight import FrozenWeight, InputForm, Prepared
 __all__ = [
     "DENSE",
     "DenseWeight",
+    "EightBitWeight",
     "FP8BlockWeight",
     "FP8Weight",
     "FrozenWeight",
     "InputForm",
+    "Int8Weight",
     "MatrixWeight",
     "NF4Weight",
     "Prepared",
@@ -39,9 +43,10 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
     """Return the frozen weight of a linear layer, or None for a layer that must run its own forward.
 
     Known are `nn.Linear`, bitsandbytes' `Linear4bit`, and linear layers whose `weight` is float8_e4m3fn beside
-    `weight_scale` (one scale a row) or `weight_scale_inv` (one scale a block of 128 x 128). Everything else runs its
-    own forward: a weight that is trained, sharded or of a tensor subclass, other quantizations, and layers with hooks
-    or a replaced forward. The bias of the layer is not part of the weight.
+    `weight_scale` (one scale a row) or `weight_scale_inv` (one scale a block of 128 x 128), or int8 beside
+    `weight_scale` in a layer that says `rotated`. Everything else runs its own forward: a weight that is trained,
+    sharded or of a tensor subclass, other quantizations, and layers with hooks or a replaced forward. The bias of the
+    layer is not part of the weight.
     """
     weight: Any = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear) or not isinstance(weight, Tensor) or weight.requires_grad:
@@ -59,6 +64,8 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
         if isinstance(rows, Tensor) and rows.numel() == weight.shape[0]:
             return FP8Weight(weight, rows)
         return FP8BlockWeight(weight, blocks) if isinstance(blocks, Tensor) else None
+    if weight.dtype == torch.int8:
+        return Int8Weight(weight, module.weight_scale) if getattr(module, "rotated", False) else None  # type: ignore[arg-type]
     return DenseWeight(weight) if type(module) is nn.Linear and weight.dtype in DENSE else None
 
 

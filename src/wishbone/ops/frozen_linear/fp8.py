@@ -1,15 +1,6 @@
 r"""A frozen weight in FP8: one byte an element, and with a scale for each row FP8 products forward and backward.
 
-**One scale a row**, W_nk = s_n q_nk. With e(.) the rounding of each row to e4m3 (`fp8_quantize`), the layer computes
-
-    y_t = W e(x_t)                dx_t = sum_n e(g_t s)_n q_n
-
-so it is a linear layer with the weights W whose input is rounded, row by row; the derivative of rounding is taken as
-the identity. The gradient that enters the matrix product is rounded in the same way, after multiplying in the scales of
-W, which lie along the summed dimension there. Policy and reference round alike, as rows do not depend on each other.
-
-There is one copy of q. The forward product reads it as it is. The FP8 tensor cores of Hopper need both factors with the
-summed dimension innermost, so the backward product reads a transpose, which is made each time in scratch memory.
+**One scale a row**: as `eight_bit.py` says.
 
 **One scale a block of 128 x 128** (DeepSeek-V3, arXiv:2412.19437, section 3.3), W_nk = s_{n/128, k/128} q_nk. These
 scales change along the summed dimension, so partial sums would have to be scaled every 128 columns, which costs what
@@ -24,65 +15,39 @@ import functools
 import torch
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import E4M3, QuantizedRows, quantize_rows
+from wishbone.ops.fp8_quantize import E4M3, E4M3_ROWS, QuantizedRows, RowForm
+from wishbone.ops.frozen_linear.eight_bit import EightBitWeight, check_codes
 from wishbone.ops.frozen_linear.matrix import MatrixWeight
-from wishbone.ops.frozen_linear.scaled_product import MULTIPLE, scaled_product
+from wishbone.ops.frozen_linear.scaled_product import scaled_product
 from wishbone.ops.frozen_linear.scratch import scratch
-from wishbone.ops.frozen_linear.weight import InputForm, Prepared
+from wishbone.ops.frozen_linear.weight import Prepared
 
 BLOCK = 128
 
 
-class FP8Weight:
-    """W = scale * qweight, one scale a row.
+class FP8Weight(EightBitWeight):
+    """W = scale * qweight, one scale a row, as `EightBitWeight`; qweight is float8_e4m3fn."""
 
-    Args:
-        qweight: [N, K], float8_e4m3fn, contiguous; N and K are multiples of 16.
-        scale: [N] or [N, 1], float32.
+    dtype = E4M3
+    gradient_form = E4M3_ROWS
 
-    Raises:
-        ValueError: for other shapes or dtypes.
-    """
-
-    input_form: InputForm = "fp8_rows"
-
-    def __init__(self, qweight: Tensor, scale: Tensor) -> None:
-        _check(qweight, scale)
-        self.qweight, self.scale = qweight.detach(), scale.detach().view(-1)
-        self.out_features, self.in_features = qweight.shape
-        if self.scale.shape != (self.out_features,):
-            raise ValueError(f"{self.scale.numel()} scales are not one for each of {self.out_features} rows")
-        if self.out_features % MULTIPLE or self.in_features % MULTIPLE:
-            raise ValueError(f"a weight of shape {tuple(qweight.shape)} is not a multiple of {MULTIPLE} both ways")
-
-    def prepare(self, x: Tensor) -> QuantizedRows:
-        """Return the rows of x in e4m3."""
-        return quantize_rows(x)
+    @staticmethod
+    def form_of_input(in_features: int) -> RowForm:
+        """Return e4m3."""
+        return E4M3_ROWS
 
     def forward(self, prepared: Prepared, bias: Tensor | None = None) -> Tensor:
         """Return e(x) W^T + bias."""
         assert isinstance(prepared, QuantizedRows)
         return _product(prepared, self.qweight, self.scale, bias)
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """Return e(grad * scale) q."""
-        return self.backward_prepared(quantize_rows(grad, self.scale))
-
     def backward_prepared(self, rows: QuantizedRows) -> Tensor:
         """Return `rows` q, for e(grad * scale) that was made together with grad."""
-        return _product(rows, self._transposed(), _ones(self.in_features, rows.values.device))
+        return _product(rows, self.transposed(), _ones(self.in_features, rows.values.device))
 
     def dense(self) -> Tensor:
         """Return scale * q in float32."""
         return self.qweight.float() * self.scale[:, None]
-
-    def _transposed(self) -> Tensor:
-        if not self.qweight.is_cuda:
-            return self.qweight.t()
-        from wishbone.ops.frozen_linear.triton import transpose_bytes
-
-        shape = (self.in_features, self.out_features)
-        return transpose_bytes(self.qweight, scratch(shape, E4M3, self.qweight.device))
 
 
 class FP8BlockWeight(MatrixWeight):
@@ -97,7 +62,7 @@ class FP8BlockWeight(MatrixWeight):
     """
 
     def __init__(self, qweight: Tensor, scale: Tensor) -> None:
-        _check(qweight, scale)
+        check_codes(qweight, scale, E4M3)
         super().__init__(*qweight.shape)
         self.qweight, self.scale = qweight.detach(), scale.detach().contiguous()
         blocks = tuple(-(-size // BLOCK) for size in qweight.shape)
@@ -118,14 +83,6 @@ class FP8BlockWeight(MatrixWeight):
         rows, columns = self.qweight.shape
         scale = self.scale.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
         return self.qweight.float() * scale
-
-
-def _check(qweight: Tensor, scale: Tensor) -> None:
-    if qweight.dtype != E4M3 or qweight.dim() != 2 or not qweight.is_contiguous() or scale.dtype != torch.float32:
-        raise ValueError(
-            f"an FP8 weight is a contiguous float8_e4m3fn matrix with float32 scales, not {qweight.dtype} of shape "
-            f"{tuple(qweight.shape)} with {scale.dtype}"
-        )
 
 
 def _product(rows: QuantizedRows, q: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

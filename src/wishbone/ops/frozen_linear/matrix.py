@@ -19,7 +19,7 @@ class MatrixWeight(ABC):
         in_features: K.
     """
 
-    input_form: InputForm = "plain"
+    input_form: InputForm = None
 
     def __init__(self, out_features: int, in_features: int) -> None:
         self.out_features, self.in_features = out_features, in_features

@@ -1,7 +1,8 @@
 r"""A frozen linear layer, defined by the values W that its weight stands for: y = e(x) W^T, dx = e(g s) (W / s).
 
-e rounds rows to e4m3 for weights that take their input in e4m3, and is the identity for all others. The derivative of
-rounding is taken as the identity. Computed in float32, or in float64 where x is.
+e rounds rows to 8 bits for weights that take their input so, and is the identity for all others; int8 rows are rotated
+before and back after (`fp8_quantize/rotation.py`). The derivative of rounding is taken as the identity. Computed in
+float32, or in float64 where x is.
 
 What NF4 codes stand for, with c the 16 values of NF4, B elements a block, and m the 256 values of quantized scales, of
 which 256 share a scale of their own (QLoRA, arXiv 2305.14314, section 3):
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wishbone.ops.fp8_quantize import RowForm, rotated_back
 from wishbone.ops.fp8_quantize.reference import quantize_rows_reference
-from wishbone.ops.frozen_linear.fp8 import FP8Weight
+from wishbone.ops.frozen_linear.eight_bit import EightBitWeight
 from wishbone.ops.frozen_linear.weight import FrozenWeight
 
 
@@ -50,17 +52,19 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
         ctx.weight = weight
-        if isinstance(weight, FP8Weight):
-            return _rounded(x) @ (weight.qweight.to(x.dtype) * weight.scale.to(x.dtype)[:, None]).t()
+        if isinstance(weight, EightBitWeight):
+            x = _rounded(x, weight.input_form)
         return x @ weight.dense().to(x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,), weight = grads, ctx.weight
-        if isinstance(weight, FP8Weight):
-            return _rounded(g, weight.scale) @ weight.qweight.to(g.dtype), None
+        if isinstance(weight, EightBitWeight):
+            scale = weight.scale.to(g.dtype)[:, None]
+            return _rounded(g, weight.gradient_form, weight.scale) @ (weight.dense().to(g.dtype) / scale), None
         return g @ weight.dense().to(g.dtype), None
 
 
-def _rounded(rows: Tensor, column_scale: Tensor | None = None) -> Tensor:
-    return quantize_rows_reference(rows.flatten(0, -2), column_scale).dequantized().view_as(rows)
+def _rounded(rows: Tensor, form: RowForm, column_scale: Tensor | None = None) -> Tensor:
+    quantized = quantize_rows_reference(rows.flatten(0, -2), column_scale, form=form).dequantized().view_as(rows)
+    return rotated_back(quantized, form.block) if form.block else quantized

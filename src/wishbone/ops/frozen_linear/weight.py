@@ -1,7 +1,7 @@
 r"""What every form of a frozen weight W [N, K] can do: y = x W^T, dx = g W.
 
 A frozen weight has no gradient, so training an adapter needs only these two products, and W may be stored in any form
-that gives them. Layers that read the same input share its preparation (quantized rows, for FP8):
+that gives them. Layers that read the same input share its preparation (rows in 8 bits):
 
     prepared = weight.prepare(x)      # once for q, k and v
     y = weight.forward(prepared)
@@ -12,14 +12,15 @@ These are plain tensors; `frozen_linear` and `lora_linear` make functions of aut
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import QuantizedRows, RowForm
 
 Prepared = Tensor | QuantizedRows
-InputForm = Literal["plain", "fp8_rows"]
+InputForm = RowForm | None
+"""How the rows of an input are brought to 8 bits; None for weights that take it as it is."""
 
 
 class FrozenWeight(Protocol):

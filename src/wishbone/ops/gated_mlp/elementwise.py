@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import QuantizedRows, RowForm
 from wishbone.ops.fp8_quantize.reference import quantize_rows_reference
 
 Activation = Literal["silu", "gelu_tanh"]
@@ -55,9 +55,9 @@ def gated_backward_(product_gradient: Tensor, gate: Tensor, up: Tensor, activati
 
 
 def gated_backward_quantized_(
-    product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor
+    product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor, form: RowForm
 ) -> QuantizedRows:
     """As `gated_backward_` with gate and up side by side in `both` [T, 2 I]; return `quantize_rows` of the result."""
     gate, up = both.chunk(2, dim=1)
     gated_backward_(product_gradient, gate, up, activation)
-    return quantize_rows_reference(both, column_scale)
+    return quantize_rows_reference(both, column_scale, form=form)

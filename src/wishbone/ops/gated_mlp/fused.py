@@ -6,7 +6,7 @@ With G, U the outputs of gate and up, P = act(G) U and g the gradient of y = dow
 
 Kept for the backward pass: x, G and U; of P only its low-rank product, [T, r]; the factors as they were cast. The
 backward pass computes P again together with dG and dU in one elementwise pass that overwrites dP, G and U, and
-quantizes dG and dU for FP8 weights. So the graph of such a call can be used once; a second backward pass is refused.
+quantizes dG and dU for 8-bit weights. So the graph of such a call can be used once; a second backward pass is refused.
 
 Rows of at least one and a half times `tile_tokens` are computed tile by tile and keep only x: G and U, which are
 several times as wide as x, never exist for the whole row, but are computed again in the backward pass.
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wishbone.ops.fp8_quantize import swiglu_quantize, swiglu_quantize_both
-from wishbone.ops.frozen_linear import FP8Weight, FrozenWeight, Prepared
+from wishbone.ops.frozen_linear import EightBitWeight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
 from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
@@ -108,8 +108,9 @@ class _Block:
         into = ReferenceHalf(half.x, into_adapters, half.rows)
         outputs, low = self.into.forward_in_lockstep(x, into)
         (gate, up), (reference_gate, reference_up) = _gate_and_up(outputs), _gate_and_up(into.outputs)
-        if self.down.weights[0].input_form == "fp8_rows" and self.activation == "silu" and down_adapter is None:
-            product, rows = swiglu_quantize_both(gate, up, reference_gate, reference_up)
+        form = self.down.weights[0].input_form
+        if form is not None and self.activation == "silu" and down_adapter is None:
+            product, rows = swiglu_quantize_both(gate, up, reference_gate, reference_up, form=form)
             assert product is not None
             down = ReferenceHalf(product, [None], rows)  # without adapter its x is not read
         else:
@@ -132,8 +133,8 @@ class _Block:
         """Return y from the outputs of gate and up, and the low-rank product of down."""
         gate, up = _gate_and_up(outputs)
         weight, rows = self.down.weights[0], None
-        if weight.input_form == "fp8_rows" and self.activation == "silu":
-            product, rows = swiglu_quantize(gate, up, keep=self.down.a is not None)
+        if weight.input_form is not None and self.activation == "silu":
+            product, rows = swiglu_quantize(gate, up, keep=self.down.a is not None, form=weight.input_form)
             if product is None:
                 return weight.forward(rows, self.down.biases[0]), None
         else:
@@ -154,8 +155,10 @@ class _Block:
         product = self.down.input_gradient([grad], down_h)
         together = outputs[0] if len(outputs) == 1 else None
         weight, rows = self.into.whole, None
-        if isinstance(weight, FP8Weight) and together is not None and wants_input:
-            rows = _elementwise(product).gated_backward_quantized_(product, together, self.activation, weight.scale)
+        if isinstance(weight, EightBitWeight) and together is not None and wants_input:
+            rows = _elementwise(product).gated_backward_quantized_(
+                product, together, self.activation, weight.scale, weight.gradient_form
+            )
         else:
             _elementwise(product).gated_backward_(product, *_gate_and_up(outputs), self.activation)
         down_a = self.down.a_gradients(down_h, product)

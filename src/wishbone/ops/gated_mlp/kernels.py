@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wishbone.ops.fp8_quantize.kernels import magnitude, row_scale, to_e4m3
+from wishbone.ops.fp8_quantize.kernels import LARGEST_E4M3, LARGEST_INT8, magnitude, row_scale, to_8_bits
 from wishbone.ops.gated_mlp.elementwise import GELU_CUBIC, GELU_SLOPE
 from wishbone.ops.kernel_parts import load_row, part_of_row
 
@@ -96,21 +96,25 @@ def backward_quantized(
     stride_product_row,
     columns,
     SILU: tl.constexpr,
+    DIVISOR: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Do what `backward` does for one whole token, and write its dg and du in e4m3; grid (T,).
+    """Do what `backward` does for one whole token, and write its dg and du in 8 bits; grid (T,).
 
     The gradients are written first, which shows the largest of them, and then read again, from the cache.
 
     Args:
         column_scale_ptr: [2 I] float32, factors on dg and du before they are quantized.
-        values_ptr: [T, 2 I] e4m3, contiguous.
+        values_ptr: [T, 2 I] e4m3 or int8, contiguous.
         scale_ptr: [T] float32, a scale for each row of the values.
+        DIVISOR: what the largest element of a row is divided by to give its scale.
         INTERPRETED: whether Triton's interpreter runs the kernel.
     """
     row = tl.program_id(0).to(tl.int64)
     dtype = both_ptr.dtype.element_ty
+    form: tl.constexpr = values_ptr.dtype.element_ty
+    LARGEST: tl.constexpr = LARGEST_INT8 if form == tl.int8 else LARGEST_E4M3
     product_ptr += row * stride_product_row
     gate_ptr = both_ptr + row * 2 * columns
     values_ptr += row * 2 * columns
@@ -130,7 +134,7 @@ def backward_quantized(
         largest = tl.maximum(largest, magnitude(scaled))
         scaled = up_gradient.to(tl.float32) * tl.load(column_scale_ptr + columns + column, mask=inside, other=0.0)
         largest = tl.maximum(largest, magnitude(scaled))
-    own_scale, factor = row_scale(tl.max(largest, axis=0))
+    own_scale, factor = row_scale(tl.max(largest, axis=0), LARGEST, DIVISOR)
     tl.store(scale_ptr + row, own_scale)
     tl.debug_barrier()  # the second loop reads what other threads of the program have written
     for start in range(0, 2 * columns, BLOCK):
@@ -138,4 +142,4 @@ def backward_quantized(
         inside = column < 2 * columns
         gradient = tl.load(gate_ptr + column, mask=inside, other=0.0).to(tl.float32)
         scaled = gradient * tl.load(column_scale_ptr + column, mask=inside, other=0.0)
-        tl.store(values_ptr + column, to_e4m3(scaled * factor, INTERPRETED), mask=inside)
+        tl.store(values_ptr + column, to_8_bits(scaled * factor, form, INTERPRETED), mask=inside)

@@ -4,7 +4,7 @@
 an element in 16 bits. Backward reads the gradient of the product, gate and up, and writes over them the product, which
 the adapter of `down` needs again, and both gradients: 12 bytes an element, and no new tensor.
 
-For FP8 weights the backward pass also quantizes both gradients: 14 bytes an element of the product instead of 18.
+For 8-bit weights the backward pass also quantizes both gradients: 14 bytes an element of the product instead of 18.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize import QuantizedRows
+from wishbone.ops.fp8_quantize import QuantizedRows, RowForm
 from wishbone.ops.fp8_quantize.triton import empty_rows
 from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.gated_mlp.kernels import backward, backward_quantized, forward
@@ -40,13 +40,13 @@ def gated_backward_(product_gradient: Tensor, gate: Tensor, up: Tensor, activati
 
 
 def gated_backward_quantized_(
-    product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor
+    product_gradient: Tensor, both: Tensor, activation: Activation, column_scale: Tensor, form: RowForm
 ) -> QuantizedRows:
-    """As `gated_backward_` with gate and up side by side in one buffer [T, 2 I], contiguous; return its rows in e4m3.
+    """As `gated_backward_` with gate and up side by side in one buffer [T, 2 I], contiguous; return its rows in 8 bits.
 
-    These are `quantize_rows(both, column_scale)` of the overwritten buffer; column_scale [2 I] is float32.
+    These are `quantize_rows(both, column_scale, form=form)` of the overwritten buffer; column_scale [2 I] is float32.
     """
-    quantized = empty_rows(both)
+    quantized = empty_rows(both, form)
     (rows, columns), dp = product_gradient.shape, product_gradient
     assert both.is_contiguous() and dp.stride(1) == 1
     if rows:
@@ -60,6 +60,7 @@ def gated_backward_quantized_(
             dp.stride(0),
             columns,
             SILU=activation == "silu",
+            DIVISOR=form.scale_divisor,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=max(1, block // COLUMNS_A_WARP),

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both
-from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight, InputForm, Prepared
+from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight, InputForm, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf, fp8_in_lockstep, matrix_in_lockstep
+from wishbone.ops.lora_linear.lockstep import ReferenceHalf, eight_bit_in_lockstep, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
@@ -118,17 +118,17 @@ class LinearGroup:
             return (together,), low
         low, reference_low = self._low(x), reference._low(half.x)
         rows, bases = half.rows, None
-        if reference.whole is not None and reference.whole.input_form == "fp8_rows":
-            rows = rows or quantize_both(x, half.x)
+        if reference.whole is not None and reference.whole.input_form is not None:
+            rows = rows or quantize_both(x, half.x, form=reference.whole.input_form)
             base = reference.whole.forward(rows.reference, reference._joined_bias(x))
             bases = [base] if self.joined is not None else base.split(self.sizes, dim=1)
         outputs = []
         for i, (weight, bias, layers) in enumerate(self._products(x)):
             terms, reference_terms = self._low_terms(low, layers), reference._low_terms(reference_low, layers)
-            if weight.input_form == "fp8_rows":
-                rows = rows or quantize_both(x, half.x)
+            if weight.input_form is not None:
+                rows = rows or quantize_both(x, half.x, form=weight.input_form)
                 base = weight.forward(rows.reference, bias) if bases is None else bases[i]
-                outputs.append(fp8_in_lockstep(weight, rows, base, terms, reference_terms))
+                outputs.append(eight_bit_in_lockstep(weight, rows, base, terms, reference_terms))
             else:
                 outputs.append(matrix_in_lockstep(weight, x, half.x, bias, terms, reference_terms))
         half.leave(*(y for _, y in outputs))
@@ -179,7 +179,7 @@ class LinearGroup:
         """
         term = None if h is None or self.a is None else (h, self.a)
         if prepared is not None:
-            assert isinstance(self.whole, FP8Weight)
+            assert isinstance(self.whole, EightBitWeight)
             dx = self.whole.backward_prepared(prepared)
             return dx if term is None else add_low_rank_(dx, *term)
         if self.joined is not None and together is not None:

@@ -2,9 +2,9 @@ r"""The reference's half of a layer, computed beside the policy's: the same froz
 
     y_ref = W x_ref + b + l_ref B_ref^T            y = W x + b + l B^T
 
-In FP8 both inputs would be rounded, each for itself, and log pi - log pi_ref would be mostly the difference of two
+In 8 bits both inputs would be rounded, each for itself, and log pi - log pi_ref would be mostly the difference of two
 roundings. So the reference's input is rounded, and then what the policy's differs by (e(.) as in
-`frozen_linear/fp8.py`):
+`frozen_linear/eight_bit.py`):
 
     y_ref = W e(x_ref) + b                         y = y_ref + ( W e(x - x_ref) + l B^T )
 
@@ -47,10 +47,10 @@ class ReferenceHalf:
         self.outputs = outputs
 
 
-def fp8_in_lockstep(
+def eight_bit_in_lockstep(
     weight: FrozenWeight, rows: LockstepRows, base: Tensor, terms: Sequence[LowTerm], reference_terms: Sequence[LowTerm]
 ) -> tuple[Tensor, Tensor]:
-    """Return y and y_ref of an FP8 layer, [T, N].
+    """Return y and y_ref of an 8-bit layer, [T, N].
 
     Args:
         weight: W.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight
+from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def joined_matrix(matrices: Sequence[Tensor]) -> Tensor | None:
     return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1), first.storage_offset())
 
 
-def joined_weight(weights: Sequence[FrozenWeight], dtype: torch.dtype) -> DenseWeight | FP8Weight | None:
+def joined_weight(weights: Sequence[FrozenWeight], dtype: torch.dtype) -> DenseWeight | EightBitWeight | None:
     """Return weights of one form that lie in one buffer as one weight, otherwise None.
 
     Args:
@@ -74,9 +74,9 @@ def joined_weight(weights: Sequence[FrozenWeight], dtype: torch.dtype) -> DenseW
     if len(plain) == len(weights):
         matrix = joined_matrix(plain)
         return None if matrix is None else DenseWeight(matrix)
-    coded = [weight for weight in weights if isinstance(weight, FP8Weight)]
-    if len(coded) < len(weights):
+    coded = [weight for weight in weights if isinstance(weight, EightBitWeight)]
+    if len(coded) < len(weights) or len({type(weight) for weight in coded}) > 1:
         return None
     codes = joined_matrix([weight.qweight for weight in coded])
     scales = joined_matrix([weight.scale.view(-1, 1) for weight in coded])
-    return None if codes is None or scales is None else FP8Weight(codes, scales)
+    return None if codes is None or scales is None else type(coded[0])(codes, scales)

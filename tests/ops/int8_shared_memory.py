@@ -1,0 +1,56 @@
+"""Compile the int8 kernels for a GPU that is not here, and print the shared memory that each of them takes.
+
+python int8_shared_memory.py CAPABILITY SHARED_BYTES COLUMNS [COLUMNS ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import triton
+from attention_shared_memory import AbsentGpu, Compiled
+
+import wishbone.ops.fp8_quantize.triton as rows
+import wishbone.ops.frozen_linear.int8_triton as products
+from wishbone.ops.fp8_quantize import INT8_ROWS, QuantizedRows, rotated_int8
+
+KERNELS = ("quantize", "quantize_both", "norm", "norm_both", "swiglu", "swiglu_both")
+
+
+def main() -> None:
+    capability, shared_bytes = int(sys.argv[1]), int(sys.argv[2])
+    triton.runtime.driver.set_active(AbsentGpu(capability))
+    taken: list[int] = []
+    found: dict[str, int] = {}
+    for name in KERNELS:
+        setattr(rows, name, Compiled(getattr(rows, name), taken))
+    products.product = Compiled(products.product, taken)
+    products.finish = Compiled(products.finish, taken)
+    products.shared_bytes = lambda device: shared_bytes
+    products.has_tensor_cores = lambda device: capability >= 80
+    dtype = torch.bfloat16 if capability >= 80 else torch.float16
+    for columns in map(int, sys.argv[3:]):
+        form, x, weight = rotated_int8(columns), torch.ones(2, columns, dtype=dtype), torch.ones(columns, dtype=dtype)
+        rows.quantize_rows_triton(x, None, form)
+        rows.quantize_rows_triton(x, torch.ones(columns), INT8_ROWS)
+        rows.quantize_both_triton(x, x, form)
+        rows.rms_norm_quantize_triton(x, weight, 1e-6, form=form)
+        rows.rms_norm_quantize_both_triton(x, x, weight, 1e-6, form=form)
+        rows.swiglu_quantize_triton(x, x, form=form)
+        rows.swiglu_quantize_both_triton(x, x, x, x, form=form)
+        found[f"rows of {columns}"] = max(taken)
+        taken.clear()
+        for tokens in (8, 300):
+            a = QuantizedRows(torch.ones(tokens, columns, dtype=torch.int8), torch.ones(tokens, 1), dtype)
+            b = torch.ones(256, columns, dtype=torch.int8)
+            products.int8_product(a, b, torch.ones(256), torch.ones(256, dtype=dtype), turn=0)
+            products.int8_product(a, b, None, None, turn=128)
+        found[f"products of {columns}"] = max(taken)
+        taken.clear()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
