@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,9 @@ from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
 from wishbone.cli.grid import grid, split_values
+from wishbone.cli.sweep import passed_on_to
+from wishbone.config.load import load_config
+from wishbone.config.run_directory import claimed_run_directory
 from wishbone.errors import RequestError
 
 CONFIG = """\
@@ -80,6 +86,34 @@ def test_wrong_values_are_refused_before_any_run(workplace: Path):
     assert listed.exit_code == 0 and "2. preference.beta=0.2" in listed.stderr
     data = json.loads(sweep("preference.beta=0.1,0.2", "--output", "s", "--dry-run", "--json").stdout)
     assert [one["overrides"] for one in data] == [["preference.beta=0.1"], ["preference.beta=0.2"]]
+
+
+@pytest.mark.slow
+def test_a_run_that_another_sweep_has_begun_is_left_alone(workplace: Path):
+    directory = workplace / "s" / "run"  # one value varies nothing
+    config = load_config(workplace / "tiny.yaml", [f"output.dir={directory}"])
+    with claimed_run_directory(config):
+        (directory / "config.yaml").write_text(CONFIG)  # as a run has it before its first checkpoint
+        outcome = sweep("preference.beta=0.1", "--output", "s")
+        assert outcome.exit_code == 2
+        assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml"]
+
+
+def test_a_signal_goes_on_to_the_run_and_one_that_is_ignored_does_not():
+    program = (
+        "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child, passed_on_to(child):
+            assert child.stdout is not None and child.stdout.readline() == b"up\n"
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+            assert child.wait(30) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.long

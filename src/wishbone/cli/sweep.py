@@ -8,11 +8,12 @@ others read them. What is done is not done again: the same command goes on where
 from __future__ import annotations
 
 import json
-import shutil
+import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ from wishbone.cli.request import requested
 from wishbone.cli.result import result_data
 from wishbone.config.document import show, show_path
 from wishbone.config.load import load_config
-from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE
+from wishbone.config.run_directory import CONFIG_FILE
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError, counted
 from wishbone.report.outcome import in_words
@@ -168,17 +169,36 @@ def _train(config_path: Path, one: Combination, directory: Path, store: Path | N
     """Train one combination in a process of its own, and return its exit status."""
     words = [*one.overrides, f"output.dir={json.dumps(str(directory))}"]
     words += [f"training.reference_store={json.dumps(str(store))}"] if store else []
-    started = (directory / CONFIG_FILE).exists()
-    resumable = started and any((directory / CHECKPOINTS).glob("checkpoint-*"))
-    if started and not resumable:
-        shutil.rmtree(directory)  # it ended before its first checkpoint
-    command = [sys.executable, "-m", "wishbone", "train", str(config_path), *words, *(["--resume"] * resumable)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    began = (directory / CONFIG_FILE).exists()  # where it ended before its first checkpoint, --resume begins anew
+    command = [sys.executable, "-m", "wishbone", "train", str(config_path), *words, *(["--resume"] * began)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, passed_on_to(process):
         try:
             return process.wait()
         except KeyboardInterrupt:  # the terminal sends it to the run, too, which saves a checkpoint
             process.wait()
             return INTERRUPTED
+
+
+@contextmanager
+def passed_on_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Context in which SIGTERM and SIGHUP go to a run, which saves a checkpoint; without that it would live on alone.
+
+    One that is ignored, as under nohup, stays ignored. The terminal sends SIGINT to the run itself.
+    """
+
+    def pass_on(number: int, _: object) -> None:
+        process.send_signal(number)
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _row(one: Combination, directory: Path, status: int | None) -> dict[str, Any]:
