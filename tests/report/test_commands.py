@@ -135,9 +135,13 @@ def test_a_run_that_may_not_be_looked_into_is_a_wrong_request(comparable: Path, 
 
 
 def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: WriteRun) -> None:
-    result = wishbone("compare", str(write_run()), "--prompt", "Hi")
+    run = write_run()
+    result = wishbone("compare", str(run), "--prompt", "Hi")
     assert result.exit_code == 2
-    assert "no adapter/" in result.stderr
+    assert "no adapter/" in result.stderr and "continue it with" in " ".join(result.stderr.split())
+    (run / "summary.json").write_text('{"status": "failed", "reason": "a gradient of step 1 is not finite"}')
+    failed = wishbone("compare", str(run), "--prompt", "Hi")
+    assert failed.exit_code == 2 and "says why it failed: put that right" in " ".join(failed.stderr.split())
 
 
 CODE = """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.paths import user_path
-from wishbone.report.run_directory import ANSWERS
+from wishbone.report.run_directory import ANSWERS, read_run
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
 
@@ -146,9 +147,13 @@ def learned_weights(run_dir: Path) -> Path:
     for name, marker in ((ADAPTER, "adapter_config.json"), (WHOLE_MODEL, "config.json")):
         if user_path(run_dir / name / marker).is_file():
             return run_dir / name
+    remedy = "continue it with `wishbone train --resume`"
+    with suppress(RequestError):
+        if read_run(run_dir).status == "failed":
+            remedy = "its summary.json says why it failed: put that right and train again"
     raise RequestError(
-        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; continue it "
-        "with `wishbone train --resume`, or name a run that is done"
+        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; {remedy}, "
+        "or name a run that is done"
     )
 
 
