@@ -100,7 +100,7 @@ def limit_memory(gib: float | None) -> None:
 
 def load(system: System, origin: Origin, device: Any, max_length: int = MAX_LENGTH, seed: int = 3407) -> Loaded:
     """Load the frozen model in the system's precision, with an adapter drawn from `seed` or the adapter's settings."""
-    if system.style == "unsloth":
+    if system.style == "unsloth" and not system.in_place:
         return _load_for_unsloth(system, origin, max_length, seed)
     return _load_for_trl(system, origin, device)
 
@@ -118,6 +118,11 @@ def _load_for_trl(system: System, origin: Origin, device: Any) -> Loaded:
     )
     if origin.directory is None:
         assert origin.size is not None
+        if system.weights in ("nf4", "fp8"):
+            from benchmarks.harness.quantized_model import quantized_random_model
+
+            model = quantized_random_model(origin.size, system.weights, device, dtype)
+            return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
         model = random_model(origin.size, dtype, device)
         return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
     quantization = {

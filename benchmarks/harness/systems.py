@@ -29,6 +29,7 @@ class System:
         token_budget, activations, cuda_graphs: Wishbone's own settings; None for their defaults.
         apart: run policy and reference one after the other where one pass could compute both.
         offload_embedding: keep the input embedding in host memory.
+        in_place: make quantized random weights on the device, layer by layer, instead of reading a directory.
         warm_store: train once before, untimed, so that Wishbone finds the reference's log-probabilities stored.
         memory_gib: memory of the GPU that the process may take, in GiB; None for all of it.
         environment: environment variables that the library reads.
@@ -44,6 +45,7 @@ class System:
     cuda_graphs: str | None = None
     apart: bool = False
     offload_embedding: bool = False
+    in_place: bool = False
     warm_store: bool = False
     memory_gib: float | None = None
     environment: tuple[tuple[str, str], ...] = ()
@@ -51,7 +53,7 @@ class System:
     @property
     def needs_directory(self) -> bool:
         """Whether the model must be read from a directory, because it is quantized or changed while it is loaded."""
-        return self.style == "unsloth" or self.weights in ("nf4", "fp8", "int8", "llm-int8")
+        return not self.in_place and (self.style == "unsloth" or self.weights not in ("f32", "bf16"))
 
     def chosen(self) -> dict[str, Any]:
         """Return what differs from the defaults."""
@@ -93,7 +95,7 @@ SYSTEMS = {
 }
 
 WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "apart", "offload_embedding", "warm_store")
-OPTIONS = ("style", "checkpointing", *WISHBONE_OPTIONS, "memory_gib")
+OPTIONS = ("style", "checkpointing", "in_place", *WISHBONE_OPTIONS, "memory_gib")
 
 
 def parse_system(text: str) -> System:

@@ -19,9 +19,9 @@ from wishbone.planning.alternatives import alternatives
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
 from wishbone.planning.lengths import PairLengths, given_lengths
-from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory
+from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_parameters
 from wishbone.planning.room import Machine, choose_rows
-from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, plan_run
+from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, memory_plan, plan_run
 from wishbone.preference import losses
 
 LLAMA = known_shapes()["meta-llama/Llama-3.1-8B-Instruct"]
@@ -197,3 +197,13 @@ def test_a_stored_reference_costs_one_epoch_alone():
     assert once is not None and later is not None and free is not None
     assert later == pytest.approx(once * 2.25 / 3, rel=0.01)
     assert free == pytest.approx(once * 2 / 3, rel=0.01)
+
+
+def test_several_gpus_share_the_pairs_of_a_step():
+    asked = config(training__batch_size=8, training__gradient_accumulation=4)
+    run = target("H100", pairs=given_lengths(4000, 128, 256, 1024))
+    one, four = plan_run(asked, run), plan_run(asked, run, processes=4)
+    assert (four.schedule, four.pairs) == (one.schedule, one.pairs)
+    assert 0.25 <= four.step_tokens / one.step_tokens <= 0.3  # of the GPU with the most
+    trained = trained_parameters(LLAMA, memory_plan(asked, run))
+    assert (one.exchanged, four.exchanged) == (0, 2 * 3 / 4 * 4 * trained)

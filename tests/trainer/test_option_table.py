@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 import wishbone
-from wishbone.trainer import trl_path
+from wishbone.trainer import sharding, trl_path
 
 pytestmark = pytest.mark.documents
 PAGE = (Path(__file__).parents[2] / "docs" / "migrate-from-trl.md").read_text(encoding="utf-8")
@@ -125,7 +125,9 @@ def test_every_reason_for_trls_path_is_listed() -> None:
     listed = re.findall(
         r"^\| ([^|]+) \| ", PAGE.partition("| Reason, as it is logged")[2].partition("\n\n")[0], re.MULTILINE
     )
-    reasons = re.findall(r'^        "([^"]+)": ', source, re.MULTILINE) + re.findall(r'found = \["([^"]+)"\]', source)
+    reasons = re.findall(r'^        "([^"]+)": ', source, re.MULTILINE)
+    for further in (trl_path.noise_reason, sharding.why_not_sharded_in_step):
+        reasons += re.findall(r'return "([^"]+)"', inspect.getsource(further))
     assert len(reasons) > 10
     assert [reason for reason in reasons if reason not in listed] == []
     spelled = [reason for reason in listed if "..." not in reason and not reason.startswith("---")]

@@ -18,6 +18,7 @@ from tiny import tiny_tokenizer
 
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for, run
 from wishbone import DPOConfig, DPOTrainer
+from wishbone.errors import RequestError
 
 TESTS = Path(__file__).parent.parent
 SHARED: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ SHARED: dict[str, dict[str, Any]] = {
 """Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
 
-def shared_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     tokenizer, settings = tiny_tokenizer(), dict(settings)
     family = settings.pop("family", "llama")
     options = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2, **settings}
@@ -40,7 +41,7 @@ def shared_run(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(**arguments(folder, **options), shared_steps=True, token_budget=100),
-        train_dataset=Dataset.from_list(list(chat_pairs(11))),
+        train_dataset=Dataset.from_list(list(chat_pairs(11, seed))),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
@@ -58,6 +59,8 @@ def worker(folder: Path, own_batches: bool) -> None:
     gc.freeze()  # as in conftest.py
     results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
     if own_batches:
+        with pytest.raises(RequestError, match="processes have read other training data"):
+            shared_run(folder, {"max_steps": 1}, seed=int(os.environ["RANK"]))
         trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
         assert trainer.accelerator.num_processes == 2
         results["own"] = {"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from wishbone.planning.run_plan import RunPlan, Target
 
 NO_GPU = "none"
+LINKS = {"NVLink": 300e9, "PCIe 4": 20e9, "100 Gbit/s": 10e9}
+"""Bytes a second at which gradients are added up over a connection, assumed."""
 GIB = 2**30
 MOST_BAR, BESIDE_BAR = 44, 54
 """Columns of the longest bar, and of the names, sizes and limit beside it."""
@@ -189,6 +191,12 @@ def _lines(
         f"{found.step_tokens:,.0f} tokens each",
     )
     yield "Time", _time(target, found)
+    if gpus > 1:
+        times = [f"{_duration(found.exchanged / rate)} over {link}" for link, rate in LINKS.items()]
+        yield (
+            "Between GPUs",
+            f"{found.exchanged / 1e9:.2g} GB of gradients a step from and to each: {', '.join(times)} (assumed rates)",
+        )
     longest = f"{found.longest_sequence:,} tokens fit" if found.longest_sequence else "none fits"
     limit = config.data.max_length
     yield "Longest sequence", f"{longest}; data.max_length is {'not set' if limit is None else format(limit, ',')}"
@@ -299,6 +307,7 @@ def _data(config: RunConfig, target: Target, found: RunPlan, offers: Sequence[Al
         "schedule": asdict(found.schedule),
         "step_seconds": found.seconds,
         "step_seconds_is_a_lower_bound": found.seconds_at_least,
+        "exchanged_bytes_a_step": found.exchanged,
         "alternatives": [asdict(alternative) for alternative in offers],
     }
 

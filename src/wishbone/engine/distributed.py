@@ -12,6 +12,17 @@ from accelerate import Accelerator
 from torch import nn
 
 
+def fill_gradients(model: nn.Module) -> None:
+    """Give every trainable parameter of a sharded model a gradient, zero where FSDP left none.
+
+    FSDP leaves none in a process that has no rows of a parameter. An optimizer would keep no state of it there, and
+    processes that gather the state for a checkpoint would not gather the same.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def reduce_gradients(model: nn.Module, accelerator: Accelerator, *, mean: bool) -> None:
     """Replace the gradients of all trainable parameters by their mean or sum over processes; absent ones count as zero.
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.data.packing import pack_rows
 from wishbone.engine.balance import StepBalance
+from wishbone.engine.equal_passes import fillers
 from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
 from wishbone.policy.lockstep import Beside
@@ -80,9 +81,13 @@ class PreferenceStep:
             backward: runs the backward pass of a scalar; a gradient scaler's, say.
             own: indices of pairs, counted through all groups: only their part of the loss is computed, with the weight
                 that it has in the whole. None: all. Not where the loss `couples` pairs.
+
+        Of a sharded model all processes must call, those too that have no pairs; see `equal_passes.py`.
         """
         if own is not None and self.couples:
             raise ValueError("a loss that couples the pairs of a group needs whole groups")
+        if not groups:
+            return self._backward_nothing(execution, backward)
         if self.objective.coupled:
             return self._backward_coupled(groups, metrics, execution, backward)
         pairs = [pair for group in groups for pair in group]
@@ -93,6 +98,9 @@ class PreferenceStep:
             self._count_ahead(balance, pairs, execution)
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
         for row, batch in self._rows(pairs, execution, own=own):
+            if not row:
+                self._fill(batch, execution, backward)
+                continue
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             routing = balance.routing(row, batch) if balance is not None else None
             reference = self._reference_of(batch, execution)
@@ -148,6 +156,9 @@ class PreferenceStep:
         derivatives = torch.autograd.grad(loss, leaves, materialize_grads=True, allow_unused=True)
         by_pair = [derivative.view(-1, 2) for derivative in derivatives]
         for row, batch in self._rows(pairs, execution):
+            if not row:
+                self._fill(batch, execution, backward, reference=False)
+                continue
             routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
                 own, index = self._scores(batch, execution, routing), to_device(torch.tensor(row), self.policy.device)
@@ -166,6 +177,9 @@ class PreferenceStep:
     def _count_ahead(self, balance: StepBalance, pairs: Sequence[TokenizedPair], execution: Execution) -> None:
         """Count what the routers choose in the rows that hold a part of a group."""
         for row, batch in self._rows(pairs, execution, balance.split):
+            if not row:
+                self._fill(batch, execution, reference=False)
+                continue
             routing = balance.routing(row, batch)
             with torch.no_grad(), self.policy.running(execution):
                 self.policy.token_scores(batch, execution, statistics=False, routing=routing)
@@ -180,12 +194,41 @@ class PreferenceStep:
     ) -> Iterator[tuple[list[int], PreferenceBatch]]:
         """Yield the `wanted` rows of those that `pairs` are packed into: indices of pairs, and the pairs as tensors.
 
-        With `own`, the pairs of these indices alone are packed.
+        With `own`, the pairs of these indices alone are packed. Rows without indices fill up a sharded model's passes.
         """
         packed = range(len(pairs)) if own is None else own
         rows = pack_rows([pairs[i].row_tokens for i in packed], execution.token_budget)
-        for row in filter(wanted, ([packed[i] for i in row] for row in rows)):
+        chosen = list(filter(wanted, ([packed[i] for i in row] for row in rows)))
+        further = fillers(self.policy, len(chosen), execution)  # agreed on before the first pass
+        for row in chosen:
             yield row, self.policy.collate([pairs[i] for i in row], execution)
+        for filler in further:
+            yield [], filler
+
+    def _fill(
+        self,
+        filler: PreferenceBatch,
+        execution: Execution,
+        backward: Backward | None = None,
+        *,
+        reference: bool = True,
+    ) -> None:
+        """Run the passes of a row that counts nothing: the policy's, with `reference` the reference's as well."""
+        beside = self._reference_of(filler, execution) if reference else torch.zeros(())
+        with torch.set_grad_enabled(backward is not None), self.policy.running(execution):
+            scores, _ = self._scores_and_reference(filler, execution, beside, None)
+            if backward is not None:
+                backward(0.0 * scores.logps.sum())
+
+    def _backward_nothing(self, execution: Execution, backward: Backward) -> Tensor:
+        """Run the passes of a process that has no group of a step, and return its loss, zero."""
+        two_passes = self.objective.coupled
+        if two_passes or self.objective.load_balancing is not None:
+            for filler in fillers(self.policy, 0, execution):
+                self._fill(filler, execution, reference=two_passes)
+        for filler in fillers(self.policy, 0, execution):
+            self._fill(filler, execution, backward, reference=not two_passes)
+        return torch.zeros((), dtype=self._dtype, device=self.policy.device)
 
     def _reference_of(self, batch: PreferenceBatch, execution: Execution) -> Beside | Tensor:
         """Reference log-probabilities of a row, or what the reference is where the policy's pass computes them."""
@@ -224,6 +267,9 @@ class PreferenceStep:
         parts: list[SequenceScores] = []
         references: list[Tensor] = []
         for row, batch in self._rows(pairs, execution):
+            if not row:
+                self._fill(batch, execution)
+                continue
             routing = balance.routing(row, batch) if balance is not None else None
             reference = self._reference_of(batch, execution)
             with self.policy.running(execution):

@@ -20,6 +20,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from wishbone.fused.coverage import Site
+from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED
 from wishbone.fused.lockstep import adapters_of_reference, apart, half_of, only_adapters, together
 from wishbone.fused.lora_layer import Forward, has_hooks
@@ -60,6 +61,7 @@ class FusedExperts:
         self._switched: list[_Experts] = []
         self._depth = 0
         inside: set[nn.Module] = set()
+        gathered = GatheredUnits(model)
         for name, module in model.named_modules():
             if module in inside or not (isinstance(module, ParamWrapper) or part_of(module) == "experts"):
                 continue
@@ -68,8 +70,9 @@ class FusedExperts:
             if part_of(base) != "experts":
                 continue
             layer = _Experts(name, module, base)
-            if (reason := layer.why_not()) is None and not layer.agrees():
-                reason = MORE
+            with gathered.around(module):
+                if (reason := layer.why_not()) is None and not layer.agrees():
+                    reason = MORE
             if reason is None:
                 self._layers.append(layer)
             else:

@@ -14,7 +14,7 @@ forward.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from wishbone.fused.coverage import Site
+from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.lockstep import Lockstep, apart
 from wishbone.fused.lora_layer import (
     Forward,
@@ -65,6 +66,7 @@ class FusedLinears:
         self._not_fused: list[Site] = []
         self._switched: list[nn.Module] = []
         self._depth = 0
+        self._gathered = GatheredUnits(model)
         self._find(model, "")
 
     @property
@@ -159,7 +161,8 @@ class FusedLinears:
                 alone = {child: found for child, found in alone.items() if child not in names}
         for child, found in alone.items():
             self._add(name, {child: found})
-        mlp = fused_mlp_of(module, name, linears, self._quantized)
+        with self._gathered.around(module) if len(linears) > 1 else nullcontext():
+            mlp = fused_mlp_of(module, name, linears, self._quantized)
         if isinstance(mlp, FusedMlp):
             self._mlps.append(mlp)
         elif part_of(module) == "MLP":

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from wishbone.fused.coverage import LAYER_NORM, NO_GPU, Site
 from wishbone.fused.gated_norm import gated_norm_forward, gated_norm_of
+from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import part_of
@@ -78,11 +79,16 @@ class FusedNorms:
         self._attributes = InstanceAttributes()
         self._left: dict[str, str] = {}
         self.norms: list[str] = []
+        gathered = GatheredUnits(model)
         for name, module in model.named_modules():
             beside = next(module.parameters(), None) if part_of(module) != "norm" else _first_parameter(module, model)
             if beside is None:
                 continue
-            found = _formula_of(module, beside) if everywhere or beside.is_cuda else NO_GPU
+            found: _Formula | str = NO_GPU
+            if everywhere or beside.is_cuda:
+                with gathered.around(module):
+                    whole = next(module.parameters(), beside)
+                    found = _formula_of(module, whole)
             slot = slot_of(module)
             if isinstance(found, _Formula) and slot is not None:
                 self.norms.append(name)

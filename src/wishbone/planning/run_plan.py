@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
-from wishbone.data.packing import pack_rows
+from wishbone.data.packing import evened, pack_rows
 from wishbone.errors import RequestError
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
-from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes
+from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes, trained_parameters
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
@@ -27,6 +27,8 @@ from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 SIMULATED_STEPS = 100
+GRADIENT_BYTES = 4
+"""Of one trained parameter, as gradients are added up."""
 DTYPES: Mapping[str, Weights] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 QUANTIZED: Mapping[str, Weights] = {"nf4": "nf4", "fp8": "fp8", "int8": "int8"}
 
@@ -49,6 +51,9 @@ class RunPlan:
         longest_sequence: tokens of the longest sequence (prompt and a completion) that fits, in the data's proportion.
         seconds: of a step, or None where nothing was measured to derive it from.
         seconds_at_least: whether rows are so short that this is only a lower bound.
+        exchanged: bytes of gradients that each of several devices sends and receives in a step.
+
+    Devices share the pairs of a step; its rows and time are those of the device with the most tokens.
     """
 
     weights: Weights
@@ -64,6 +69,7 @@ class RunPlan:
     longest_sequence: int
     seconds: float | None
     seconds_at_least: bool
+    exchanged: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,9 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     training, limit = config.training, config.data.max_length
     plan = memory_plan(config, target)
     tokens = lengths.rows(limit)
-    pairs, steps, on_device = _run_length(config, len(tokens), processes)
+    pairs, steps, _ = _run_length(config, len(tokens), processes)
     rows = chosen_rows(config, target, processes=processes)
-    packed = list(_simulated_rows(tokens, on_device, rows.budget, training.seed))
+    packed = list(_simulated_rows(tokens, min(steps.pairs_a_step, pairs), processes, rows.budget, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
     fitting = longest_pair(shape, plan, machine, training.activations, scored_share)
@@ -124,6 +130,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         longest_sequence=min(sequence, shape.positions) if shape.positions else sequence,
         seconds=seconds,
         seconds_at_least=row_tokens < FULL_ROW,
+        exchanged=2 * (processes - 1) / processes * GRADIENT_BYTES * trained_parameters(shape, plan),
     )
 
 
@@ -146,8 +153,8 @@ def chosen_rows(config: RunConfig, target: Target, *, processes: int = 1) -> Row
 def _run_length(config: RunConfig, pairs: int, processes: int) -> tuple[int, Schedule, int]:
     """Pairs to learn from, the steps over them, and the pairs of a step on one device."""
     learned = max(1, pairs - round(pairs * config.data.eval_fraction))
-    steps = schedule(learned, config.training, processes=processes)
-    return learned, steps, min(max(1, steps.pairs_a_step // processes), learned)
+    steps = schedule(learned, config.training)
+    return learned, steps, min(ceil(steps.pairs_a_step / processes), learned)
 
 
 def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
@@ -199,11 +206,13 @@ def _with_reference(memory: MemoryEstimate, reference: ModelShape, plan: MemoryP
     return MemoryEstimate({**memory.items, "reference": frozen_bytes(reference, plan)})
 
 
-def _simulated_rows(tokens: Any, pairs: int, budget: int, seed: int) -> Iterator[list[int]]:
-    """Yield the tokens of the rows of steps, pairs drawn as an epoch draws them."""
+def _simulated_rows(tokens: Any, pairs: int, processes: int, budget: int, seed: int) -> Iterator[list[int]]:
+    """Yield the tokens of the rows of steps on the device with the most, pairs drawn as an epoch draws them."""
     order = np.random.default_rng(seed).permutation(len(tokens))
     for start in range(0, min(len(order), pairs * SIMULATED_STEPS), pairs):
         step = tokens[order[start : start + pairs]].tolist()
+        if processes > 1:
+            step = max(([step[index] for index in share] for share in evened(step, processes)), key=sum)
         yield [sum(step[index] for index in row) for row in pack_rows(step, budget)]
 
 

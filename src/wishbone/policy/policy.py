@@ -41,6 +41,7 @@ from wishbone.policy.attention_hook import (
 )
 from wishbone.policy.lockstep import Beside, LockstepModules, embedded, of_policy, reference_of
 from wishbone.policy.router_logits import RowRouting
+from wishbone.policy.sharded import ShardedCalls
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
@@ -98,6 +99,7 @@ class Policy:
         self.causal_lm = causal_lm
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
         self.recurrence = PrefixRecurrence(text_layers(causal_lm)[1])
+        self._calls = ShardedCalls(model, causal_lm.get_output_embeddings())
         self._configs = attention_configs(causal_lm)
         self._alibi = alibi_attention(causal_lm)
         self._layout_as_mask = layout_as_mask
@@ -117,6 +119,19 @@ class Policy:
             return model.base_model
         # Llama 4's text model names an attribute as its base that only the model with images has.
         return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 has divided the model's parameters, so that all processes must run it equally often."""
+        return self._calls.sharded
+
+    @property
+    def computing_dtype(self) -> torch.dtype:
+        """Dtype of matrix products: autocast's where it is on, that in which FSDP gathers weights, else the model's."""
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self._calls.gathered_dtype or self.causal_lm.dtype
 
     @property
     def device(self) -> torch.device:
@@ -159,6 +174,21 @@ class Policy:
             routing: takes the router logits of all layers; None records none.
             beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
         """
+
+        def hidden() -> Tensor:
+            found = self._predicting(batch, execution, routing, beside)
+            return self._calls.as_head(lambda: found)
+
+        return self._calls.as_root(hidden)
+
+    def _predicting(
+        self,
+        batch: PreferenceBatch,
+        execution: Execution,
+        routing: RowRouting | None,
+        beside: Beside | None = None,
+    ) -> Tensor:
+        """`hidden_states` within the call of the whole model."""
         routed = routing is not None
         passed: Passed | None = None
         if execution.graphs is not None and isinstance(batch, SharedPrefixBatch):
@@ -187,6 +217,18 @@ class Policy:
         recorded = output.router_logits if beside is None else of_policy(output.router_logits)
         return Passed(output.last_hidden_state, recorded)
 
+    def _own_output(self, inputs: dict[str, Any]) -> Any:
+        """Run the model with its own head."""
+        run = self.causal_lm.forward if self._calls.is_root(self.causal_lm) else self.causal_lm
+        found: list[Any] = []
+
+        def logits() -> Tensor:
+            found.append(run(**inputs, use_cache=False))
+            return found[0].logits  # type: ignore[no-any-return]
+
+        self._calls.as_root(logits)
+        return found[0]
+
     def _decoded(self, inputs: dict[str, Any]) -> Any:
         """Run the decoder; where it takes a layout as a mask, with a mask of ones, from which ALiBi makes its table."""
         if "prefix_layout" not in inputs or not self._layout_as_mask:
@@ -214,13 +256,19 @@ class Policy:
         with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
             if self.form == "own_logits":
                 recorded = {"output_router_logits": True} if routing is not None else {}
-                output = self.causal_lm(**batch.model_inputs, use_cache=False, **recorded)
+                output = self._own_output(batch.model_inputs | recorded)
                 if routing is not None:
                     routing.take(output.router_logits)
                 logits = output.logits.flatten(0, 1).index_select(0, batch.predictor_index)
                 return scores_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets)
-            hidden = self.hidden_states(batch, execution, routing)
-            return self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
+
+            def scores() -> TokenScores:
+                hidden = self._predicting(batch, execution, routing)
+                return self._calls.as_head(
+                    lambda: self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
+                )
+
+            return self._calls.as_root(scores)
 
     def scores_beside(
         self,
@@ -241,12 +289,19 @@ class Policy:
             routing: takes the policy's router logits of all layers; None records none.
         """
         head = self.causal_lm.get_output_embeddings()
-        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
-            hidden = self.hidden_states(batch, execution, routing, beside)
+
+        def scores() -> tuple[TokenScores, TokenScores]:
+            hidden = self._predicting(batch, execution, routing, beside)
             assert isinstance(hidden, Lockstep)
+            return self._calls.as_head(lambda: of_halves(hidden))
+
+        def of_halves(hidden: Lockstep) -> tuple[TokenScores, TokenScores]:
             with torch.no_grad(), reference_of(head, beside.adapters):
                 reference = self._head_scores(hidden.reference, batch.targets, execution.head_chunk, False)
             return self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True), reference
+
+        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
+            return self._calls.as_root(scores)
 
     def _padded(self, tokens: int, execution: Execution) -> int:
         """The length of a row of so many tokens with its padding; only passes of training are recorded."""

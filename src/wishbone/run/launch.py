@@ -64,7 +64,14 @@ def choose_one_gpu() -> int:
     return here
 
 
-def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: str | None = None) -> int:
+def launch(
+    command: Sequence[str],
+    *,
+    processes: int,
+    nodes: int = 1,
+    meet_at: str | None = None,
+    module: str = "wishbone",
+) -> int:
     """Run `wishbone` with arguments in several processes, and return the exit status of the run.
 
     Args:
@@ -72,6 +79,7 @@ def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: s
         processes: how many on this machine.
         nodes: machines of the run; each calls this.
         meet_at: HOST[:PORT] of one of the machines, where all of them meet; needed for several.
+        module: what each process runs, as `python -m` does.
 
     Raises:
         RequestError: there are several nodes and nowhere to meet, or that is no place on a network.
@@ -105,7 +113,7 @@ def launch(command: Sequence[str], *, processes: int, nodes: int = 1, meet_at: s
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "wishbone", *command)
+        elastic_launch(config, sys.executable)("-m", module, *command)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         if first.exitcode > 0:

@@ -44,6 +44,7 @@ from wishbone.reference.reference import (
 from wishbone.reference.synchronized import SynchronizedAdapter
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.reference_store_callback import ReferenceStoreCallback
+from wishbone.trainer.sharding import gathered_bytes, is_sharded
 from wishbone.trainer.synchronization import Synchronization
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:
     if not on_gpu and not args.bf16 and model.dtype != torch.bfloat16:
         return None
     fused = FusedLayers(model)
-    if on_gpu:
+    if on_gpu and not is_sharded(model):
         fused.linears.lay_in_one_buffer()
     return fused
 
@@ -180,8 +181,11 @@ def _execution(policy: Policy, args: DPOConfig) -> Execution:
     if asked is not None:
         return Execution.treating(budget, asked)
     config = causal_lm.config.get_text_config()
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    if policy.sharded:
+        free = max(0, free - gathered_bytes(policy.model))
     room = estimated_room(
-        torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available,
+        free,
         device,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -225,6 +229,12 @@ def _reference(
             "Reference log-probabilities are not stored: in 8 bits those of another pass are rounded otherwise than "
             "the policy's, which puts noise into every reward. To store them anyway, name a file as reference_store."
         )
+    if policy.sharded and not (unasked or asked == "off"):
+        logger.warning(
+            "The reference store is off: a sharded model runs equally often in all processes, stored or not."
+        )
+    if policy.sharded:
+        asked = "off"
     reference = cached_reference(
         reference,
         runs,

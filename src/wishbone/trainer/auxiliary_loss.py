@@ -13,6 +13,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 from wishbone.errors import RequestError
 from wishbone.policy.auxiliary_loss import NoAuxiliaryLoss, load_balancing_of
 from wishbone.preference.load_balancing import LoadBalancing
+from wishbone.trainer.sharding import why_not_sharded_in_step
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def trl_computes_it(trainer: TRLDPOTrainer, term: LoadBalancing | None) -> bool:
 
 
 def _sharded(trainer: TRLDPOTrainer) -> bool:
-    return bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    """Whether DeepSpeed or FSDP shards the model on TRL's own path, where no pass may be run to find out."""
+    return bool(trainer.is_deepspeed_enabled or why_not_sharded_in_step(trainer))
 
 
 def _do_without(trainer: TRLDPOTrainer, reason: str) -> None:

@@ -87,6 +87,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._push_later = False
         self._checked: Path | None = None
         self._recorded: Facts | None = None
+        self._weights: Facts | None = None
         self._timed: TimedSaves | None = None
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
@@ -114,14 +115,19 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         with saved_before_signals(self):
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
+    def _record_weights(self) -> None:
+        """Take the fingerprint of the model before it is divided over processes, where the first one has it whole."""
+        if self.args.should_save:
+            self._weights = model_facts(self.model)
+
     def _record(self) -> Facts:
         """Return the fingerprint of this run, taken before the first step is."""
         if self._recorded is None:
             self._recorded = {
                 "settings": self.deciding or settings_of(self.args, self.accelerator.num_processes),
                 "data": {"training pairs": pairs_facts(self.train_dataset), "held out": pairs_facts(self.eval_dataset)},
-                "model": model_facts(self.model),
-                "reference": {} if self.ref_model is None else model_facts(self.ref_model),
+                "model": self._weights or model_facts(self.model),
+                "reference": {} if self.ref_model is None or self._weights else model_facts(self.ref_model),
                 "adapter": adapter_facts(self.model),
                 "given": {"optimizer": kind_of(self.optimizer), "scheduler": kind_of(self.lr_scheduler)},
                 "versions": versions(),

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.engine.equal_passes import agreed
 from wishbone.engine.execution import Execution
 from wishbone.engine.graph_selection import with_cuda_graphs
 from wishbone.engine.rehearsal import rehearse
@@ -39,8 +40,12 @@ class RehearsedTrainer(CheckpointedTrainer):
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
 
-        A run that continues on the same machine computes rows as before.
+        A run that continues on the same machine computes rows as before. Rows of a sharded model are not tried out,
+        because one that does not fit in one process would leave the others waiting.
         """
+        if step.policy.sharded:
+            self.execution = agreed(self.execution, step.policy.device)
+            return
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
         known = isinstance(self.train_dataset, Dataset)

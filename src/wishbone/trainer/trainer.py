@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.distributed import reduce_gradients, sum_over_processes
+from wishbone.engine.distributed import fill_gradients, reduce_gradients, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.sharing import Share, share_of
@@ -42,6 +42,7 @@ from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.collator import PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
+from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
@@ -51,10 +52,17 @@ from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.scoring import ScoringTrainer
-from wishbone.trainer.shared_steps import OWN_BATCHES, WAITING, read_every_batch, sum_of_losses
+from wishbone.trainer.sharding import is_sharded, shard
+from wishbone.trainer.shared_steps import (
+    OWN_BATCHES,
+    WAITING,
+    read_every_batch,
+    refuse_other_pairs,
+    sum_of_losses,
+)
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
-from wishbone.trainer.trl_path import refuse_on_trl_path, trl_path_reason
+from wishbone.trainer.trl_path import noise_reason, refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +131,11 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self._start_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
+        if self.form_reason is None:
+            if self.is_fsdp_enabled:
+                self._record_weights()
+                shard(self)
+            self.form_reason = noise_reason(self.model)
         if self.form_reason:
             self.aux_loss_enabled = trl_computes_it(self, load_balancing)
             refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
@@ -184,9 +197,12 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; batches that an earlier, interrupted call left are dropped."""
         self._pending = []
-        train_in_float32(self.model)
+        if not is_sharded(self.model):
+            train_in_float32(self.model)
         if self.preference_step is None:
             return super().train(*args, **kwargs)
+        if self._shares_steps:
+            refuse_other_pairs(pairs_facts(self.train_dataset), self.accelerator)
         try:
             with self._losses.filtered(self.args):
                 done = super().train(*args, **kwargs)
@@ -195,6 +211,24 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         finally:
             if self.execution.graphs is not None:
                 self.execution.graphs.release()  # what comes after training can use their memory
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer as transformers does; of a sharded model, note whose parameters it has."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_sharded(self.model):
+            self._learned = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler as transformers does, once accelerate has prepared the optimizer.
+
+        accelerate finds a sharded model's parameters again by the address of this process's part, and where there is no
+        part it takes one for another.
+        """
+        if is_sharded(self.model):
+            for group, parameters in zip(self.optimizer.param_groups, self._learned, strict=True):
+                group["params"] = parameters
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _refuse_empty_stream(self) -> None:
         """A stream tells only when it is read that no pair of it is left; transformers then ends without a step."""
@@ -206,6 +240,9 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the policy as transformers does, and with it the reference that the run began with."""
+        if is_sharded(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         with trained_as_before(self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             load_default_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
@@ -263,21 +300,31 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
             processes, process = self.accelerator.num_processes, self.accelerator.process_index
             part = share_of(groups, whole_groups=step.couples, processes=processes, process=process)
         loss = torch.zeros((), device=self.args.device)
+        metrics, sharded = self._pair_metrics["train"], step.policy.sharded
+        scale = share * part.scale
         if part.is_empty:
-            self._pair_metrics["train"].add_nothing(self.args.device)
-        else:
+            metrics.add_nothing(self.args.device)
+        if sharded:  # FSDP takes the mean over processes of what they add up here
+            factor = scale * (self.accelerator.num_processes if shared else 1)
+            loss = step.backward(
+                part.groups, metrics, self.execution, lambda loss: self.accelerator.backward(factor * loss), part.own
+            )
+        elif not part.is_empty:
             with self.maybe_activation_offload_context:
                 loss, self.execution = backward_that_fits(
                     step,
                     part.groups,
-                    self._pair_metrics["train"],
+                    metrics,
                     self.execution,
-                    lambda loss: self.accelerator.backward(share * part.scale * loss),
+                    lambda loss: self.accelerator.backward(scale * loss),
                     [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
                     part.own,
                 )
-        reduce_gradients(step.policy.model, self.accelerator, mean=not shared)
-        loss = share * part.scale * loss
+        if sharded:
+            fill_gradients(step.policy.model)
+        else:
+            reduce_gradients(step.policy.model, self.accelerator, mean=not shared)
+        loss = scale * loss
         return sum_of_losses(loss, self.accelerator) if shared else loss
 
     @property

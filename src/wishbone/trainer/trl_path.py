@@ -14,6 +14,7 @@ from wishbone.policy.capability import varies_in_training
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.request import Request
+from wishbone.trainer.sharding import why_not_sharded_in_step
 
 TRL_LOSSES = LOSSES.keys() - {"dpop", "rdpo", "simpo", "cpo", "orpo"}
 """Losses that TRL's own path has."""
@@ -50,7 +51,7 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         "attention dropout is on in the model's configuration": bool(attention_dropout),
         "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
         "the adapter needs its own forward pass": _adapter_has_own_forward(model) and not prompt_learning,
-        "the model is sharded by DeepSpeed or FSDP": trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
+        "DeepSpeed's engine runs the model's own forward pass (FSDP 2 runs in the step)": trainer.is_deepspeed_enabled,
         "parallelism_config splits the model or its sequences": trainer.accelerator.parallelism_config is not None,
         "torch_compile compiles the model's own forward pass": args.torch_compile,
         "NEFTune's noise depends on the padded length of a batch": args.neftune_noise_alpha is not None,
@@ -59,9 +60,16 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         and not isinstance(trainer.train_dataset, IterableDataset),
     }
     found = [reason for reason, holds in reasons.items() if holds]
-    if not found and varies_in_training(model):
-        found = ["the model has dropout or other noise that disable_dropout does not turn off"]
+    if sharded := why_not_sharded_in_step(trainer):
+        found.append(sharded)
     return " and ".join(found) or None
+
+
+def noise_reason(model: nn.Module) -> str | None:
+    """Return that a model gives other numbers each time it runs in training, which needs TRL's own path, or None."""
+    if varies_in_training(model):
+        return "the model has dropout or other noise that disable_dropout does not turn off"
+    return None
 
 
 def _adapter_has_own_forward(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ a document with a stem and no branches.
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -53,12 +54,14 @@ class Document:
 class PrefixLayout:
     """The documents of one row, in order and without gaps from token 0 to the row's end.
 
+    Its tables are kept in something that is no `dict`, because FSDP copies those that it finds in arguments.
+
     Raises:
         ValueError: if the documents leave a gap, overlap, or run backwards.
     """
 
     documents: tuple[Document, ...]
-    _cache: dict[object, object] = field(default_factory=dict, compare=False, repr=False)
+    _cache: UserDict[object, object] = field(default_factory=UserDict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         expected = 0

@@ -1,0 +1,251 @@
+"""Steps on one and on several GPUs: pairs a second, imbalance, communication, and how they grow.
+
+    python -m benchmarks scaling --processes 1,2 --cases bf16-strong,bf16-weak,fp8-strong,fp8-weak --out scaling.json
+
+A case is WEIGHTS-HOW. Strong scaling has the same pairs in a step on any number of GPUs, weak scaling as many more as
+there are GPUs. `sharded` divides a LoRA run's base over the GPUs (FSDP2), `full` trains all weights, divided. Processes
+start as `wishbone train --gpus N` starts them, and measure all cases one after the other. Each row says, as means over
+timed steps:
+
+    seconds         from the first process's batch to the end of its optimizer step
+    imbalance       how much longer the slowest process computes than the mean
+    waiting         the share of a step in which the mean process waits for the slowest
+    communication   the share of a step in which gradients are added up, after all have come
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.results import Results, Row
+from benchmarks.harness.systems import System
+from benchmarks.harness.workloads import SIZES, draw_lengths, texts, useful_flop
+
+WARM_UP, TIMED, BATCH, PAIRS = 2, 3, 8, 32
+HOW = ("strong", "weak", "sharded", "full")
+WEIGHTS = ("f32", "bf16", "fp8", "nf4")
+
+
+def parse_case(text: str) -> tuple[str, str]:
+    """Return precision and kind of a case.
+
+    Raises:
+        ValueError: it is no such case.
+    """
+    weights, _, how = text.partition("-")
+    if weights not in WEIGHTS or how not in HOW or (how in ("sharded", "full") and weights in ("fp8", "nf4")):
+        raise ValueError(f"case {text!r}: give WEIGHTS-HOW, such as bf16-strong, with {WEIGHTS} and {HOW}")
+    return weights, how
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", default="1,2", help="numbers of processes, by commas")
+    parser.add_argument("--cases", default="bf16-strong,bf16-weak,fp8-strong,fp8-weak", help="cases, by commas")
+    parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
+    parser.add_argument("--workload", default="ultrafeedback", help="lengths of the pairs")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs in a step of one GPU, a multiple of {BATCH}")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not timed, at least 1")
+    parser.add_argument("--timed", type=int, default=TIMED, help="steps that are timed")
+    parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
+    parser.add_argument("--commit", help="commit of this code, where git cannot tell")
+    parser.add_argument("--write-rows", type=Path, help=argparse.SUPPRESS)  # in the processes that measure
+    options = parser.parse_args()
+    try:
+        cases = [(text, *parse_case(text)) for text in options.cases.split(",")]
+        counts = [int(text) for text in options.processes.split(",")]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.warm_up < 1 or options.timed < 1 or options.pairs % BATCH or options.pairs < 1 or min(counts) < 1:
+        parser.error(f"steps and processes must be 1 or more, and pairs a multiple of {BATCH}")
+    if options.write_rows:
+        _measure_all(cases, options)
+        return
+    from wishbone.run.launch import launch
+
+    results = Results.read(options.out) if options.out and options.out.exists() else Results()
+    results.begin_call(options.commit)
+    with tempfile.TemporaryDirectory() as folder:
+        for count in counts:
+            written = Path(folder) / f"{count}.jsonl"
+            status = launch(
+                ["scaling", *sys.argv[1:], "--processes", str(count), "--write-rows", str(written)],
+                processes=count,
+                module="benchmarks",
+            )
+            for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
+                results.add(_beside_one(json.loads(line), results))
+            if status:
+                print(f"{count} processes ended with status {status}", file=sys.stderr)
+            if options.out:
+                results.write(options.out)
+
+
+def _beside_one(row: Row, results: Results) -> Row:
+    """Add how many times as fast as one process a row is, where that was measured."""
+    kind = row["case"].partition(" ")[0]
+    one = results.find("scaling", row["size"], row["system"], f"{kind} x1")
+    if one is None and kind == "weak":  # with one process, weak and strong are the same
+        one = results.find("scaling", row["size"], row["system"], "strong x1")
+    return row if one is None else row | {"times_one": round(row["pairs_per_s"] / one["pairs_per_s"], 3)}
+
+
+def _measure_all(cases: list[tuple[str, str, str]], options: argparse.Namespace) -> None:
+    """Measure the cases in this process, one of several; the first one writes rows."""
+    from benchmarks.harness.loading import import_libraries
+
+    import_libraries(System("wishbone", "bf16"))
+    import torch
+
+    count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    for text, weights, how in cases:
+        if count == 1 and how == "weak":
+            continue
+        row = _measure(weights, how, count, options)
+        if rank == 0:
+            row = {
+                "kind": "scaling",
+                "size": options.size,
+                "system": f"wishbone-{weights}",
+                "case": f"{how} x{count}",
+            } | row
+            print(json.dumps({"case": text, "processes": count} | row), flush=True)
+            with options.write_rows.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _measure(weights: str, how: str, count: int, options: argparse.Namespace) -> Row:
+    """Train and return a row, the same in every process."""
+    import gc
+
+    import torch
+
+    import wishbone.trainer.trainer as trainer_module
+    from benchmarks.harness.loading import Origin, load, trainer_for
+    from wishbone.model.load import choose_device
+
+    gc.collect()
+    device, size = choose_device(None), SIZES[options.size]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.reset_peak_memory_stats()
+    system = System("wishbone", weights, in_place=True)  # type: ignore[arg-type]
+    pairs = options.pairs * (1 if how == "strong" else count)
+    steps = options.warm_up + options.timed
+    lengths = draw_lengths(options.workload, pairs * steps)
+    loaded = load(system, Origin(options.size, None), device)
+    settings: dict[str, Any] = {}
+    if how in ("sharded", "full"):
+        settings["fsdp"] = True
+        settings["fsdp_config"] = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+    if how == "full":
+        loaded.options.clear()
+    times = _Times()
+    before = trainer_module.reduce_gradients
+    trainer_module.reduce_gradients = times.around(before)
+    folder = tempfile.mkdtemp()
+    try:
+        trainer = trainer_for(
+            system, loaded, device, folder, texts(lengths, size.vocabulary), callbacks=[times.callback()],
+            per_device_train_batch_size=BATCH, gradient_accumulation_steps=pairs // BATCH, max_steps=steps,
+            shared_steps=True, guard="off",
+        )  # fmt: skip
+        trainer.train()
+    finally:
+        trainer_module.reduce_gradients = before
+    sharded = trainer.preference_step.policy.sharded if trainer.preference_step else None
+    timed = times.steps[options.warm_up :]
+    row = times.summary(timed, count, device) | {"status": "ok", "pairs": pairs, "sharded": sharded}
+    row["pairs_per_s"] = round(pairs / row["seconds"], 3)
+    row["useful_tflops"] = round(
+        useful_flop(size, lengths[pairs * options.warm_up :]) / row["seconds"] / options.timed / 1e12, 1
+    )
+    row["losses"] = [round(float(entry["loss"]), 6) for entry in trainer.state.log_history if "loss" in entry]
+    row["not_on_fast_path_because"] = trainer.form_reason
+    if device.type == "cuda":
+        row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    del trainer, loaded
+    return row
+
+
+class _Times:
+    """When each step of this process began, had its gradients, had those of all, and ended."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[float]] = []
+        self._marks: list[float] = []
+
+    def mark(self) -> None:
+        """Note the time, once the device has done its work."""
+        from benchmarks.harness.clock import now
+
+        self._marks.append(now())
+
+    def around(self, reduce: Any) -> Any:
+        """Return the reduction of gradients with marks around it and around the wait for the slowest process."""
+        import torch
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            self.mark()
+            if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+                torch.distributed.barrier()
+            self.mark()
+            reduce(*args, **kwargs)
+            self.mark()
+
+        return timed
+
+    def callback(self) -> Any:
+        """Return the callback that marks the ends of steps."""
+        from transformers import TrainerCallback
+
+        times = self
+
+        class Ends(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                times._marks.clear()
+                times.mark()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                times.mark()
+                times.steps.append(list(times._marks))
+
+        return Ends()
+
+    def summary(self, steps: list[list[float]], count: int, device: Any) -> Row:
+        """Return means over steps, of the slowest and of all processes."""
+        import torch
+
+        parts = []
+        for marks in steps:
+            within = [marks[i + 1] - marks[i] for i in range(3)] if len(marks) == 5 else [0.0, 0.0, 0.0]
+            parts.append([marks[-1] - marks[0], *within])
+        own = torch.tensor(parts, dtype=torch.float64).mean(0).to(device)
+        total, most = own.clone(), own.clone()
+        if count > 1:
+            torch.distributed.all_reduce(total)
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        mean = total / count
+        seconds = float(mean[0])
+        found: Row = {"seconds": round(float(most[0]), 4), "step_seconds": [round(part[0], 4) for part in parts]}
+        if len(steps[0]) == 5:
+            found["imbalance"] = round(float(most[1] / mean[1]) - 1, 4)
+            found["waiting"] = round(float(mean[2]) / seconds, 4)
+            found["communication"] = round(float(mean[3]) / seconds, 4)
+        return found
+
+
+if __name__ == "__main__":
+    main()
