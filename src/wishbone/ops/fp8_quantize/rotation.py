@@ -31,7 +31,7 @@ def rotated(x: Tensor, block: int) -> Tensor:
     if block == 1:
         return precise
     signs = hadamard(block, precise.dtype, x.device)
-    blocks: Tensor = precise.unflatten(-1, (-1, block)) @ signs  # type: ignore[no-untyped-call]
+    blocks: Tensor = precise.unflatten(-1, (-1, block)) @ signs
     return blocks.flatten(-2)
 
 
