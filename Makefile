@@ -40,7 +40,7 @@ OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "n
 OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2)-interpreter.json tests/ops
 endef
 
-.PHONY: help demo lint quick test soak gpu newest oldest lock versions docs clean
+.PHONY: help demo lint quick test soak gpu newest oldest families lock versions docs clean
 help:
 	@echo "make demo     train a small real model on the CPU and show what changed"
 	@echo "make lint     ruff, format and types"
@@ -49,6 +49,7 @@ help:
 	@echo "make soak     the long tests, then runs killed and files damaged for hours; KILLS=300 FUZZED=10000 says how many"
 	@echo "make gpu      the tests of kernels and of whole steps on a CUDA device"
 	@echo "make newest   all tests with the newest versions that pyproject.toml allows, in .venv-newest"
+	@echo "make families try every family of transformers and write docs/families.md; make newest does, too"
 	@echo "make oldest   all tests with the lowest, in .venv-oldest"
 	@echo "make lock     write requirements/*.txt; with LOCK=--upgrade take the newest versions"
 	@echo "make versions write what the last runs tested into docs/versions.md"
@@ -114,6 +115,12 @@ newest oldest: $(TOOLS)/installed builder/node_modules/asked-for
 	$(TOOLS)/bin/python scripts/write_locks.py --resolution $(RESOLUTION) --python $(PYTHON) --out .venv-$@/versions.txt
 	$(call install,.venv-$@,.venv-$@/versions.txt)
 	$(call tests,.venv-$@,$@)
+	@if [ $@ = newest ]; then $(MAKE) families FAMILIES_FROM=.venv-newest; fi
+
+# Every family of transformers, tiny, for one step: how it runs and whether its loss is right, into docs/families.md.
+FAMILIES_FROM ?= $(VENV)
+families:
+	$(FAMILIES_FROM)/bin/python scripts/sweep_families.py
 
 lock: $(TOOLS)/installed
 	$(TOOLS)/bin/python scripts/write_locks.py $(LOCK)

@@ -88,7 +88,12 @@ def choose_form(
             own = _logps(Policy(model, form="own_logits"))
             if plain.decoder is plain.causal_lm:
                 return Capability("own_logits", "its layers cannot be run without its output head")
-            head = _logps(Policy(model, form="plain", autocast=autocast))
+            try:
+                head = _logps(Policy(model, form="plain", autocast=autocast))
+            except torch.OutOfMemoryError:
+                raise
+            except IMPOSSIBLE:  # a head with layers of its own before the output embedding
+                head = torch.full_like(own, torch.nan)
             with autocast():
                 tolerance = TOLERANCE[plain.computing_dtype]
             if not _relative_error(head, own) <= tolerance:
