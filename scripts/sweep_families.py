@@ -34,7 +34,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from tiny import tiny_tokenizer  # noqa: E402
+from tiny import tiny_tokenizer  # type: ignore[import-not-found]  # noqa: E402
 
 from wishbone import DPOConfig, DPOTrainer  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
