@@ -76,10 +76,14 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
     Raises:
         NotImplementedError: it returns something other than tensors, and not the same for both.
     """
-    adapters = adapters_of_reference((args, kwargs))
-    policy = function(*half_of(args, "policy"), **half_of(kwargs, "policy"))
+    policy_args, reference_args, adapters = _split(args)
+    policy_kwargs = reference_kwargs = kwargs
+    if kwargs:
+        adapters = adapters_of_reference(kwargs) if adapters is None else adapters
+        policy_kwargs, reference_kwargs = half_of(kwargs, "policy"), half_of(kwargs, "reference")
+    policy = function(*policy_args, **policy_kwargs)
     with torch.no_grad():
-        reference = function(*half_of(args, "reference"), **half_of(kwargs, "reference"))
+        reference = function(*reference_args, **reference_kwargs)
     return together(policy, reference, adapters or ())
 
 
@@ -190,6 +194,24 @@ def adapters_of_reference(value: Any) -> tuple[str, ...] | None:
         if (found := adapters_of_reference(one)) is not None:
             return found
     return None
+
+
+def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] | None]:
+    """Return `half_of` arguments for both halves, and `adapters_of_reference`: it runs at each call, so in one walk."""
+    policy, reference, adapters = [], [], None
+    for one in args:
+        if isinstance(one, Lockstep):
+            policy.append(one.policy)
+            reference.append(one.reference)
+            adapters = one.adapters if adapters is None else adapters
+        elif type(one) in (list, tuple, dict):
+            policy.append(half_of(one, "policy"))
+            reference.append(half_of(one, "reference"))
+            adapters = adapters_of_reference(one) if adapters is None else adapters
+        else:
+            policy.append(one)
+            reference.append(one)
+    return policy, reference, adapters
 
 
 def _items(value: Any) -> Any:
