@@ -36,6 +36,8 @@ def why_apart(policy: Policy, reference: AdapterDisabled) -> str | None:
         return "its layers do not run fused on this device"
     if not reference.switches_by_layer:
         return "switching to the reference changes more than its adapters"
+    if any(module._backward_hooks or module._backward_pre_hooks for module in policy.model.modules()):
+        return "its modules have backward hooks, which take a tensor as it is"
     was_training = policy.model.training
     policy.model.eval()
     try:
