@@ -223,7 +223,8 @@ def _reference(
         frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
         reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
     asked, unasked = args.reference_store, args.reference_store == "auto" and STORE_VARIABLE not in os.environ
-    if own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy) and unasked:
+    rounds = own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy)
+    if rounds and unasked:
         asked = "off"
         logger.info(
             "Reference log-probabilities are not stored: in 8 bits those of another pass are rounded otherwise than "
@@ -247,6 +248,13 @@ def _reference(
     )
     if isinstance(reference, CachedReference):
         callbacks.append(ReferenceStoreCallback(reference))
+        if rounds:
+            logger.warning(
+                "Reference log-probabilities are stored, as %s asks. In FP8 a stored value was rounded otherwise than "
+                "the policy's, so rewards have the noise of two passes wherever one is looked up. Leave that out, and "
+                "one pass computes both each time.",
+                STORE_VARIABLE if args.reference_store == "auto" else f"reference_store={args.reference_store!r}",
+            )
     return reference, callbacks
 
 
