@@ -31,6 +31,8 @@ MODEL = "smollm2-135m-instruct"
 BATCH = 8
 MAX_LENGTH = 1024
 LEARNED = ("heldout_loss", "heldout_accuracy", "heldout_margin")
+ROUNDED = ("fp8", "nf4")
+"""Frozen weights that are rounded for training; their adapters are judged on the rounded weights, too."""
 EVALUATED = {
     "eval_loss": "loss",
     "eval_rewards/accuracies": "accuracy",
@@ -102,7 +104,9 @@ def _train(request: Row, seed: int) -> Row:
     trainer.model.save_pretrained(adapter)
     del trainer, loaded
     gc.collect()
-    learned = evaluate(request["directory"], adapter, pairs["heldout"], MAX_LENGTH, device)
+    judged = (request["directory"], adapter, pairs["heldout"], MAX_LENGTH, device)
+    learned = evaluate(*judged)
+    rounded = {} if system.weights not in ROUNDED else {"on_rounded_weights": evaluate(*judged, rounded=system.weights)}
     last_epoch = losses[-max(1, round(len(losses) / request["epochs"])) :]
     return {
         "seed": seed,
@@ -110,6 +114,7 @@ def _train(request: Row, seed: int) -> Row:
         "evaluations": evaluations,
         "last_epoch_loss": fmean(last_epoch),
         **learned,
+        **rounded,
         "seconds": round(seconds, 2),
         "pairs_per_s": round(len(pairs["train"]) * request["epochs"] / seconds, 3),
         **peak,

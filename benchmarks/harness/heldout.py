@@ -1,7 +1,8 @@
 """What an adapter learned, measured in one way for every system: in float32, on plain sequences, without a trainer.
 
 A trainer evaluates in the precision that it trains in, so its held-out margins contain the rounding noise of policy and
-reference. Here the saved adapter is put on the model in float32, and
+reference. Here the saved adapter is put on the model in float32, with its weights as published or as they were rounded
+for training, and
 
     margin = beta ((log p(y_w|x) - log p_ref(y_w|x)) - (log p(y_l|x) - log p_ref(y_l|x))),
 
@@ -18,7 +19,9 @@ from benchmarks.harness.results import Row
 BETA = 0.1
 
 
-def evaluate(directory: str, adapter: str, pairs: list[Row], max_length: int, device: Any) -> dict[str, float]:
+def evaluate(
+    directory: str, adapter: str, pairs: list[Row], max_length: int, device: Any, rounded: str | None = None
+) -> dict[str, float]:
     """Return mean loss, accuracy and margin of held-out pairs.
 
     Args:
@@ -28,6 +31,7 @@ def evaluate(directory: str, adapter: str, pairs: list[Row], max_length: int, de
         max_length: tokens of a prompt and completion, in all. As in trainers, completions are cut and pairs whose
             prompt fills `max_length` are dropped.
         device: device to compute on.
+        rounded: "fp8" or "nf4" for weights that are rounded so, None for the published ones; arithmetic is float32.
     """
     import torch
     from datasets import Dataset
@@ -36,8 +40,13 @@ def evaluate(directory: str, adapter: str, pairs: list[Row], max_length: int, de
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wishbone.data.tokenize import tokenize_pairs
+    from wishbone.model.load import load_model
 
-    base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map={"": device})
+    if rounded is None:
+        base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map={"": device})
+    else:
+        quantization = {"load_in_fp8": rounded == "fp8", "load_in_4bit": rounded == "nf4"}
+        base = load_model(directory, dtype=torch.bfloat16, device=device, **quantization)[0].dequantize().float()
     model = PeftModel.from_pretrained(base, adapter).eval()
     margins = []
     for row in tokenize_pairs(Dataset.from_list(pairs), AutoTokenizer.from_pretrained(directory)):
