@@ -157,6 +157,7 @@ def _estimated(trainer: Any, system: System, budget: int, treatment: str, pair: 
         "device_memory": torch.cuda.get_device_properties(0).total_memory if cuda else 0.0,
     }
     scored = budget // pair.unique * pair.scored
+    assert system.weights != "llm-int8"  # a library's form, which no plan covers
     step = estimate_memory(shape, MemoryPlan(system.weights, scored_tokens=scored, **common))
     run = estimate_memory(shape, MemoryPlan(system.weights, **common))
     estimate = step.allocated / GIB

@@ -134,6 +134,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
 
     import wishbone.trainer.trainer as trainer_module
     from benchmarks.harness.loading import Origin, load, trainer_for
+    from wishbone.engine import distributed
     from wishbone.model.load import choose_device
 
     gc.collect()
@@ -153,8 +154,8 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     if how == "full":
         loaded.options.clear()
     times = _Times()
-    before = trainer_module.reduce_gradients
-    trainer_module.reduce_gradients = times.around(before)
+    before = distributed.reduce_gradients
+    trainer_module.reduce_gradients = times.around(before)  # type: ignore[attr-defined]
     folder = tempfile.mkdtemp()
     try:
         trainer = trainer_for(
@@ -164,7 +165,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         )  # fmt: skip
         trainer.train()
     finally:
-        trainer_module.reduce_gradients = before
+        trainer_module.reduce_gradients = before  # type: ignore[attr-defined]
     sharded = trainer.preference_step.policy.sharded if trainer.preference_step else None
     timed = times.steps[options.warm_up :]
     row = times.summary(timed, count, device) | {"status": "ok", "pairs": pairs, "sharded": sharded}

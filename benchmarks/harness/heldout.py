@@ -45,8 +45,14 @@ def evaluate(
     if rounded is None:
         base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map={"": device})
     else:
-        quantization = {"load_in_fp8": rounded == "fp8", "load_in_4bit": rounded == "nf4"}
-        base = load_model(directory, dtype=torch.bfloat16, device=device, **quantization)[0].dequantize().float()
+        base, _ = load_model(
+            directory,
+            dtype=torch.bfloat16,
+            device=device,
+            load_in_fp8=rounded == "fp8",
+            load_in_4bit=rounded == "nf4",
+        )
+        base = base.dequantize().float()
     model = PeftModel.from_pretrained(base, adapter).eval()
     margins = []
     for row in tokenize_pairs(Dataset.from_list(pairs), AutoTokenizer.from_pretrained(directory)):

@@ -47,7 +47,9 @@ def deep() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("attention", "form"), [(noisy, "shared_prefix"), (wrong_in_one, "plain"), (blind, "plain")], ids=lambda x: str(x)
+    ("attention", "form"),
+    [(noisy, "shared_prefix"), (wrong_in_one, "plain"), (blind, "plain")],
+    ids=["noisy", "wrong in one layer", "blind"],
 )
 def test_layers_are_judged_one_at_a_time(deep: Any, attention: Any, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capability, "TOLERANCE", capability.TOLERANCE | {torch.bfloat16: 1e-3})  # as if it were deeper

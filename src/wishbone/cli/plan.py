@@ -128,8 +128,7 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
         try:
             gpu = find_gpu(own.name, own.memory / GIB)
         except RequestError:
-            major, minor = own.capability or (0, 0)
-            gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
+            gpu = Gpu.unlisted(own.name, own.memory / GIB, own.capability or (0, 0))
         if memory_gib is not None:
             return gpu, Machine("cuda", memory_gib * GIB, memory_gib * GIB), True
         free = min(own.available + CONTEXT, own.memory)  # this process has a context there already

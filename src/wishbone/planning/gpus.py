@@ -79,6 +79,23 @@ class Gpu:
     measured: Measured | None
     source: str
 
+    @classmethod
+    def unlisted(cls, name: str, memory_gib: float, capability: tuple[int, int]) -> Gpu:
+        """Return a GPU of this machine that the list does not have: without rates no time is planned."""
+        major, minor = capability
+        return cls(
+            name,
+            memory_gib,
+            major + minor / 10,
+            bf16_tflops=None,
+            fp8_tflops=None,
+            int8_tflops=None,
+            fp16_tflops=None,
+            bandwidth_gbs=0.0,
+            measured=None,
+            source="this machine",
+        )
+
 
 @cache
 def known_gpus() -> dict[str, Gpu]:

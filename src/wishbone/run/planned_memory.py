@@ -52,6 +52,5 @@ def _machine() -> tuple[Machine, Gpu | None]:
     try:
         gpu = find_gpu(own.name, own.memory / GIB)
     except RequestError:
-        major, minor = own.capability or (0, 0)
-        gpu = Gpu(own.name, own.memory / GIB, major + minor / 10, None, None, None, 0.0, None, "this machine")
+        gpu = Gpu.unlisted(own.name, own.memory / GIB, own.capability or (0, 0))
     return Machine("cuda", own.memory, min(own.available, own.memory)), gpu

@@ -89,6 +89,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._recorded: Facts | None = None
         self._weights: Facts | None = None
         self._timed: TimedSaves | None = None
+        self._earlier_tokens = 0
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
             self.add_callback(self._timed)
@@ -187,10 +188,21 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             _say_what_cannot_be_checked(path, recorded)
         return path
 
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of all sequences trained on since construction."""
+        return int(self._total_train_tokens - self._earlier_tokens)
+
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
-        """Restore the state as transformers does; how often is logged, evaluated and saved is what is asked for now."""
+        """Restore the state as transformers does; how often is logged, evaluated and saved is what is asked for now.
+
+        `num_tokens` goes on from the count of the checkpoint; in TRL it begins at 0 again.
+        """
         begun = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
+        if self.continued is not None and self.args.include_num_input_tokens_seen == "no":
+            self._earlier_tokens += self.state.num_input_tokens_seen - self._total_train_tokens
+            self._total_train_tokens = self.state.num_input_tokens_seen
         return begun
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -221,6 +233,8 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._remove_rest(folder)
         self.accelerator.wait_for_everyone()
         self._staging, self._push_later = staging, False
+        if self.args.include_num_input_tokens_seen == "no":  # otherwise transformers counts its own
+            self.state.num_input_tokens_seen = self._total_train_tokens
         try:
             super()._save_checkpoint(model, trial)
             self._write_extras(staging / place.name, folder)

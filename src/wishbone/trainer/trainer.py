@@ -178,11 +178,6 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
 
-    @property
-    def trained_tokens(self) -> int:
-        """Tokens of all sequences trained on since construction."""
-        return int(self._total_train_tokens)
-
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
     ) -> Dataset | IterableDataset:

@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 
 
 TILES = (Tile(128, 256, 128, 8, 3), Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 3))
-"""From large to small, as measured (docs/log.md): for Hopper and Ampere, for Ada and consumer cards, for Turing."""
+"""From large to small, not tuned yet: for Hopper and Ampere, for Ada and consumer cards, for Turing."""
 FEW_ROWS = Tile(64, 128, 128, 4, 4)
 
 
