@@ -70,6 +70,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> DPOTrainer:
     return run
 
 
+def token_counts(run: DPOTrainer) -> list[float]:
+    """`num_tokens` of every line of the log that has it."""
+    return [entry["num_tokens"] for entry in run.state.log_history if "num_tokens" in entry]
+
+
 def stopped(folder: Path, **options: Any) -> None:
     """The first four of six steps, with checkpoints after 2 and 4."""
     trainer(folder, At(4), **options).train()
@@ -96,6 +101,8 @@ def test_the_newest_sound_one_is_continued_bit_by_bit(
     (line,) = [text for text in caplog.messages if "checkpoint" in text]
     assert "checkpoint-4 is damaged and was skipped: optimizer.pt changed" in line
     assert torch.equal(adapter(resumed), adapter(whole)) and losses(resumed) == losses(whole)
+    assert token_counts(resumed) == token_counts(whole)
+    assert 0 < resumed.trained_tokens < whole.trained_tokens == token_counts(whole)[-1]
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
     with pytest.raises(RequestError, match=r"checkpoint-4 is damaged \(optimizer.pt.*checkpoint-6 is sound"):
         resumed.checkpoint_to_resume(str(tmp_path / "checkpoint-4"))

@@ -80,6 +80,7 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     args: DPOConfig
     deciding: dict[str, Any] | None = None
     continued: Path | None = None
+    _total_train_tokens: int
 
     def _checkpoint_by_the_clock(self) -> None:
         """Prepare what saving and resuming need, once TRL has constructed itself."""
