@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.documents
 ROOT = Path(__file__).parent.parent
 KEPT = json.loads((ROOT / "docs" / "families.json").read_text(encoding="utf-8"))
 

@@ -16,10 +16,14 @@ def test_one_line_is_left_out_and_the_others_stay(caplog: pytest.LogCaptureFixtu
     hide_kernel_advice()
     hide_kernel_advice()
     assert len(logger.filters) == 1
-    with caplog.at_level("WARNING"):
-        logger.warning(f"{BEGINS} from kernels-community: %s", "no module")
-        logger.warning("Failed to load something else")
-    assert [record.getMessage() for record in caplog.records] == ["Failed to load something else"]
+    logger.addHandler(caplog.handler)  # bitsandbytes, once imported, keeps its lines from the root's handlers
+    try:
+        with caplog.at_level("WARNING", LOGGER):
+            logger.warning(f"{BEGINS} from kernels-community: %s", "no module")
+            logger.warning("Failed to load something else")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {"Failed to load something else"}
 
 
 @pytest.mark.long

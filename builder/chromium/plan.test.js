@@ -77,7 +77,8 @@ test("bars are as long as what they stand for", { skip }, async () => {
   }));
   const totals = (await page.locator(".bars .total").allTextContents()).map(parseFloat);
   const scale = card / 23.99;
-  assert.equal(widths.length, 4);
+  assert.equal(widths.length, totals.length);
+  assert.ok(widths.length >= 4);
   widths.forEach((width, index) => assert.ok(Math.abs(width / scale - totals[index]) < 0.15, `${totals[index]}: ${width / scale}`));
   assert.ok(Math.abs((grid[1] - grid[0]) / scale - 5) < 0.01);
 });

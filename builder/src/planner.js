@@ -63,9 +63,9 @@
   }
 
   /** Optimizer steps of a run over `pairs` pairs on `devices` devices, or null. */
-  function stepsOf(settings, pairs, devices) {
+  function stepsOf(settings, pairs) {
     if (pairs === null) return null;
-    const microSteps = Math.ceil(pairs / (settings["training.batch_size"] * devices));
+    const microSteps = Math.ceil(pairs / settings["training.batch_size"]);
     return Math.ceil(settings["training.epochs"] * Math.ceil(microSteps / settings["training.gradient_accumulation"]));
   }
 
@@ -82,7 +82,8 @@
     const pair = pairTokens(facts.prompt_tokens, facts.completion_tokens, limit);
     const longest = longestPairTokens(facts, limit);
     const learned = learnedPairs(settings, facts.pairs);
-    const onDevice = Math.min(settings["training.batch_size"] * settings["training.gradient_accumulation"], learned ?? Infinity);
+    const pairsAStep = settings["training.batch_size"] * settings["training.gradient_accumulation"]; // on all GPUs together
+    const onDevice = Math.min(Math.ceil(pairsAStep / facts.gpus), learned ?? Infinity);
     const most = Math.max(longest.row, pair.row) + (onDevice - 1) * pair.row;
     const { kept: keptBy, ...rows } = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
     const memory = withReference(rows.memory, reference, plan);
@@ -100,7 +101,7 @@
       settings, weights: plan.weights, machine, limit: limitOf(machine), rows: { ...rows, memory }, memory, kept, fits: memory.total <= limitOf(machine),
       pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
       longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
-      steps: stepsOf(settings, learned, facts.gpus),
+      steps: stepsOf(settings, learned),
       seconds: gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null,
       secondsAtLeast: rowTokens < FULL_ROW,
     };

@@ -10,6 +10,7 @@ import trl
 from wishbone import DPOTrainer
 from wishbone.errors import RequestError
 from wishbone.trainer.compatibility import OVERRIDDEN, check_trl
+from wishbone.trainer.scoring import ScoringTrainer
 
 PASSED_ON = ["args", "kwargs"]
 
@@ -25,13 +26,15 @@ def test_other_versions_are_refused(version: str) -> None:
 
 
 def test_signatures_of_all_overridden_methods_are_checked() -> None:
-    """Those that only pass their arguments on (`train`, `predict`) do not depend on them."""
+    """Those that only pass their arguments on (`train`, `predict`, `create_optimizer`) do not depend on them."""
     beneath = trl.DPOTrainer.__mro__[:-1]
-    overridden = {name for name, own in vars(DPOTrainer).items() if any(name in vars(kind) for kind in beneath)}
-    methods = {name for name in overridden if inspect.isfunction(vars(DPOTrainer)[name])}
+    own = {name: value for kind in (ScoringTrainer, DPOTrainer) for name, value in vars(kind).items()}
+    methods = {
+        name for name, value in own.items() if inspect.isfunction(value) and any(name in vars(kind) for kind in beneath)
+    }
     passing_on = {n for n in methods if list(inspect.signature(getattr(DPOTrainer, n)).parameters)[1:] == PASSED_ON}
     assert methods - passing_on == OVERRIDDEN.keys()
-    assert passing_on == {"train", "predict"}
+    assert passing_on == {"train", "predict", "create_optimizer"}
 
 
 def test_changed_methods_are_refused_all_at_once() -> None:

@@ -38,7 +38,7 @@ def test_a_store_is_kept_only_where_asked_and_said(
     with caplog.at_level(logging.INFO):
         own = reference_of()
         assert isinstance(own, AdapterDisabled) and own.in_lockstep
-        assert "are not stored: in FP8" in caplog.text
+        assert "are not stored: in 8 bits" in caplog.text
         monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "references.sqlite"))
         assert isinstance(reference_of(), CachedReference)
         assert f"are stored, as {STORE_VARIABLE} asks. In FP8" in caplog.text

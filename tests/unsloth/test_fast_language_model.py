@@ -219,7 +219,7 @@ def test_unknown_arguments_are_refused_with_near_names(saved: str):
         adapter(load(saved)[0], lora_alhpa=3)
     with pytest.raises(RequestError, match="was given model_name twice"):
         FastLanguageModel.from_pretrained(saved, model_name=saved)
-    with pytest.raises(RequestError, match="takes 29 arguments and got 31"):
+    with pytest.raises(RequestError, match="takes 30 arguments and got 31"):
         FastLanguageModel.from_pretrained(*range(31))
 
 
@@ -338,9 +338,9 @@ def test_an_adapter_is_loaded_on_its_base_to_train_further(saved: str, tmp_path:
 def broken_adapters(directory: Path, base: Path) -> dict[str, str]:
     """Ways to spoil the adapter in `directory`, and what is said of each."""
     return {
-        "shape": r"have another shape \(.*q_proj.lora_A.weight: \(4, 65\) instead of \(4, 64\)",
-        "missing": r"1 tensors that the model needs are missing \(.*q_proj.lora_A.weight\)",
-        "extra": r"1 tensors of the adapter have no place in the model \(base_model.model.model.layers.9",
+        "shape": r"of another shape: 1 tensor \(.*q_proj.lora_A.weight: \(4, 65\) instead of \(4, 64\)",
+        "missing": r"missing, though the model needs them: 1 tensor \(.*q_proj.lora_A.weight\)",
+        "extra": r"of the adapter, without a place in the model: 1 tensor \(base_model.model.model.layers.9",
         "base": r"is not on this machine|does not exist|does not fit",
         "damaged": "is damaged",
         "nameless": "names no base model; set base_model_name_or_path in it",

@@ -109,12 +109,12 @@ def load_adapter(base: PreTrainedModel, directory: Path, *, trainable: bool = Tr
     expected = {key: tuple(v.shape) for key, v in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     extra = {key for key in found.keys() - expected.keys() if known.get(_base_key(key)) != found[key]}
     problems = [
-        f"{counted(len(keys), 'tensor')} {what} ({some_of(keys)})"
+        f"{what}: {counted(len(keys), 'tensor')} ({some_of(keys)})"
         for what, keys in (
-            ("of the adapter have no place in the model", sorted(extra)),
-            ("that the model needs are missing", sorted(expected.keys() - found.keys())),
+            ("of the adapter, without a place in the model", sorted(extra)),
+            ("missing, though the model needs them", sorted(expected.keys() - found.keys())),
             (
-                "have another shape",
+                "of another shape",
                 [
                     f"{key}: {found[key]} instead of {expected[key]}"
                     for key in sorted(expected.keys() & found.keys())

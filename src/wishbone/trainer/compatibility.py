@@ -41,6 +41,7 @@ OVERRIDDEN: dict[str, list[str]] = {
     "compute_ref_log_probs": ["self", "model", "inputs"],
     "floating_point_ops": ["self", "inputs"],
     "training_step": ["self", "args", "kwargs"],
+    "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "get_train_dataloader": ["self"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
 }
