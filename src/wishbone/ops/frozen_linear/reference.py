@@ -53,16 +53,21 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
         ctx.weight = weight
         if isinstance(weight, EightBitWeight):
-            x = _rounded(x, weight.input_form)
+            return _rounded(x, weight.input_form) @ (_codes(weight, x.dtype) * weight.scale.to(x.dtype)[:, None]).t()
         return x @ weight.dense().to(x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,), weight = grads, ctx.weight
         if isinstance(weight, EightBitWeight):
-            scale = weight.scale.to(g.dtype)[:, None]
-            return _rounded(g, weight.gradient_form, weight.scale) @ (weight.dense().to(g.dtype) / scale), None
+            return _rounded(g, weight.gradient_form, weight.scale) @ _codes(weight, g.dtype), None
         return g @ weight.dense().to(g.dtype), None
+
+
+def _codes(weight: EightBitWeight, dtype: torch.dtype) -> Tensor:
+    """What the codes of a weight stand for without their scales: `dense` would round the product of both to float32."""
+    codes, block = weight.qweight.to(dtype), weight.input_form.block
+    return rotated_back(codes, block) if block else codes
 
 
 def _rounded(rows: Tensor, form: RowForm, column_scale: Tensor | None = None) -> Tensor:
