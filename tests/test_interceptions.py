@@ -68,6 +68,7 @@ OURS = {
     "model/gguf.py:_unmarked": "a model that was loaded there",
     "model/gguf_tokenizer.py:_byte_level": "a tokenizer that was made there",
     "model/load.py:load_model": "a model that was loaded there",
+    "model/load.py:_processor": "a processor that was loaded there",
     "model/load.py:_tokenizer": "a tokenizer that was loaded there",
     "model/merge.py:_in_sixteen_bits": "a copy of a configuration",
     "model/merge.py:_write": "a copy of a configuration",

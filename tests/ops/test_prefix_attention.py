@@ -217,3 +217,44 @@ def test_tables_are_aligned_whatever_the_length(blocks: int) -> None:
             tables = block_tables(layout, BlockKind(None, 64, columns, by_keys, device)).parts()
             assert not any(table.data_ptr() % 16 for table in tables)
     assert not any(table.data_ptr() % 16 for table in layout.token_tables(device).buffer.unbind())
+
+
+TOGETHER = ((1, 4), (4, 5), (31, 33), (33, 39))
+"""Spans of stems of `LAYOUT`: two beside each other, one at a document's end, one longer than the window."""
+
+
+def seen_together(layout: PrefixLayout, sequence: list[int], query: int, window: int | None) -> list[int]:
+    """Places in a sequence that a query sees: the earlier ones and its span, as far as the window goes back."""
+    places = set(range(query + 1))
+    for start, end in layout.spans(window):
+        if start <= sequence[query] < end:
+            places |= {sequence.index(token) for token in range(start, end)}
+    return sorted(place for place in places if window is None or query - place < window)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "auto"])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("with_window", [False, True])
+def test_spans_of_a_stem_whose_tokens_see_each_other(backend: str, window: int | None, with_window: bool) -> None:
+    layout = PrefixLayout(LAYOUT.documents, TOGETHER, with_window)
+    q, k, v = inputs(layout)
+    out = prefix_attention(q, k, v, layout, scale=0.3, window=window, backend=backend)
+    expected = torch.full_like(out, torch.nan)
+    for sequence in sequences(layout):
+        for at, token in enumerate(sequence):
+            keys = [sequence[place] for place in seen_together(layout, sequence, at, window)]
+            for head in range(HEADS):
+                group = head // (HEADS // KEY_VALUE_HEADS)
+                weights = (k[0, group, keys] @ q[0, head, token] * 0.3).softmax(0)
+                expected[0, head, token] = weights @ v[0, group, keys]
+    torch.testing.assert_close(out, expected)
+    gradients = torch.autograd.grad(out.square().sum(), (q, k, v), retain_graph=True)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.square().sum(), (q, k, v)))
+
+
+def test_kernels_refuse_spans_and_spans_lie_in_stems() -> None:
+    layout = PrefixLayout(LAYOUT.documents, TOGETHER)
+    with pytest.raises(NotImplementedError, match="see each other"):
+        prefix_attention(*inputs(layout), layout, scale=1.0, backend="triton")
+    with pytest.raises(ValueError, match="lie in no stem"):
+        PrefixLayout(LAYOUT.documents, ((4, 6),))

@@ -17,13 +17,14 @@ layers cannot take the mask. Both have the same interface, so the step does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wishbone.data.pair_images import Ids, ImageAttention, PairImages, continued, placed_images
 from wishbone.ops.prefix_attention import Document, PrefixLayout
 from wishbone.ops.to_device import to_device
 
@@ -36,6 +37,7 @@ class TokenizedPair:
         chosen, rejected: token ids of the whole sequences, prompt first.
         chosen_start, rejected_start: index of the first completion token; only tokens from there on are scored.
         ref_chosen_logps, ref_rejected_logps: reference log-probabilities if they were computed before training.
+        images: the images of the prompt, whose placeholder tokens are all in both sequences; None if it has none.
     """
 
     chosen: list[int]
@@ -44,6 +46,7 @@ class TokenizedPair:
     rejected_start: int
     ref_chosen_logps: float | None = None
     ref_rejected_logps: float | None = None
+    images: PairImages | None = None
 
     @property
     def shared(self) -> int:
@@ -76,6 +79,7 @@ def truncated_pair(
     keep_end: bool = False,
     ref_chosen_logps: float | None = None,
     ref_rejected_logps: float | None = None,
+    images: PairImages | None = None,
 ) -> TokenizedPair:
     """Join prompt and completions; cut each sequence to `max_length` tokens, at its end or (`keep_end`) its start."""
 
@@ -88,7 +92,9 @@ def truncated_pair(
         return ids[:max_length], min(len(prompt), max_length)
 
     (chosen_ids, chosen_start), (rejected_ids, rejected_start) = cut(chosen), cut(rejected)
-    return TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start, ref_chosen_logps, ref_rejected_logps)
+    return TokenizedPair(
+        chosen_ids, rejected_ids, chosen_start, rejected_start, ref_chosen_logps, ref_rejected_logps, images
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ class PreferenceBatch:
     Attributes:
         pairs: the pairs, in order.
         input_ids: [rows, tokens], int64.
-        position_ids: [rows, tokens], int64: position of each token in its own sequence.
+        position_ids: [rows, tokens], int64: position of each token in its own sequence; [3, rows, tokens] where images
+            are counted by their height and width.
         predictor_index: [scored], int64: flat index into rows * tokens of the token whose hidden state predicts the
             scored one.
         targets: [scored], int64: ids of the scored tokens.
@@ -138,14 +145,21 @@ class PreferenceBatch:
 
 @dataclass(frozen=True)
 class SharedPrefixBatch(PreferenceBatch):
-    """One row `[shared | chosen | rejected][shared | ...]` and the layout of its attention."""
+    """One row `[shared | chosen | rejected][shared | ...]` and the layout of its attention.
+
+    Attributes:
+        layout: where stems and branches lie.
+        images: what the model takes besides of the images in the row, each once; empty without images.
+    """
 
     layout: PrefixLayout
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Ids, positions and the layout, which the attention hook reads; there is no mask."""
-        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
+        """Ids, positions, images and the layout, which the attention hook reads; there is no mask."""
+        inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
+        return inputs | self.images
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield the stem of each pair, which lies in both sequences, and its branches, as `PreferenceBatch.spans`."""
@@ -160,6 +174,8 @@ class SharedPrefixBatch(PreferenceBatch):
         device: torch.device | str = "cpu",
         *,
         padded_length: Callable[[int], int] = lambda tokens: tokens,
+        prompt_positions: Callable[[TokenizedPair], Ids | None] = lambda pair: None,
+        image_attention: ImageAttention = "causal",
     ) -> SharedPrefixBatch:
         """Lay pairs out in one row. Padding is a document of its own at the row's end.
 
@@ -167,6 +183,8 @@ class SharedPrefixBatch(PreferenceBatch):
             pairs: the pairs of the row.
             device: device of its tensors.
             padded_length: maps the tokens of the row to its length with padding.
+            prompt_positions: returns the positions of a pair's prompt, [axes, prompt], or None where they count up.
+            image_attention: which tokens of an image see each other.
         """
         ids: list[Ids] = []
         positions: list[Ids] = []
@@ -176,14 +194,18 @@ class SharedPrefixBatch(PreferenceBatch):
         for pair in pairs:
             shared, start = pair.shared, end
             sequences = [(np.array(sequence, dtype=np.int64), first) for sequence, first in pair.sequences()]
+            of_prompt = prompt_positions(pair)
+            places = np.arange(max(len(pair.chosen), len(pair.rejected)))[None]
+            if of_prompt is not None:
+                places = continued(of_prompt, places.shape[1])
             ids.append(sequences[0][0][:shared])
-            positions.append(np.arange(shared))
+            positions.append(places[:, :shared])
             end += shared
             ends = []
             for sequence, first_scored in sequences:
                 scored.add(sequence, first_scored, stem=(start, shared), branch=end)
                 ids.append(sequence[shared:])
-                positions.append(np.arange(shared, len(sequence)))
+                positions.append(places[:, shared : len(sequence)])
                 end += len(sequence) - shared
                 ends.append(end)
             documents.append(Document(start, start + shared, tuple(ends)))
@@ -191,26 +213,47 @@ class SharedPrefixBatch(PreferenceBatch):
         if padding:
             documents.append(Document(end, end + padding))
             ids.append(np.zeros(padding, dtype=np.int64))
-            positions.append(np.arange(padding))
+            positions.append(np.arange(padding)[None])
+        axes = max(map(len, positions))
+        places = np.concatenate([np.broadcast_to(one, (axes, one.shape[1])) for one in positions], axis=1)
+        position_ids = _to([places], device)[:, None]
+        together = [
+            (at.start + start, at.start + end)
+            for pair, at in zip(pairs, documents, strict=False)
+            if pair.images is not None and image_attention != "causal"
+            for start, end in pair.images.spans
+        ]
+        layout = PrefixLayout(tuple(documents), tuple(together), image_attention == "with window")
         return cls(
             pairs=tuple(pairs),
             input_ids=_to(ids, device)[None],
-            position_ids=_to(positions, device)[None],
-            layout=PrefixLayout(tuple(documents)),
+            position_ids=position_ids[0] if axes == 1 else position_ids,
+            layout=layout,
+            images=placed_images(
+                [(pair.images, [(0, at.start)]) for pair, at in zip(pairs, documents, strict=False)],
+                (1, layout.length),
+                device,
+            ),
             **scored.tensors(device),
         )
 
 
 @dataclass(frozen=True)
 class PlainBatch(PreferenceBatch):
-    """Two right-padded rows per pair, with the ordinary attention mask [rows, tokens]."""
+    """Two right-padded rows per pair, with the ordinary attention mask [rows, tokens].
+
+    Attributes:
+        attention_mask: 1 for tokens, 0 for padding.
+        images: what the model takes besides of the images, each once for each of its pair's two rows.
+    """
 
     attention_mask: Tensor
+    images: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def model_inputs(self) -> dict[str, Any]:
-        """Ids and mask, as every causal model takes them."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        """Ids, mask and images, as every causal model takes them."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.images}
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield each sequence, as `PreferenceBatch.spans`."""
@@ -235,11 +278,23 @@ class PlainBatch(PreferenceBatch):
             input_ids=_to(list(rows), device).view(len(sequences), width),
             position_ids=_to([np.arange(width)] * len(sequences), device).view(len(sequences), width),
             attention_mask=_to(list(masks), device).view(len(sequences), width),
+            images=placed_images(
+                [(pair.images, [(2 * i, 0), (2 * i + 1, 0)]) for i, pair in enumerate(pairs)],
+                (len(sequences), width),
+                device,
+            ),
             **scored.tensors(device),
         )
 
 
-Ids = np.ndarray[Any, np.dtype[np.int64]]
+def images_of_padded(
+    pairs: Sequence[TokenizedPair], shape: tuple[int, int], device: torch.device | str
+) -> dict[str, Tensor]:
+    """Return what a model takes of the images of TRL's padded batch: all chosen sequences, then all rejected ones."""
+    count = len(pairs)
+    placed = [(pair.images, [(row, 0)]) for row, pair in enumerate([*pairs, *pairs])]
+    assert shape[0] == 2 * count
+    return placed_images(placed, shape, device)
 
 
 class _Scored:

@@ -109,7 +109,8 @@ class PreferenceStep:
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 if balance is not None and routing is not None:
                     loss = loss + balance.row_loss(row, routing)
-                backward(loss)
+                if loss.requires_grad:  # not where only the tower for images is trained and the row has none
+                    backward(loss)
             metrics.add(scores, ref_logps)
             total += loss.detach()
         if balance is not None:
@@ -166,7 +167,8 @@ class PreferenceStep:
                 part = (own.logps * by_logps + own.plain_logps * by_plain).sum()
                 if balance is not None and routing is not None:
                     part = part + balance.row_loss(row, routing)
-                backward(part)
+                if part.requires_grad:
+                    backward(part)
         return loss.detach() if balance is None else loss.detach() + balance.mean_loss().to(loss.dtype)
 
     def _balance(self, groups: Groups) -> StepBalance | None:

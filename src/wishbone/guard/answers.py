@@ -46,8 +46,8 @@ class Questions:
 
 
 def questions_of(pairs: Sequence[TokenizedPair], model: PreTrainedModel, eos: int | None, pad: int) -> Questions:
-    """Return the shortest distinct prompts of some pairs; none if all are too long or the pairs have no prompt."""
-    prompts = {tuple(pair.chosen[: pair.chosen_start]) for pair in pairs}
+    """Return the shortest distinct prompts of some pairs; none if all are too long, have images, or are empty."""
+    prompts = {tuple(pair.chosen[: pair.chosen_start]) for pair in pairs if pair.images is None}
     short = sorted((prompt for prompt in prompts if 0 < len(prompt) <= LONGEST_PROMPT), key=lambda ids: (len(ids), ids))
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = [*(own if isinstance(own, list) else [own]), eos]

@@ -122,7 +122,8 @@ def _columns(scores: SequenceScores, ref_logps: Tensor) -> Tensor:
 
 
 def _key(pair: TokenizedPair) -> tuple[object, ...]:
-    return tuple(pair.chosen), tuple(pair.rejected), pair.chosen_start, pair.rejected_start
+    images = None if pair.images is None else pair.images.digest
+    return tuple(pair.chosen), tuple(pair.rejected), pair.chosen_start, pair.rejected_start, images
 
 
 def _softplus(value: float) -> float:

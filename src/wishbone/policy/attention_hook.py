@@ -125,17 +125,22 @@ def attention_configs(model: PreTrainedModel) -> list[Any]:
 
 
 @contextmanager
-def shared_prefix_attention(configs: Sequence[Any], name: str = NAME) -> Iterator[None]:
+def shared_prefix_attention(configs: Sequence[Any], name: str = NAME, towers: Sequence[Any] = ()) -> Iterator[None]:
     """Let every layer of a model call `prefix_attention_forward` within the context, in recomputation too.
 
     Args:
         configs: the model's `attention_configs`.
         name: `NAME`, or `NAME_WITH_MASK` for models that take the layout as a mask.
+        towers: those of them that belong to towers for images, whose attention stays as it is.
     """
     before = [(config, config._attn_implementation) for config in configs]
+    kept = {id(config) for config in towers}
     try:
         for config in configs:
             config._attn_implementation = name
+        for config, implementation in before:  # a model's configuration sets those of its parts
+            if id(config) in kept:
+                config._attn_implementation = implementation
         yield
     finally:
         for config, implementation in before:

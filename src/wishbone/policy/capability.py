@@ -9,15 +9,16 @@ is noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.data.pair_images import ImageAttention
 from wishbone.errors import one_line
 from wishbone.fused.parts import part_of, text_layers
 from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
@@ -55,12 +56,13 @@ class Capability:
     """The form to run a model in and, where it is not the fast one, the reason in one line.
 
     Attributes:
-        layout_as_mask: as for `Policy`, in the fast form.
+        layout_as_mask, image_attention: as for `Policy`, in the fast form.
     """
 
     form: Form
     reason: str | None = None
     layout_as_mask: bool = False
+    image_attention: ImageAttention = "causal"
 
 
 def choose_form(
@@ -69,6 +71,7 @@ def choose_form(
     max_length: int | None = None,
     row_multiple: int = 1,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    images: Sequence[TokenizedPair] = (),
 ) -> Capability:
     """Return the fastest form that gives the model's own numbers.
 
@@ -77,6 +80,7 @@ def choose_form(
         max_length: longest sequence of the run in tokens, for position encodings that change with length.
         row_multiple: as for `Policy`.
         autocast: the context that the model's `forward` enters by itself, if somebody wrapped it so.
+        images: pairs of the run that have images; empty if it has none.
     """
     plain = Policy(model, form="plain")
     config = plain.causal_lm.config.get_text_config()
@@ -100,8 +104,14 @@ def choose_form(
                 return Capability("own_logits", "its logits are not a scaled product with the output embedding")
             for layout_as_mask in (False, True) if reason is None else ():
                 against = _reason_from_trial(model, config, row_multiple, layout_as_mask)
-                if against is None:
+                if against is None and not images:
                     return Capability("shared_prefix", layout_as_mask=layout_as_mask)
+                for image_attention in get_args(ImageAttention) if against is None else ():
+                    options: dict[str, Any] = {"layout_as_mask": layout_as_mask, "image_attention": image_attention}
+                    differs = _reason_from_images(plain, Policy(model, row_multiple=row_multiple, **options), images)
+                    if differs is None:
+                        return Capability("shared_prefix", **options)
+                    against = against or differs
                 reason = reason or against
     finally:
         model.train(was_training)
@@ -189,6 +199,20 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, l
     return f"a shared prefix changes its hidden states (relative difference {difference:.1e})"
 
 
+def _reason_from_images(plain: Policy, packed: Policy, pairs: Sequence[TokenizedPair]) -> str | None:
+    """Return how a row of pairs with images and plain sequences disagree, or None."""
+    try:
+        got = _hidden(packed, pairs)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, *IMPOSSIBLE) as error:
+        return f"its layers do not run with images in a shared prefix ({one_line(error)})"
+    difference = _relative_error(got, _hidden(plain, pairs))
+    if not difference <= TOLERANCE[plain.causal_lm.dtype]:
+        return f"images in a shared prefix change its hidden states (relative difference {difference:.1e})"
+    return None
+
+
 def _attending_layers(policy: Policy, config: Any) -> int:
     """How many layers attend."""
     if not policy.recurrence.covered:
@@ -231,9 +255,9 @@ def trial_pairs(vocabulary: int) -> list[TokenizedPair]:
     return [first, second]
 
 
-def _hidden(policy: Policy) -> Tensor:
-    """Hidden states [scored, hidden_size] of the trial pairs."""
-    batch = policy.collate(trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+def _hidden(policy: Policy, pairs: Sequence[TokenizedPair] = ()) -> Tensor:
+    """Hidden states [scored, hidden_size] of some pairs, by default of the trial pairs."""
+    batch = policy.collate(pairs or trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
     with policy.running():
         return policy.hidden_states(batch)
 

@@ -23,12 +23,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
+from wishbone.data.pair_images import ImageAttention
 from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import text_layers
 from wishbone.fused.recurrence import PrefixRecurrence
 from wishbone.model.host_embedding import compute_device
+from wishbone.model.vision_positions import VisionPositions
 from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.alibi_attention import alibi_attention
@@ -39,6 +41,7 @@ from wishbone.policy.attention_hook import (
     mask_of_layout,
     shared_prefix_attention,
 )
+from wishbone.policy.image_stem import ImageStem
 from wishbone.policy.lockstep import Beside, LockstepModules, embedded, of_policy, reference_of
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
@@ -72,11 +75,13 @@ class Policy:
         autocast: context of the forward pass, for mixed precision.
         fused: the model's layers as they run within `running()`; None leaves them as they are.
         layout_as_mask: whether the layout of a row reaches its layers as a mask, and not as a keyword argument.
+        image_attention: which tokens of an image see each other.
 
     Attributes:
         causal_lm: the model without its adapters' wrapper.
         layers: those that can be recomputed, without the layers of towers for images, which text does not run through.
         recurrence: recurrent layers as they run in a row with a shared prefix.
+        image_stem: the tower for images, as rows run it.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Policy:
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         fused: FusedLayers | None = None,
         layout_as_mask: bool = False,
+        image_attention: ImageAttention = "causal",
     ) -> None:
         self.model = model
         self.form = form
@@ -101,8 +107,10 @@ class Policy:
         self.recurrence = PrefixRecurrence(text_layers(causal_lm)[1])
         self._calls = ShardedCalls(model, causal_lm.get_output_embeddings())
         self._configs = attention_configs(causal_lm)
+        self.image_stem = ImageStem(causal_lm, self.decoder)
+        self._vision_positions = VisionPositions(self.decoder)
         self._alibi = alibi_attention(causal_lm)
-        self._layout_as_mask = layout_as_mask
+        self._layout_as_mask, self._image_attention = layout_as_mask, image_attention
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
         self.logit_scale = _logit_scale(text_config)
@@ -142,7 +150,11 @@ class Policy:
         """Return the pairs as tensors in the form that this policy runs, padded to the length of a graph."""
         if self.form == "shared_prefix":
             return SharedPrefixBatch.from_pairs(
-                pairs, self.device, padded_length=lambda tokens: self._padded(tokens, execution)
+                pairs,
+                self.device,
+                padded_length=lambda tokens: self._padded(tokens, execution),
+                prompt_positions=self._vision_positions,
+                image_attention=self._image_attention,
             )
         return PlainBatch.from_pairs(pairs, self.device)
 
@@ -150,7 +162,9 @@ class Policy:
     def running(self, execution: Execution = UNLIMITED) -> Iterator[None]:
         """Context for forward passes and for the backward passes that recompute them."""
         with (
-            shared_prefix_attention(self._configs, NAME_WITH_MASK if self._layout_as_mask else NAME)
+            shared_prefix_attention(
+                self._configs, NAME_WITH_MASK if self._layout_as_mask else NAME, self.image_stem.towers
+            )
             if self.form == "shared_prefix"
             else nullcontext(),
             self._alibi.replaced() if self.form == "shared_prefix" else nullcontext(),
@@ -191,7 +205,7 @@ class Policy:
         """`hidden_states` within the call of the whole model."""
         routed = routing is not None
         passed: Passed | None = None
-        if execution.graphs is not None and isinstance(batch, SharedPrefixBatch):
+        if execution.graphs is not None and isinstance(batch, SharedPrefixBatch) and not batch.images:
             passed = execution.graphs.passed(batch, beside, routed)
         passed = self.backbone(batch, beside, routed) if passed is None else passed
         if routing is not None:
@@ -207,10 +221,14 @@ class Policy:
             routed: whether to return router logits.
         """
         inputs = batch.model_inputs | ({"output_router_logits": True} if routed else {})
-        if beside is not None:
+        has_images = isinstance(batch, SharedPrefixBatch) and bool(batch.images)
+        if beside is not None and not has_images:
             embedding = self.causal_lm.get_input_embeddings()
             inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters)
-        with self._lockstep.running() if beside is not None else nullcontext():
+        with (
+            self._lockstep.running() if beside is not None else nullcontext(),
+            self.image_stem.running(beside) if has_images else nullcontext(),
+        ):
             output = self._decoded(inputs)
         if not routed:
             return Passed(output.last_hidden_state)

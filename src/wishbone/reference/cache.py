@@ -4,6 +4,7 @@ log pi_ref(y|x) does not change while the policy learns, so the first epoch comp
 and runs with other hyperparameters read it. A pair's key is a hash over
 
     identity of the reference  |  LD-DPO's alpha  |  token ids of both sequences  |  where their completions begin
+                               |  the images of their prompt
 
 which is all that its two values depend on (up to rounding: other pairs in the same row can change the last bits). Only
 the missing pairs of a batch are computed. New values stay on the device until `flush` writes them, because reading them
@@ -186,6 +187,8 @@ class CachedReference(ReferencePolicy):
         sizes = (len(pair.chosen), len(pair.rejected), pair.chosen_start, pair.rejected_start)
         digest = hashlib.blake2b(f"{self._identity} {alpha!r} {sizes}".encode(), digest_size=16)
         digest.update(array("q", pair.chosen + pair.rejected))
+        if pair.images is not None:
+            digest.update(pair.images.digest)
         return digest.digest()
 
 

@@ -7,8 +7,11 @@ log-probabilities differ by more than rounding, or the pass fails, two passes ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from wishbone.data.batch import TokenizedPair
 from wishbone.model.eight_bit_linear import EightBitLinear
 from wishbone.policy.capability import TOLERANCE, trial_pairs
 from wishbone.policy.lockstep import Beside
@@ -23,12 +26,13 @@ EIGHT_BITS = 0.1
 """Relative difference that rounding inputs to 8 bits explains."""
 
 
-def why_apart(policy: Policy, reference: AdapterDisabled) -> str | None:
+def why_apart(policy: Policy, reference: AdapterDisabled, images: Sequence[TokenizedPair] = ()) -> str | None:
     """Return why policy and reference run one after the other, in one line; None where one pass computes both.
 
     Args:
         policy: as it will run.
         reference: the policy's own weights.
+        images: pairs of the run that have images; empty if it has none.
     """
     if policy.form != "shared_prefix":
         return "the model is not run with a shared prefix"
@@ -41,7 +45,9 @@ def why_apart(policy: Policy, reference: AdapterDisabled) -> str | None:
     was_training = policy.model.training
     policy.model.eval()
     try:
-        error = _error(policy, reference)
+        made_up = trial_pairs(policy.causal_lm.config.get_text_config().vocab_size)
+        errors = [_error(policy, reference, pairs) for pairs in (made_up, images) if pairs]
+        error = next((one for one in errors if one is not None), None)
     except FAILURES as failure:
         return f"the model's code does not run on both at once ({type(failure).__name__}: {_first_line(failure)})"
     finally:
@@ -55,9 +61,9 @@ def rounds_inputs(policy: Policy) -> bool:
 
 
 @torch.no_grad()
-def _error(policy: Policy, reference: AdapterDisabled) -> float | None:
+def _error(policy: Policy, reference: AdapterDisabled, pairs: Sequence[TokenizedPair]) -> float | None:
     """Return by how much one pass and two differ where that is more than rounding explains."""
-    batch = policy.collate(trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+    batch = policy.collate(pairs)
     expected = [reference.logps(batch)]
     with policy.running():
         expected.append(sequence_scores(policy.token_scores(batch, statistics=False), batch).logps)

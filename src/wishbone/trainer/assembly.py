@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -14,6 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution, Treatment
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
@@ -76,6 +78,7 @@ def assemble_step(
     autocast: Autocast = nullcontext,
     held: HeldParameters | None = None,
     load_balancing: LoadBalancing | None = None,
+    images: Sequence[TokenizedPair] = (),
 ) -> Assembly:
     """Build the step that a trainer's arguments ask for.
 
@@ -86,12 +89,13 @@ def assemble_step(
         autocast: context of forward passes, for mixed precision.
         held: trained parameters of an adapter's base, with the values that they have in the reference, or None.
         load_balancing: the auxiliary loss of the model's experts, or None.
+        images: some pairs of the run that have images; empty if it has none.
 
     Raises:
         RequestError: model and arguments do not go together.
     """
     objective = _objective(args, load_balancing)
-    policy, form_reason = _policy(model, args, autocast)
+    policy, form_reason = _policy(model, args, autocast, images)
     coverage = coverage_of(policy, form_reason)
     if policy.form == "shared_prefix" and policy.device.type == "cuda":
         for line in policy.recurrence.slower(policy.device):
@@ -100,7 +104,7 @@ def assemble_step(
         for line in coverage.warnings(said=form_reason):
             logger.warning("%s: %s", type(policy.causal_lm).__name__, line)
     execution = _execution(policy, args)
-    reference, callbacks = _reference(policy, ref_model, args, autocast, objective, held)
+    reference, callbacks = _reference(policy, ref_model, args, autocast, objective, held, images)
     return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
 
 
@@ -126,7 +130,9 @@ def _objective(args: DPOConfig, load_balancing: LoadBalancing | None) -> Objecti
     )
 
 
-def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Policy, str | None]:
+def _policy(
+    model: nn.Module, args: DPOConfig, autocast: Autocast, images: Sequence[TokenizedPair]
+) -> tuple[Policy, str | None]:
     """Return the model as the step runs it, and why that is not its fast form, or None."""
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
@@ -138,6 +144,7 @@ def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Poli
             max_length=args.max_length,
             row_multiple=row_multiple,
             autocast=autocast if wrapped else nullcontext,
+            images=images,
         )
     if capability.reason:
         logger.warning("%s is trained on plain sequences: %s.", type(model).__name__, capability.reason)
@@ -148,6 +155,7 @@ def _policy(model: nn.Module, args: DPOConfig, autocast: Autocast) -> tuple[Poli
         autocast=autocast,
         fused=_fused_layers(model, args),
         layout_as_mask=capability.layout_as_mask,
+        image_attention=capability.image_attention,
     )
     return policy, capability.reason
 
@@ -202,6 +210,7 @@ def _reference(
     autocast: Autocast,
     objective: Objective,
     held: HeldParameters | None,
+    images: Sequence[TokenizedPair],
 ) -> tuple[ReferencePolicy, list[TrainerCallback]]:
     """Return the reference and the callbacks that it needs."""
     if objective.reference_free:
@@ -213,7 +222,7 @@ def _reference(
     runs = policy
     own: AdapterDisabled | None = None
     if ref_model is not None:
-        runs, _ = _policy(ref_model, args, autocast)
+        runs, _ = _policy(ref_model, args, autocast, images)
         reference = SeparateModel(runs, args.ld_alpha)
     elif args.sync_ref_model:
         reference = own = moving = SynchronizedAdapter(policy, args.ld_alpha, held)
@@ -223,7 +232,7 @@ def _reference(
         frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
         reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
     asked, unasked = args.reference_store, args.reference_store == "auto" and STORE_VARIABLE not in os.environ
-    rounds = own is not None and _run_in_lockstep(policy, own) and rounds_inputs(policy)
+    rounds = own is not None and _run_in_lockstep(policy, own, images) and rounds_inputs(policy)
     if rounds and unasked:
         asked = "off"
         logger.info(
@@ -258,9 +267,9 @@ def _reference(
     return reference, callbacks
 
 
-def _run_in_lockstep(policy: Policy, reference: AdapterDisabled) -> bool:
+def _run_in_lockstep(policy: Policy, reference: AdapterDisabled, images: Sequence[TokenizedPair]) -> bool:
     """Let one pass compute policy and reference where it can; return whether it does."""
-    reason = why_apart(policy, reference)
+    reason = why_apart(policy, reference, images)
     reference.in_lockstep = reason is None
     if reason is not None and policy.fused is not None:
         logger.info("Policy and reference run one after the other, because %s.", reason)

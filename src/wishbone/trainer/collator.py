@@ -6,6 +6,7 @@ prediction returns them as labels, and users find them in `trainer.get_train_dat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from accelerate.utils import DataLoaderConfiguration
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.trainer.image_rows import ImageRows
 
 
 def load_whole_pairs(loading: DataLoaderConfiguration) -> None:
@@ -58,3 +60,24 @@ class PairCollator(DataCollatorForPreference):  # type: ignore[misc]
             "attention_mask": (position < length).long(),
             "completion_mask": ((position >= start) & (position < length)).long(),
         }
+
+
+@dataclass
+class ImagePairCollator(PairCollator):
+    """The same for rows with images, which are encoded here.
+
+    Attributes:
+        rows: encodes a row.
+        longest_prompt: most tokens of a prompt, or None.
+    """
+
+    rows: ImageRows | None = None
+    longest_prompt: int | None = None
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return what `PairCollator` does, without values of the reference; the images are in `pairs`."""
+        assert self.rows is not None
+        pairs = [
+            self.rows.pair(row, max_length=self.max_length, longest_prompt=self.longest_prompt) for row in examples
+        ]
+        return {**self._tensors(pairs), "pairs": pairs}

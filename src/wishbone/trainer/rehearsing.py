@@ -6,6 +6,7 @@ run that continues on the same machine takes what its checkpoint says (`executio
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from wishbone.engine.step import PreferenceStep
 from wishbone.phases import phase
 from wishbone.trainer.checkpointing import CheckpointedTrainer
 from wishbone.trainer.execution_in_checkpoint import Asked, Recorded, read_execution, write_execution
+from wishbone.trainer.image_dataset import ImagePairs
+
+logger = logging.getLogger(__name__)
 
 
 class RehearsedTrainer(CheckpointedTrainer):
@@ -36,6 +40,7 @@ class RehearsedTrainer(CheckpointedTrainer):
     preference_step: PreferenceStep | None
     execution: Execution
     _pending: list[list[TokenizedPair]]
+    _image_pairs: ImagePairs | None
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
@@ -48,8 +53,10 @@ class RehearsedTrainer(CheckpointedTrainer):
             return
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
-        known = isinstance(self.train_dataset, Dataset)
-        if known:
+        known, images = isinstance(self.train_dataset, Dataset), self._image_pairs
+        if known and images is not None:
+            tokens = images.tokens(self.args.max_length)
+        elif known:
             tokens = pair_tokens(self.train_dataset, self.args.max_length)
         else:
             tokens = np.full(pairs, longest_of_stream(self.args.max_length))
@@ -62,6 +69,10 @@ class RehearsedTrainer(CheckpointedTrainer):
             fixed = self.args.token_budget != "auto"
             with phase("rehearsal"):
                 self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
+        if images is not None and graphs != "off":
+            if graphs == "on":
+                logger.warning("No CUDA graph is recorded, because rows have images.")
+            graphs = "off"
         if graphs != "off" and known and self.accelerator.num_processes == 1:
             left = self.state.max_steps - self.state.global_step
             self.execution = with_cuda_graphs(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import PredictionOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
+from wishbone.data.batch import images_of_padded
 from wishbone.engine.differentiable import differentiable_loss
 from wishbone.engine.distributed import sum_over_processes
 from wishbone.engine.execution import Execution
@@ -65,8 +66,10 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
             loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution, observe)
         if not return_outputs:
             return loss
+        padded = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        padded |= images_of_padded(inputs["pairs"], inputs["input_ids"].shape, inputs["input_ids"].device)
         with torch.no_grad():
-            return loss, model(**{name: inputs[name] for name in ("input_ids", "attention_mask")}, use_cache=False)
+            return loss, model(**padded, use_cache=False)
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""

@@ -35,11 +35,12 @@ from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.model.frozen_copy import harmless_copies
+from wishbone.phases import phase
 from wishbone.preference.metrics import PairMetrics
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
-from wishbone.trainer.collator import PairCollator, load_whole_pairs
+from wishbone.trainer.collator import ImagePairCollator, PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs
 from wishbone.trainer.fingerprint import pairs_facts
@@ -47,6 +48,8 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
+from wishbone.trainer.image_dataset import ImagePairs, prepare_evaluated, prepare_image_pairs, trial_image_pairs
+from wishbone.trainer.image_rows import ImageRows
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.rehearsing import RehearsedTrainer
@@ -128,6 +131,7 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self._losses = FiniteLosses()
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
+        self._image_pairs: ImagePairs | None = None
         self._start_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
@@ -145,17 +149,14 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
             if self.args.guard != "off":
                 logger.warning("The guard does not watch runs on TRL's own path.")
             return
-        self.data_collator = PairCollator(
-            pad_token_id=self._tokenizer.pad_token_id,
-            max_length=self.args.max_length,
-            truncation_mode=self.args.truncation_mode,
-            pad_to_multiple_of=self.args.pad_to_multiple_of,
-        )
+        images = self._read_images() if self._is_vision_dataset else []
+        if not self._is_vision_dataset:
+            self.data_collator = PairCollator(**self._collating)
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
         assembly = assemble_step(
-            self.model, self.ref_model, self.args, self.accelerator.autocast, self._held, load_balancing
+            self.model, self.ref_model, self.args, self.accelerator.autocast, self._held, load_balancing, images
         )
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
@@ -177,6 +178,28 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self.guard = guard_of(self.args, assembly.step, around)
         for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
+
+    @property
+    def _collating(self) -> dict[str, Any]:
+        """What collators of both kinds of data take."""
+        return {
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "max_length": self.args.max_length,
+            "truncation_mode": self.args.truncation_mode,
+            "pad_to_multiple_of": self.args.pad_to_multiple_of,
+        }
+
+    def _read_images(self) -> list[TokenizedPair]:
+        """Let batches be made of rows with images; return some pairs of the run, for trials."""
+        encoder = ImageRows(self.processing_class)
+        with phase("images", note="tokens of each pair with its images"):
+            self._image_pairs = prepare_image_pairs(self.train_dataset, encoder, self.args, "train")
+            self.train_dataset = self._image_pairs.rows
+            self.eval_dataset = prepare_evaluated(self.eval_dataset, encoder, self.args)
+        self.data_collator = ImagePairCollator(
+            rows=encoder, longest_prompt=self.args.max_prompt_length, **self._collating
+        )
+        return trial_image_pairs(self.train_dataset, encoder, self.args)
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str

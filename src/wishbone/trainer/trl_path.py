@@ -11,8 +11,11 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 from wishbone.errors import RequestError, some_of
 from wishbone.model.frozen_copy import HeldParameters
 from wishbone.policy.capability import varies_in_training
+from wishbone.policy.image_stem import TOWER
+from wishbone.policy.policy import Policy
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.image_dataset import completions_with_images
 from wishbone.trainer.request import Request
 from wishbone.trainer.sharding import why_not_sharded_in_step
 
@@ -44,7 +47,6 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
     overridden = [name for name in BYPASSED if getattr(type(trainer), name) is not getattr(own, name)]
     reasons = {
         f"{type(trainer).__name__} overrides {', '.join(overridden)}": bool(overridden),
-        "the data has images": trainer._is_vision_dataset,
         "a data collator was given": collator_given,
         "compute_metrics reads logits": trainer.compute_metrics is not None,
         "dropout is on (disable_dropout=False)": bool(dropout),
@@ -59,7 +61,7 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         "dispatch_batches cuts batches of tensors": trainer.accelerator.dataloader_config.dispatch_batches is True
         and not isinstance(trainer.train_dataset, IterableDataset),
     }
-    found = [reason for reason, holds in reasons.items() if holds]
+    found = [reason for reason, holds in reasons.items() if holds] + _image_reasons(trainer)
     if sharded := why_not_sharded_in_step(trainer):
         found.append(sharded)
     return " and ".join(found) or None
@@ -70,6 +72,20 @@ def noise_reason(model: nn.Module) -> str | None:
     if varies_in_training(model):
         return "the model has dropout or other noise that disable_dropout does not turn off"
     return None
+
+
+def _image_reasons(trainer: TRLDPOTrainer) -> list[str]:
+    """Return why the images of a run cannot lie in the stems of rows; empty where they can, or there are none."""
+    if not trainer._is_vision_dataset:
+        return []
+    reasons = []
+    for rows in (trainer.train_dataset, trainer.eval_dataset):
+        number = None if rows is None else completions_with_images(rows)
+        if number is not None:
+            reasons = [f"a completion holds an image (row {number:,}), and images share a row only as part of a prompt"]
+    if not Policy(trainer.model, form="own_logits").image_stem.is_found:
+        reasons.append(f"{type(trainer.model).__name__} has no method {TOWER}, which would run its images alone")
+    return reasons
 
 
 def _adapter_has_own_forward(model: nn.Module) -> bool:

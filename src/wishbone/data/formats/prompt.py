@@ -115,8 +115,10 @@ def completed(pair: Pair, fields: Fields) -> Pair:
 
 def _with_column(pair: Pair, name: str, value: Any) -> Pair:
     prompt, *sides = pair
+    if name in ("images", "image"):
+        raise Misfit("holds images, which commands do not read; DPOTrainer trains on them in a script (docs/images.md)")
     if name in IMAGES:
-        raise Misfit("holds images, sound or video, which are not read")
+        raise Misfit("holds sound or video, which are not read")
     if isinstance(prompt, str):
         if not _repeats(value, [prompt]):
             raise Misfit("is beside texts that contain their whole prompt, and says something else; write it into them")

@@ -54,13 +54,14 @@ def prefix_attention(
         slopes: [heads], factors on the distance between key and query, which is added to the scores (ALiBi), or None;
             without gradient.
         backend: "reference", "sdpa" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the
-            head dimension and the dtype, sdpa everywhere else.
+            head dimension and the dtype, sdpa everywhere else, and where tokens of a stem see each other.
 
     Returns:
         [1, heads, tokens, value_dim], dtype of `value` or autocast's.
 
     Raises:
         ValueError: if the row and its layout differ in length, or the backend is unknown.
+        NotImplementedError: if tokens of a stem see each other and the backend is "triton".
     """
     if query.shape[0] != 1 or query.shape[2] != layout.length:
         raise ValueError(f"query of shape {tuple(query.shape)} is not one row of {layout.length} tokens")
@@ -68,7 +69,7 @@ def prefix_attention(
     if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     if backend == "auto":
-        backend = "triton" if _kernels_take(query) else "sdpa"
+        backend = "triton" if _kernels_take(query) and not layout.together else "sdpa"
     if slopes is not None:
         slopes = slopes.detach()
     options: Any = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks, "slopes": slopes}
@@ -77,6 +78,8 @@ def prefix_attention(
     if backend == "triton":
         from wishbone.ops.prefix_attention.triton import prefix_attention_triton
 
+        if layout.together:
+            raise NotImplementedError("the Triton kernels know no tokens of a stem that see each other")
         return prefix_attention_triton(query, key, value, layout, **options)
     if backend == "reference":
         return prefix_attention_reference(query, key, value, layout, **options)

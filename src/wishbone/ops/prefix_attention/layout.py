@@ -13,6 +13,10 @@ never another document:
 where until(k) is the end of k's document if k is in the stem, else the end of its branch. A sliding window w also asks
 for position(q) - position(k) < w, where every branch counts its positions from the end of the stem. A plain sequence is
 a document with a stem and no branches.
+
+Tokens of a stem may stand together: all of a span [a, b) see each other, as those of an image do in Gemma 3. Then
+since(k) <= q takes the place of k <= q, where since(k) is a for k in such a span, and k elsewhere. In some families
+(Gemma 4) this holds only in layers with a window.
 """
 
 from __future__ import annotations
@@ -56,11 +60,18 @@ class PrefixLayout:
 
     Its tables are kept in something that is no `dict`, because FSDP copies those that it finds in arguments.
 
+    Attributes:
+        documents: stems with their branches.
+        together: spans of tokens that all see each other, each within a stem.
+        together_with_window: whether they do so only in layers with a sliding window.
+
     Raises:
-        ValueError: if the documents leave a gap, overlap, or run backwards.
+        ValueError: if the documents leave a gap, overlap, or run backwards, or a span is in no stem.
     """
 
     documents: tuple[Document, ...]
+    together: tuple[tuple[int, int], ...] = ()
+    together_with_window: bool = False
     _cache: UserDict[object, object] = field(default_factory=UserDict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +81,13 @@ class PrefixLayout:
             if document.start != expected or any(a > b for a, b in pairwise(offsets)):
                 raise ValueError(f"document offsets {offsets} do not continue the row at token {expected}")
             expected = document.end
+        for span in self.together:
+            if not any(d.start <= span[0] < span[1] <= d.stem_end for d in self.documents):
+                raise ValueError(f"tokens {span} that see each other lie in no stem")
+
+    def spans(self, window: int | None) -> tuple[tuple[int, int], ...]:
+        """Return the spans of tokens that see each other in a layer with this window."""
+        return () if self.together_with_window and window is None else self.together
 
     @property
     def length(self) -> int:
@@ -107,7 +125,10 @@ class PrefixLayout:
 
     def visible(self, query: Tensor, key: Tensor, tables: TokenTables, window: int | None) -> Tensor:
         """Return whether token `query` sees token `key`: the rule of this module on index tensors that broadcast."""
-        seen = (key <= query) & (query < tables.until[key])
+        since = torch.arange(self.length, device=query.device)
+        for start, end in self.spans(window):
+            since[start:end] = start
+        seen = (since[key] <= query) & (query < tables.until[key])
         if window is None:
             return seen
         return seen & (tables.position[query] - tables.position[key] < window)

@@ -2,11 +2,14 @@
 
 The stem and the first branch are one causal sequence and need no mask. Every further branch is queried against
 `[stem | branch]`, so no token is computed twice and nothing between documents is computed. Memory does not grow with
-the square of the row: the largest mask is one branch by its sequence. PyTorch has no fused kernel with soft-capping,
-sinks or slopes, so these take the dense form within each sequence.
+the square of the row: the largest mask is one branch by its sequence, or a stem and a branch by themselves where tokens
+of the stem see each other. PyTorch has no fused kernel with soft-capping, sinks or slopes, so these take the dense form
+within each sequence.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +41,12 @@ def prefix_attention_sdpa(
         first_end = document.branch_ends[0] if document.branch_ends else document.stem_end
         first = slice(document.start, first_end)
         if first_end > document.start:
-            out.append(_continue(query[:, :, first], key[:, :, first], value[:, :, first], *options))
+            together = [
+                (start - document.start, end - document.start)
+                for start, end in layout.spans(window)
+                if document.start <= start < document.stem_end
+            ]
+            out.append(_continue(query[:, :, first], key[:, :, first], value[:, :, first], *options, together))
         stem = slice(document.start, document.stem_end)
         for start, end in list(document.branches())[1:]:
             if end > start:
@@ -69,16 +77,22 @@ def _continue(
     softcap: float | None,
     sinks: Tensor | None,
     slopes: Tensor | None,
+    together: Sequence[tuple[int, int]] = (),
 ) -> Tensor:
-    """Return causal attention of the last `query.shape[2]` tokens of a sequence over all of it."""
+    """Return causal attention of the last `query.shape[2]` tokens of a sequence over all of it.
+
+    In spans that stand `together` every token sees the others, too; where there are any, all tokens are queries.
+    """
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if window is not None and window >= keys:
         window = None
     plain = softcap is None and sinks is None and slopes is None
-    if plain and window is None and queries == keys:
+    if plain and window is None and queries == keys and not together:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
     seen = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    for start, end in together:
+        seen[start:end, start:end] = True
     if window is not None:
         seen = seen.triu(keys - queries - window + 1)
     if not plain:

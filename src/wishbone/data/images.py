@@ -1,0 +1,168 @@
+"""Images of a row: from what a cell holds to a picture in memory, with limits on what is opened.
+
+Cells hold pictures in several ways: opened (PIL), as a file's content (`bytes`, or `{"bytes": ...}` as `datasets`
+stores them), as a path, as a data URL. What comes from outside is not trusted: a file may be huge, may unpack into far
+more pixels than it has bytes (a decompression bomb), may be no image, and a path may lead anywhere. Nothing is fetched
+from the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wishbone.errors import RequestError, one_line
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_BYTES = 64 * 2**20
+"""Largest file of an image that is read."""
+
+MOST_PIXELS = 50_000_000
+"""Most pixels of an image that is unpacked: 150 MB of memory."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Kinds of files that are opened; Pillow knows others whose readers run other programs."""
+
+TURNED = frozenset({5, 6, 7, 8})
+"""Values of the EXIF tag Orientation that exchange width and height."""
+ORIENTATION = 0x0112
+
+_DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def row_images(row: Mapping[str, Any]) -> list[Any]:
+    """Return what a row holds in `images` (a list) or `image` (one, which comes first as in TRL); empty without any."""
+    if row.get("image") is not None:
+        return [row["image"]]
+    found = row.get("images")
+    if found is None:
+        return []
+    return list(found) if isinstance(found, Sequence) and not isinstance(found, str | bytes) else [found]
+
+
+def read_image(cell: Any, folder: Path | None = None) -> Image:
+    """Return the picture that a cell holds, unpacked and turned as its EXIF tag says.
+
+    Args:
+        cell: a PIL image, which is returned as it is; bytes; `{"bytes": ..., "path": ...}`; a data URL; or a path.
+        folder: where relative paths begin and which no path may leave; None: the working directory, any path.
+
+    Raises:
+        RequestError: no image, a kind of file that is not opened, too large, an address on the network, or a path that
+            leaves the folder.
+    """
+    from PIL.ImageOps import exif_transpose
+
+    if _is_picture(cell):
+        return cell  # type: ignore[no-any-return]
+    opened = _opened(cell, folder)
+    try:
+        opened.load()
+        return exif_transpose(opened) if opened.getexif().get(ORIENTATION) is not None else opened
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{_named(cell)} is not a whole image ({one_line(error)}); replace it") from error
+
+
+def image_size(cell: Any, folder: Path | None = None) -> tuple[int, int]:
+    """Return width and height in pixels of what `read_image` returns; of a file only the beginning is read."""
+    if _is_picture(cell):
+        return (cell.width, cell.height)
+    opened = _opened(cell, folder)
+    width, height = opened.size
+    return (height, width) if opened.getexif().get(ORIENTATION) in TURNED else (width, height)
+
+
+def image_digest(image: Image) -> bytes:
+    """Return 128 bits that hash the pixels of a picture."""
+    digest = hashlib.blake2b(f"{image.mode} {image.size} {image.getpalette()}".encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.digest()
+
+
+def _is_picture(cell: Any) -> bool:
+    from PIL.Image import Image
+
+    return isinstance(cell, Image)
+
+
+def _opened(cell: Any, folder: Path | None) -> Image:
+    """A picture whose size is known and within the limits, and whose pixels are not read yet."""
+    from PIL import Image, UnidentifiedImageError
+
+    content = _content(cell, folder)
+    try:
+        opened = Image.open(BytesIO(content), formats=FORMATS)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RequestError(
+            f"{_named(cell)} is not an image that is read ({', '.join(FORMATS)}); convert or remove it"
+        ) from error
+    if opened.width * opened.height > MOST_PIXELS:
+        raise RequestError(
+            f"{_named(cell)} has {opened.width} x {opened.height} pixels, and at most {MOST_PIXELS:,} are unpacked; "
+            "make it smaller"
+        )
+    return opened
+
+
+def _content(cell: Any, folder: Path | None) -> bytes:
+    """The bytes of an image's file."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path") or cell.get("url")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return _limited(bytes(cell))
+    if isinstance(cell, str) and (header := _DATA_URL.match(cell)):
+        try:
+            return _limited(base64.b64decode(cell[header.end() :], validate=True))
+        except binascii.Error as error:
+            raise RequestError(f"{_named(cell)} is not valid base64 ({error}); write it anew") from error
+    if not isinstance(cell, str | Path) or not str(cell):
+        raise RequestError(
+            f"{_named(cell)} is no image: give a picture (PIL), the bytes of its file, a path or a data URL"
+        )
+    if _REMOTE.match(str(cell)):
+        raise RequestError(f"{_named(cell)} is not fetched from the network; save the image beside the data first")
+    return _file(str(cell), folder)
+
+
+def _file(name: str, folder: Path | None) -> bytes:
+    path = Path(name) if folder is None else folder / name
+    try:
+        real = path.resolve()
+        if folder is not None and not real.is_relative_to(folder.resolve()):
+            raise RequestError(f"{_named(name)} lies outside of the data's folder {folder}; put the image inside")
+        if not real.is_file():
+            raise RequestError(f"{_named(name)}: there is no such file; paths begin at {folder or Path.cwd()}")
+        if real.stat().st_size > MOST_BYTES:
+            _limited(b"", real.stat().st_size)
+        return real.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"{_named(name)} cannot be read ({one_line(error)}); check the path") from error
+
+
+def _limited(content: bytes, size: int | None = None) -> bytes:
+    size = len(content) if size is None else size
+    if size > MOST_BYTES:
+        raise RequestError(
+            f"an image of {size / 2**20:.0f} MiB is not read, at most {MOST_BYTES / 2**20:.0f} MiB are; make it smaller"
+        )
+    return content
+
+
+def _named(cell: Any) -> str:
+    """How a message names an image."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("path") or cell.get("url") or cell
+    if isinstance(cell, str | Path):
+        return f"image {one_line(str(cell))[:80]!r}"
+    return f"image of type {type(cell).__name__}"

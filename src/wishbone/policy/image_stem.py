@@ -1,0 +1,114 @@
+"""Images in the stem: the vision tower runs once a row, and its embeddings lie once in the stem of their pair.
+
+A family's own forward pass embeds the tokens of a row, runs the tower over its images, and writes the results over the
+placeholder tokens, where a row holds them once a pair. Features that are added to later layers as well (deepstack,
+Qwen3-VL) find these tokens in the same way. So the row goes through the family's forward, and only the function that
+runs the tower (`get_image_features`) is replaced while it does:
+
+- The tower has attention of its own, and knows nothing of the row's layout.
+- A frozen tower keeps nothing for a backward pass.
+- In a pass of policy and reference, a tower without adapters runs once for both, one with adapters once for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.lockstep import only_adapters, together
+from wishbone.fused.lora_layer import OFF
+from wishbone.fused.parts import text_layers
+from wishbone.policy.lockstep import Beside, reference_of
+
+TOWER = "get_image_features"
+"""The method of transformers' models that runs the tower and projects its results."""
+
+
+class ImageStem:
+    """Runs a model's tower for images as a row needs it.
+
+    Args:
+        causal_lm: the model without its adapters' wrapper.
+        decoder: the same without its output head.
+
+    Attributes:
+        towers: configurations of the model's parts that are not for text.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, decoder: Any) -> None:
+        text = text_layers(causal_lm)[1]
+        self._decoder = decoder
+        self._embedding: Any = causal_lm.get_input_embeddings()
+        inside = {id(module) for module in text.modules()}
+        around = {id(module) for module in causal_lm.modules() if any(part is text for part in module.modules())}
+        head = causal_lm.get_output_embeddings()
+        around |= set() if head is None else {id(module) for module in head.modules()}
+        self._outside = [m for m in causal_lm.modules() if id(m) not in inside and id(m) not in around]
+        of_text = {id(m.config) for m in causal_lm.modules() if id(m) in inside | around and hasattr(m, "config")}
+        own = {id(m.config): m.config for m in self._outside if isinstance(m, PreTrainedModel)}
+        self.towers = [config for key, config in own.items() if key not in of_text]
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the model names the function that runs its tower."""
+        return callable(getattr(self._decoder, TOWER, None))
+
+    @contextmanager
+    def running(self, beside: Beside | None = None) -> Iterator[None]:
+        """Context of the forward pass of a row with images.
+
+        Args:
+            beside: the reference that is computed in the same pass; embeddings are a `Lockstep` then.
+        """
+        replaced = InstanceAttributes()
+        replaced.add(self._decoder, TOWER, self._tower(getattr(self._decoder, TOWER), beside))
+        if beside is not None:
+            slot = slot_of(self._embedding)
+            if slot is None:
+                raise NotImplementedError("something else has replaced the forward of the model's embedding")
+            replaced.add(self._embedding, slot, self._embedded(getattr(self._embedding, slot), beside))
+        with replaced.replaced():
+            yield
+
+    def _tower(self, run: Callable[..., Any], beside: Beside | None) -> Callable[..., Any]:
+        """The method that runs the tower, within `running`."""
+        trained = any(p.requires_grad for module in self._outside for p in module.parameters(recurse=False))
+        adapters = [vars(module) for module in self._outside if OFF in vars(module)]
+
+        def features(*args: Any, prefix_layout: Any = None, **kwargs: Any) -> Any:
+            with nullcontext() if trained else torch.no_grad():
+                policy = run(*args, **kwargs)
+            if beside is None or not adapters:
+                return policy
+            with torch.no_grad(), only_adapters(adapters, beside.adapters):
+                reference = run(*args, **kwargs)
+            return _both(policy, reference, beside.adapters)
+
+        return features
+
+    def _embedded(self, embed: Callable[[Tensor], Tensor], beside: Beside) -> Callable[[Tensor], Any]:
+        """The embedding's forward, within `running`, of policy and reference."""
+
+        def both(ids: Tensor) -> Any:
+            policy = embed(ids)
+            with torch.no_grad(), reference_of(self._embedding, beside.adapters):
+                return together(policy, embed(ids), beside.adapters)
+
+        return both
+
+
+def _both(policy: Any, reference: Any, adapters: tuple[str, ...]) -> Any:
+    """Return what a tower returned for policy and reference as one, fields and lists of them alike."""
+    if isinstance(policy, ModelOutput):
+        parts = {name: _both(value, reference[name], adapters) for name, value in policy.items()}
+        return type(policy)(**parts)
+    if isinstance(policy, list | tuple):
+        return type(policy)(_both(one, other, adapters) for one, other in zip(policy, reference, strict=True))
+    return together(policy, reference, adapters)

@@ -1,0 +1,87 @@
+"""Images from cells of a row: what is opened, what is refused."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PIL")
+
+from PIL import Image
+
+from wishbone.data import images
+from wishbone.data.images import image_digest, image_size, read_image, row_images
+from wishbone.errors import RequestError
+
+
+def content(width: int = 6, height: int = 4, kind: str = "PNG", **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height), (200, 10, 10)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_what_a_row_holds() -> None:
+    assert row_images({"images": None}) == row_images({}) == row_images({"images": []}) == []
+    assert row_images({"image": "a"}) == row_images({"images": ["a"]}) == row_images({"images": "a"}) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+def test_kinds_of_files(kind: str) -> None:
+    cell = {"bytes": content(kind=kind), "path": "anything"}
+    assert image_size(cell) == read_image(cell).size == (6, 4)
+
+
+def test_an_image_lies_as_its_tag_says() -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    turned = content(kind="JPEG", exif=exif)
+    assert image_size(turned) == read_image(turned).size == (4, 6)
+
+
+def test_paths_begin_in_the_folder_and_do_not_leave_it(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(content())
+    (tmp_path / "b.png").write_bytes(content())
+    (folder / "link.png").symlink_to(tmp_path / "b.png")
+    assert read_image("a.png", folder).size == (6, 4)
+    for path in ("../b.png", str(tmp_path / "b.png"), "link.png"):
+        with pytest.raises(RequestError, match="lies outside of the data's folder"):
+            read_image(path, folder)
+    with pytest.raises(RequestError, match="there is no such file"):
+        read_image("c.png", folder)
+
+
+def test_bombs_and_large_files_are_refused_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MOST_PIXELS", 20)
+    with pytest.raises(RequestError, match="has 6 x 4 pixels, and at most 20 are unpacked"):
+        image_size(content())
+    monkeypatch.setattr(images, "MOST_BYTES", 10)
+    with pytest.raises(RequestError, match="is not read"):
+        read_image(content())
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (b"no image", "is not an image that is read"),
+        (content(kind="BMP")[:60], "is not"),
+        ("http://example.com/a.png", "not fetched from the network"),
+        ("data:image/png;base64,%%%", "not valid base64"),
+        ("", "is no image"),
+        (3, "is no image"),
+        ({"bytes": None, "path": None}, "is no image"),
+        ("a\0b", "cannot be read"),
+    ],
+)
+def test_what_is_no_image_is_refused(cell: object, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        read_image(cell)
+
+
+def test_the_hash_tells_images_apart() -> None:
+    red, same = (Image.new("RGB", (4, 4), "red") for _ in range(2))
+    assert image_digest(red) == image_digest(same)
+    assert len({image_digest(one) for one in (red, red.convert("L"), Image.new("RGB", (2, 8), "red"))}) == 3
