@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from wishbone.trainer.patch import PatchDPOTrainer, UnpatchDPOTrainer
     from wishbone.trainer.trainer import DPOTrainer
     from wishbone.unsloth.fast_language_model import FastLanguageModel, is_bfloat16_supported
+    from wishbone.unsloth.fast_vision_model import FastVisionModel
 
 
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
     "FastLanguageModel",
+    "FastVisionModel",
     "PatchDPOTrainer",
     "UnpatchDPOTrainer",
     "__version__",
@@ -37,6 +39,7 @@ _HOME = {
     "DPOConfig": "wishbone.trainer.arguments",
     "DPOTrainer": "wishbone.trainer.trainer",
     "FastLanguageModel": "wishbone.unsloth.fast_language_model",
+    "FastVisionModel": "wishbone.unsloth.fast_vision_model",
     "PatchDPOTrainer": "wishbone.trainer.patch",
     "UnpatchDPOTrainer": "wishbone.trainer.patch",
     "is_bfloat16_supported": "wishbone.unsloth.fast_language_model",

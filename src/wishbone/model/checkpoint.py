@@ -12,7 +12,7 @@ from typing import Any
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from wishbone.data.json_text import parse_json
 
@@ -114,10 +114,11 @@ def oversized(config: dict[str, Any], directory: Path | None) -> str | None:
     return None
 
 
-def not_causal(config: dict[str, Any], *, trust_remote_code: bool) -> str | None:
+def not_causal(config: dict[str, Any], *, trust_remote_code: bool, images: bool = False) -> str | None:
     """Return why a model with this `config.json` is not one to load, or None for a causal language model.
 
-    A model that brings its own code is taken at its word when that code is trusted.
+    A model that brings its own code is taken at its word when that code is trusted. With `images`, a model that reads
+    images beside text is asked for.
     """
     kind = config.get("model_type")
     if "auto_map" in config and trust_remote_code:
@@ -138,12 +139,17 @@ def not_causal(config: dict[str, Any], *, trust_remote_code: bool) -> str | None
     wanted = "; preference optimization here needs a causal (decoder-only) language model"
     if getattr(parsed, "is_encoder_decoder", False):
         return f"{kind!r} is an encoder-decoder model{wanted}"
-    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return f"{kind!r} is not a language model that generates text{wanted}"
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if images else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(parsed) not in mapping and images:
+        return f"{kind!r} reads no images; load it with FastLanguageModel"
+    if type(parsed) not in mapping:
+        reads = type(parsed) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        remedy = "; it reads images: load it with FastVisionModel, or give DPOTrainer the model and its processor"
+        return f"{kind!r} is not a language model that generates text{remedy if reads else wanted}"
     if hasattr(parsed, "add_cross_attention") and getattr(parsed, "is_decoder", True) is False:
         return f"{kind!r} is an encoder, whose tokens see the ones after them{wanted}"
     made_as = config.get("architectures") or []
-    generates = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
+    generates = mapping[type(parsed)]
     classes = {c.__name__ for c in (generates if isinstance(generates, tuple) else (generates,))}
     if made_as and not any(name in classes or name.endswith(("ForCausalLM", "LMHeadModel")) for name in made_as):
         return f"it was saved as {made_as[0]}, which has no language-model head{wanted}"

@@ -19,10 +19,13 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from wishbone.errors import RequestError, one_line, some_of
@@ -63,7 +66,8 @@ def load_model(
     load_in_fp8: bool = False,
     load_in_rotated_int8: bool = False,
     token: str | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    images: bool = False,
+) -> tuple[PreTrainedModel, Any]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
@@ -79,13 +83,14 @@ def load_model(
             in FP8 without this, too.
         load_in_rotated_int8: rotate them and quantize them to int8 with a scale for each row, and multiply in int8.
         token: for hub repositories that need one; None is the token of `hf auth login`.
+        images: load a model that reads images, and its processor in the place of a tokenizer.
 
     Raises:
         RequestError: the model is not found, is damaged, cannot be quantized here, or is not a causal language model.
     """
     place = choose_device(device)
     number_format = choose_dtype(dtype, place)
-    source = _find(name, revision, trust_remote_code, weights=True, token=token)
+    source = _find(name, revision, trust_remote_code, weights=True, token=token, images=images)
     if sum((load_in_4bit, load_in_8bit, load_in_fp8, load_in_rotated_int8)) > 1:
         raise RequestError(
             "load_in_4bit, load_in_8bit, load_in_fp8 and load_in_rotated_int8 exclude each other; set one of them"
@@ -99,10 +104,11 @@ def load_model(
         bits = 4 if load_in_4bit else 8 * load_in_8bit
         quantization = quantization_options(name, source.config, place, number_format, bits=bits)
     placement = {} if place.type == "cpu" and quantization is None else {"device_map": {"": place}}
-    tokenizer = _tokenizer(name, source)
+    tokenizer = _processor(name, source) if images else _tokenizer(name, source)
+    family = AutoModelForImageTextToText if images else AutoModelForCausalLM
     try:
         with experts_in_nf4():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = family.from_pretrained(
                 source.path,
                 dtype=number_format,
                 use_safetensors=True,
@@ -216,7 +222,13 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _find(
-    name: str, revision: str | None, trust_remote_code: bool, *, weights: bool, token: str | None = None
+    name: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    *,
+    weights: bool,
+    token: str | None = None,
+    images: bool = False,
 ) -> Source:
     """Resolve `name`, and refuse a model that cannot be loaded before it is loaded."""
     path = resolve_model(name)
@@ -247,7 +259,7 @@ def _find(
     config: dict[str, Any] = {}
     if weights and not problems:
         config = _config(name, path, options)
-        reason = oversized(config, local) or not_causal(config, trust_remote_code=trust_remote_code)
+        reason = oversized(config, local) or not_causal(config, trust_remote_code=trust_remote_code, images=images)
         problems = [reason] if reason else []
     if problems:
         raise RequestError([f"{name!r} cannot be loaded{where}: {problem}" for problem in problems])
@@ -274,6 +286,21 @@ def _tokenizer(name: str, source: Source) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _processor(name: str, source: Source) -> ProcessorMixin:
+    try:
+        processor = AutoProcessor.from_pretrained(source.path, **source.options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
+        raise RequestError(
+            f"the processor of {name!r} cannot be loaded ({one_line(error)}); it needs preprocessor_config.json beside "
+            "the tokenizer, and pillow and torchvision installed"
+        ) from error
+    if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
+        raise RequestError(f"{name!r} has no processor of images, only a {type(processor).__name__}; copy it whole")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
 
 
 def _refuse_random_weights(name: str, model: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -9,37 +9,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from types import MethodType
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wishbone.engine.execution import Treatment
 from wishbone.errors import RequestError
 from wishbone.model.adapter import add_adapter
-from wishbone.model.checkpoint import TOKENIZER_FILES
-from wishbone.model.host_embedding import keep_embedding_on_host
-from wishbone.model.load import choose_device, load_model, load_tokenizer
-from wishbone.model.quantization import is_quantized, quantization_obstacle
-from wishbone.model.saved_adapter import adapter_config, adapter_directory, load_adapter
-from wishbone.policy.activations import allow_recompute, choose_activations, chosen_activations
+from wishbone.model.load import choose_device
+from wishbone.model.quantization import is_quantized
+from wishbone.policy.activations import choose_activations
 from wishbone.unsloth.arguments import (
     ADAPTER_IGNORED,
     LOADING_IGNORED,
     LORA_FIELDS,
     TARGET_MODULES,
-    bits_of,
-    device_of,
     layers_of,
     refuse_other_adapter,
     targets_of,
     treatment_of,
 )
 from wishbone.unsloth.call_arguments import foreign_signature
-from wishbone.unsloth.saving import attach_saving
+from wishbone.unsloth.loading import equip, load_for_training
+from wishbone.unsloth.modes import for_inference, for_training
 
 logger = logging.getLogger(__name__)
 
@@ -106,65 +99,7 @@ class FastLanguageModel:
         Raises:
             RequestError: arguments that contradict each other, all at once, or as `load_model` and `load_adapter`.
         """
-        treatment = treatment_of(use_gradient_checkpointing)
-        device = device_of(device_map)
-        values = {
-            "load_in_4bit": load_in_4bit,
-            "load_in_8bit": load_in_8bit,
-            "load_in_16bit": load_in_16bit,
-            "load_in_fp8": load_in_fp8,
-            "load_in_rotated_int8": load_in_rotated_int8,
-        }
-        bits = bits_of({name: bool(value) for name, value in values.items()}, given, full_finetuning=full_finetuning)
-        if bits == 4 and (obstacle := quantization_obstacle(device)):
-            logger.warning("%s is loaded in 16 bits instead of 4: %s.", model_name, obstacle)
-            bits = 16
-        adapter = adapter_directory(model_name, revision, token)
-        if adapter and full_finetuning:
-            raise RequestError(
-                f"{model_name!r} is an adapter, and full_finetuning trains no adapter; drop one of the two"
-            )
-        source, source_revision = model_name, revision
-        if adapter:
-            saved = adapter_config(adapter)
-            source, source_revision = str(saved.base_model_name_or_path), saved.revision
-        mixed = full_finetuning and float32_mixed_precision
-        model: Any
-        model, tokenizer = load_model(
-            source,
-            dtype=torch.float32 if mixed else dtype or "auto",
-            revision=source_revision,
-            trust_remote_code=trust_remote_code,
-            device=device,
-            load_in_4bit=bits == 4,
-            load_in_8bit=bits == 8,
-            load_in_fp8=bool(load_in_fp8),
-            load_in_rotated_int8=load_in_rotated_int8,
-            token=token,
-        )
-        if full_finetuning and is_quantized(model):
-            raise RequestError(
-                f"the weights of {model_name!r} are quantized and cannot be trained in full; name the model that they "
-                "were made from, or drop full_finetuning"
-            )
-        if bits == 8:
-            logger.warning(
-                "LLM.int8 rounds activations too, and how depends on the row they are in, so log-probabilities are not "
-                "exact; with load_in_4bit=True they are, in less memory."
-            )
-        if resize_model_vocab is not None:
-            model.resize_token_embeddings(resize_model_vocab)
-        if offload_embedding is True:
-            keep_embedding_on_host(model)
-        if adapter:
-            model = load_adapter(model, adapter)
-            if not TOKENIZER_FILES.isdisjoint(entry.name for entry in adapter.iterdir()):
-                tokenizer = load_tokenizer(str(adapter), trust_remote_code=trust_remote_code)
-        model.train(full_finetuning or adapter is not None)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        _equip(model, tokenizer, limit if max_seq_length is None else max_seq_length, treatment)
-        model.full_finetuning = full_finetuning
-        return model, tokenizer
+        return load_for_training(**locals(), images=False)
 
     @staticmethod
     @foreign_signature(ignored=ADAPTER_IGNORED, further=LORA_FIELDS)
@@ -250,56 +185,13 @@ class FastLanguageModel:
         )
         adapted.train()
         limit = getattr(model, "max_seq_length", max_seq_length)
-        _equip(adapted, getattr(model, "saved_tokenizer", None), limit, treatment)
+        equip(adapted, getattr(model, "saved_tokenizer", None), limit, treatment)
         return adapted
 
-    @staticmethod
-    def for_inference(model: Any) -> Any:
-        """Prepare the model to generate (evaluation mode, key-value cache, no recomputation) and return it."""
-        base = _base(model)
-        for module in base.modules():
-            if "gradient_checkpointing" in vars(module):
-                module.gradient_checkpointing = False
-        base.config.use_cache = True
-        _pad(model, "left")
-        return model.eval()
-
-    @staticmethod
-    def for_training(model: Any, use_gradient_checkpointing: bool | str | None = None) -> Any:
-        """Prepare the model to train again, with activations treated as before unless given, and return it."""
-        base = _base(model)
-        if use_gradient_checkpointing is not None:
-            choose_activations(model, treatment_of(use_gradient_checkpointing))
-        if chosen_activations(model) in ("recompute", "offload"):
-            allow_recompute(base)
-        base.config.use_cache = False
-        _pad(model, "right")
-        return model.train()
+    for_inference = staticmethod(for_inference)
+    for_training = staticmethod(for_training)
 
 
 def is_bfloat16_supported() -> bool:
     """Return whether there is a GPU with arithmetic in bfloat16; False without a GPU."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability(choose_device(None)) >= (8, 0)
-
-
-def _equip(
-    model: Any, tokenizer: PreTrainedTokenizerBase | None, max_seq_length: int | None, treatment: Treatment
-) -> None:
-    """Give the model the attributes and methods that Unsloth's models have."""
-    model.max_seq_length = max_seq_length
-    choose_activations(model, treatment)
-    attach_saving(model, tokenizer)
-    model.for_inference = MethodType(FastLanguageModel.for_inference, model)
-    model.for_training = MethodType(FastLanguageModel.for_training, model)
-
-
-def _base(model: Any) -> Any:
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"a {type(model).__name__} was given in place of the model; give the model")
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _pad(model: Any, side: str) -> None:
-    tokenizer = getattr(model, "saved_tokenizer", None)
-    if tokenizer is not None:
-        tokenizer.padding_side = side
