@@ -14,7 +14,6 @@ from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     Gemma3Processor,
-    Gemma4Processor,
     Idefics3Processor,
     InternVLProcessor,
     LlamaConfig,
@@ -28,7 +27,6 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -249,28 +247,6 @@ def _gemma3(kind: str) -> tuple[Any, Any]:
     return processor, config
 
 
-def _gemma4(kind: str) -> tuple[Any, Any]:
-    tokens = _tokenizer(boi_token="<|image>", eoi_token="<image|>", image_token="<|image|>")
-    images = Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3)
-    processor = _without_videos(Gemma4Processor)(
-        None, images, tokens, None, chat_template=_template("<|image|>"), image_seq_length=70
-    )
-    text = text_sizes(tokens, sliding_window=6, query_pre_attn_scalar=16, global_head_dim=8, num_kv_shared_layers=0)
-    text |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": len(tokens)}
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = CONFIG_MAPPING[kind](
-        vision_config={**sizes, "num_key_value_heads": 4, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 3},
-        text_config={
-            **text,
-            "layer_types": ["sliding_attention", "full_attention"],
-            "use_bidirectional_attention": "vision",
-        },
-        audio_config=None,
-        **{f"{name}_id": getattr(tokens, f"{name}_id") for name in ("image_token", "boi_token", "eoi_token")},
-    )
-    return processor, config
-
-
 def _internvl(kind: str) -> tuple[Any, Any]:
     tokens = _tokenizer(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
@@ -332,7 +308,6 @@ VISION_FAMILIES = {
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
     "gemma3": _gemma3,
-    "gemma4": _gemma4,
     "internvl": _internvl,
     "mistral3": _mistral3,
 }

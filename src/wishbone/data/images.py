@@ -164,5 +164,5 @@ def _named(cell: Any) -> str:
     if isinstance(cell, Mapping):
         cell = cell.get("path") or cell.get("url") or cell
     if isinstance(cell, str | Path):
-        return f"image {one_line(str(cell))[:80]!r}"
+        return f"image {' '.join(str(cell).split())[:80]!r}"
     return f"image of type {type(cell).__name__}"

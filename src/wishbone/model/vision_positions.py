@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from wishbone.data.batch import Ids, TokenizedPair
+from wishbone.data.batch import TokenizedPair
+from wishbone.data.pair_images import Ids
 
 
 class VisionPositions:

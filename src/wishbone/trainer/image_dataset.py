@@ -45,7 +45,9 @@ class ImagePairs:
         assert self.lengths is not None
         prompt, chosen, rejected = self.lengths.T
         most = np.iinfo(np.int64).max if max_length is None else max_length
-        return np.minimum(prompt + chosen, most) + np.minimum(prompt + rejected, most) - np.minimum(prompt, most)
+        both = np.minimum(prompt + chosen, most) + np.minimum(prompt + rejected, most)
+        tokens: Lengths = both - np.minimum(prompt, most)
+        return tokens
 
 
 def prepare_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, name: str) -> ImagePairs:

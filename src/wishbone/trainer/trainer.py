@@ -87,6 +87,8 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
     """
 
     args: DPOConfig
+    train_dataset: Any
+    eval_dataset: Any
 
     def __init__(
         self,
