@@ -57,7 +57,16 @@ COSMETIC = frozenset(
 COSMETIC_OF_ADAPTER = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping", "peft_version"}
 )
-SCORING_CODE = ("data/batch.py", "fused", "ops", "policy", "preference", "reference")
+SCORING_CODE = (
+    "data/batch.py",
+    "data/pair_images.py",
+    "fused",
+    "model/vision_positions.py",
+    "ops",
+    "policy",
+    "preference",
+    "reference",
+)
 """Folders and files of this package that decide a log-probability; tests check them against what a pass enters."""
 
 Autocast = Callable[[], AbstractContextManager[None]]
