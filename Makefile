@@ -34,10 +34,10 @@ $(1)/bin/python $(INSTALL) --no-deps --no-build-isolation --editable .
 $(1)/bin/python $(PIP) check
 endef
 
-# $(call tests,ENVIRONMENT,NAME): all tests, then those of Triton's kernels in its interpreter; NAME goes into the record
+# $(call tests,ENVIRONMENT,NAME): all tests, then those that run Triton's kernels in its interpreter; NAME goes into the record
 define tests
 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" --record=$(1)/record-$(2).json
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal --record=$(1)/record-$(2)-interpreter.json tests/ops
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "kernels and not long" --record=$(1)/record-$(2)-interpreter.json tests/ops
 endef
 
 .PHONY: help demo lint quick test soak gpu newest oldest families lock versions docs clean
@@ -99,6 +99,7 @@ SEED ?= 0
 soak: $(VENV)/installed builder/node_modules/asked-for
 	@mkdir -p runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "kernels and long" tests/ops
 	cd tests && ../$(BIN)/python -m soak.newcomer --out ../runs/soak-newcomer.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.kills --kills $(KILLS) --seed $(SEED) --out ../runs/soak-kills.json
 	cd tests && OMP_NUM_THREADS=1 ../$(BIN)/python -m soak.launched --out ../runs/soak-launched.json

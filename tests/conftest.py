@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,9 +112,23 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def why_no_kernels(*, on_gpus: bool = True) -> str | None:
+    """Why Triton's kernels do not run here, or None."""
+    import torch  # what runs kernels has loaded it
+
+    if find_spec("triton") is None:
+        return "needs Triton"
+    if os.environ.get("TRITON_INTERPRET") == "1" or (on_gpus and torch.cuda.is_available()):
+        return None
+    return "needs TRITON_INTERPRET=1" + (" or CUDA" if on_gpus else "")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder in WHOLE_RUNS or "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        kernels = item.get_closest_marker("kernels")
+        if kernels and (reason := why_no_kernels(**kernels.kwargs)):
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -153,7 +153,7 @@ def first_metrics(run: Path) -> dict[str, float]:
     ],
 )
 def test_every_reference_and_form_of_weights_begins_at_ln_2(workplace: Path, settings: list[str]):
-    outcome = train("output.dir=mine", *settings)
+    outcome = train("output.dir=mine", "output.answers=0", "training.max_steps=1", *settings)
     assert outcome.exit_code == 0, outcome.stderr
     assert first_metrics(workplace / "mine")["loss"] == pytest.approx(0.6931472, abs=1e-5)
     summary = json.loads((workplace / "mine" / "summary.json").read_text())

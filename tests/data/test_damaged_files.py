@@ -222,7 +222,7 @@ def test_a_damaged_file_in_the_cache_is_made_again_and_said(
     damage: str, kind: str, tmp_path: Path, own_cache: Path, chatml, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps(sound_row("text", number)) + "\n" for number in range(2500)))
+    path.write_text("".join(json.dumps(sound_row("text", number)) + "\n" for number in range(1100)))
     whole = tokenize_pairs(load_pairs(path), chatml)["chosen_ids"][:]
     (stored,) = own_cache.glob(f"{kind}-*/*.arrow")
     content = stored.read_bytes()

@@ -145,10 +145,24 @@ CONTAINERS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
 }
 
 
+ENCODED = {
+    "jsonl with a byte order mark",
+    "jsonl in UTF-16",
+    "csv in UTF-16",
+    "gz",
+    "zst",
+    "xz",
+    "bz2 without its ending",
+}
+"""Containers that hold the bytes of another one: whatever they hold, they are decoded alike."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_every_row_gives_the_same_pairs_from_every_container(container: str, tmp_path: Path) -> None:
     for number, (who, _, row) in enumerate(TABLE):
+        if container in ENCODED and number % 5:
+            continue
         place = tmp_path / str(number)
         place.mkdir()
         rows = [row, replaced(row, {"Como": "Gärda \U0001f600", "green": "grün"})]

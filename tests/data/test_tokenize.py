@@ -82,7 +82,7 @@ texts = st.lists(
 
 @pytest.mark.slow
 @every_tokenizer
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=chats | texts)
 def test_any_pairs_get_the_ids_of_trl(tokenizers: Tokenizers, name: str, rows: list[dict[str, Any]]) -> None:
     pairs = dataset(*rows)

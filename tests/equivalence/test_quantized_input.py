@@ -95,8 +95,9 @@ def by_layers(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("one_buffer", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "one_buffer"), [(torch.float32, False), (torch.bfloat16, True), (torch.float16, False)]
+)
 @pytest.mark.parametrize("family", READ_BY_FP8_LAYERS)
 def test_loss_and_gradients_are_the_same_bit_by_bit(
     family: str, dtype: torch.dtype, one_buffer: bool, by_norms: Counter, by_layers: Counter

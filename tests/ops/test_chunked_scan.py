@@ -19,9 +19,6 @@ from wishbone.ops.prefix_attention import Document, PrefixLayout
 from wishbone.ops.state_space_scan import state_space_scan_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_kernels = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and DEVICE == "cpu", reason="needs TRITON_INTERPRET=1"
-)
 LAYOUT = PrefixLayout(
     (
         Document(0, 18, (23, 24)),  # two chunks, then branches of five tokens and of one
@@ -61,7 +58,7 @@ def assert_close(op: Op, reference: Op, leaves: list[Tensor]) -> None:
         assert got.shape == exact.shape and error <= 1e-5, f"result {i}: {error:.1e}"
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_delta_rule_is_its_definition(unit: bool, short_chunks: None) -> None:
@@ -78,7 +75,7 @@ def test_delta_rule_is_its_definition(unit: bool, short_chunks: None) -> None:
     )
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.slow
 def test_state_space_is_its_definition(short_chunks: None) -> None:
     from wishbone.ops.chunked_scan.triton import Rule, chunked_scan
@@ -93,7 +90,7 @@ def test_state_space_is_its_definition(short_chunks: None) -> None:
     assert_close(by_kernels, lambda x: state_space_scan_reference(*x, LAYOUT), leaves)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_keys_that_are_too_long_are_refused() -> None:
     from wishbone.ops.chunked_scan.triton import Rule, chunked_scan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -22,7 +21,6 @@ from wishbone.ops.expert_mlp import (
 )
 from wishbone.ops.expert_mlp.routing import Routing
 
-interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 TOKENS, HIDDEN, INNER, EXPERTS, CHOICES, RANK = 37, 32, 24, 5, 2, 3
 
 
@@ -164,7 +162,7 @@ def test_bfloat16_loses_what_ordinary_products_lose(bias: bool) -> None:
     assert all(lost <= 1.5 * one for lost, one in zip(in_bfloat16(arguments, GatedProduct("silu")), usual, strict=True))
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.slow
 @pytest.mark.parametrize("bias", [False, True])
 def test_one_call_for_all_experts_loses_no_more(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +174,7 @@ def test_one_call_for_all_experts_loses_no_more(bias: bool, monkeypatch: pytest.
     assert all(lost <= 2 * one for lost, one in zip(in_bfloat16(arguments, GatedProduct("silu")), usual, strict=True))
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_an_adapter_that_adds_nothing_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouped, "in_one_call", lambda x: True)
     arguments = cast(inputs(bias=True, trained=False), torch.bfloat16)
@@ -187,7 +185,7 @@ def test_an_adapter_that_adds_nothing_changes_no_bit(monkeypatch: pytest.MonkeyP
     assert torch.equal(got, expected)
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_kernels_against_their_equations() -> None:
     from wishbone.ops.expert_mlp import triton as kernels
 
@@ -210,7 +208,7 @@ def test_kernels_against_their_equations() -> None:
         assert (kernels.gathered_by_token(rows, routing, weights) - expected).norm() <= 1e-6 * expected.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_the_kernel_of_the_clamped_gate() -> None:
     from wishbone.ops.expert_mlp import triton as kernels
 
@@ -222,7 +220,7 @@ def test_the_kernel_of_the_clamped_gate() -> None:
         assert (value - expected).norm() <= 1e-6 * expected.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
 def test_the_kernel_of_a_gate_with_shares(activation: Any) -> None:
     g = torch.Generator().manual_seed(0)
@@ -242,7 +240,7 @@ def test_the_kernel_of_a_gate_with_shares(activation: Any) -> None:
             assert expected is not None and (value - expected).norm() <= 1e-6 * expected.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_the_kernel_that_turns_codes_into_values() -> None:
     from wishbone.ops.expert_mlp import FP8Stack
     from wishbone.ops.expert_mlp import triton as kernels

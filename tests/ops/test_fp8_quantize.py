@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -23,11 +21,8 @@ from wishbone.ops.fp8_quantize import (
     swiglu_quantize_both,
 )
 
-RUNS_TRITON = find_spec("triton") and (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available())
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TRITON = pytest.param(
-    "triton", marks=pytest.mark.skipif(not RUNS_TRITON, reason="needs Triton, and TRITON_INTERPRET=1 or CUDA")
-)
+TRITON = pytest.param("triton", marks=pytest.mark.kernels)
 BACKENDS = ["reference", TRITON]
 BFLOAT16 = 2.0**-8 if torch.cuda.is_available() else 2.0**-7
 """Relative error of rounding to bfloat16: to the nearest, or towards zero, as Triton's interpreter does."""

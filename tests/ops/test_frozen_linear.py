@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from typing import Any
 
@@ -27,10 +26,6 @@ from wishbone.ops.frozen_linear.scratch import scratch
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-needs_triton = pytest.mark.skipif(
-    not find_spec("triton") or not (os.environ.get("TRITON_INTERPRET") == "1" or CUDA),
-    reason="needs Triton, and TRITON_INTERPRET=1 or CUDA",
-)
 needs_bitsandbytes = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
 N, K, TOKENS = 160, 272, 23
 FORMS = ["dense", "fp8 rows", "int8", "fp8 blocks", pytest.param("nf4", marks=needs_bitsandbytes)]
@@ -234,7 +229,7 @@ def test_scratch_memory_is_one_buffer_that_grows(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(y, weight.forward(x))
 
 
-@needs_triton
+@pytest.mark.kernels
 @pytest.mark.parametrize(("rows", "columns"), [(4, 4), (16, 16), (128, 256), (272, 160), (132, 12)])
 def test_bytes_are_transposed(rows: int, columns: int) -> None:
     from wishbone.ops.frozen_linear.triton import transpose_bytes
@@ -248,7 +243,7 @@ def test_bytes_are_transposed(rows: int, columns: int) -> None:
     assert torch.equal(turned.view(torch.uint8), matrix.t())
 
 
-@needs_triton
+@pytest.mark.kernels
 def test_bytes_come_in_words() -> None:
     from wishbone.ops.frozen_linear.triton import transpose_bytes
 
@@ -256,7 +251,7 @@ def test_bytes_come_in_words() -> None:
         transpose_bytes(torch.zeros(6, 8, dtype=torch.uint8), torch.zeros(8, 6, dtype=torch.uint8))
 
 
-@needs_triton
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(128, 128), (300, 130), (16, 272)])
 def test_blocks_are_dequantized(dtype: torch.dtype, rows: int, columns: int) -> None:
@@ -269,7 +264,7 @@ def test_blocks_are_dequantized(dtype: torch.dtype, rows: int, columns: int) -> 
     assert torch.allclose(out.float(), exact, rtol=0 if dtype == torch.float32 else 2**-7, atol=0)
 
 
-@needs_triton
+@pytest.mark.kernels
 @needs_bitsandbytes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("nested", [True, False])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -228,12 +227,7 @@ def test_elementwise_part_at_its_edges(activation: Activation) -> None:
     assert torch.allclose(gradient, torch.tensor([[0.0, 0.0, 0.0, 150.0, 3e4]]))
 
 
-needs_interpreter = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
-)
-
-
-@needs_interpreter
+@pytest.mark.kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 100), (3, 1024), (2, 1025), (0, 8)])
@@ -257,7 +251,7 @@ def test_kernels_are_the_plain_part(activation: Activation, dtype: torch.dtype, 
     torch.testing.assert_close(both, expected_both, **close)
 
 
-@needs_interpreter
+@pytest.mark.kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(

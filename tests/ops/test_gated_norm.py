@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from wishbone.ops.gated_norm import GatedNorm, gated_norm_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_kernels = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and DEVICE == "cpu", reason="needs TRITON_INTERPRET=1"
-)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("norm", [GatedNorm(1e-3, True, 6), GatedNorm(1e-6, False, 12)])
 def test_kernel_is_the_definition(norm: GatedNorm) -> None:
     from wishbone.ops.gated_norm.triton import gated_norm_triton

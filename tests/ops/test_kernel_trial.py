@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,9 +54,7 @@ def test_what_is_wrong_is_said_once(kernel: Any, said: str | None, caplog: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
-)
+@pytest.mark.kernels
 @pytest.mark.parametrize("scan", ["delta rule", "state space"])
 def test_scans_pass_their_trial_and_run_by_kernels(scan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, but for the device."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -13,9 +12,6 @@ from wishbone.ops.low_rank_add import add_low_rank_
 from wishbone.ops.low_rank_add.reference import rounded_at_random
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_kernels = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
-)
 
 
 def inputs(
@@ -56,7 +52,7 @@ def test_each_seed_rounds_for_itself_and_is_right_on_average(dtype: torch.dtype,
             assert abs(float((error * other).mean() / error.square().mean())) < 0.01, "independent"
 
 
-@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=needs_kernels)])
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.kernels)])
 def test_what_lies_in_y_is_part_of_the_addend_where_there_is_a_base(backend: Any) -> None:
     base, low, factor = inputs(150, 170, 16, 1e-4)
     change = (1e-4 * base.flip(0)).contiguous()
@@ -117,7 +113,7 @@ def test_a_backend_that_is_asked_for_is_used_or_refused() -> None:
         add_low_rank_(y.float(), low, factor, backend="triton")
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("rows", "columns", "rank"), [(1, 1, 1), (64, 128, 16), (65, 257, 16), (130, 70, 8), (33, 200, 3), (40, 129, 150)]
@@ -131,7 +127,7 @@ def test_the_kernel_is_the_reference(rows: int, columns: int, rank: int, dtype: 
     assert torch.equal(got, expected)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_kernel_takes_parts_of_larger_matrices() -> None:
     y, low, factor = inputs(50, 300, 24)
     low, factor = (low * 8).round() / 8, (factor * 2**14).round() / 2**14
@@ -141,7 +137,7 @@ def test_the_kernel_takes_parts_of_larger_matrices() -> None:
     assert torch.equal(wide, expected)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_the_kernel_keeps_what_is_not_finite() -> None:
     y, low, factor = inputs(20, 30, 4)
     low[3, 1], low[4, 1] = float("nan"), float("inf")
@@ -149,7 +145,7 @@ def test_the_kernel_keeps_what_is_not_finite() -> None:
     assert not got[3:5].isfinite().any() and got[5:].isfinite().all() and got[:3].isfinite().all()
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_no_rows_and_no_columns() -> None:
     for rows, columns in ((0, 5), (5, 0)):
         y, low, factor = inputs(rows, columns, 4)

@@ -14,9 +14,6 @@ import torch
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
 
-interpreted = pytest.mark.skipif(
-    find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
-)
 LAYOUTS = {
     "pairs and padding": PrefixLayout((Document(0, 20, (47, 70)), Document(70, 71, (80, 120)), Document(120, 128))),
     "one long pair": PrefixLayout((Document(0, 40, (84, 128)),)),
@@ -40,7 +37,7 @@ def gradients(layout: PrefixLayout, heads: tuple[int, int], size: int, dtype: to
     return got, (reference, *torch.autograd.grad((reference * weights.double()).sum(), exact))
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -51,7 +48,7 @@ def test_values_and_gradients(layout: str, window: int | None, softcap: float | 
         assert (got - exact).norm() <= 1e-6 * exact.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 9])
 def test_sinks_and_slopes(window: int | None, softcap: float | None):
@@ -63,7 +60,7 @@ def test_sinks_and_slopes(window: int | None, softcap: float | None):
         assert (value - expected).norm() <= 1e-6 * expected.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize("heads", [(2, 2), (3, 1)])
 def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
     from wishbone.ops.prefix_attention import triton as backend
@@ -74,7 +71,7 @@ def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], monkeypatch: py
         assert (got - exact).norm() <= 1e-6 * exact.norm()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize(("size", "values"), [(2, 2), (8, 8), (24, 24), (12, 20), (40, 16)])
 def test_heads_of_other_sizes_are_padded(size: int, values: int):
     layout = LAYOUTS["pairs and padding"]
@@ -100,13 +97,13 @@ def test_the_score_of_an_unseen_key_has_exact_products():
     assert torch.equal((UNSEEN.value * factors).double(), UNSEEN.value * factors.double())
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_memory_has_tokens_first_as_layers_want_it():
     (out, *_), _ = gradients(LAYOUTS["one long pair"], (2, 1), 16, torch.float32)
     assert out.transpose(1, 2).is_contiguous()
 
 
-@interpreted
+@pytest.mark.kernels(on_gpus=False)
 def test_what_the_kernels_cannot_do_is_refused():
     q = torch.randn(1, 1, 100, 16)
     with pytest.raises(ValueError, match="not a multiple of 128"):
@@ -116,12 +113,14 @@ def test_what_the_kernels_cannot_do_is_refused():
         prefix_attention(q, q, q, PrefixLayout((Document(0, 128),)), scale=1.0, backend="triton")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None or "TRITON_INTERPRET" in os.environ, reason="needs Triton's compiler")
 @pytest.mark.parametrize(
     ("capability", "shared_bytes", "heads"),
-    [(75, 65_536, ["128 float16", "64 float32"]), (89, 101_376, ["128 float16"])],
-    ids=["T4", "RTX 40 and L4"],
+    [
+        pytest.param(75, 65_536, ["128 float16"], marks=pytest.mark.slow, id="T4"),
+        pytest.param(75, 65_536, ["64 float32"], marks=pytest.mark.long, id="T4 in float32"),
+        pytest.param(89, 101_376, ["128 float16"], marks=pytest.mark.long, id="RTX 40 and L4"),
+    ],
 )
 def test_compiled_kernels_fit_into_the_shared_memory_of_gpus_that_are_not_here(
     capability: int, shared_bytes: int, heads: list[str]

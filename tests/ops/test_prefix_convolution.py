@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import pytest
@@ -54,9 +53,7 @@ def test_values_and_gradients_are_those_of_each_sequence(layout: PrefixLayout, t
         assert got.shape == expected.shape and (got - expected).norm() <= 1e-12 * expected.norm()
 
 
-@pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
-)
+@pytest.mark.kernels
 @pytest.mark.parametrize("silu", [True, False])
 @pytest.mark.parametrize("taps", [1, 2, 4])
 @pytest.mark.parametrize("layout", [LAYOUT, PrefixLayout((Document(0, 3, (30, 60)),))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import get_args
 
 import pytest
@@ -10,10 +9,6 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.rotary import Form, rotary
-
-needs_kernels = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1"
-)
 
 
 def inputs(
@@ -61,7 +56,7 @@ def test_families_lay_out_their_pairs_in_other_ways(form: Form, turned: int) -> 
         assert torch.equal(y[..., turned:], x[..., turned:])
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("form", get_args(Form))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

@@ -32,10 +32,8 @@ from wishbone.ops.fp8_quantize.rotation import hadamard, rotated
 from wishbone.ops.frozen_linear import Int8Weight, frozen_linear_reference
 from wishbone.ops.frozen_linear import int8 as int8_weight
 
-RUNS_TRITON = find_spec("triton") and (os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available())
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason="needs Triton, and TRITON_INTERPRET=1 or CUDA")
-BACKENDS = ["reference", pytest.param("triton", marks=needs_triton)]
+BACKENDS = ["reference", pytest.param("triton", marks=pytest.mark.kernels)]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -148,7 +146,7 @@ def test_norms_and_swiglu_quantize_what_they_write(backend: Any, dtype: torch.dt
     assert close(both.reference, expected.reference) and close(both.difference, expected.difference, True)
 
 
-@needs_triton
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("tokens", "n", "k"), [(70, 288, 272), (3, 16, 160), (150, 272, 144)])
 @pytest.mark.parametrize("turing", [False, True])
@@ -170,7 +168,7 @@ def test_kernel_of_the_product(monkeypatch: Any, dtype: torch.dtype, tokens: int
     assert relative_error(got, turned) < max(rounding, 1e-3)
 
 
-@needs_triton
+@pytest.mark.kernels
 def test_tiles_fit_into_shared_memory() -> None:
     from wishbone.ops.frozen_linear.int8_triton import tile_for
 

@@ -6,7 +6,6 @@ Errors are measured against the definition in float64 and held to those of the d
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import fields
 
 import pytest
@@ -18,10 +17,7 @@ from wishbone.ops.token_logps import TokenScores, token_logps
 pytest.importorskip("triton")
 import wishbone.ops.token_logps.triton as backend
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="kernels run on a GPU or in Triton's interpreter (TRITON_INTERPRET=1)",
-)
+pytestmark = pytest.mark.kernels
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPANIONS = ("entropy", "mean_logit", "log_sum_sq_probs")
 HEADS = [(1.0, None, False, 37), (0.25, None, True, 128), (1.5, 4.0, True, 301), (1.0, 2.0, False, 127)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
 TESTS = Path(__file__).parent.parent
+WITHIN = 240
+"""Seconds that a process may take."""
 SHARED: dict[str, dict[str, Any]] = {
     "batches that do not divide": {},
     "a coupled loss": {"loss_type": "aot"},
@@ -55,8 +59,25 @@ def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[st
     }
 
 
-def worker(folder: Path, own_batches: bool) -> None:
+def forked(count: int, folder: Path, own_batches: bool) -> None:
+    """Run `worker` in this many processes, which begin with what this one has imported."""
     gc.freeze()  # as in conftest.py
+    children = []
+    for rank in range(count):
+        if not (child := os.fork()):
+            signal.alarm(WITHIN)
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            try:
+                worker(folder, own_batches)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(child)
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    os._exit(any(statuses))
+
+
+def worker(folder: Path, own_batches: bool) -> None:
     results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
     if own_batches:
         with pytest.raises(RequestError, match="processes have read other training data"):
@@ -77,14 +98,10 @@ def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, An
         port = free.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     shared |= {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "ACCELERATE_USE_CPU": "true"}
-    call = f"worker(Path({str(folder)!r}), {own_batches})"
+    call = f"forked({count}, Path({str(folder)!r}), {own_batches})"
     command = [sys.executable, "-c", f"from trainer.test_two_processes import *; {call}"]
-    processes = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(count)
-    ]
-    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)[-3000:]
+    ended = subprocess.run(command, env=shared, stderr=subprocess.PIPE, text=True, check=False, timeout=WITHIN + 60)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     found: dict[str, Any] = torch.load(folder / "r", weights_only=True)
     return found
 
