@@ -63,25 +63,27 @@ def model_of(shape: str, weights: str, layers: int | None, tiny: bool) -> Any:
 
 
 def in_codes_of(model: Any, weights: str) -> Any:
-    """Return the model with its linear layers and experts in FP8 or NF4, as `load_model` makes them from files."""
+    """Return the model with its linear layers and experts in codes, as `load_model` makes them from files."""
     import torch
     from torch import nn
 
     from wishbone.model.eight_bit_layers import layers_for_8_bits
-    from wishbone.model.eight_bit_linear import FP8Linear
+    from wishbone.model.eight_bit_linear import ROWS, EightBitLinear, FP8Linear, Int8Linear
     from wishbone.model.quantization import settle_quantized_layers
     from wishbone.model.quantized_experts import in_codes, is_stack
-    from wishbone.ops.expert_mlp import FP8Stack, NF4Stack
-    from wishbone.ops.fp8_quantize import quantize_rows
+    from wishbone.ops.expert_mlp import FP8Stack, Int8Stack, NF4Stack
 
-    for name in layers_for_8_bits(model, FP8Linear.form, stacks=True):
+    eight: dict[str, type[EightBitLinear]] = {"fp8": FP8Linear, "int8": Int8Linear}
+    stacks = {"fp8": FP8Stack, "int8": Int8Stack, "nf4": NF4Stack}
+    for name in layers_for_8_bits(model, weights):
         old = model.get_submodule(name)
         sizes = old.in_features, old.out_features, old.bias is not None
         new: Any
-        if weights == "fp8":
-            new, rows = FP8Linear(*sizes, dtype=old.weight.dtype, device="meta"), quantize_rows(old.weight.detach())
+        if weights in eight:
+            new = eight[weights](*sizes, dtype=old.weight.dtype, device="meta")
+            rows = new.quantized(old.weight.detach())
             new.weight = nn.Parameter(rows.values, requires_grad=False)
-            new.weight_scale = nn.Parameter(rows.scale, requires_grad=False)
+            new.register_parameter(ROWS, nn.Parameter(rows.scale, requires_grad=False))
         else:
             import bitsandbytes
 
@@ -94,7 +96,7 @@ def in_codes_of(model: Any, weights: str) -> Any:
         model.set_submodule(name, new)
     for name in [name for name, _ in model.named_parameters() if is_stack(model, name)]:
         module, _, own = name.rpartition(".")
-        stack = in_codes(model.get_parameter(name), FP8Stack if weights == "fp8" else NF4Stack)
+        stack = in_codes(model.get_parameter(name), stacks[weights])
         model.get_submodule(module).register_parameter(own, stack)
     if weights == "nf4":
         model.is_loaded_in_4bit = True  # by which PEFT knows 4-bit layers

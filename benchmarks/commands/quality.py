@@ -31,7 +31,7 @@ MODEL = "smollm2-135m-instruct"
 BATCH = 8
 MAX_LENGTH = 1024
 LEARNED = ("heldout_loss", "heldout_accuracy", "heldout_margin")
-ROUNDED = ("fp8", "nf4")
+ROUNDED = ("fp8", "int8", "nf4")
 """Frozen weights that are rounded for training; their adapters are judged on the rounded weights, too."""
 EVALUATED = {
     "eval_loss": "loss",

@@ -31,7 +31,7 @@ def evaluate(
         max_length: tokens of a prompt and completion, in all. As in trainers, completions are cut and pairs whose
             prompt fills `max_length` are dropped.
         device: device to compute on.
-        rounded: "fp8" or "nf4" for weights that are rounded so, None for the published ones; arithmetic is float32.
+        rounded: "fp8", "int8" or "nf4" for weights rounded so, None for the published ones; arithmetic is float32.
     """
     import torch
     from datasets import Dataset
@@ -50,6 +50,7 @@ def evaluate(
             dtype=torch.bfloat16,
             device=device,
             load_in_fp8=rounded == "fp8",
+            load_in_rotated_int8=rounded == "int8",
             load_in_4bit=rounded == "nf4",
         )
         base = base.dequantize().float()

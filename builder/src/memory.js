@@ -35,7 +35,7 @@
 
   /** Bytes of all experts and their routers. */
   function expertBytes(shape, plan) {
-    if (!["nf4", "fp8"].includes(plan.weights)) return elementBytes(plan) * shape.expertParameters;
+    if (![...EIGHT_BITS, "nf4"].includes(plan.weights)) return elementBytes(plan) * shape.expertParameters;
     const count = shape.layers * shape.experts;
     const stacks = 3 * count * shape.hidden * shape.expertInner;
     const router = elementBytes(plan) * count * shape.hidden;
@@ -111,8 +111,8 @@
   }
 
   function workspaceBytes(shape, plan) {
-    let largest = Math.max(...shape.linears.map((one) => one.inputs * one.outputs));
-    if (plan.weights !== "int8") largest = Math.max(largest, 2 * shape.experts * shape.expertInner * shape.hidden);
+    const stack = 2 * shape.experts * shape.expertInner * shape.hidden;
+    const largest = Math.max(stack, ...shape.linears.map((one) => one.inputs * one.outputs));
     const scratch = [...EIGHT_BITS, "nf4"].includes(plan.weights) ? elementBytes(plan) * largest : 0;
     return scratch + (plan.device === "cuda" ? LIBRARY_WORKSPACE : 0);
   }

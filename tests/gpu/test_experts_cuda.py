@@ -13,6 +13,7 @@ from wishbone.ops.expert_mlp import (
     ExpertsOfReference,
     FP8Stack,
     GatedProduct,
+    Int8Stack,
     NF4Stack,
     StackedAdapter,
     StackedLinear,
@@ -83,12 +84,12 @@ def test_experts_lose_what_bfloat16_loses(gate: str, function: Any, bias: bool) 
         assert 0 < lost <= 2 * own, "rounding adapters at random has twice the variance"
 
 
-@pytest.mark.parametrize("name", ["FP8Stack", "NF4Stack"])
+@pytest.mark.parametrize("name", ["FP8Stack", "Int8Stack", "NF4Stack"])
 def test_codes_are_computed_with_as_the_values_that_they_stand_for(name: str) -> None:
     """Policy and reference in one call, bit by bit as two calls with 16-bit weights."""
     if name == "NF4Stack":
         pytest.importorskip("bitsandbytes")
-    form = {"FP8Stack": FP8Stack, "NF4Stack": NF4Stack}[name]
+    form = {"FP8Stack": FP8Stack, "Int8Stack": Int8Stack, "NF4Stack": NF4Stack}[name]
     torch.manual_seed(0)
     experts, hidden, inner, tokens = 8, 256, 192, 500
     chosen = [torch.rand(tokens, experts, device="cuda").topk(2).indices for _ in range(2)]

@@ -13,6 +13,7 @@ import triton
 from attention_shared_memory import AbsentGpu, Compiled
 
 import wishbone.ops.fp8_quantize.triton as rows
+import wishbone.ops.frozen_linear.int8_hopper as hopper
 import wishbone.ops.frozen_linear.int8_triton as products
 from wishbone.ops.fp8_quantize import INT8_ROWS, QuantizedRows, rotated_int8
 
@@ -28,6 +29,8 @@ def main() -> None:
         setattr(rows, name, Compiled(getattr(rows, name), taken))
     products.product = Compiled(products.product, taken)
     products.finish = Compiled(products.finish, taken)
+    hopper.product_of_tiles = Compiled(hopper.product_of_tiles, taken)
+    hopper.runs_on = lambda device: capability // 10 == 9
     products.shared_bytes = lambda device: shared_bytes
     products.has_tensor_cores = lambda device: capability >= 80
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
@@ -47,6 +50,12 @@ def main() -> None:
             b = torch.ones(256, columns, dtype=torch.int8)
             products.int8_product(a, b, torch.ones(256), torch.ones(256, dtype=dtype), turn=0)
             products.int8_product(a, b, None, None, turn=128)
+            if capability // 10 == 9:
+                term = (
+                    torch.ones(tokens, hopper.MOST_RANKS, dtype=dtype),
+                    torch.ones(hopper.MOST_RANKS, 256, dtype=dtype),
+                )
+                products.int8_product(a, b, None, None, turn=128, term=term)
         found[f"products of {columns}"] = max(taken)
         taken.clear()
     print(json.dumps(found))

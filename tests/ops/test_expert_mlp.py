@@ -242,12 +242,19 @@ def test_the_kernel_of_a_gate_with_shares(activation: Any) -> None:
 
 @pytest.mark.kernels(on_gpus=False)
 def test_the_kernel_that_turns_codes_into_values() -> None:
-    from wishbone.ops.expert_mlp import FP8Stack
+    from wishbone.ops.expert_mlp import FP8Stack, Int8Stack
     from wishbone.ops.expert_mlp import triton as kernels
+    from wishbone.ops.expert_mlp.rotated import form_of_rows
 
-    stack = FP8Stack.of(torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0)).bfloat16())
-    out = torch.empty(3, 20, 48)
+    weight = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0)).bfloat16()
+    stack, out = FP8Stack.of(weight), torch.empty(3, 20, 48)
     assert torch.equal(kernels.dequantize_rows(stack.codes, stack.scale, out), stack.matrices(torch.float32))
+    for columns in (48, 40):  # in blocks of 16, and not rotated: tensor cores have no blocks of 8
+        turned = Int8Stack.of(weight[..., :columns])
+        block = form_of_rows(columns).block
+        assert block == (16 if columns == 48 else 0)
+        got = kernels.dequantize_rotated_rows(turned.codes, turned.scale, torch.empty(3, 20, columns), block)
+        assert torch.equal(got, turned.matrices(torch.float32))
 
 
 def test_policy_and_reference_in_one_call() -> None:

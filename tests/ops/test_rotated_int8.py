@@ -149,13 +149,14 @@ def test_norms_and_swiglu_quantize_what_they_write(backend: Any, dtype: torch.dt
 @pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("tokens", "n", "k"), [(70, 288, 272), (3, 16, 160), (150, 272, 144)])
-@pytest.mark.parametrize("turing", [False, True])
-def test_kernel_of_the_product(monkeypatch: Any, dtype: torch.dtype, tokens: int, n: int, k: int, turing: bool) -> None:
-    """Tiles that the sizes do not fill, a bias, and the rotation of the gradient; sums of integers are exact."""
-    from wishbone.ops.frozen_linear import int8_triton
+@pytest.mark.parametrize("gpu", ["Turing", "Ampere", "Hopper"])
+def test_kernel_of_the_product(monkeypatch: Any, dtype: torch.dtype, tokens: int, n: int, k: int, gpu: str) -> None:
+    """Tiles that the sizes do not fill, a bias, the rotation of the gradient, a term; sums of integers are exact."""
+    from wishbone.ops.frozen_linear import int8_hopper, int8_triton
     from wishbone.ops.frozen_linear.int8_triton import int8_product
 
-    monkeypatch.setattr(int8_triton, "has_tensor_cores", lambda _: not turing)
+    monkeypatch.setattr(int8_triton, "has_tensor_cores", lambda _: gpu != "Turing")
+    monkeypatch.setattr(int8_hopper, "runs_on", lambda _: gpu == "Hopper")
     rows = quantize_rows(normal(tokens, k, dtype=dtype), form=INT8_ROWS)
     weight = quantize_rows(normal(n, k, seed=1), form=INT8_ROWS)
     bias = normal(n, seed=2, dtype=dtype)
@@ -166,6 +167,9 @@ def test_kernel_of_the_product(monkeypatch: Any, dtype: torch.dtype, tokens: int
     turned = rotated_back(rows.dequantized().double() @ weight.values.double().t(), 16)
     got = int8_product(rows, weight.values, None, None, turn=16)
     assert relative_error(got, turned) < max(rounding, 1e-3)
+    low, factor = normal(tokens, 20, seed=3, dtype=dtype), normal(20, n, seed=4, dtype=dtype)
+    got = int8_product(rows, weight.values, None, None, turn=16, term=(low, factor))
+    assert relative_error(got, turned + low.double() @ factor.double()) < max(rounding, 1e-3)
 
 
 @pytest.mark.kernels

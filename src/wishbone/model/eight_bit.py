@@ -30,12 +30,11 @@ class EightBitQuantizer(HfQuantizer):  # type: ignore[misc]
 
     Attributes:
         layer: the class of these layers.
+        stack: the form of the stacked weights of experts.
     """
 
     layer: ClassVar[type[EightBitLinear]]
-
-    stack: ClassVar[type[QuantizedStack] | None] = None
-    """The form of the stacked weights of experts; None leaves them as they are."""
+    stack: ClassVar[type[QuantizedStack]]
 
     @property
     def stored(self) -> bool:
@@ -45,7 +44,7 @@ class EightBitQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
     ) -> None:
-        for name in layers_for_8_bits(model, self.layer.form, stacks=self.stack is not None):
+        for name in layers_for_8_bits(model, self.layer.form):
             linear = model.get_submodule(name)
             replace(model, name, empty_layer(self.layer, linear, weight_dtype=linear.weight.dtype))
 
@@ -60,7 +59,7 @@ class EightBitQuantizer(HfQuantizer):  # type: ignore[misc]
         if self.stored:
             return False
         layer = tensor == "weight" and _layer_named(model, module) is not None
-        return layer or (self.stack is not None and is_stack(model, param_name))
+        return layer or is_stack(model, param_name)
 
     def get_quantize_ops(self) -> ConversionOps:
         """Return the operation on such a weight."""
@@ -92,10 +91,10 @@ class RowsTo8Bits(ConversionOps):  # type: ignore[misc]
     """Turns weights of 8-bit layers into codes and scales, and stacks of experts into codes; other tensors stay.
 
     Args:
-        stack: the form of the stacks; None leaves them as they are.
+        stack: the form of the stacks.
     """
 
-    def __init__(self, stack: type[QuantizedStack] | None) -> None:
+    def __init__(self, stack: type[QuantizedStack]) -> None:
         self._stack = stack
 
     def convert(
@@ -106,7 +105,7 @@ class RowsTo8Bits(ConversionOps):  # type: ignore[misc]
         for name, value in input_dict.items():
             tensor = value[0] if isinstance(value, list) else value
             module = name.rpartition(".")[0]
-            if self._stack is not None and model is not None and is_stack(model, name):
+            if model is not None and is_stack(model, name):
                 result[name] = in_codes(tensor, self._stack)
                 continue
             layer = None if model is None else _layer_named(model, module)

@@ -1,8 +1,7 @@
 """Which layers of a 16-bit model are put into 8 bits: the linear layers of its backbone.
 
 Embeddings, output head, norms and the routers of experts stay in 16 bits, and so do layers whose sizes are not
-multiples of 16, which 8-bit hardware cannot multiply. Stacked experts are in FP8 as well (`quantized_experts.py`), but
-not in int8.
+multiples of 16, which 8-bit hardware cannot multiply. Stacked experts are in 8 bits as well (`quantized_experts.py`).
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ ROUTERS = frozenset({"gate", "router", "shared_expert_gate"})
 logger = logging.getLogger(__name__)
 
 
-def layers_for_8_bits(model: PreTrainedModel, form: str, *, stacks: bool) -> list[str]:
+def layers_for_8_bits(model: PreTrainedModel, form: str) -> list[str]:
     """Return the names of the linear layers to put into 8 bits.
 
     Args:
         model: as yet without weights.
         form: what messages call the 8 bits.
-        stacks: whether stacked experts are put into 8 bits as well.
 
     Raises:
         RequestError: there are none.
@@ -57,10 +55,6 @@ def layers_for_8_bits(model: PreTrainedModel, form: str, *, stacks: bool) -> lis
             some_of(odd),
         )
     experts = [name for name, parameter in model.named_parameters() if parameter.dim() == 3 and "expert" in name]
-    if experts and not stacks:
-        logger.warning(
-            "Experts that are stored as one stacked weight stay in 16 bits: %s has linear layers alone.", form
-        )
-    elif not all(is_stack(model, name) for name in experts):
+    if not all(is_stack(model, name) for name in experts):
         logger.warning("Experts whose stacked weights transformers does not describe stay in 16 bits.")
     return names

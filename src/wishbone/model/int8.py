@@ -19,6 +19,7 @@ from wishbone.errors import RequestError
 from wishbone.model.eight_bit import READ_DIRECTLY, EightBitQuantizer
 from wishbone.model.eight_bit_linear import Int8Linear
 from wishbone.model.quantization import refusals
+from wishbone.ops.expert_mlp import Int8Stack
 
 METHOD = "wishbone_int8"
 CAPABILITY = (7, 5)
@@ -78,3 +79,4 @@ class Int8Quantizer(EightBitQuantizer):
     """Puts int8 layers into the empty model, and rotates and rounds weights as they are read."""
 
     layer = Int8Linear
+    stack = Int8Stack

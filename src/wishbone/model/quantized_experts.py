@@ -1,4 +1,4 @@
-"""Experts in FP8 or NF4: which parameters of a model they are, and how transformers makes codes of them as it reads.
+"""Experts in FP8, int8 or NF4: which parameters they are, and how transformers makes codes of them as it reads.
 
 transformers 5 keeps the experts of a layer as two stacked parameters, and its own methods for FP8 and 4 bits look at
 linear layers alone. So experts, which are nine tenths of most mixtures, would stay in 16 bits. Here each stack becomes
@@ -96,7 +96,7 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def in_codes(weight: Tensor, form: type[QuantizedStack]) -> nn.Parameter:
-    """Return a parameter that holds the experts of a layer in FP8 or NF4."""
+    """Return a parameter that holds the experts of a layer in codes."""
     return nn.Parameter(form.of(weight), requires_grad=False)
 
 

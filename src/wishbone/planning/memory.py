@@ -5,7 +5,7 @@ r rank; T tokens of a row, S of them scored; n of L layers kept; b bytes of an e
 
 **At rest.** A parameter of a linear layer takes b bytes; in 8 bits (FP8, int8) 1, and 4 for each row's scale; in NF4
 (blocks of 64 with an 8-bit scale, 256 of them with a 32-bit one) 1/2 + 1/64 + 4/(64 256). All experts of a mixture rest
-likewise, but in int8 they take b. Embedding, head, norms, biases and routers take b. An adapter has r (inputs +
+likewise. Embedding, head, norms, biases and routers take b. An adapter has r (inputs +
 outputs) parameters for each linear layer, as many gradients, and the optimizer a multiple; where experts have adapters,
 each has its own.
 
@@ -204,7 +204,7 @@ def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
 
 def expert_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of all experts and their routers."""
-    if plan.weights not in ("nf4", "fp8"):
+    if plan.weights not in ("nf4", *EIGHT_BITS):
         return plan.element_bytes * shape.expert_parameters
     count = shape.layers * shape.experts
     stacks, router = 3 * count * shape.hidden * shape.expert_inner, plan.element_bytes * count * shape.hidden
@@ -295,7 +295,6 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
 def workspace_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of scratch memory."""
     largest = max(linear.inputs * linear.outputs for linear in shape.linears)
-    if plan.weights != "int8":
-        largest = max(largest, 2 * shape.experts * shape.expert_inner * shape.hidden)
+    largest = max(largest, 2 * shape.experts * shape.expert_inner * shape.hidden)
     scratch = plan.element_bytes * largest if plan.weights in (*EIGHT_BITS, "nf4") else 0
     return scratch + (LIBRARY_WORKSPACE if plan.device == "cuda" else 0)

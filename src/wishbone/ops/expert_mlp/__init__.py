@@ -12,6 +12,7 @@ from wishbone.ops.expert_mlp.fused import ExpertsOfReference, expert_mlp
 from wishbone.ops.expert_mlp.gate import ClampedGate, Gate, GatedProduct, GateOf
 from wishbone.ops.expert_mlp.quantized import FP8BlockStack, FP8Stack, NF4Stack, QuantizedStack
 from wishbone.ops.expert_mlp.reference import expert_mlp_reference
+from wishbone.ops.expert_mlp.rotated import Int8Stack
 from wishbone.ops.expert_mlp.stacked import StackedAdapter, StackedLinear
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Gate",
     "GateOf",
     "GatedProduct",
+    "Int8Stack",
     "NF4Stack",
     "QuantizedStack",
     "StackedAdapter",

@@ -247,7 +247,7 @@ def scaled_rows(codes_ptr, scale_ptr, out_ptr, rows, columns, ROWS: tl.constexpr
     """Write a tile of codes times the scale of their row; grid (rows / ROWS, columns / COLUMNS).
 
     Args:
-        codes_ptr: [rows, columns] e4m3, contiguous.
+        codes_ptr: [rows, columns] e4m3 or int8, contiguous.
         scale_ptr: [rows] float32.
         out_ptr: [rows, columns], contiguous.
     """
@@ -256,5 +256,37 @@ def scaled_rows(codes_ptr, scale_ptr, out_ptr, rows, columns, ROWS: tl.constexpr
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     at = (row * columns)[:, None] + column[None, :]
     scale = tl.load(scale_ptr + row, mask=row < rows, other=0.0)
-    exact = tl.load(codes_ptr + at, mask=inside, other=0.0).to(tl.float32) * scale[:, None]
+    exact = tl.load(codes_ptr + at, mask=inside).to(tl.float32) * scale[:, None]
     tl.store(out_ptr + at, exact.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotated_rows(
+    codes_ptr,
+    scale_ptr,
+    signs_ptr,
+    out_ptr,
+    rows,
+    columns,
+    TURN: tl.constexpr,
+    ROWS: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a tile of (codes H) times the scale of their row; grid (rows / ROWS, columns / TURN).
+
+    Args:
+        codes_ptr: [rows, columns] int8, contiguous; TURN divides columns.
+        scale_ptr: [rows] float32.
+        signs_ptr: H [TURN, TURN], float16.
+        out_ptr: [rows, columns], contiguous.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    at = tl.arange(0, TURN)
+    inside = (row < rows)[:, None]
+    place = (row * columns)[:, None] + (tl.program_id(1) * TURN + at)[None, :]
+    signs = tl.load(signs_ptr + at[:, None] * TURN + at[None, :])
+    codes = tl.load(codes_ptr + place, mask=inside, other=0).to(signs.dtype)
+    if INTERPRETED:
+        codes, signs = codes.to(tl.float32), signs.to(tl.float32)
+    exact = tl.dot(codes, signs) * tl.load(scale_ptr + row, mask=row < rows, other=0.0)[:, None]
+    tl.store(out_ptr + place, exact.to(out_ptr.dtype.element_ty), mask=inside)

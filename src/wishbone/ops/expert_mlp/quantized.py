@@ -1,4 +1,4 @@
-"""Frozen weights of experts kept as codes in FP8 or NF4, which any function of PyTorch reads as the values W they mean.
+"""Frozen weights of experts kept as codes in FP8, int8 or NF4, which any function of PyTorch reads as their values W.
 
 transformers keeps the experts of a layer as one parameter [experts, rows, columns] and reads it in many ways: expert by
 expert, in one grouped product, with an adapter added to it by PEFT. A `QuantizedStack` has the shape and the dtype of
@@ -6,6 +6,7 @@ that parameter; a function that is called with one gets W, turned into 16 bits f
 parameter computes with W, and takes memory for one layer's W while it does.
 
     FP8    W_erc = s_er q_erc,  one scale a row, or one a block of 128 x 128, as published  (`frozen_linear/fp8.py`)
+    int8   rotated, one scale a row                                                         (`rotated.py`)
     NF4    W_n = c[code_n] s_{n / 64},  over all experts in turn    (`frozen_linear/nf4.py`)
 
 `expert_mlp` turns a layer's W into 16 bits in scratch memory, once for policy and reference forward and once backward,
@@ -106,7 +107,7 @@ class QuantizedStack(Tensor):
         if function is torch.ops.aten.select.int and isinstance(args[0], QuantizedStack) and args[1] == 0:
             return args[0].of_expert(args[2])
         if function is torch.ops.aten.copy_.default and isinstance(args[0], QuantizedStack):
-            raise NotImplementedError("weights in FP8 or NF4 are frozen and cannot be written to")
+            raise NotImplementedError("weights in codes are frozen and cannot be written to")
         return function(*_values_of(args), **_values_of(kwargs))
 
     def _parts(self) -> dict[str, Tensor]:

@@ -6,8 +6,18 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.expert_mlp.kernels import add_by_expert, clamped, dots, gather, outer, scaled_rows, weighted_gate
+from wishbone.ops.expert_mlp.kernels import (
+    add_by_expert,
+    clamped,
+    dots,
+    gather,
+    outer,
+    rotated_rows,
+    scaled_rows,
+    weighted_gate,
+)
 from wishbone.ops.expert_mlp.routing import Routing
+from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.launch_sizes import power_of_two, tiles
 from wishbone.ops.low_rank_add.reference import unseen_bits
 
@@ -15,6 +25,8 @@ ROWS, COLUMNS, RANKS, BLOCK, WARPS = 64, 128, 64, 1024, 4
 """A tile of y, ranks that are multiplied at a time, columns of one row that are."""
 SCALED_ROWS, SCALED_COLUMNS = 16, 512
 """A tile of `dequantize_rows`."""
+ROTATED_ROWS = 128
+"""Rows of a tile of `dequantize_rotated_rows`."""
 OUTER_ROWS = 64
 """Rows of an expert that `outer_by_expert` adds up at a time."""
 
@@ -186,12 +198,39 @@ def dequantize_rows(codes: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     """Write codes * scale to `out`; return `out`.
 
     Args:
-        codes: [..., columns] float8_e4m3fn, contiguous.
+        codes: [..., columns] float8_e4m3fn or int8, contiguous.
         scale: a scale for each row, float32, contiguous.
         out: as the codes, float32 or 16 bits.
     """
     rows, columns = scale.numel(), codes.shape[-1]
     scaled_rows[(tiles(rows, SCALED_ROWS), tiles(columns, SCALED_COLUMNS))](
         codes, scale, out, rows, columns, ROWS=SCALED_ROWS, COLUMNS=SCALED_COLUMNS, num_warps=8
+    )
+    return out
+
+
+def dequantize_rotated_rows(codes: Tensor, scale: Tensor, out: Tensor, block: int) -> Tensor:
+    """Write scale * (codes H), with H in blocks of `block` columns, to `out`; return `out`.
+
+    Args:
+        codes: [..., columns] int8, contiguous.
+        scale: a scale for each row, float32, contiguous.
+        out: as the codes, float32 or 16 bits.
+        block: a power of two from 16 on that divides columns; 0 for none.
+    """
+    if not block:
+        return dequantize_rows(codes, scale, out)
+    rows, columns = scale.numel(), codes.shape[-1]
+    rotated_rows[(tiles(rows, ROTATED_ROWS), columns // block)](
+        codes,
+        scale,
+        hadamard(block, torch.float16, codes.device),
+        out,
+        rows,
+        columns,
+        TURN=block,
+        ROWS=ROTATED_ROWS,
+        INTERPRETED=triton.knobs.runtime.interpret,
+        num_warps=8,
     )
     return out

@@ -80,8 +80,13 @@ def _rotated(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
     if TURN > 1:
         at = tl.arange(0, TURN)
         signs = tl.load(signs_ptr + at[:, None] * TURN + at[None, :])
+        if x.dtype.primitive_bitwidth == 16 and signs.dtype == x.dtype:
+            # else the compiler computes x once more in each warp, to have it where a product of Ampere's reads it
+            x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
         blocks = tl.reshape(x, (BLOCK // TURN, TURN)).to(signs.dtype)
-        result = tl.reshape(tl.dot(blocks, signs, input_precision="ieee"), (BLOCK,))
+        # H x rather than x H: with the blocks on the right, a row lies in shared memory, and a Hopper multiplies there
+        turned = tl.dot(signs, tl.trans(blocks), input_precision="ieee")
+        result = tl.reshape(tl.trans(turned), (BLOCK,))
     else:
         result = x.to(tl.float32)
     return result

@@ -37,7 +37,7 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: Ro
     x = _dense_rows(x)
     out = empty_rows(x, form)
     if x.shape[0]:
-        block, warps = _block(x.shape[1])
+        block, warps = _block(x.shape[1], form)
         quantize[(x.shape[0],)](
             x,
             x if column_scale is None else column_scale.contiguous(),
@@ -61,7 +61,7 @@ def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS
     x, reference = _dense_rows(x), _dense_rows(reference)
     out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
     if x.shape[0]:
-        block, warps = _block(x.shape[1])
+        block, warps = _block(x.shape[1], form)
         quantize_both[(x.shape[0],)](
             x,
             reference,
@@ -165,7 +165,7 @@ def swiglu_quantize_triton(
     out = empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block, warps = _block(gate.shape[1])
+        block, warps = _block(gate.shape[1], form)
         swiglu[(gate.shape[0],)](
             gate,
             up,
@@ -200,7 +200,7 @@ def swiglu_quantize_both_triton(
     reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block, warps = _block(gate.shape[1])
+        block, warps = _block(gate.shape[1], form)
         swiglu_both[(gate.shape[0],)](
             gate,
             up,
@@ -276,7 +276,11 @@ def empty_rows(x: Tensor, form: RowForm = E4M3_ROWS) -> QuantizedRows:
     return QuantizedRows(values, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 
-def _block(columns: int) -> tuple[int, int]:
-    """Return the power of two that holds a row, and as many warps as leave 16 of its elements to a thread."""
+def _block(columns: int, form: RowForm = E4M3_ROWS) -> tuple[int, int]:
+    """Return the power of two that holds a row, and as many warps as leave 16 of its elements to a thread.
+
+    Rows that are rotated and not normed leave 32: half as many registers, so that another row is read meanwhile. (A
+    norm's sums depend on how many elements a thread has, and are the same whether its row is rotated or not.)
+    """
     block = power_of_two(columns)
-    return block, min(MOST_WARPS, max(1, block // 512))
+    return block, min(MOST_WARPS, max(1, block // (1024 if form.block else 512)))

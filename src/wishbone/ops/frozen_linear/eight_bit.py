@@ -26,6 +26,9 @@ from wishbone.ops.frozen_linear.scaled_product import MULTIPLE
 from wishbone.ops.frozen_linear.scratch import scratch
 from wishbone.ops.frozen_linear.weight import Prepared
 
+Term = tuple[Tensor, Tensor]
+"""What an adapter adds to a gradient [T, K]: the product of h [T, r] and S [r, K]."""
+
 
 class EightBitWeight(ABC):
     """W = scale * qweight, one scale a row.
@@ -65,8 +68,8 @@ class EightBitWeight(ABC):
         """Return e(x) W^T + bias."""
 
     @abstractmethod
-    def backward_prepared(self, rows: QuantizedRows) -> Tensor:
-        """Return `rows` q, for e(grad * scale) that was made together with grad."""
+    def backward_prepared(self, rows: QuantizedRows, term: Term | None = None) -> Tensor:
+        """Return `rows` q and the term, for e(grad * scale) that was made together with grad."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -76,9 +79,9 @@ class EightBitWeight(ABC):
         """Return the rows of x in 8 bits."""
         return quantize_rows(x, form=self.input_form)
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """Return e(grad * scale) q."""
-        return self.backward_prepared(quantize_rows(grad, self.scale, form=self.gradient_form))
+    def backward(self, grad: Tensor, term: Term | None = None) -> Tensor:
+        """Return e(grad * scale) q and the term."""
+        return self.backward_prepared(quantize_rows(grad, self.scale, form=self.gradient_form), term)
 
     def transposed(self) -> Tensor:
         """Return q^T [K, N], on CUDA in scratch memory, contiguous."""

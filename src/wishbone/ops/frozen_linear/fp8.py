@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import E4M3, E4M3_ROWS, QuantizedRows, RowForm
-from wishbone.ops.frozen_linear.eight_bit import EightBitWeight, check_codes
+from wishbone.ops.frozen_linear.eight_bit import EightBitWeight, Term, check_codes
 from wishbone.ops.frozen_linear.matrix import MatrixWeight
 from wishbone.ops.frozen_linear.scaled_product import scaled_product
 from wishbone.ops.frozen_linear.scratch import scratch
 from wishbone.ops.frozen_linear.weight import Prepared
+from wishbone.ops.low_rank_add import add_low_rank_
 
 BLOCK = 128
 
@@ -41,9 +42,10 @@ class FP8Weight(EightBitWeight):
         assert isinstance(prepared, QuantizedRows)
         return _product(prepared, self.qweight, self.scale, bias)
 
-    def backward_prepared(self, rows: QuantizedRows) -> Tensor:
-        """Return `rows` q, for e(grad * scale) that was made together with grad."""
-        return _product(rows, self.transposed(), _ones(self.in_features, rows.values.device))
+    def backward_prepared(self, rows: QuantizedRows, term: Term | None = None) -> Tensor:
+        """Return `rows` q and the term, for e(grad * scale) that was made together with grad."""
+        dx = _product(rows, self.transposed(), _ones(self.in_features, rows.values.device))
+        return dx if term is None else add_low_rank_(dx, *term)
 
     def dense(self) -> Tensor:
         """Return scale * q in float32."""

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import INT8_ROWS, QuantizedRows, RowForm, rotated_back, rotated_int8
-from wishbone.ops.frozen_linear.eight_bit import EightBitWeight
+from wishbone.ops.frozen_linear.eight_bit import EightBitWeight, Term
 from wishbone.ops.frozen_linear.weight import Prepared
+from wishbone.ops.low_rank_add import add_low_rank_
 
 LONGEST_SUM = (2**31 - 1) // 127**2
 """Products of int8 that an int32 can sum whatever they are."""
@@ -57,9 +58,9 @@ class Int8Weight(EightBitWeight):
         assert isinstance(prepared, QuantizedRows)
         return _product(prepared, self.qweight, self.scale, bias)
 
-    def backward_prepared(self, rows: QuantizedRows) -> Tensor:
-        """Return (rows q) H / sqrt(B), for e(grad * scale) that was made together with grad."""
-        return _product(rows, self.transposed(), turn=self.input_form.block)
+    def backward_prepared(self, rows: QuantizedRows, term: Term | None = None) -> Tensor:
+        """Return (rows q) H / sqrt(B) and the term, for e(grad * scale) that was made together with grad."""
+        return _product(rows, self.transposed(), turn=self.input_form.block, term=term)
 
     def dense(self) -> Tensor:
         """Return (scale * q) H / sqrt(B) in float32."""
@@ -67,13 +68,19 @@ class Int8Weight(EightBitWeight):
 
 
 def _product(
-    rows: QuantizedRows, q: Tensor, scale: Tensor | None = None, bias: Tensor | None = None, *, turn: int = 0
+    rows: QuantizedRows,
+    q: Tensor,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    turn: int = 0,
+    term: Term | None = None,
 ) -> Tensor:
-    """Return rows (scale * q)^T, rotated back in blocks of `turn` columns unless it is 0, plus bias, [T, N]."""
+    """Return rows (scale * q)^T, rotated back in blocks of `turn` columns unless that is 0, plus bias and term."""
     if rows.values.is_cuda:
         from wishbone.ops.frozen_linear.int8_triton import int8_product
 
-        return int8_product(rows, q, scale, bias, turn=turn)
+        return int8_product(rows, q, scale, bias, turn=turn, term=term)
     precise = torch.promote_types(rows.dtype, torch.float32)
     if _sums_exactly():
         product = torch._int_mm(rows.values, q.t()).to(precise).mul_(rows.scale)
@@ -83,7 +90,8 @@ def _product(
         product.mul_(scale)
     if turn:
         product = rotated_back(product, turn)
-    return (product if bias is None else product.add_(bias)).to(rows.dtype)
+    result = (product if bias is None else product.add_(bias)).to(rows.dtype)
+    return result if term is None else add_low_rank_(result, *term)
 
 
 @functools.cache

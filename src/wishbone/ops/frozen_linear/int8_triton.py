@@ -23,7 +23,9 @@ from torch import Tensor
 
 from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.fp8_quantize.rotation import hadamard
+from wishbone.ops.frozen_linear import int8_hopper
 from wishbone.ops.launch_sizes import tiles
+from wishbone.ops.low_rank_add import add_low_rank_
 
 GROUP = 8
 """Tiles below each other that run side by side, so that they read the same columns of b from the cache."""
@@ -47,12 +49,20 @@ class Tile(NamedTuple):
 
 
 TILES = (Tile(128, 256, 128, 8, 3), Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 3))
-"""From large to small, not tuned yet: for Hopper and Ampere, for Ada and consumer cards, for Turing."""
+"""From large to small: for Ampere, for Ada and consumer cards, for Turing. Hopper has `int8_hopper.py`."""
 FEW_ROWS = Tile(64, 128, 128, 4, 4)
 
 
-def int8_product(rows: QuantizedRows, b: Tensor, b_scale: Tensor | None, bias: Tensor | None, *, turn: int) -> Tensor:
-    """Return rows (b_scale * b)^T, rotated in blocks of `turn` columns and divided by sqrt(turn), plus bias.
+def int8_product(
+    rows: QuantizedRows,
+    b: Tensor,
+    b_scale: Tensor | None,
+    bias: Tensor | None,
+    *,
+    turn: int,
+    term: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return rows (b_scale * b)^T, rotated in blocks of `turn` columns and divided by sqrt(turn), plus bias and term.
 
     Args:
         rows: [T, K], int8.
@@ -60,6 +70,7 @@ def int8_product(rows: QuantizedRows, b: Tensor, b_scale: Tensor | None, bias: T
         b_scale: [N], float32, or None for 1.
         bias: [N] or None.
         turn: a power of two that divides N; 0 for no rotation.
+        term: l [T, r] and F [r, N], whose product is added; None for none.
 
     Returns:
         [T, N] in the dtype that `rows` had.
@@ -87,7 +98,11 @@ def int8_product(rows: QuantizedRows, b: Tensor, b_scale: Tensor | None, bias: T
         finish[(tiles(count, FINISHED_ROWS), tiles(columns, FINISHED_COLUMNS))](
             sums(a, b), *ending, **kinds, ROWS=FINISHED_ROWS, COLUMNS=FINISHED_COLUMNS, num_warps=4
         )
-        return y
+        return y if term is None else add_low_rank_(y, *term)
+    if int8_hopper.runs_on(a.device) and count >= int8_hopper.LEAST_ROWS and y.element_size() == 2:
+        within = term is None or term[0].shape[1] <= int8_hopper.MOST_RANKS
+        int8_hopper.persistent_product(a, b, ending, kinds, term if within else None)
+        return y if within or term is None else add_low_rank_(y, *term)
     tile = tile_for(count, shared_bytes(a.device))
     product[(tiles(count, tile.rows) * tiles(columns, tile.columns),)](
         a,
@@ -103,7 +118,7 @@ def int8_product(rows: QuantizedRows, b: Tensor, b_scale: Tensor | None, bias: T
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return y
+    return y if term is None else add_low_rank_(y, *term)
 
 
 def sums(a: Tensor, b: Tensor) -> Tensor:

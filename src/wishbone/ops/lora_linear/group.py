@@ -24,7 +24,6 @@ from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.lockstep import ReferenceHalf, eight_bit_in_lockstep, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
-from wishbone.ops.low_rank_add import add_low_rank_
 
 Factors = Sequence[Tensor | None]
 """S and B_1 .. B_m of a group in the dtype of its arithmetic; None where there is no adapter."""
@@ -180,8 +179,7 @@ class LinearGroup:
         term = None if h is None or self.a is None else (h, self.a)
         if prepared is not None:
             assert isinstance(self.whole, EightBitWeight)
-            dx = self.whole.backward_prepared(prepared)
-            return dx if term is None else add_low_rank_(dx, *term)
+            return self.whole.backward_prepared(prepared, term)
         if self.joined is not None and together is not None:
             return gradient_and_term([together], [self.joined], term, self.dtype)
         return gradient_and_term(grads, self.weights, term, self.dtype)

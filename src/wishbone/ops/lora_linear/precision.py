@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from wishbone.ops.frozen_linear import FrozenWeight, MatrixWeight, Prepared
+from wishbone.ops.frozen_linear import EightBitWeight, FrozenWeight, MatrixWeight, Prepared
 from wishbone.ops.low_rank_add import add_low_rank_
 
 LowTerm = tuple[slice, Tensor, Tensor]
@@ -53,6 +53,8 @@ def gradient_and_term(
     dx: Tensor | None = None
     if term is not None and _rounds_once(grads[0]) and all(isinstance(weight, MatrixWeight) for weight in weights):
         dx, term = torch.mm(*term), None
+    if len(weights) == 1 and isinstance(weights[0], EightBitWeight):
+        return weights[0].backward(grads[0], term)
     for grad, weight in zip(grads, weights, strict=True):
         if dx is None:
             dx = weight.backward(grad)
