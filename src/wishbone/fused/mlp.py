@@ -241,7 +241,7 @@ def _activation_of(module: nn.Module, part: nn.Module | None, layer: nn.Module) 
 def _made_up(layer: Any) -> Tensor:
     """An input [1, 5, in_features] for a linear layer, in the dtype that it computes in."""
     base = base_of(layer)
-    packed = getattr(base.weight, "quant_state", None)
+    packed = getattr(base.weight, "quant_state", None) or getattr(base, "quant_state", None)
     dtype = getattr(base, "compute_dtype", None) or (base.weight.dtype if packed is None else packed.dtype)
     features: int = layer.in_features
     values = torch.arange(5 * features, dtype=torch.float64, device=base.weight.device).mul(0.7).add(0.3).sin()

@@ -38,6 +38,7 @@ from wishbone.model.int8 import int8_options
 from wishbone.model.quantization import quantization_options, settle_quantized_layers
 from wishbone.model.quantized_experts import SCALES, experts_in_nf4
 from wishbone.paths import user_path
+from wishbone.process_memory import host_memory_given_back
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -107,7 +108,7 @@ def load_model(
     tokenizer = _processor(name, source) if images else _tokenizer(name, source)
     family = AutoModelForImageTextToText if images else AutoModelForCausalLM
     try:
-        with experts_in_nf4():
+        with experts_in_nf4(), host_memory_given_back():
             model, report = family.from_pretrained(
                 source.path,
                 dtype=number_format,

@@ -43,6 +43,8 @@ OVERRIDDEN: dict[str, list[str]] = {
     "training_step": ["self", "args", "kwargs"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "get_train_dataloader": ["self"],
+    "create_accelerator_and_postprocess": ["self"],
+    "save_model": ["self", "output_dir", "_internal_call"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
 }
 """Parameters of the methods that are overridden and called with arguments of their own."""

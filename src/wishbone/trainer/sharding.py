@@ -3,6 +3,10 @@
 accelerate shards a model when training starts. Here it does so when the trainer is constructed, with the same function
 and the same settings, so that everything which looks at the model (the trial, fused layers, room for activations) sees
 it as it will run. What accelerate finds sharded when training starts it leaves as it is.
+
+Where a base is frozen, all parameters are gathered in the dtype that they rest in: the base in 16 bits, codes of 4 or 8
+bits as bytes with their scales, and adapters in float32. So each layer computes what it computes on one GPU. Scales of
+NF4 are no parameters and stay whole on each GPU, 1/33 of its codes.
 """
 
 from __future__ import annotations
@@ -10,20 +14,41 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from accelerate.utils import fsdp2_prepare_model
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError, some_of
-from wishbone.model.eight_bit_linear import EightBitLinear
+from wishbone.model.adapter import train_in_float32
 
 BYTES_BESIDE = 16
 """Bytes of a trained float32 parameter with its gradient and Adam's two moments."""
 
+FOUR = "Params4bit"
+"""bitsandbytes' class of weights in 4 bits."""
+
 logger = logging.getLogger(__name__)
+
+
+def take_plugin_on_cpus(trainer: Any) -> None:
+    """Let a run in several processes on CPUs be sharded as its arguments say: accelerate shards on accelerators alone.
+
+    Args:
+        trainer: whose accelerator was constructed.
+    """
+    state, asked = trainer.accelerator.state, trainer.args.fsdp_plugin_args
+    if asked is None or trainer.is_fsdp_enabled or state.distributed_type is not DistributedType.MULTI_CPU:
+        return
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**asked)
+    if state.mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+    state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
 
 
 def why_not_sharded_in_step(trainer: Any) -> str | None:
@@ -55,17 +80,23 @@ def shard(trainer: Any) -> None:
     """Shard a trainer's model over its processes, as accelerate's plugin says.
 
     Raises:
-        RequestError: weights in 8 bits, or in 4 bits that are stored in a dtype that FSDP would divide.
+        RequestError: experts in 4 or 8 bits.
     """
     plugin, model = trainer.accelerator.state.fsdp_plugin, trainer.model
-    _refuse_divided_codes(model)
+    train_in_float32(model)
+    _let_codes_be_divided(model)
+    if not all(parameter.requires_grad for parameter in model.parameters()):
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()  # without casts
     if plugin.activation_checkpointing:  # it would wrap layers that the step recomputes by itself
         plugin.activation_checkpointing = False
         trainer.args.gradient_checkpointing = True
     fsdp2_prepare_model(trainer.accelerator, model)
     if trainer.args.guard != "off":
         trainer.args.guard = "off"
-        logger.warning("The guard does not watch a sharded model: its answers are of another length in each process.")
+        if trainer.is_world_process_zero():
+            logger.warning(
+                "The guard does not watch a sharded model: its answers are of another length in each process."
+            )
 
 
 def gathered_bytes(model: nn.Module) -> int:
@@ -92,31 +123,23 @@ def gathered_bytes(model: nn.Module) -> int:
     return sum(sorted(layers)[-2:]) + rest + BYTES_BESIDE * trained
 
 
-def _refuse_divided_codes(model: nn.Module) -> None:
-    """Refuse weights whose codes FSDP would divide or cast; those in 4 bits stay whole everywhere, which is said."""
-    if any(isinstance(module, EightBitLinear) for module in model.modules()):
+def _let_codes_be_divided(model: nn.Module) -> None:
+    """Make the codes of 4-bit layers plain parameters of bytes; bitsandbytes finds their scales in the layer then.
+
+    accelerate leaves a `Params4bit` of bytes out of what FSDP divides, because that class cannot be divided.
+    """
+    layers = [module for module in model.modules() if type(vars(module)["_parameters"].get("weight")).__name__ == FOUR]
+    whole = {id(layer.weight) for layer in layers} | {id(p) for p in model.parameters() if type(p) is nn.Parameter}
+    if stacks := [name for name, parameter in model.named_parameters() if id(parameter) not in whole]:
         raise RequestError(
-            "weights in 8 bits cannot be sharded: FSDP would cast codes and scales like numbers; run without FSDP "
-            "(wishbone train --gpus N), where each GPU holds a copy, half the size in 16 bits, or load them in 16 bits"
+            f"experts in 4 or 8 bits cannot be sharded ({some_of(stacks)}): a stack is one object of codes and scales, "
+            "which FSDP cannot divide; run without FSDP (model.sharding: none), where each GPU holds a copy, or load "
+            "them in 16 bits"
         )
-    codes = [p for p in model.parameters() if type(p).__name__ == "Params4bit"]
-    stacks = [name for name, p in model.named_parameters() if type(p) is not nn.Parameter and p not in set(codes)]
-    if stacks:
-        raise RequestError(
-            f"experts in 4 or 8 bits cannot be sharded ({some_of(stacks)}); run without FSDP (wishbone train --gpus "
-            "N), where each GPU holds a copy, or load them in 16 bits"
-        )
-    if any(p.dtype.is_floating_point for p in codes):
-        raise RequestError(
-            "weights in 4 bits with bnb_4bit_quant_storage in a float dtype cannot be sharded here; leave it out and "
-            "run without FSDP (wishbone train --gpus N): each GPU then holds a copy, a quarter of the size in 16 bits"
-        )
-    if codes:
-        logger.warning(
-            "Weights in 4 bits are not sharded: each of the processes holds all of them (%.1f GiB), as it does without "
-            "FSDP.",
-            sum(p.nbytes for p in codes) / 2**30,
-        )
+    for layer in layers:
+        layer.quant_state = layer.weight.quant_state
+        layer.quant_storage = torch.uint8
+        layer.weight = nn.Parameter(layer.weight.data.view(torch.uint8), requires_grad=False)
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -55,7 +55,7 @@ from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.scoring import ScoringTrainer
-from wishbone.trainer.sharding import is_sharded, shard
+from wishbone.trainer.sharding import is_sharded, shard, take_plugin_on_cpus
 from wishbone.trainer.shared_steps import (
     OWN_BATCHES,
     WAITING,
@@ -66,6 +66,7 @@ from wishbone.trainer.shared_steps import (
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.trl_path import noise_reason, refuse_on_trl_path, trl_path_reason
+from wishbone.trainer.whole_weights import whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +232,22 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         finally:
             if self.execution.graphs is not None:
                 self.execution.graphs.release()  # what comes after training can use their memory
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator as transformers does, and let it shard on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        take_plugin_on_cpus(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as transformers does; of a sharded model with an adapter, the adapter alone is gathered."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.model, keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer as transformers does; of a sharded model, note whose parameters it has."""

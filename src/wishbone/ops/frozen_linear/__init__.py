@@ -53,11 +53,14 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
         return None
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module):
         return None
-    if type(module) is _linear_4bit():
-        state = getattr(weight, "quant_state", None)
+    layer, codes = _four_bits()
+    if type(weight) not in (Tensor, nn.Parameter, codes) or weight.dim() != 2:
+        return None
+    if type(module) is layer:
+        state = getattr(weight, "quant_state", None) or getattr(module, "quant_state", None)
         usable = state is not None and not getattr(state, "packing_format_for_cpu", False)
         return NF4Weight(weight, state) if usable else None
-    if type(weight) not in (Tensor, nn.Parameter) or weight.dim() != 2:
+    if type(weight) is codes:
         return None
     if weight.dtype == E4M3:
         rows, blocks = getattr(module, "weight_scale", None), getattr(module, "weight_scale_inv", None)
@@ -69,10 +72,10 @@ def frozen_weight_of(module: nn.Module) -> FrozenWeight | None:
     return DenseWeight(weight) if type(module) is nn.Linear and weight.dtype in DENSE else None
 
 
-def _linear_4bit() -> type | None:
-    """Return bitsandbytes' class of 4-bit layers; None if it was not imported, as then there are no such layers."""
+def _four_bits() -> tuple[type | None, type | None]:
+    """Return bitsandbytes' classes of 4-bit layers and of their weights; None where it was not imported."""
     if "bitsandbytes" not in sys.modules:
-        return None
-    from bitsandbytes.nn import Linear4bit
+        return None, None
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
-    return Linear4bit  # type: ignore[no-any-return]
+    return Linear4bit, Params4bit
