@@ -22,7 +22,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
         "wishbone.process_threads",
         "wishbone.strict_json",
     ],
-    ["wishbone.paths"],
+    ["wishbone.atomic_file", "wishbone.paths"],
     ["wishbone.cache"],
     ["wishbone.config"],
     ["wishbone.report"],  # reads run directories, knows nothing of what wrote them

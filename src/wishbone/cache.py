@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from wishbone.errors import RequestError
-from wishbone.paths import user_path
+from wishbone.paths import unwritten, user_path
 
 MANIFEST = "manifest.json"
 
@@ -77,10 +77,8 @@ def kept_directory(name: str, build: Callable[[Path], None], cache: Cache | None
                 logger.warning("the cached %s is damaged (%s); building it again", place, damage)
             _replace(place, build)
     except OSError as error:
-        raise RequestError(
-            f"the cache {root} cannot be written ({error.strerror or error}); make room there or set "
-            f"{cache.variable} to a directory that can be written"
-        ) from error
+        instead = f"set {cache.variable} to a directory that can be written"
+        raise RequestError(f"the cache {unwritten(root, error, instead)}") from error
     return place
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 
 SHOWN = 80
 
@@ -75,6 +76,37 @@ def writable_again(error: Exception) -> str:
     """Say what lets a run write again after an error, as the first half of a sentence."""
     forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     return "Let the directory be written to" if forbidden else "Make room on the disk"
+
+
+def unwritten(place: Path, error: Exception, instead: str = "name another place") -> str:
+    """Say that something cannot be written, why, and what to do.
+
+    Args:
+        place: of the file or directory.
+        error: of the system, or a library's that quotes one.
+        instead: what may be done instead.
+    """
+    error = _of_system(error)
+    reason, remedy = error.strerror or one_line(error), ""
+    there = next(path for path in (place, *place.absolute().parents) if os.path.lexists(path))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None):
+        reason += f": {room_at(there)}, and it needs more"
+        remedy = "make room there, or "
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "let it be written to, or "
+    elif error.errno == errno.ENOTDIR:
+        reason = f"{there.name} is not a directory"
+    elif error.errno == errno.ENOENT and not place.parent.is_dir():
+        remedy = f"make the directory {str(place.parent)!r}, or "
+    return f"{str(place)!r} cannot be written ({reason}); {remedy}{instead}"
+
+
+def _of_system(error: Exception) -> OSError:
+    """The error of the system behind one of a library, as safetensors quotes it: `... (os error 28)`."""
+    if isinstance(error, OSError):
+        return error
+    quoted = re.search(r"os error (\d{1,4})", str(error))
+    return OSError(int(quoted[1]), os.strerror(int(quoted[1]))) if quoted else OSError(one_line(error))
 
 
 def room_at(directory: Path) -> str:

@@ -102,7 +102,7 @@ def test_a_file_is_written_once(tmp_path: Path):
     assert (tmp_path / "my run.yaml").read_bytes() == first
     nowhere = init(*LLAMA, "--output", "none/run.yaml")
     assert nowhere.exit_code == 2
-    assert "cannot be written (No such file or directory)" in nowhere.stderr
+    assert "because 'none' is not a directory; make it" in nowhere.stderr
 
 
 @pytest.mark.parametrize("text", ["[red]x", "\x1b[31mx", 'it\'s "so"'])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from wishbone.atomic_file import whole_file
 from wishbone.check.examine import Examination
 from wishbone.check.kinds import KINDS
 from wishbone.errors import RequestError
+from wishbone.paths import unwritten
 
 
 def refuse_existing(path: Path) -> None:
@@ -43,7 +44,7 @@ def write_cleaned(found: Examination, path: Path) -> tuple[int, Mapping[str, int
     """
     dropped: dict[str, int] = {}
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.") as file:
+        with whole_file(path, new=True) as file:
             count = kept = 0
             for index, (_, pair) in enumerate(chain.from_iterable(found.readers)):
                 count += 1
@@ -57,19 +58,8 @@ def write_cleaned(found: Examination, path: Path) -> tuple[int, Mapping[str, int
                     dropped[fault] = dropped.get(fault, 0) + 1
             if count != len(found.ledger):
                 raise RequestError("the data changed while it was read; try again when nothing writes it")
-            file.flush()
-            os.fsync(file.fileno())
-            os.link(file.name, path)  # refuses to replace a file
-            path.chmod(0o666 & ~_umask())
     except FileExistsError:
         raise RequestError(f"{path} exists, and a clean copy never replaces a file; name another one") from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError(f"{path} cannot be written ({reason}); make room there, or name another place") from None
+        raise RequestError(f"--fix: {unwritten(path, error)}") from None
     return kept, dropped
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from wishbone.atomic_file import write_text
 from wishbone.cli.check_request import CheckRequest, is_run_file, named_columns, of_a_run
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
@@ -21,6 +22,7 @@ from wishbone.data.formats import PairRule, Pairs
 from wishbone.data.formats.recognize import shown_names
 from wishbone.data.row_reader import RowRules
 from wishbone.errors import RequestError, counted
+from wishbone.paths import unwritten, user_path
 
 if TYPE_CHECKING:
     from wishbone.check.examine import Examination
@@ -90,9 +92,11 @@ def check(
         from wishbone.check.examine import examine
 
         if fix is not None:
+            fix = user_path(fix)
             refuse_existing(fix)
-        if html is not None and html.suffix.lower() not in (".html", ".htm"):
-            raise RequestError(f"{html}: the page is HTML; let its name end with .html")
+        if html is not None:
+            html = user_path(html)
+            _refuse_no_page(html)
         if is_run_file(data[0]):
             given = {
                 "--model": model,
@@ -148,17 +152,27 @@ def _example(found: Examination, view: ModelView | None) -> View:
     return views(found, [found.example], view, SHOWN_TEXT)[0]
 
 
+def _refuse_no_page(path: Path) -> None:
+    """Refuse a place where no page can be, before the data are read."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(f"{path}: the page is HTML; let its name end with .html")
+    if not path.parent.is_dir():
+        raise RequestError(f"--html: {str(path.parent)!r} is not a directory; make it, or name another place")
+    if path.is_dir():
+        raise RequestError(f"--html: {str(path)!r} is a directory; name a file")
+
+
 def _write_page(found: Examination, path: Path, data: Sequence[str], model: str | None, view: ModelView | None) -> None:
     from wishbone.check.page import page
     from wishbone.check.sample import chosen_pairs, longest_shown, views
 
     indices = chosen_pairs(found.ledger)
     shown = views(found, indices, view, longest_shown(len(indices)))
+    text = page(found, shown, ", ".join(Path(name).name for name in data), model)
     try:
-        path.write_text(page(found, shown, ", ".join(Path(name).name for name in data), model), encoding="utf-8")
+        write_text(path, text)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError(f"{path} cannot be written ({reason}); make room there, or name another place") from None
+        raise RequestError(f"--html: {unwritten(path, error)}") from None
 
 
 def _print(found: Examination, example: View, model: str | None) -> None:

@@ -14,6 +14,7 @@ from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.schema import RunConfig
+from wishbone.errors import RequestError
 from wishbone.report.html import write_report
 from wishbone.report.sections import message_text
 
@@ -38,7 +39,7 @@ def compare(
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
     ] = False,
 ) -> None:
-    """Compare the model's answers before and after the run, side by side."""
+    """Compare the model's answers before and after the run, side by side, and keep them in its report."""
     settle_libraries()
     with requested():
         from wishbone.report.answers import answer_before_and_after, to_json, write_answers
@@ -51,14 +52,19 @@ def compare(
         with screen(error=True).status("answering before and after"):
             questions = _questions(config, prompt or [], count, as_text=as_text)
             answers = answer_before_and_after(finished.path, config.model, questions, max_new_tokens=max_new_tokens)
-        write_answers(finished.path, answers)
-        report = write_report(finished.path)
     if as_json:
         typer.echo(to_json(answers), nl=False)
+    else:
+        for number, answer in enumerate(answers, 1):
+            print_answer(number, answer)
+    try:
+        write_answers(finished.path, answers)
+        report = write_report(finished.path)
+    except RequestError as error:  # a run of somebody else, or a full disk: the answers are there
+        say(f"the run's report does not have them: {error}", marker="note: ", style="bold yellow", error=True)
         return
-    for number, answer in enumerate(answers, 1):
-        print_answer(number, answer)
-    say(str(report), marker="report: ", style="bold green")
+    if not as_json:
+        say(str(report), marker="report: ", style="bold green")
 
 
 def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bool) -> list[Question]:

@@ -60,7 +60,7 @@ def export(
             None if place is None else user_path(place) for place in (merged, gguf, ollama, adapter_gguf)
         )
         files = [place for place in (gguf, adapter_gguf) if place]
-        check_places([place for place in (merged, ollama) if place], files, overwrite=overwrite)
+        check_places(merged, ollama, files, overwrite=overwrite)
         if gguf or ollama:
             check_quantizer(kind)
         if vllm:

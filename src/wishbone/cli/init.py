@@ -8,6 +8,7 @@ tokens counted, the GPU is this machine's, and the file is planned here before i
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.table import Table
 
+from wishbone.atomic_file import whole_file
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.preparation import COUNTED, Prepared, prepare
@@ -28,6 +30,7 @@ from wishbone.config.json_schema import editor_line
 from wishbone.config.schema import EMBEDDED_MODEL
 from wishbone.config.targets import AS_ASKED, Format, write
 from wishbone.errors import RequestError
+from wishbone.paths import unwritten, user_path
 from wishbone.planning import hardware
 from wishbone.planning.advisor import Advice, advise
 from wishbone.planning.gpus import assumed_gpu, find_gpu
@@ -94,6 +97,8 @@ def init(*, as_json: bool = False, **flags: Any) -> None:
         if "gpu" not in answers and "gpu_memory_gib" not in answers and "gpus" not in answers:
             answers["gpu"] = _gpu_here()
         situation, chosen = _checked(answers, flags.get("form") or "yaml")
+        if situation.output is not None:
+            _refuse_taken(user_path(situation.output))
         _say_assumption(situation)
         with screen(error=True).status("opening the data"):
             prepared = prepare(situation, {name for name in answers if name in COUNTED})
@@ -105,7 +110,7 @@ def init(*, as_json: bool = False, **flags: Any) -> None:
             text = editor_line() + text
         if as_json:
             if situation.output is not None:
-                _write_new(Path(situation.output), text)
+                _write_new(situation.output, text)
             typer.echo(json.dumps(_data(prepared, text, chosen), indent=2))
             return
         _print_advice(advice, scripted=chosen == "python" or situation.target != "wishbone")
@@ -149,7 +154,7 @@ def _hand_over(situation: Situation, form: Format, text: str) -> None:
     if situation.output is None:
         sys.stdout.write(text)
         return
-    _write_new(Path(situation.output), text)
+    _write_new(situation.output, text)
     say(_next(situation, form), marker="written: ", style="bold green", error=True)
 
 
@@ -217,18 +222,29 @@ def _shown(name: str, *, scripted: bool) -> bool:
     return name in OF_SCRIPTS if name.startswith("script.") and scripted else not name.startswith("script.")
 
 
-def _write_new(path: Path, text: str) -> None:
+def _refuse_taken(path: Path) -> None:
+    """Refuse a place that is taken, or is in no directory.
+
+    Raises:
+        RequestError: with what to do.
+    """
+    if os.path.lexists(path):
+        raise RequestError(f"--output: {show_path(path)} exists; name another file, or delete it if it is not needed")
+    if not path.parent.is_dir():
+        raise RequestError(
+            f"--output: {show_path(path)} cannot be written, because {show_path(path.parent)} is not a directory; make "
+            "it, or name another place"
+        )
+
+
+def _write_new(name: str, text: str) -> None:
+    path = user_path(name)
+    _refuse_taken(path)
     try:
-        with path.open("x", encoding="ascii", newline="\n") as file:
+        with whole_file(path, new=True) as file:
             file.write(text)
-    except FileExistsError as error:
-        raise RequestError(
-            f"--output: {show_path(path)} exists; name another file, or delete it if it is not needed"
-        ) from error
     except OSError as error:
-        raise RequestError(
-            f"--output: {show_path(path)} cannot be written ({error.strerror}); check the folder and its permissions"
-        ) from error
+        raise RequestError(f"--output: {unwritten(path, error)}") from error
 
 
 def _next(situation: Situation, form: Format) -> str:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import typer
 
+from wishbone.atomic_file import write_text
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import TRACEBACK_VARIABLE
 from wishbone.config.emit import quoted
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in, removed_meanwhile
 from wishbone.errors import RequestError, RunError
-from wishbone.run.atomic_file import write_text
 from wishbone.run.lasting_output import OutputFailed
 from wishbone.run.launch import STARTED_AS
 from wishbone.run.processes import is_first_process

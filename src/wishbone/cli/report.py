@@ -12,8 +12,8 @@ from rich.table import Table
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import requested
 from wishbone.cli.result import print_changes, result_data
-from wishbone.report.html import write_report
-from wishbone.report.run_directory import read_run
+from wishbone.report.html import REPORT, write_report
+from wishbone.report.run_directory import RunRecord, read_run
 from wishbone.report.sections import facts
 from wishbone.strict_json import without_nan
 
@@ -27,11 +27,18 @@ def report(
     """Write report.html into the run directory and print the result of the run."""
     with requested():
         record = read_run(run)
-        path = write_report(run)
     if as_json:
-        shown = {**result_data(record), "facts": facts(record), "report": str(path)}
+        shown = {**result_data(record), "facts": facts(record), "report": str(record.path / REPORT)}
         typer.echo(json.dumps(without_nan(shown), indent=2))
-        return
+    else:
+        _print(record)
+    with requested():  # after the result: a run that cannot be written to can be read
+        path = write_report(run)
+    if not as_json:
+        say(str(path), marker="report: ", style="bold green")
+
+
+def _print(record: RunRecord) -> None:
     summary = Table.grid(padding=(0, 2))
     summary.add_column(no_wrap=True)
     summary.add_column(overflow="fold")
@@ -39,4 +46,3 @@ def report(
         summary.add_row(plain(name, "bold"), plain(text))
     screen().print(summary)
     print_changes(record)
-    say(str(path), marker="report: ", style="bold green")

@@ -8,6 +8,7 @@ others read them. What is done is not done again: the same command goes on where
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from wishbone.atomic_file import write_text
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.grid import OWN, Combination, grid
 from wishbone.cli.request import requested
@@ -29,6 +31,7 @@ from wishbone.config.load import load_config
 from wishbone.config.run_directory import CONFIG_FILE
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError, counted
+from wishbone.paths import unwritten
 from wishbone.report.outcome import in_words
 from wishbone.report.run_directory import read_run
 from wishbone.run.preflight import check_access
@@ -92,12 +95,19 @@ def sweep(
             say("stopped; the same command goes on from here", marker="sweep: ", style="bold yellow", error=True)
             break
     rows = [_row(one, output / one.name, outcomes.get(one.name)) for one in combinations]
-    (output / TABLE).write_text(json.dumps(without_nan(rows), indent=2) + "\n", encoding="utf-8")
+    table = json.dumps(without_nan(rows), indent=2)
     if as_json:
-        typer.echo(json.dumps(without_nan(rows), indent=2))
+        typer.echo(table)
     else:
         _print_table(combinations, rows)
-        say(f"{output / TABLE}; to look at all of them: wishbone board {output}", marker="table: ", style="bold green")
+    try:
+        write_text(output / TABLE, table + "\n")
+    except OSError as error:
+        say(f"{unwritten(output / TABLE, error)}", marker="note: ", style="bold yellow", error=True)
+    else:
+        if not as_json:
+            watch = f"to look at all of them: wishbone board {shlex.quote(str(output))}"
+            say(f"{output / TABLE}; {watch}", marker="table: ", style="bold green")
     if any(outcomes.get(one.name) != 0 for one in combinations):
         raise typer.Exit(next((status for status in outcomes.values() if status), 1))
 

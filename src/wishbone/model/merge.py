@@ -76,16 +76,18 @@ def merge_adapter(
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
     sequences: Sequence[Sequence[int]] | None = None,
+    replace: bool = False,
 ) -> Merge:
     """Write the model with its active adapter merged into its weights; the model itself does not change.
 
     Args:
         model: a PEFT model, or one that PEFT has put adapters into; without an adapter its weights are written alone.
-        directory: files in it with the same names are replaced; on failure nothing is written.
+        directory: files in it with the same names are replaced; on failure nothing changes.
         tokenizer: written beside the weights, and used for the comparison.
         max_shard_size: of a file of weights.
         dtype: of the weights that are written; None is the model's own 16 bits. In float32 nothing is rounded.
         sequences: token ids of the texts of the comparison; None: a few texts of several kinds.
+        replace: nothing of what the directory held stays.
 
     Raises:
         RequestError: the adapter has NaN or infinite values, the directory holds an adapter or the base model, the
@@ -100,7 +102,7 @@ def merge_adapter(
     dtype = dtype or _sixteen_bits(model)
     whole = _in_sixteen_bits(model, dtype) if trained is not None else model
     expected = sequence_logps(whole, sequences)
-    with beside(target) as temporary:
+    with beside(target, replace=replace) as temporary:
         _write(whole, temporary, dtype, max_shard_size)
         tokenizer.save_pretrained(temporary)
         base = base_of(whole)
@@ -125,7 +127,7 @@ def merge_adapter(
                 f"the merged model differs from the adapter model by {result.difference:.2g} nats a token, and "
                 f"rounding to {dtype} explains {allowed:.2g}; nothing was written. Save the adapter itself instead"
             )
-    logger.info(
+    logger.debug(
         "merged into %s: %.2g nats a token from the adapter model, of %.2g that rounding explains",
         target,
         result.difference,

@@ -52,5 +52,5 @@ class Upload:
                 "token=, and check the name. What was saved on this machine is unharmed"
             ) from error
         address = commit.pr_url or commit.commit_url
-        logger.info("published %s", address)
+        logger.debug("published %s", address)
         return str(address)

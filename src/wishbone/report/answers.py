@@ -8,7 +8,6 @@ differ.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from wishbone.atomic_file import write_text
 from wishbone.config.document import show
 from wishbone.config.schema import ModelConfig
 from wishbone.data.chat_template import REFUSALS, rendered
@@ -27,7 +27,7 @@ from wishbone.data.messages import Message
 from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model
 from wishbone.model.saved_adapter import load_adapter
-from wishbone.paths import user_path
+from wishbone.paths import unwritten, user_path
 from wishbone.report.run_directory import ANSWERS, read_run
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
@@ -189,13 +189,16 @@ def _answers(
 
 
 def write_answers(run_dir: Path, answers: Sequence[Answer]) -> Path:
-    """Write `answers.json` into a run directory, as a whole or not at all, and return its path."""
-    path, partial_path = run_dir / ANSWERS, run_dir / f".{ANSWERS}.{os.getpid()}"
+    """Write `answers.json` into a run directory, as a whole or not at all, and return its path.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    path = run_dir / ANSWERS
     try:
-        partial_path.write_text(to_json(answers), encoding="utf-8")
-        partial_path.replace(path)
+        write_text(path, to_json(answers))
     except OSError as error:
-        raise RequestError(f"{show(str(path))} cannot be written ({error.strerror})") from error
+        raise RequestError(unwritten(path, error, "copy the run to another place")) from error
     return path
 
 

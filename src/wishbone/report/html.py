@@ -6,12 +6,11 @@ forbids it to load or run anything, so even an error in escaping could do no har
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
-from wishbone.config.document import show
+from wishbone.atomic_file import write_text
 from wishbone.errors import RequestError
+from wishbone.paths import unwritten
 from wishbone.report import sections, views
 from wishbone.report.fused_table import fused_table
 from wishbone.report.markup import Markup, element, join
@@ -34,16 +33,10 @@ def write_report(run_dir: Path) -> Path:
     """
     text = page(read_run(run_dir))
     report = run_dir / REPORT
-    partial = run_dir / f".{REPORT}.{os.getpid()}"
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(report)
+        write_text(report, text)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RequestError(
-            f"{show(str(report))} cannot be written ({error.strerror}); check the room on the disk and the permissions"
-        ) from error
+        raise RequestError(unwritten(report, error, "copy the run to another place")) from error
     return report
 
 

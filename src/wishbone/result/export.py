@@ -7,11 +7,8 @@ memory: held-out pairs, or training pairs where none are held out, or texts of s
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,16 +17,20 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from wishbone.atomic_file import write_text
 from wishbone.errors import RequestError
 from wishbone.model.agreement import real_sequences, sequence_logps
+from wishbone.model.atomic_directory import scratch_beside, writing
 from wishbone.model.gguf_adapter import adapter_logps, write_gguf_adapter
 from wishbone.model.gguf_check import FLOAT_NOISE, LARGEST_NOISE, Agreement, check_gguf
 from wishbone.model.gguf_export import write_kind
 from wishbone.model.merge import merge_adapter
+from wishbone.paths import unwritten
 from wishbone.result.base_name import base_name
 from wishbone.result.finished_run import FinishedRun, was_trained_on_texts
 from wishbone.result.modelfile import modelfile
 from wishbone.result.trained_model import TrainedModel
+from wishbone.run.preflight import obstacle
 from wishbone.run.prepare_data import prepare_data
 
 PAIRS, TOKENS = 4, 192
@@ -85,11 +86,14 @@ class Exporter:
         Raises:
             RequestError: the disk is full, or rounding does not explain the difference.
         """
-        with _writing(directory):
-            if overwrite and directory.is_dir():
-                _refuse_foreign(directory)
-                shutil.rmtree(directory)
-            merge = merge_adapter(self.model.trained, directory, self.model.tokenizer, sequences=self._sequences)
+        with writing(directory):
+            merge = merge_adapter(
+                self.model.trained,
+                directory,
+                self.model.tokenizer,
+                sequences=self._sequences,
+                replace=overwrite,
+            )
         agreement = Agreement(merge.difference, merge.largest, merge.allowed, merge.allowed_largest)
         return Written(directory, f"merged model, {str(merge.dtype).removeprefix('torch.')}", agreement)
 
@@ -99,15 +103,21 @@ class Exporter:
         Raises:
             RequestError: a tool of llama.cpp is needed, the disk is full, or what was written is not what was trained.
         """
-        with _writing(file), _beside(file) as scratch:
-            merged, written = scratch / "merged", scratch / file.name
-            dtype = DTYPES.get(kind, torch.float32)
-            merge_adapter(self.model.trained, merged, self.model.tokenizer, dtype=dtype, sequences=self._sequences)
-            by = write_kind(merged, self.model.tokenizer, written, kind, self.name)
-            agreement = check_gguf(written, kind, merged, self.model.tokenizer, self._sequences, self._expected)
-            self._accept(file, agreement)
-            os.replace(written, file)
-        return Written(file, f"GGUF, {kind}, by {by}", agreement)
+        with writing(file), scratch_beside(file) as scratch:
+            what, agreement = self._write_gguf(scratch / file.name, file, kind)
+            os.replace(scratch / file.name, file)
+        return Written(file, what, agreement)
+
+    def _write_gguf(self, written: Path, place: Path, kind: str) -> tuple[str, Agreement]:
+        """Write and check the file `written`, which is for `place`, and return what it is and how it agrees."""
+        tokenizer = self.model.tokenizer
+        merged = written.with_name("merged")
+        dtype = DTYPES.get(kind, torch.float32)
+        merge_adapter(self.model.trained, merged, tokenizer, dtype=dtype, sequences=self._sequences)
+        by = write_kind(merged, tokenizer, written, kind, self.name)
+        agreement = check_gguf(written, kind, merged, tokenizer, self._sequences, self._expected)
+        self._accept(place, agreement)
+        return f"GGUF, {kind}, by {by}", agreement
 
     def ollama(self, directory: Path, kind: str) -> Written:
         """Write a GGUF file and a Modelfile for Ollama into a directory.
@@ -124,13 +134,14 @@ class Exporter:
             as_text=was_trained_on_texts(self.run, tokenizer),
             system=self.run.config.data.system_prompt,
         )
-        with _writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            written = self.gguf(file, kind)
-            (directory / "Modelfile").write_text(text, encoding="utf-8")
+        with writing(directory), scratch_beside(file) as scratch:
+            what, agreement = self._write_gguf(scratch / file.name, file, kind)
+            write_text(scratch / "Modelfile", text)
+            for name in (file.name, "Modelfile"):
+                os.replace(scratch / name, directory / name)
         command = f"ollama create {shlex.quote(self.name)} -f {shlex.quote(str(directory / 'Modelfile'))}"
         notes = (f"then: {command} && ollama run {shlex.quote(self.name)}", *([note] if note else []))
-        return Written(directory, f"{written.what}, and a Modelfile for Ollama", written.agreement, notes)
+        return Written(directory, f"{what}, and a Modelfile for Ollama", agreement, notes)
 
     def adapter_gguf(self, file: Path) -> Written:
         """Write the adapter alone as a GGUF file.
@@ -141,7 +152,7 @@ class Exporter:
         model = self.model.trained
         if not isinstance(model, PeftModel):
             raise RequestError("--adapter-gguf: the run trained every weight and has no adapter; use --gguf")
-        with _writing(file), _beside(file) as scratch:
+        with writing(file), scratch_beside(file) as scratch:
             written = scratch / file.name
             write_gguf_adapter(model, written, self.name)
             apart = (adapter_logps(model, written, self._sequences) - self._expected).abs()
@@ -164,23 +175,31 @@ class Exporter:
             )
 
 
-def check_places(directories: Sequence[Path], files: Sequence[Path], *, overwrite: bool) -> None:
+def check_places(merged: Path | None, ollama: Path | None, files: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse what cannot be written before anything is loaded.
 
     Raises:
         RequestError: a place is taken, or the name of a file does not say that it is GGUF.
     """
+    directories = [place for place in (merged, ollama) if place is not None]
     for file in files:
         if file.suffix.lower() != ".gguf":
             raise RequestError(f"{str(file)!r} is to be a GGUF file; let its name end with .gguf")
         if file.is_dir():
             raise RequestError(f"{str(file)!r} is a directory; name a file")
     for place in (*directories, *files):
-        taken = any(place.iterdir()) if place.is_dir() else place.exists()
-        if taken and not overwrite:
-            raise RequestError(f"{str(place)!r} exists; name another place, or replace it with --overwrite")
+        if [*directories, *files].count(place) > 1:
+            raise RequestError(f"{str(place)!r} is named twice; give each format a place of its own")
         if place in directories and place.is_file():
             raise RequestError(f"{str(place)!r} is a file; name a directory")
+        with writing(place):
+            taken = any(place.iterdir()) if place.is_dir() else place.exists()
+        if taken and not overwrite:
+            raise RequestError(f"{str(place)!r} exists; name another place, or replace it with --overwrite")
+        if error := obstacle(place.parent):
+            raise RequestError(unwritten(place, error))
+    if merged is not None and merged.is_dir():
+        _refuse_foreign(merged)
 
 
 def vllm_command(run: FinishedRun, merged: Path | None) -> tuple[str, str | None]:
@@ -246,25 +265,3 @@ def _refuse_foreign(directory: Path) -> None:
         raise RequestError(
             f"{str(directory)!r} holds {foreign[0]!r}, which no merged model has; name another directory"
         )
-
-
-@contextmanager
-def _writing(place: Path) -> Iterator[None]:
-    """Say where files could not be written."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise RequestError(f"{str(place)!r} cannot be written ({reason}); make room, or name another place") from error
-
-
-@contextmanager
-def _beside(file: Path) -> Iterator[Path]:
-    """Yield an empty directory on the same disk as `file`, which is removed afterwards."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
@@ -16,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from wishbone.config.load import dump_config
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError, one_line
+from wishbone.model.atomic_directory import writing
 from wishbone.model.merge import merge_adapter
 from wishbone.model.saved_adapter import CONFIG, name_base
 from wishbone.result.base_name import BaseName, base_name
@@ -29,6 +31,7 @@ PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "genera
              "spiece.model")  # fmt: skip
 """Files of a result that are published; whatever else lies beside them stays here."""
 MOST_BYTES = 2**20
+ROOM = "set TMPDIR to a directory with room for what is published"
 
 
 @contextmanager
@@ -45,7 +48,8 @@ def publication(
         licence: of the result, as the hub names licences.
 
     Raises:
-        RequestError: not a name of a repository, the base model has no name that others know, or as `merge_adapter`.
+        RequestError: not a name of a repository, the base model has no name that others know, or as `merge_adapter`; no
+            room for temporary files.
     """
     for name, option in ((repository, "REPO"), (base, "--base")):
         _check_name(name, option)
@@ -56,26 +60,41 @@ def publication(
             f"the base model {known.name!r} is on this machine only, so nobody could load the adapter; name it on the "
             "hub with --base OWNER/MODEL, or publish the whole model with --merged"
         )
-    with TemporaryDirectory(prefix="wishbone-") as root:
-        directory = Path(root) / "published"
-        if merged and run.is_adapter:
-            model = TrainedModel(run)
-            merge_adapter(model.trained, directory, model.tokenizer)
-        else:
-            directory.mkdir()
-            for path in sorted({path for pattern in PUBLISHED for path in run.weights.glob(pattern)}):
-                if path.is_file() and not path.is_symlink():
-                    shutil.copy(path, directory)
-        if not whole:
-            name_base(directory, str(known.hub_id), run.config.model.revision)
-        _forget_paths(directory)
-        picture = curves_picture(run.record)
-        if picture is not None:
-            (directory / PICTURE).write_text(picture, encoding="utf-8")
-        (directory / SETTINGS).write_text(dump_config(_portable(run.config, known)), encoding="utf-8")
-        card = model_card(run, repository, known, merged=whole, licence=licence, picture=picture is not None)
-        card.save(directory / "README.md")
+    with ExitStack() as opened:
+        with writing(_temporary(), ROOM):
+            root = opened.enter_context(TemporaryDirectory(prefix="wishbone-"))
+            directory = Path(root) / "published"
+            _gather(run, directory, known, whole=whole)
+            picture = curves_picture(run.record)
+            if picture is not None:
+                (directory / PICTURE).write_text(picture, encoding="utf-8")
+            (directory / SETTINGS).write_text(dump_config(_portable(run.config, known)), encoding="utf-8")
+            card = model_card(run, repository, known, merged=whole, licence=licence, picture=picture is not None)
+            card.save(directory / "README.md")
         yield directory
+
+
+def _temporary() -> Path:
+    """The directory of temporary files, as far as there is one that can be written."""
+    try:
+        return Path(gettempdir())
+    except FileNotFoundError:
+        return Path(os.environ.get("TMPDIR") or "/tmp")
+
+
+def _gather(run: FinishedRun, directory: Path, base: BaseName, *, whole: bool) -> None:
+    """Write the weights and the tokenizer of a run into a new directory, without paths of this machine."""
+    if whole and run.is_adapter:
+        model = TrainedModel(run)
+        merge_adapter(model.trained, directory, model.tokenizer)
+    else:
+        directory.mkdir()
+        for path in sorted({path for pattern in PUBLISHED for path in run.weights.glob(pattern)}):
+            if path.is_file() and not path.is_symlink():
+                shutil.copy(path, directory)
+    if not whole:
+        name_base(directory, str(base.hub_id), run.config.model.revision)
+    _forget_paths(directory)
 
 
 def _check_name(name: str | None, option: str) -> None:

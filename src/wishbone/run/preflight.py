@@ -7,6 +7,7 @@ a name, which leaves nothing behind.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from wishbone.config.run_directory import CHECKPOINTS
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.config.trackers import chosen_trackers, missing_trackers
 from wishbone.errors import RequestError
-from wishbone.paths import files_below, user_path
+from wishbone.paths import files_below, unwritten, user_path
 from wishbone.reference.store_owner import refuse_foreign
 
 PROBE = 2**20
@@ -44,20 +45,14 @@ def check_access(config: RunConfig, *, writes: bool = True) -> None:
     if _converts(config):
         places.append((cache_root(), "the cache of models", "WISHBONE_CACHE"))
     for place, what, variable in places:
-        if reason := _obstacle(place):
-            problems.append(
-                f"{what} {show_path(place)} cannot be written ({reason}); make room there, or set {variable} to a "
-                "directory that can be written"
-            )
+        if error := obstacle(place):
+            instead = f"set {variable} to a directory that can be written"
+            problems.append(f"{what} {unwritten(place, error, instead)}")
     if writes and config.output.dir is not None:
         place = Path(config.output.dir)
-        reasons = [(path, reason) for path in (place, place / CHECKPOINTS) if (reason := _obstacle(path))]
-        if reasons:
-            path, reason = reasons[0]
-            problems.append(
-                f"output.dir: {show_path(path)} cannot be written ({reason}); make room there, or name "
-                "another directory"
-            )
+        errors = [(path, error) for path in (place, place / CHECKPOINTS) if (error := obstacle(path))]
+        if errors:
+            problems.append(f"output.dir: {unwritten(*errors[0], 'name another directory')}")
     if problems:
         raise RequestError(problems)
     if config.training.reference_store not in ("auto", "off"):
@@ -112,18 +107,18 @@ def _first_byte(path: Path) -> str | None:
     return None
 
 
-def _obstacle(place: Path) -> str | None:
+def obstacle(place: Path) -> OSError | None:
     """Why nothing can be written into a directory that may not be there yet, or None."""
     try:
         there = next(parent for parent in (place, *place.absolute().parents) if os.path.lexists(parent))
         if not there.is_dir():
-            return f"{there.name} is not a directory"
+            return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(PROBE))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.strerror or type(error).__name__
+        return error
     return None
 
 

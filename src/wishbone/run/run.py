@@ -26,6 +26,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
+from wishbone.atomic_file import write_text
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
 from wishbone.config.schema import EMBEDDED_MODEL, ModelConfig, RunConfig
@@ -39,7 +40,6 @@ from wishbone.phases import heard, listening, phase
 from wishbone.planning.model_files import model_directory
 from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
-from wishbone.run.atomic_file import write_text
 from wishbone.run.closing_answers import ClosingAnswers
 from wishbone.run.ending import early_end_noted, now, write_result
 from wishbone.run.heldout import evaluate, evaluated_last

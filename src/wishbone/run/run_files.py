@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wishbone.atomic_file import write_text
 from wishbone.config.run_directory import removed_meanwhile
 from wishbone.data.json_text import parse_json
 from wishbone.errors import RunError, counted
 from wishbone.planning.hardware import read_cpu
-from wishbone.run.atomic_file import write_text
 from wishbone.strict_json import without_nan
 from wishbone.version import __version__
 

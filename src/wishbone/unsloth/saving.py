@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.errors import RequestError
+from wishbone.model.atomic_directory import writing
 from wishbone.model.gguf_export import gguf_kinds
 from wishbone.model.gguf_saving import save_gguf
 from wishbone.model.merge import Merge, merge_adapter
@@ -87,17 +88,18 @@ def save_pretrained_merged(
         What the merge was found to be; None for an adapter, or in a process that is not the main one.
 
     Raises:
-        RequestError: as `merge_adapter`, or the method is not one to save with.
+        RequestError: as `merge_adapter`, the disk is full, or the method is not one to save with.
     """
     method = _method(save_method)
     if not is_main_process:
         return None
     tokenizer = tokenizer or _tokenizer(self)
     merge = None
-    if method == "lora":
-        save_adapter(self, save_directory, tokenizer)
-    else:
-        merge = merge_adapter(self, save_directory, tokenizer, max_shard_size=max_shard_size)
+    with writing(user_path(save_directory)):
+        if method == "lora":
+            save_adapter(self, save_directory, tokenizer)
+        else:
+            merge = merge_adapter(self, save_directory, tokenizer, max_shard_size=max_shard_size)
     if push_to_hub:
         Upload(Path(save_directory).name, token).send(Path(save_directory))
     return merge
@@ -144,13 +146,14 @@ def save_pretrained_gguf(
     """Save the merged model as GGUF files, one for each quantization method, and return their paths.
 
     Raises:
-        RequestError: as `save_gguf`, or the method is not known.
+        RequestError: as `save_gguf`, the disk is full, or the method is not known.
     """
     kinds = gguf_kinds(quantization_method)
     if not is_main_process:
         return []
     target = user_path(save_directory).absolute()
-    files = save_gguf(self, tokenizer or _tokenizer(self), target, kinds)
+    with writing(target):
+        files = save_gguf(self, tokenizer or _tokenizer(self), target, kinds)
     if push_to_hub:
         Upload(target.name, token, private).send(target, only="*.gguf")
     return files
