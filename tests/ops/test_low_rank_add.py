@@ -69,6 +69,26 @@ def test_what_lies_in_y_is_part_of_the_addend_where_there_is_a_base(backend: Any
     assert (got != same).float().mean() < 0.01, "sums in another order may decide otherwise"
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=pytest.mark.kernels)])
+def test_with_a_total_y_stays_what_the_policy_differs_by(backend: Any) -> None:
+    base, low, factor = inputs(150, 170, 16, 1e-4)
+    change = (1e-4 * base.flip(0)).contiguous()
+    total, alone = torch.empty(150, 340, dtype=base.dtype, device=DEVICE)[:, ::2], change.clone()
+    got = add_low_rank_(change.clone(), low, factor, base=base, total=total, backend=backend)
+    assert torch.equal(got, add_low_rank_(alone, low, factor, backend=backend))
+    assert torch.equal(total, rounded_at_random(base, got.float())), "y decides, as it is rounded"
+    none = add_low_rank_(torch.zeros_like(base), low, 0 * factor, base=base, total=total, backend=backend)
+    assert not none.any() and torch.equal(total, base)
+
+
+def test_other_dtypes_add_a_total_to_the_nearest() -> None:
+    base, low, factor = inputs(9, 11, 4, dtype=torch.float64)
+    total = torch.empty_like(base)
+    got = add_low_rank_(base * 1e-3, low, factor, base=base, total=total)
+    assert torch.allclose(got, base * 1e-3 + low @ factor, rtol=1e-14)
+    assert torch.equal(total, base + got)
+
+
 def test_other_dtypes_add_a_base_to_the_nearest() -> None:
     base, low, factor = inputs(9, 11, 4, dtype=torch.float64)
     change = base * 1e-3

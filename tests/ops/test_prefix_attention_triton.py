@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention, prefix_attention_of_halves
 
 LAYOUTS = {
     "pairs and padding": PrefixLayout((Document(0, 20, (47, 70)), Document(70, 71, (80, 120)), Document(120, 128))),
@@ -101,6 +101,36 @@ def test_the_score_of_an_unseen_key_has_exact_products():
 def test_memory_has_tokens_first_as_layers_want_it():
     (out, *_), _ = gradients(LAYOUTS["one long pair"], (2, 1), 16, torch.float32)
     assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.kernels(on_gpus=False)
+@pytest.mark.parametrize(("size", "head"), [(0.0, 24), (1e-3, 16)])
+def test_both_halves_differ_by_what_they_do_before_they_are_rounded(size: float, head: int):
+    layout = LAYOUTS["pairs and padding"]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, n, layout.length, head) for n in (4, 2, 2)]
+    reference = tuple(torch.randn(shape, generator=generator).to(torch.float16) for shape in shapes)
+    policy = tuple((x + size * torch.randn(x.shape, generator=generator)).to(torch.float16) for x in reference)
+    leaves = tuple(x.clone().requires_grad_() for x in policy)
+    own, other, difference = prefix_attention_of_halves(leaves, reference, layout, scale=0.3, backend="triton")
+    apart = [prefix_attention(*x, layout, scale=0.3, backend="triton") for x in (policy, reference)]
+    assert torch.equal(own, apart[0]) and torch.equal(other, apart[1])
+    exact = [
+        prefix_attention(*(t.double() for t in x), layout, scale=0.3, backend="reference") for x in (policy, reference)
+    ]
+    wanted = exact[0] - exact[1]
+    rounded = (own.double() - other.double() - wanted).norm()
+    assert (difference - wanted).norm() <= 0.6 * rounded, "what is left is the rounding of probabilities"
+    assert own.requires_grad and not other.requires_grad and not difference.requires_grad
+    own.square().sum().backward()
+    assert all(x.grad is not None for x in leaves)
+
+
+def test_other_backends_keep_no_unrounded_output():
+    layout = LAYOUTS["pairs and padding"]
+    states = tuple(torch.randn(1, 2, layout.length, 8, dtype=torch.bfloat16) for _ in range(3))
+    own, other, difference = prefix_attention_of_halves(states, states, layout, scale=0.3, backend="sdpa")
+    assert difference is None and torch.equal(own, other)
 
 
 @pytest.mark.kernels(on_gpus=False)

@@ -35,7 +35,7 @@ from wishbone.fused.lora_layer import (
     read_all,
     why_not,
 )
-from wishbone.fused.mlp import FusedMlp, fused_mlp_of, reference_half
+from wishbone.fused.mlp import FusedMlp, fused_mlp_of, outputs_of_halves, reference_half
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.ops.fp8_quantize import LockstepRows
@@ -284,10 +284,7 @@ class _Group:
         if half is None:
             return None
         outputs = lora_linears(policy, *columns(layers), half=half)
-        return tuple(
-            Lockstep(y, of_reference.view(y.shape), x.adapters)
-            for y, of_reference in zip(outputs, half.outputs, strict=True)
-        )
+        return tuple(outputs_of_halves(outputs, half, x.adapters))
 
 
 def _can_be_read(module: nn.Module) -> bool:

@@ -6,6 +6,11 @@ reference's without gradient, so a model's own code computes both and keeps noth
 pass. Fused layers take both halves at once: they read frozen weights for both, and in 8 bits they round what the halves
 differ by instead of rounding each (`ops/lora_linear/lockstep.py`).
 
+Halves in 16 bits are each rounded at every step. So what the policy differs by can travel in a third tensor, the
+`difference` (`ops/carried_difference`): fused layers and sums take and leave it, and functions that move elements or
+scale them carry it along. Whatever else is computed of a `Lockstep` has none, and the next sum starts from
+policy - reference.
+
 What has adapters but no fused form, and what chooses its work by the values of tensors (experts), runs once for each
 half as a whole (`apart`). A layer that is recomputed in the backward pass runs there for the policy alone
 (`checkpointed_in_lockstep`).
@@ -22,6 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.fused.lora_layer import ACTIVE, OFF
+from wishbone.ops.carried_difference import Halves
+from wishbone.ops.carried_difference.autograd import difference_of, sum_with_graph
 
 Half = Literal["policy", "reference"]
 
@@ -35,6 +42,8 @@ class Lockstep(Tensor):
         policy: the policy's, perhaps with a graph.
         reference: the reference's, without.
         adapters: names of the frozen adapters that are on in the reference; none means the base model.
+        difference: what the policy's differs by, of the same shape and dtype, without a graph; None if it is not
+            carried. It is forgotten when either half is changed in place.
     """
 
     policy: Tensor
@@ -42,14 +51,33 @@ class Lockstep(Tensor):
     adapters: tuple[str, ...]
 
     @staticmethod
-    def __new__(cls, policy: Tensor, reference: Tensor, adapters: tuple[str, ...]) -> Lockstep:  # noqa: D102
+    def __new__(  # noqa: D102
+        cls, policy: Tensor, reference: Tensor, adapters: tuple[str, ...], difference: Tensor | None = None
+    ) -> Lockstep:
         made: Lockstep = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, policy.shape, strides=policy.stride(), dtype=policy.dtype, device=policy.device
         )
         return made
 
-    def __init__(self, policy: Tensor, reference: Tensor, adapters: tuple[str, ...]) -> None:
+    def __init__(
+        self, policy: Tensor, reference: Tensor, adapters: tuple[str, ...], difference: Tensor | None = None
+    ) -> None:
         self.policy, self.reference, self.adapters = policy, reference, adapters
+        self._carried = None if difference is None else (difference, _versions(policy, reference))
+
+    @property
+    def difference(self) -> Tensor | None:
+        """What the policy's differs by, if it is carried."""
+        if self._carried is None:
+            return None
+        difference, versions = self._carried
+        return difference if versions == _versions(self.policy, self.reference) else None
+
+    def halves(self) -> Halves:
+        """Return both halves and what they differ by, which is rounded where it is not carried."""
+        carried = self.difference
+        difference = difference_of(self.policy, self.reference) if carried is None else carried
+        return Halves(self.policy, self.reference, difference)
 
     def __repr__(self) -> str:  # type: ignore[override]
         """Return both halves."""
@@ -62,6 +90,8 @@ class Lockstep(Tensor):
             value = function(args[0].policy)
             if not isinstance(value, Tensor):
                 return value
+        elif (total := _sum(function, args, kwargs)) is not None:
+            return total
         return in_lockstep(function, args, kwargs or {})
 
     @classmethod
@@ -84,7 +114,8 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
     policy = function(*policy_args, **policy_kwargs)
     with torch.no_grad():
         reference = function(*reference_args, **reference_kwargs)
-    return together(policy, reference, adapters or ())
+        difference = _moved(function, args, kwargs)
+    return together(policy, reference, adapters or (), difference)
 
 
 def apart(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -123,21 +154,20 @@ def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., An
         adapters = adapters_of_reference((args, bound.keywords))
         if adapters is None:
             return checkpoint(function, *args)
-        references = [half_of(args, "reference"), half_of(bound.keywords, "reference")]
+        given = [(args, bound.keywords)]
         keywords = half_of(bound.keywords, "policy")
         found: list[Any] = []
 
         def layer(*policy: Any) -> Any:
-            if not references:
+            if not given:
                 return bound.func(*bound.args, *policy, **keywords)
-            own = together(list(policy), list(references[0]), adapters), together(keywords, references[1], adapters)
-            references.clear()
-            out = bound.func(*bound.args, *own[0], **own[1])
-            found.append(half_of(out, "reference"))
+            positional, named = given.pop()
+            out = bound.func(*bound.args, *rejoined(policy, positional), **rejoined(keywords, named))
+            found.append(out)
             return half_of(out, "policy")
 
         policy = checkpoint(layer, *half_of(args, "policy"))
-        return together(policy, found.pop(), adapters)
+        return rejoined(policy, found.pop())
 
     return run
 
@@ -166,8 +196,13 @@ def half_of(value: Any, half: Half) -> Any:
     return value
 
 
-def together(policy: Any, reference: Any, adapters: tuple[str, ...]) -> Any:
+def together(policy: Any, reference: Any, adapters: tuple[str, ...], difference: Any = None) -> Any:
     """Return results of both halves as one: tensors as `Lockstep`, also within lists, tuples and dictionaries.
+
+    Args:
+        policy, reference: what a function returned for each.
+        adapters: as in `Lockstep`.
+        difference: what it returned for what they differ by, or None.
 
     Raises:
         NotImplementedError: something other than tensors differs.
@@ -175,15 +210,33 @@ def together(policy: Any, reference: Any, adapters: tuple[str, ...]) -> Any:
     if policy is reference:
         return policy
     if isinstance(policy, Tensor) and isinstance(reference, Tensor) and policy.shape == reference.shape:
-        return Lockstep(policy, reference, adapters)
+        return Lockstep(policy, reference, adapters, difference)
     if type(policy) is type(reference) and len(_items(policy)) == len(_items(reference)) > 0:
         if isinstance(policy, dict):
             return {key: together(one, reference[key], adapters) for key, one in policy.items()}
-        parts = [together(one, other, adapters) for one, other in zip(policy, reference, strict=True)]
+        moved = [None] * len(policy) if difference is None else difference
+        parts = [together(one, other, adapters, own) for one, other, own in zip(policy, reference, moved, strict=True)]
         return type(policy)(parts)
     if not isinstance(policy, Tensor) and not isinstance(reference, Tensor) and bool(policy == reference):
         return policy
     raise NotImplementedError("the model's code looks at values, which differ between policy and reference")
+
+
+def rejoined(value: Any, before: Any) -> Any:
+    """Return a value with the reference's half again wherever it had one before, in `before`.
+
+    Args:
+        value: the policy's half of `before`; its tensors may have been cast.
+        before: a `Lockstep`, or a list, tuple or dictionary of such and others.
+    """
+    if isinstance(before, Lockstep):
+        reference, difference = before.reference.to(value.dtype), before.difference
+        return Lockstep(value, reference, before.adapters, difference if value.dtype == before.dtype else None)
+    if isinstance(before, dict):
+        return {key: rejoined(value[key], one) for key, one in before.items()}
+    if type(before) in (list, tuple):
+        return type(before)(rejoined(mine, one) for mine, one in zip(value, before, strict=True))
+    return value
 
 
 def adapters_of_reference(value: Any) -> tuple[str, ...] | None:
@@ -216,3 +269,43 @@ def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] |
 
 def _items(value: Any) -> Any:
     return value if isinstance(value, (list, tuple, dict)) else ()
+
+
+MOVING = ["contiguous", "clone", "detach", "expand", "flatten", "permute", "reshape", "squeeze", "swapaxes", "to"]
+MOVING += ["transpose", "unflatten", "unsqueeze", "view"]
+PICKING = ["__getitem__", "chunk", "index_select", "narrow", "select", "split"]
+LINEAR = frozenset([*MOVING, *PICKING, "mul", "__mul__", "__rmul__"])
+"""Functions that move or scale the elements of their first argument: what they do to a difference is right."""
+
+
+SUMS = frozenset(["add", "__add__", "__radd__"])
+"""Names of functions that add their two arguments."""
+
+
+def _sum(function: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> Lockstep | None:
+    """Return the sum of two tensors that are carried, or of one with another; None if it is something else."""
+    if kwargs or len(args) != 2 or getattr(function, "__name__", "") not in SUMS:
+        return None
+    one, other = args
+    both = isinstance(one, Lockstep) and isinstance(other, Lockstep)
+    if not both or one.shape != other.shape or one.dtype != other.dtype:
+        return None
+    if one.difference is None and other.difference is None:
+        return None
+    total = sum_with_graph(one.halves(), other.halves())
+    return Lockstep(total.policy, total.reference, one.adapters, total.difference)
+
+
+def _moved(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return what a function makes of a carried difference; None if there is none, or it is not one of `LINEAR`."""
+    name = getattr(function, "__name__", "")
+    if name not in LINEAR or not args or not isinstance(args[0], Lockstep) or args[0].difference is None:
+        return None
+    others = [*args[1:], *kwargs.values()]
+    if any(isinstance(one, (Lockstep, torch.dtype)) for one in others):
+        return None
+    return function(args[0].difference, *args[1:], **kwargs)
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

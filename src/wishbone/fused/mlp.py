@@ -112,7 +112,7 @@ class FusedMlp:
         if half is None:
             return None
         y = mlp(half=half)
-        return Lockstep(y, half.outputs[0].view(y.shape), x.adapters)
+        return outputs_of_halves([y], half, x.adapters)[0]
 
 
 def fused_mlp_of(
@@ -168,9 +168,27 @@ def reference_half(
     read = [one[0] for one in adapters if one is not None]
     if len(read) < len(adapters):
         return None
-    reference = x.reference.to(compute_dtype(x.reference))
+    dtype = compute_dtype(x.reference)
+    reference, difference = x.reference.to(dtype).reshape(-1, x.shape[-1]), x.difference
     assert rows is None or isinstance(rows, LockstepRows)
-    return ReferenceHalf(reference.reshape(-1, x.shape[-1]), read, rows)
+    if difference is not None and not any(read):
+        return ReferenceHalf(reference, read, rows, difference.to(dtype).reshape(reference.shape))
+    return ReferenceHalf(reference, read, rows)
+
+
+def outputs_of_halves(outputs: Sequence[Tensor], half: ReferenceHalf, adapters: tuple[str, ...]) -> list[Lockstep]:
+    """Return the policy's outputs of a call [..., N_i] with the reference's, and their differences where d is carried.
+
+    Args:
+        outputs: the policy's.
+        half: the reference's half, after the call.
+        adapters: as in `Lockstep`.
+    """
+    differences = half.differences or (None,) * len(outputs)
+    return [
+        Lockstep(y, reference.view(y.shape), adapters, None if difference is None else difference.view(y.shape))
+        for y, reference, difference in zip(outputs, half.outputs, differences, strict=True)
+    ]
 
 
 def _orders(linears: list[nn.Module]) -> Iterator[tuple[nn.Module, ...]]:

@@ -32,6 +32,7 @@ from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
+from wishbone.ops.carried_difference import rms_norm_of_halves
 from wishbone.ops.fp8_quantize import (
     LockstepRows,
     QuantizedRows,
@@ -119,16 +120,31 @@ class FusedNorms:
 class _RMSNorm(torch.autograd.Function):
     """RMSNorm whose weight is frozen, and its rows in 8 bits if wanted; keeps x and one value a row.
 
-    With a reference, rows are those of both, and its norm is returned as well.
+    With a reference, rows are those of both, and its norm is returned as well; with the difference, too, what the
+    results differ by.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, form: RowForm | None, reference: Tensor | None
-    ) -> tuple[Tensor, QuantizedRows | LockstepRows | None, Tensor | None]:
-        rows, other = x.reshape(-1, x.shape[-1]), None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float,
+        form: RowForm | None,
+        reference: Tensor | None = None,
+        difference: Tensor | None = None,
+    ) -> tuple[Tensor, QuantizedRows | LockstepRows | None, Tensor | None, Tensor | None]:
+        rows, other, moved = x.reshape(-1, x.shape[-1]), None, None
         quantized: QuantizedRows | LockstepRows | None = None
-        if reference is not None and form is not None:
+        if reference is not None and difference is not None:
+            reference, difference = reference.reshape(rows.shape), difference.reshape(rows.shape)
+            halves, quantized, reciprocal_rms = rms_norm_of_halves(
+                reference, difference, weight, eps, offset=offset, form=form
+            )
+            normed, other, moved = halves.policy, *(one.view(x.shape) for one in halves[1:])
+            ctx.mark_non_differentiable(other, moved)
+        elif reference is not None and form is not None:
             normed, other, quantized, reciprocal_rms = rms_norm_quantize_both(
                 rows, reference.reshape(rows.shape), weight, eps, offset=offset, form=form
             )
@@ -140,7 +156,7 @@ class _RMSNorm(torch.autograd.Function):
             normed, reciprocal_rms = rms_norm(rows, weight, eps, offset=offset)
         ctx.save_for_backward(x, weight, reciprocal_rms)
         ctx.offset = offset
-        return normed.view(x.shape), quantized, other
+        return normed.view(x.shape), quantized, other, moved
 
     @staticmethod
     @once_differentiable
@@ -148,7 +164,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, reciprocal_rms = ctx.saved_tensors
         grad_rows, rows = grad.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
         dx = rms_norm_backward(grad_rows, rows, weight, reciprocal_rms, offset=ctx.offset)
-        return dx.view(x.shape), None, None, None, None, None
+        return dx.view(x.shape), *(None,) * 6
 
 
 def _norm_forward(
@@ -168,7 +184,7 @@ def _norm_forward(
         if isinstance(x, Lockstep):
             normed, rows = _in_lockstep(x, weight, eps, offset, asked)
         else:
-            normed, rows, _ = _RMSNorm.apply(x, weight, eps, offset, asked, None)
+            normed, rows, *_ = _RMSNorm.apply(x, weight, eps, offset, asked)
         quantized.leave(module, normed, rows)
         return normed
 
@@ -179,12 +195,13 @@ def _in_lockstep(
     x: Lockstep, weight: Tensor, eps: float, offset: float, form: RowForm | None
 ) -> tuple[Lockstep, LockstepRows | None]:
     """Return the RMSNorm of both halves, and their rows in 8 bits if wanted."""
-    if form is not None:
-        policy, rows, reference = _RMSNorm.apply(x.policy, weight, eps, offset, form, x.reference)
-        return Lockstep(policy, reference, x.adapters), rows
-    policy, *_ = _RMSNorm.apply(x.policy, weight, eps, offset, None, None)
+    difference = x.difference
+    if form is not None or difference is not None:
+        policy, rows, reference, moved = _RMSNorm.apply(x.policy, weight, eps, offset, form, x.reference, difference)
+        return Lockstep(policy, reference, x.adapters, moved), rows
+    policy, *_ = _RMSNorm.apply(x.policy, weight, eps, offset, None)
     with torch.no_grad():
-        reference, *_ = _RMSNorm.apply(x.reference, weight, eps, offset, None, None)
+        reference, *_ = _RMSNorm.apply(x.reference, weight, eps, offset, None)
     return Lockstep(policy, reference, x.adapters), None
 
 
@@ -264,7 +281,7 @@ def _agrees(module: nn.Module, weight: Tensor, formula: _Formula, size: float) -
     def ours(x: Tensor) -> Tensor:
         if formula.is_layer_norm:
             return _layer_norm(x, weight, formula.eps)
-        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, None, None)[0]
+        normed: Tensor = _RMSNorm.apply(x, weight, formula.eps, formula.offset, None)[0]
         return normed
 
     results = []

@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from wishbone.fused.lockstep import Lockstep, in_lockstep
-from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention
+from wishbone.fused.lockstep import Lockstep, half_of, in_lockstep
+from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention, prefix_attention_of_halves
 
 NAME, NAME_WITH_MASK = "wishbone_prefix", "wishbone_prefix_with_mask"
 
@@ -87,23 +87,29 @@ def _attend(
     if _recorder is not None:
         _recorder.append(AttentionCall(getattr(module, "layer_idx", None), sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = prefix_attention(
-        query,
-        key,
-        value,
-        prefix_layout,
-        scale=scale,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-        slopes=slopes,
-    )
+    options: Any = {"scale": scale, "window": sliding_window, "softcap": softcap, "slopes": slopes}
+    if isinstance(query, Lockstep):
+        return _attend_both((query, key, value), prefix_layout, s_aux, options), None
+    out = prefix_attention(query, key, value, prefix_layout, sinks=s_aux, **options)
     return out.transpose(1, 2).contiguous(), None
 
 
+def _attend_both(states: Any, layout: PrefixLayout, sinks: Any, options: Any) -> Lockstep:
+    """Return attention of both halves, tokens first, with what they differ by before they are rounded."""
+    halves = half_of(states, "policy"), half_of(states, "reference")
+    out = prefix_attention_of_halves(*halves, layout, sinks=(sinks, sinks), **options)
+    policy, reference, difference = (None if one is None else one.transpose(1, 2).contiguous() for one in out)
+    assert policy is not None and reference is not None
+    return Lockstep(policy, reference, states[0].adapters, difference)
+
+
 def prefix_attention_forward(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """Attend as `_attend` does; with queries of policy and reference, once for each."""
-    if isinstance(query, Lockstep):
+    """Attend as `_attend` does; with queries of policy and reference, once for each.
+
+    Where their values carry a difference, that of the outputs is taken before they are rounded.
+    """
+    value = args[1] if len(args) > 1 else kwargs.get("value")
+    if isinstance(query, Lockstep) and (not isinstance(value, Lockstep) or value.difference is None):
         both: tuple[Tensor, None] = in_lockstep(_attend, (module, query, *args), kwargs)
         return both
     return _attend(module, query, *args, **kwargs)

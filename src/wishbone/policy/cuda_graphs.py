@@ -137,8 +137,9 @@ class CudaGraphs:
             return None
         recording.take(batch)
         hidden, *routers = _Replay.apply(self, recording, *self.trained)
-        if recording.reference is not None and beside is not None:
-            hidden = Lockstep(hidden, recording.reference, beside.adapters)
+        if recording.reference and beside is not None:
+            reference, *difference = recording.reference
+            hidden = Lockstep(hidden, reference, beside.adapters, *difference)
         return Passed(hidden, *routers)
 
     def _record(
@@ -156,15 +157,14 @@ class CudaGraphs:
         del outputs  # and their graph
         torch.cuda.empty_cache()
         recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._memory("output", run))
-        if reference is not None:
-            (recording.reference,) = self._memory("reference", [reference])
+        recording.reference = self._memory("reference", reference)
         with self._captured(recording.forward):
             outputs, again = _halves(self._backbone(batch, beside, routed))
             for out, output in zip(recording.outputs, outputs, strict=True):
                 out.copy_(output.detach())
-            if recording.reference is not None and again is not None:
-                recording.reference.copy_(again)
-            del again
+            for out, output in zip(recording.reference, again, strict=True):
+                out.copy_(output)
+            del again, output
         if gradients is not None:
             recording.gradients = self._memory("gradient", run)
             recording.backward = torch.cuda.CUDAGraph()
@@ -178,8 +178,7 @@ class CudaGraphs:
         self._kept.append(held_scratch(run[0].device))
         recording.forward.replay()
         same = all(map(torch.equal, recording.outputs, run))
-        if reference is not None and recording.reference is not None:
-            same = same and torch.equal(recording.reference, reference)
+        same = same and all(map(torch.equal, recording.reference, reference))
         if gradients is not None and recording.backward is not None and self.gradients is not None:
             recording.backward.replay()
             same = same and torch.equal(self.gradients, gradients)
@@ -254,8 +253,8 @@ class CudaGraphs:
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
 
-def _halves(passed: Passed) -> tuple[list[Tensor], Tensor | None]:
-    """Return what a pass gives of the policy, and the hidden states of the reference where they were computed.
+def _halves(passed: Passed) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what a pass gives of the policy, and the reference's hidden states and the carried difference, if any.
 
     Router logits of all layers are one tensor, [layers, tokens, experts].
     """
@@ -263,7 +262,9 @@ def _halves(passed: Passed) -> tuple[list[Tensor], Tensor | None]:
     own = [hidden.policy if isinstance(hidden, Lockstep) else hidden]
     if len(routers):
         own.append(routers if isinstance(routers, Tensor) else torch.stack(tuple(routers)))
-    return own, hidden.reference if isinstance(hidden, Lockstep) else None
+    if not isinstance(hidden, Lockstep):
+        return own, []
+    return own, [one for one in (hidden.reference, hidden.difference) if one is not None]
 
 
 def _with_graph(
@@ -294,7 +295,7 @@ class _Recording:
     state: tuple[Any, ...]
     forward: torch.cuda.CUDAGraph
     outputs: tuple[Tensor, ...]
-    reference: Tensor | None = None
+    reference: tuple[Tensor, ...] = ()
     backward: torch.cuda.CUDAGraph | None = None
     gradients: tuple[Tensor, ...] = ()
 

@@ -6,6 +6,7 @@ for each half do so, and layers that are recomputed get a checkpoint that knows 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,14 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wishbone.errors import RequestError
 from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep, apart, checkpointed_in_lockstep, only_adapters
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import part_of
+from wishbone.ops.carried_difference.autograd import difference_of
 
 CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute of transformers' layers: what they are recomputed with."""
+
+DIFFERENCE_VARIABLE = "WISHBONE_CARRIED_DIFFERENCE"
+"""Environment variable: `on` or `off` instead of what `carries` decides."""
 
 APART = ("experts", "recurrence")
 """Parts that run once for each half: which kernels they call depends on values, or they mix tokens in unknown code."""
@@ -88,18 +94,43 @@ class LockstepModules:
                     own[CHECKPOINT] = checkpoint
 
 
-def embedded(embedding: nn.Module, input_ids: Tensor, adapters: tuple[str, ...]) -> Lockstep:
+def carries(model: nn.Module, fused: FusedLayers | None) -> bool:
+    """Return whether a pass of policy and reference carries what they differ by in a tensor of its own.
+
+    That is where norms run fused and all weights have 16 bits. Frozen weights in 8 or 4 bits carry it on demand: an FP8
+    step took 4 % longer with it (docs/log.md), and in float32 there is nothing to gain.
+
+    Args:
+        model: the language model.
+        fused: its layers, or None.
+
+    Raises:
+        RequestError: the environment variable is set to something else than on or off.
+    """
+    asked = os.environ.get(DIFFERENCE_VARIABLE, "")
+    if asked not in ("", "on", "off"):
+        raise RequestError(f"{DIFFERENCE_VARIABLE} is {asked!r}, and can be on or off: correct it, or unset it")
+    if fused is None or not fused.norms.norms:
+        return False
+    sizes = {parameter.dtype.itemsize for parameter in model.parameters() if not parameter.requires_grad}
+    return asked == "on" or (asked == "" and sizes == {2})
+
+
+def embedded(embedding: nn.Module, input_ids: Tensor, adapters: tuple[str, ...], carry: bool = False) -> Lockstep:
     """Return the embeddings of a row in both halves, [1, tokens, hidden_size].
 
     Args:
         embedding: the model's, perhaps with an adapter.
         input_ids: [1, tokens].
         adapters: names of those that are on in the reference.
+        carry: whether what the halves differ by travels in a tensor of its own, through the whole model. Not where the
+            reference has adapters: layers would round what two adapters add, and not what they differ by.
     """
     policy = embedding(input_ids)
     with torch.no_grad(), reference_of(embedding, adapters):
         reference = embedding(input_ids) if _has_adapter(embedding) else policy.detach().clone()
-    return Lockstep(policy, reference, adapters)
+    difference = difference_of(policy, reference) if carry and not adapters else None
+    return Lockstep(policy, reference, adapters, difference)
 
 
 def reference_of(module: nn.Module, adapters: tuple[str, ...]) -> Any:

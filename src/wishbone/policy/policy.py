@@ -31,7 +31,7 @@ from wishbone.fused.parts import text_layers
 from wishbone.fused.recurrence import PrefixRecurrence
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.vision_positions import VisionPositions
-from wishbone.ops.token_logps import TokenScores, scores_of_logits, token_logps
+from wishbone.ops.token_logps import ReferenceStates, TokenScores, scores_of_logits, token_logps
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.alibi_attention import alibi_attention
 from wishbone.policy.attention_hook import (
@@ -42,7 +42,7 @@ from wishbone.policy.attention_hook import (
     shared_prefix_attention,
 )
 from wishbone.policy.image_stem import ImageStem
-from wishbone.policy.lockstep import Beside, LockstepModules, embedded, of_policy, reference_of
+from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedded, of_policy, reference_of
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
 
@@ -76,6 +76,8 @@ class Policy:
         fused: the model's layers as they run within `running()`; None leaves them as they are.
         layout_as_mask: whether the layout of a row reaches its layers as a mask, and not as a keyword argument.
         image_attention: which tokens of an image see each other.
+        carry: whether a pass of policy and reference carries what they differ by (`ops/carried_difference`); None is
+            what `carries` in `policy/lockstep.py` says.
 
     Attributes:
         causal_lm: the model without its adapters' wrapper.
@@ -94,6 +96,7 @@ class Policy:
         fused: FusedLayers | None = None,
         layout_as_mask: bool = False,
         image_attention: ImageAttention = "causal",
+        carry: bool | None = None,
     ) -> None:
         self.model = model
         self.form = form
@@ -103,6 +106,7 @@ class Policy:
         causal_lm = model.get_base_model() if isinstance(model, PeftModel) else model
         assert isinstance(causal_lm, PreTrainedModel)
         self.causal_lm = causal_lm
+        self.carry = carries(causal_lm, fused) if carry is None else carry
         self.layers = checkpointed_layers(text_layers(causal_lm)[1])
         self.recurrence = PrefixRecurrence(text_layers(causal_lm)[1])
         self._calls = ShardedCalls(model, causal_lm.get_output_embeddings())
@@ -224,7 +228,7 @@ class Policy:
         has_images = isinstance(batch, SharedPrefixBatch) and bool(batch.images)
         if beside is not None and not has_images:
             embedding = self.causal_lm.get_input_embeddings()
-            inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters)
+            inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters, self.carry)
         with (
             self._lockstep.running() if beside is not None else nullcontext(),
             self.image_stem.running(beside) if has_images else nullcontext(),
@@ -314,6 +318,10 @@ class Policy:
             return self._calls.as_head(lambda: of_halves(hidden))
 
         def of_halves(hidden: Lockstep) -> tuple[TokenScores, TokenScores]:
+            if hidden.difference is not None and not _is_trained(head):
+                states = ReferenceStates.of(*(self._to_head(x) for x in hidden.halves()[1:]))
+                own = self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True, states)
+                return own, TokenScores.logps_alone(states.logps)
             with torch.no_grad(), reference_of(head, beside.adapters):
                 reference = self._head_scores(hidden.reference, batch.targets, execution.head_chunk, False)
             return self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True), reference
@@ -328,13 +336,25 @@ class Policy:
             return tokens
         return execution.graphs.padded(tokens)
 
-    def _head_scores(self, hidden: Tensor, targets: Tensor, chunk_bytes: int | None, statistics: bool) -> TokenScores:
+    def _to_head(self, hidden: Tensor) -> Tensor:
+        """Return hidden states on the device of the head, in the dtype of its product."""
+        weight = self.causal_lm.get_output_embeddings().weight
+        return hidden.to(weight.device, _compute_dtype(weight))
+
+    def _head_scores(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        chunk_bytes: int | None,
+        statistics: bool,
+        beside: ReferenceStates | None = None,
+    ) -> TokenScores:
         head = self.causal_lm.get_output_embeddings()
         if isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper)):
             return self._scores_through_module(head, hidden, targets)
         dtype = _compute_dtype(head.weight)
         return token_logps(
-            hidden.to(head.weight.device, dtype),
+            self._to_head(hidden),
             head.weight.to(dtype),
             targets,
             bias=None if head.bias is None else head.bias.to(dtype),
@@ -342,6 +362,7 @@ class Policy:
             softcap=self.softcap,
             chunk_bytes=chunk_bytes,
             statistics=statistics,
+            beside=beside,
         )
 
     def _scores_through_module(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
@@ -359,6 +380,12 @@ class Policy:
             for h, t in zip(hidden.split(HEAD_CHUNK_TOKENS), targets.split(HEAD_CHUNK_TOKENS), strict=True)
         ]
         return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _is_trained(head: nn.Module) -> bool:
+    """Whether a head is trained, or has an adapter."""
+    wrapped = isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper))
+    return wrapped or any(parameter.requires_grad for parameter in head.parameters())
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

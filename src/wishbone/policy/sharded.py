@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from wishbone.fused.lockstep import Lockstep, half_of
+from wishbone.fused.lockstep import half_of, rejoined
 
 Result = TypeVar("Result")
 
@@ -114,22 +114,11 @@ class _HalvesHidden:
         return half_of(args, "policy"), half_of(kwargs, "policy")
 
     def _join_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return _joined((args, kwargs), self._hidden.pop())
+        return rejoined((args, kwargs), self._hidden.pop())
 
     def _split_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         self._hidden.append(output)
         return half_of(output, "policy")
 
     def _join_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return _joined(output, self._hidden.pop())
-
-
-def _joined(value: Any, before: Any) -> Any:
-    """Return a value with the reference's half again wherever it had one before."""
-    if isinstance(before, Lockstep):
-        return Lockstep(value, before.reference.to(value.dtype), before.adapters)
-    if isinstance(before, dict):
-        return {key: _joined(value[key], one) for key, one in before.items()}
-    if type(before) in (list, tuple):
-        return type(before)(_joined(mine, one) for mine, one in zip(value, before, strict=True))
-    return value
+        return rejoined(output, self._hidden.pop())

@@ -72,7 +72,7 @@ def to_8_bits(scaled, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
-def _rotated(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
+def rotated_row(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
     """Return H of each block of TURN columns of a row of BLOCK, in float32; the row itself if TURN is 0.
 
     The row comes in its own dtype, in which tensor cores multiply it without error.
@@ -93,7 +93,7 @@ def _rotated(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _store_quantized(exact, values_ptr, scale_ptr, inside, DIVISOR: tl.constexpr, INTERPRETED: tl.constexpr):
+def store_quantized(exact, values_ptr, scale_ptr, inside, DIVISOR: tl.constexpr, INTERPRETED: tl.constexpr):
     """Store one row of float32 elements, 0 where not `inside`, in 8 bits at [BLOCK] pointers, and its scale."""
     dtype: tl.constexpr = values_ptr.dtype.scalar.element_ty
     LARGEST: tl.constexpr = LARGEST_INT8 if dtype == tl.int8 else LARGEST_E4M3
@@ -123,8 +123,8 @@ def quantize(
     if SCALED:
         exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
     else:
-        exact = _rotated(exact.to(x_ptr.dtype.element_ty), signs_ptr, TURN, BLOCK)
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+        exact = rotated_row(exact.to(x_ptr.dtype.element_ty), signs_ptr, TURN, BLOCK)
+    store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -153,11 +153,11 @@ def quantize_both(
     row, column, inside = whole_row(columns, BLOCK)
     dtype = x_ptr.dtype.element_ty
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside).to(dtype)
-    exact = _rotated(exact, signs_ptr, TURN, BLOCK)
+    exact = rotated_row(exact, signs_ptr, TURN, BLOCK)
     change = load_row(x_ptr, row, stride_x_row, column, inside).to(dtype)
-    change = _rotated(change, signs_ptr, TURN, BLOCK) - exact
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
-    _store_quantized(
+    change = rotated_row(change, signs_ptr, TURN, BLOCK) - exact
+    store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    store_quantized(
         change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
     )
 
@@ -198,18 +198,18 @@ def norm(
     row, column, inside = whole_row(columns, BLOCK)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
     w = tl.load(weight_ptr + column, mask=inside, other=0.0)
-    result, reciprocal = _normed(exact, w, columns, eps, offset, OFFSET, normed_ptr.dtype.element_ty)
+    result, reciprocal = normed_row(exact, w, columns, eps, offset, OFFSET, normed_ptr.dtype.element_ty)
     tl.store(normed_ptr + row * columns + column, result, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
     if QUANTIZE:
-        rounded = _rotated(tl.where(inside, result, 0.0), signs_ptr, TURN, BLOCK)
+        rounded = rotated_row(tl.where(inside, result, 0.0), signs_ptr, TURN, BLOCK)
         VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
         target = tl.max_contiguous(values_ptr + row * columns + column, [VECTOR])
-        _store_quantized(rounded, target, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+        store_quantized(rounded, target, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
-def _normed(exact, w, columns, eps, offset, OFFSET: tl.constexpr, dtype: tl.constexpr):
+def normed_row(exact, w, columns, eps, offset, OFFSET: tl.constexpr, dtype: tl.constexpr):
     """Return the RMSNorm of a row, in `dtype`, and its 1 / rms."""
     mean_square = tl.sum(exact * exact, axis=0) / columns
     reciprocal = tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
@@ -256,16 +256,16 @@ def norm_both(
     dtype = normed_ptr.dtype.element_ty
     w = tl.load(weight_ptr + column, mask=inside, other=0.0)
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
-    normed, _ = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
+    normed, _ = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(reference_normed_ptr + row * columns + column, normed, mask=inside)
-    reference = _rotated(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK)
-    _store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    reference = rotated_row(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK)
+    store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
-    normed, reciprocal = _normed(exact, w, columns, eps, offset, OFFSET, dtype)
+    normed, reciprocal = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(normed_ptr + row * columns + column, normed, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
-    change = _rotated(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK) - reference
-    _store_quantized(
+    change = rotated_row(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK) - reference
+    store_quantized(
         change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
     )
 
@@ -328,8 +328,8 @@ def swiglu(
     result = result.to(product_ptr.dtype.element_ty)
     if KEEP:
         tl.store(product_ptr + row * columns + column, result, mask=inside)
-    result = _rotated(result, signs_ptr, TURN, BLOCK)
-    _store_quantized(result, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    result = rotated_row(result, signs_ptr, TURN, BLOCK)
+    store_quantized(result, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -357,24 +357,60 @@ def swiglu_both(
 ):
     """Write a row of the reference's silu(gate) * up in 8 bits, and the policy's less the reference's.
 
-    Both products are rounded to the dtype of `product_ptr` first. If KEEP, write the policy's there, as `swiglu`.
+    Both products are rounded to the dtype of `product_ptr` first. If KEEP, write the policy's there, as `swiglu`. Four
+    rows do not fit into registers: BLOCK columns are computed at a time, once for the largest elements and once more,
+    read from the cache, for the values.
 
     Args:
         reference_gate_ptr, reference_up_ptr: the reference's rows; the policy's are at `gate_ptr` and `up_ptr`.
         values_ptr, scale_ptr: of the reference's rows.
         difference_ptr, difference_scale_ptr: of the differences, likewise.
+        BLOCK: power of two, a multiple of TURN.
     """
-    row, column, inside = whole_row(columns, BLOCK)
-    dtype = product_ptr.dtype.element_ty
-    reference = _swiglu(
-        reference_gate_ptr, reference_up_ptr, row, stride_reference_gate_row, stride_reference_up_row, column, inside
-    ).to(dtype)
-    exact = _rotated(reference, signs_ptr, TURN, BLOCK)
-    _store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
-    result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside).to(dtype)
-    if KEEP:
-        tl.store(product_ptr + row * columns + column, result, mask=inside)
-    change = _rotated(result, signs_ptr, TURN, BLOCK) - exact
-    _store_quantized(
-        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
-    )
+    row = tl.program_id(0).to(tl.int64)
+    dtype: tl.constexpr = product_ptr.dtype.element_ty
+    form: tl.constexpr = values_ptr.dtype.element_ty
+    LARGEST: tl.constexpr = LARGEST_INT8 if form == tl.int8 else LARGEST_E4M3
+    largest = tl.zeros((BLOCK,), tl.int32)
+    change_largest = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < columns
+        reference = _swiglu(
+            reference_gate_ptr,
+            reference_up_ptr,
+            row,
+            stride_reference_gate_row,
+            stride_reference_up_row,
+            column,
+            inside,
+        )
+        exact = rotated_row(reference.to(dtype), signs_ptr, TURN, BLOCK)
+        result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside)
+        change = rotated_row(result.to(dtype), signs_ptr, TURN, BLOCK) - exact
+        largest = tl.maximum(largest, magnitude(exact))
+        change_largest = tl.maximum(change_largest, magnitude(change))
+    own_scale, factor = row_scale(tl.max(largest, axis=0), LARGEST, DIVISOR)
+    tl.store(scale_ptr + row, own_scale)
+    own_scale, change_factor = row_scale(tl.max(change_largest, axis=0), LARGEST, DIVISOR)
+    tl.store(difference_scale_ptr + row, own_scale)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        inside = column < columns
+        at = row * columns + column
+        reference = _swiglu(
+            reference_gate_ptr,
+            reference_up_ptr,
+            row,
+            stride_reference_gate_row,
+            stride_reference_up_row,
+            column,
+            inside,
+        )
+        exact = rotated_row(reference.to(dtype), signs_ptr, TURN, BLOCK)
+        result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside).to(dtype)
+        if KEEP:
+            tl.store(product_ptr + at, result, mask=inside)
+        change = rotated_row(result, signs_ptr, TURN, BLOCK) - exact
+        tl.store(values_ptr + at, to_8_bits(exact * factor, form, INTERPRETED), mask=inside)
+        tl.store(difference_ptr + at, to_8_bits(change * change_factor, form, INTERPRETED), mask=inside)

@@ -30,20 +30,22 @@ from wishbone.ops.launch_sizes import power_of_two
 MOST_WARPS = 32
 WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
+SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
+"""Columns of SwiGLU of both halves at a time, and columns of a warp."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
     """Return x, or x * column_scale, in 8 bits with one scale a row; as `quantize_rows`."""
-    x = _dense_rows(x)
+    x = dense_rows(x)
     out = empty_rows(x, form)
     if x.shape[0]:
-        block, warps = _block(x.shape[1], form)
+        block, warps = row_block(x.shape[1], form)
         quantize[(x.shape[0],)](
             x,
             x if column_scale is None else column_scale.contiguous(),
             out.values,
             out.scale,
-            _signs(x, form),
+            signs_of(x, form),
             x.stride(0),
             x.shape[1],
             DIVISOR=form.scale_divisor,
@@ -58,10 +60,10 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: Ro
 
 def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS) -> LockstepRows:
     """Return the reference's rows in 8 bits and the difference of x; as `quantize_both`."""
-    x, reference = _dense_rows(x), _dense_rows(reference)
+    x, reference = dense_rows(x), dense_rows(reference)
     out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
     if x.shape[0]:
-        block, warps = _block(x.shape[1], form)
+        block, warps = row_block(x.shape[1], form)
         quantize_both[(x.shape[0],)](
             x,
             reference,
@@ -69,7 +71,7 @@ def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS
             out.reference.scale,
             out.difference.values,
             out.difference.scale,
-            _signs(x, form),
+            signs_of(x, form),
             x.stride(0),
             reference.stride(0),
             x.shape[1],
@@ -86,12 +88,12 @@ def rms_norm_quantize_both_triton(
     x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
     """Return RMSNorm of both, their rows in 8 bits, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
-    x, reference = _dense_rows(x), _dense_rows(reference)
+    x, reference = dense_rows(x), dense_rows(reference)
     out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
     normed, reference_normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     if x.shape[0]:
-        block, warps = _block(x.shape[1])
+        block, warps = row_block(x.shape[1])
         norm_both[(x.shape[0],)](
             x,
             reference,
@@ -103,7 +105,7 @@ def rms_norm_quantize_both_triton(
             out.reference.scale,
             out.difference.values,
             out.difference.scale,
-            _signs(x, form),
+            signs_of(x, form),
             x.stride(0),
             reference.stride(0),
             x.shape[1],
@@ -137,10 +139,10 @@ def rms_norm_backward_triton(
     grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0
 ) -> Tensor:
     """Return the gradient of x from that of its RMSNorm; as `rms_norm_backward`."""
-    x, grad = _dense_rows(x), _dense_rows(grad)
+    x, grad = dense_rows(x), dense_rows(grad)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if x.shape[0]:
-        block, warps = _block(x.shape[1])
+        block, warps = row_block(x.shape[1])
         norm_gradient[(x.shape[0],)](
             grad,
             x,
@@ -161,18 +163,18 @@ def swiglu_quantize_triton(
     gate: Tensor, up: Tensor, *, keep: bool = True, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor | None, QuantizedRows]:
     """Return silu(gate) * up and the same in 8 bits; as `swiglu_quantize`."""
-    gate, up = _dense_rows(gate), _dense_rows(up)
+    gate, up = dense_rows(gate), dense_rows(up)
     out = empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block, warps = _block(gate.shape[1], form)
+        block, warps = row_block(gate.shape[1], form)
         swiglu[(gate.shape[0],)](
             gate,
             up,
             gate if product is None else product,
             out.values,
             out.scale,
-            _signs(gate, form),
+            signs_of(gate, form),
             gate.stride(0),
             up.stride(0),
             gate.shape[1],
@@ -196,11 +198,11 @@ def swiglu_quantize_both_triton(
     form: RowForm = E4M3_ROWS,
 ) -> tuple[Tensor | None, LockstepRows]:
     """Return silu(gate) * up, the reference's in 8 bits, and their difference; as `swiglu_quantize_both`."""
-    gate, up, reference_gate, reference_up = map(_dense_rows, (gate, up, reference_gate, reference_up))
+    gate, up, reference_gate, reference_up = map(dense_rows, (gate, up, reference_gate, reference_up))
     reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block, warps = _block(gate.shape[1], form)
+        block = min(SWIGLU_BLOCK, power_of_two(gate.shape[1]))
         swiglu_both[(gate.shape[0],)](
             gate,
             up,
@@ -211,7 +213,7 @@ def swiglu_quantize_both_triton(
             reference.scale,
             difference.values,
             difference.scale,
-            _signs(gate, form),
+            signs_of(gate, form),
             gate.stride(0),
             up.stride(0),
             reference_gate.stride(0),
@@ -222,7 +224,8 @@ def swiglu_quantize_both_triton(
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
+            num_warps=max(1, block // SWIGLU_COLUMNS_A_WARP),
+            num_stages=1,
         )
     return product, LockstepRows(reference, difference)
 
@@ -230,11 +233,11 @@ def swiglu_quantize_both_triton(
 def _rms_norm(
     x: Tensor, weight: Tensor, eps: float, offset: float, quantized: QuantizedRows | None, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor, Tensor]:
-    x = _dense_rows(x)
+    x = dense_rows(x)
     normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
     if x.shape[0]:
-        block, warps = _block(x.shape[1])
+        block, warps = row_block(x.shape[1])
         norm[(x.shape[0],)](
             x,
             weight.contiguous(),
@@ -242,7 +245,7 @@ def _rms_norm(
             reciprocal_rms,
             normed if quantized is None else quantized.values,
             reciprocal_rms if quantized is None else quantized.scale,
-            _signs(x, form),
+            signs_of(x, form),
             x.stride(0),
             x.shape[1],
             eps,
@@ -258,12 +261,12 @@ def _rms_norm(
     return normed, reciprocal_rms
 
 
-def _dense_rows(x: Tensor) -> Tensor:
+def dense_rows(x: Tensor) -> Tensor:
     """Return x with the elements of a row side by side in memory; the rows may lie apart."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _signs(x: Tensor, form: RowForm) -> Tensor:
+def signs_of(x: Tensor, form: RowForm) -> Tensor:
     """Return H for the kernels that rotate, in the dtype of x; any tensor for those that do not."""
     if not form.block:
         return x
@@ -276,7 +279,7 @@ def empty_rows(x: Tensor, form: RowForm = E4M3_ROWS) -> QuantizedRows:
     return QuantizedRows(values, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device), x.dtype)
 
 
-def _block(columns: int, form: RowForm = E4M3_ROWS) -> tuple[int, int]:
+def row_block(columns: int, form: RowForm = E4M3_ROWS) -> tuple[int, int]:
     """Return the power of two that holds a row, and as many warps as leave 16 of its elements to a thread.
 
     Rows that are rotated and not normed leave 32: half as many registers, so that another row is read meanwhile. (A

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wishbone.ops.carried_difference import gated_product_of_halves_
 from wishbone.ops.fp8_quantize import swiglu_quantize, swiglu_quantize_both
 from wishbone.ops.frozen_linear import EightBitWeight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
@@ -104,6 +105,8 @@ class _Block:
         return _Forward(y, outputs, low, down_low)
 
     def _forward_in_lockstep(self, x: Tensor, half: ReferenceHalf) -> _Forward:
+        if half.difference is not None:
+            return self._forward_carried(x, half)
         *into_adapters, down_adapter = half.adapters
         into = ReferenceHalf(half.x, into_adapters, half.rows)
         outputs, low = self.into.forward_in_lockstep(x, into)
@@ -120,6 +123,21 @@ class _Block:
         del reference_gate, reference_up, into
         (y,), down_low = self.down.forward_in_lockstep(product, down)
         half.leave(*down.outputs)
+        return _Forward(y, outputs, low, down_low)
+
+    def _forward_carried(self, x: Tensor, half: ReferenceHalf) -> _Forward:
+        """`_forward_in_lockstep` with what the policy's x differs by in a tensor of its own."""
+        bases, outputs, low = self.into.forward_of_difference(x, half)
+        form = self.down.weights[0].input_form
+        product, reference, difference, rows = gated_product_of_halves_(
+            *_gate_and_up(bases), *_gate_and_up(outputs), silu=self.activation == "silu", form=form
+        )
+        del bases
+        assert product is not None
+        reference, difference = (product if one is None else one for one in (reference, difference))  # or in `rows`
+        down = ReferenceHalf(reference, [None], rows, difference)
+        (y,), down_low = self.down.forward_in_lockstep(product, down)
+        half.leave(*down.outputs, differences=down.differences)
         return _Forward(y, outputs, low, down_low)
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -231,13 +249,14 @@ def _forward_tiled(block: _Block, x: Tensor, tile: int, half: ReferenceHalf | No
     """Return y and the low-rank product of down, tile by tile."""
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
     if half is not None:
-        half.leave(torch.empty_like(y))
+        half.leave(torch.empty_like(y), differences=[] if half.difference is None else [torch.empty_like(y)])
     lows = []
     for rows in _tiles(x.shape[0], tile):
-        part = None if half is None else ReferenceHalf(half.x[rows], half.adapters)
+        part = None if half is None else half.tile(rows)
         y[rows], _, _, low = block.forward(x[rows], half=part)
         if half is not None and part is not None:
-            half.outputs[0][rows] = part.outputs[0]
+            for whole, tiled in zip(half.outputs + half.differences, part.outputs + part.differences, strict=True):
+                whole[rows] = tiled
         if low is not None:
             lows.append(low)
     return y, torch.cat(lows) if lows else None

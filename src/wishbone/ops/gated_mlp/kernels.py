@@ -27,7 +27,7 @@ CUBIC = tl.constexpr(GELU_CUBIC)
 
 
 @triton.jit
-def _sigmoid_of(g, SILU: tl.constexpr):
+def sigmoid_of(g, SILU: tl.constexpr):
     """Return a(g) / g, a sigmoid."""
     return tl.sigmoid(g if SILU else (g + g * g * g * CUBIC) * (2 * SLOPE))
 
@@ -35,7 +35,7 @@ def _sigmoid_of(g, SILU: tl.constexpr):
 @triton.jit
 def gradients(dp, g, u, SILU: tl.constexpr):
     """Return p, dg and du."""
-    share = _sigmoid_of(g, SILU)
+    share = sigmoid_of(g, SILU)
     value = g * share
     if SILU:
         slope = share * (1 + g * (1 - share))
@@ -60,7 +60,7 @@ def forward(
     row, column, inside = part_of_row(columns, BLOCK)
     g = load_row(gate_ptr, row, stride_gate_row, column, inside)
     u = load_row(up_ptr, row, stride_up_row, column, inside)
-    tl.store(product_ptr + row * stride_product_row + column, g * _sigmoid_of(g, SILU) * u, mask=inside)
+    tl.store(product_ptr + row * stride_product_row + column, g * sigmoid_of(g, SILU) * u, mask=inside)
 
 
 @triton.jit

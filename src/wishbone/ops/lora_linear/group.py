@@ -18,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wishbone.ops.carried_difference import quantized_halves
 from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both
-from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight, InputForm, Prepared
+from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight, InputForm, MatrixWeight, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.lockstep import ReferenceHalf, eight_bit_in_lockstep, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
+from wishbone.ops.low_rank_add import add_low_rank_
 
 Factors = Sequence[Tensor | None]
 """S and B_1 .. B_m of a group in the dtype of its arithmetic; None where there is no adapter."""
@@ -107,6 +109,8 @@ class LinearGroup:
 
         Outputs of joined weights come in one tensor each, [T, sum of N_i], the policy's and the reference's.
         """
+        if half.difference is not None:
+            return self._forward_carried(x, half)
         reference = LinearGroup(self.weights, self.biases, half.adapters, self.dtype, join=True)
         if all(isinstance(weight, DenseWeight) for weight in self.weights):
             if self.joined is None:
@@ -132,6 +136,56 @@ class LinearGroup:
                 outputs.append(matrix_in_lockstep(weight, x, half.x, bias, terms, reference_terms))
         half.leave(*(y for _, y in outputs))
         return tuple(y for y, _ in outputs), low
+
+    def _forward_carried(self, x: Tensor, half: ReferenceHalf) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """`forward_in_lockstep` with the difference of the inputs in a tensor of its own; no outputs share memory."""
+        low, base, change = self.products_of_difference(x, half)
+        bases, changes = self._split(base), self._split(change)
+        outputs = [torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in bases]
+        for i, (base_of, change_of, y) in enumerate(zip(bases, changes, outputs, strict=True)):
+            terms = self._low_terms(low, [i])
+            if not terms:
+                torch.add(base_of, change_of, out=y)
+            for _, low_of, factor in terms:
+                add_low_rank_(change_of, low_of, factor, base=base_of, total=y)
+        half.leave(*bases, differences=changes)
+        return tuple(outputs), low
+
+    def forward_of_difference(
+        self, x: Tensor, half: ReferenceHalf
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
+        """Return y_ref and d_y as they lie in memory, in one tensor where the weights are joined, and l.
+
+        Args:
+            x: the policy's input.
+            half: the reference's half of the call, with the difference d.
+        """
+        low, base, change = self.products_of_difference(x, half)
+        for i, part in enumerate(self._split(change)):
+            for _, low_of, factor in self._low_terms(low, [i]):
+                add_low_rank_(part, low_of, factor)
+        return tuple(base), tuple(change), low
+
+    def products_of_difference(
+        self, x: Tensor, half: ReferenceHalf
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Return l, and y_ref and W e(d) of each layer; of all side by side where their weights lie in one buffer."""
+        assert half.difference is not None
+        rows, inputs = half.rows, (half.x, half.difference)
+        joined = self.joined or (joined_weight(self.weights, self.dtype) if len(self.weights) > 1 else None)
+        layers = list(zip(self.weights, self.biases, strict=True))
+        bases, changes = [], []
+        for weight, bias in layers if joined is None else [(joined, self._joined_bias(x))]:
+            if weight.input_form is not None:
+                rows = quantized_halves(*inputs, weight.input_form) if rows is None else rows
+                bases.append(weight.forward(rows.reference, bias))
+                changes.append(weight.forward(rows.difference))
+                continue
+            assert isinstance(weight, MatrixWeight)
+            matrix = DenseWeight(weight.matrix(self.dtype))
+            bases.append(matrix.forward(half.x, bias))
+            changes.append(matrix.forward(half.difference))
+        return self._low(x), bases, changes
 
     def backward(
         self,
@@ -216,6 +270,10 @@ class LinearGroup:
             return [(self.joined, self._joined_bias(x), range(len(self.weights)))]
         layers = zip(self.weights, self.biases, strict=True)
         return [(weight, bias, [i]) for i, (weight, bias) in enumerate(layers)]
+
+    def _split(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return the output of each layer, a view where all lie side by side."""
+        return list(outputs) if len(outputs) == len(self.sizes) else list(outputs[0].split(self.sizes, dim=1))
 
     def _joined_bias(self, x: Tensor) -> Tensor | None:
         """Return the biases one after the other, so that joined and single products round alike; None without any."""

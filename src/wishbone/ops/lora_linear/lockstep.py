@@ -10,6 +10,11 @@ roundings. So the reference's input is rounded, and then what the policy's diffe
 
 These are as many products as two layers take. What rounding leaves in a reward is the rounding of a small difference,
 and where the policy is the reference, y is y_ref, bit by bit. Nothing of the reference's half has a gradient.
+
+Where the difference of the inputs comes in a tensor of its own, d = x - x_ref, that of the outputs leaves in one, for
+weights of every form; y is formed from it, and l = A x as always:
+
+    d_y = W e(d) + l B^T                           y = y_ref + d_y
 """
 
 from __future__ import annotations
@@ -34,17 +39,27 @@ class ReferenceHalf:
         x: input [T, K].
         adapters: frozen adapters of the reference, or None for each layer.
         rows: what `quantize_both` makes of the policy's input and `x`, where that was made together with them.
+        difference: d [T, K], what the policy's input differs by, where it is carried (`carried_difference`); the
+            reference then has no adapters.
         outputs: y_ref [T, N_i] of each layer, once the call has run; they may be views of one tensor.
+        differences: d_y [T, N_i] of each layer, likewise, where d is carried.
     """
 
     x: Tensor
     adapters: Sequence[Adapter | None]
     rows: LockstepRows | None = None
+    difference: Tensor | None = None
     outputs: tuple[Tensor, ...] = field(default=())
+    differences: tuple[Tensor, ...] = field(default=())
 
-    def leave(self, *outputs: Tensor) -> None:
+    def tile(self, rows: slice) -> ReferenceHalf:
+        """Return the half of a call with some of the rows of the input; it makes its own 8-bit rows."""
+        difference = None if self.difference is None else self.difference[rows]
+        return ReferenceHalf(self.x[rows], self.adapters, difference=difference)
+
+    def leave(self, *outputs: Tensor, differences: Sequence[Tensor] = ()) -> None:
         """Note the outputs of the call."""
-        self.outputs = outputs
+        self.outputs, self.differences = outputs, tuple(differences)
 
 
 def eight_bit_in_lockstep(

@@ -14,9 +14,17 @@ __all__ = ["Backend", "add_low_rank_"]
 
 
 def add_low_rank_(
-    y: Tensor, low: Tensor, factor: Tensor, *, base: Tensor | None = None, backend: Backend = "auto"
+    y: Tensor,
+    low: Tensor,
+    factor: Tensor,
+    *,
+    base: Tensor | None = None,
+    total: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Add low @ factor to y in place, and return y; with a base, y becomes base + (y + low @ factor).
+
+    With a `total` beside the base, y becomes y + low @ factor, and the total base + y.
 
     Args:
         y: [T, N]. In bfloat16 and float16 the sum is rounded at random (`reference`), but repeatably; in other dtypes
@@ -37,5 +45,5 @@ def add_low_rank_(
     if backend == "triton" or (backend == "auto" and y.is_cuda and rounds):
         from wishbone.ops.low_rank_add.triton import add_low_rank_triton_
 
-        return add_low_rank_triton_(y, low, factor, base)
-    return add_low_rank_reference_(y, low, factor, base)
+        return add_low_rank_triton_(y, low, factor, base, total)
+    return add_low_rank_reference_(y, low, factor, base, total)

@@ -34,8 +34,14 @@ SEED_MULTIPLIER = 0x31848BAB
 """Gives each seed another a; from the hash triple32."""
 
 
-def add_low_rank_reference_(y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None) -> Tensor:
+def add_low_rank_reference_(
+    y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
     """Add low @ factor to y in place, and a base to both; as `add_low_rank_`."""
+    if total is not None and base is not None:
+        add_low_rank_reference_(y, low, factor)
+        total.copy_(rounded_at_random(base, y.float()) if y.dtype in ROUNDED_AT_RANDOM else base + y)
+        return y
     if y.dtype not in ROUNDED_AT_RANDOM:
         y.addmm_(low, factor)
         return y if base is None else y.add_(base)

@@ -1,4 +1,4 @@
-"""y += l F in Triton: one pass over y, 4 bytes an element; the product of rank r stays in registers.
+"""y += l F in Triton: one pass over y, 4 bytes an element, 8 with a base and a total; l F stays in registers.
 
 The equation and the rounding are in `reference.py`; addends are float32 sums of products of 16-bit numbers. Triton's
 interpreter cannot multiply bfloat16, so it gets float32 factors.
@@ -18,19 +18,23 @@ ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
 FIRST, SECOND = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
 
 
-def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None) -> Tensor:
+def add_low_rank_triton_(
+    y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None, total: Tensor | None = None
+) -> Tensor:
     """Add low @ factor to y in place, and a base to both; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
     stride_y_row, stride_y_column = y.stride()
     stride_low_row, stride_low_rank = low.stride()
     stride_factor_rank, stride_factor_column = factor.stride()
     stride_base_row, stride_base_column = (y if base is None else base).stride()
+    stride_total_row, stride_total_column = (y if total is None else total).stride()
     if rows and columns:
         add_low_rank[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
             y,
             low,
             factor,
             y if base is None else base,
+            y if total is None else total,
             stride_y_row,
             stride_y_column,
             stride_low_row,
@@ -39,10 +43,13 @@ def add_low_rank_triton_(y: Tensor, low: Tensor, factor: Tensor, base: Tensor | 
             stride_factor_column,
             stride_base_row,
             stride_base_column,
+            stride_total_row,
+            stride_total_column,
             rows,
             columns,
             rank,
             BASE=base is not None,
+            TOTAL=total is not None,
             UNSEEN=unseen_bits(y.dtype),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
@@ -59,6 +66,7 @@ def add_low_rank(
     low_ptr,
     factor_ptr,
     base_ptr,
+    total_ptr,
     stride_y_row,
     stride_y_column,
     stride_low_row,
@@ -67,10 +75,13 @@ def add_low_rank(
     stride_factor_column,
     stride_base_row,
     stride_base_column,
+    stride_total_row,
+    stride_total_column,
     rows,
     columns,
     rank,
     BASE: tl.constexpr,
+    TOTAL: tl.constexpr,
     UNSEEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -84,6 +95,7 @@ def add_low_rank(
         low_ptr: l [rows, rank], in the dtype of y.
         factor_ptr: F [rank, columns], in the dtype of y.
         base_ptr: [rows, columns], in the dtype of y; read if BASE.
+        total_ptr: [rows, columns], in the dtype of y; if TOTAL, the base is added here and not to y.
         stride_..._row, _column, _rank: elements from one to the next along that dimension.
         UNSEEN: bits of float32 that the dtype of y does not have, as a mask.
         ROWS, COLUMNS: of a tile of y.
@@ -105,6 +117,11 @@ def add_low_rank(
         if INTERPRETED:
             left, right = left.to(tl.float32), right.to(tl.float32)
         addend = tl.dot(left, right, addend)
+    if TOTAL:
+        own = rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty)
+        tl.store(at, own, mask=inside)
+        at = total_ptr + row * stride_total_row + column * stride_total_column
+        exact, addend = tl.zeros((ROWS, COLUMNS), tl.float32), own.to(tl.float32)
     if BASE:
         addend += exact
         base = base_ptr + row * stride_base_row + column * stride_base_column

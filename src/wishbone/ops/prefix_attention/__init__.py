@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from wishbone.ops.prefix_attention.layout import Document, PrefixLayout
 from wishbone.ops.prefix_attention.reference import prefix_attention_reference
 from wishbone.ops.prefix_attention.sdpa import prefix_attention_sdpa
+
+if TYPE_CHECKING:
+    from wishbone.ops.prefix_attention.triton import Unrounded
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
 
@@ -22,7 +25,7 @@ LARGEST_HEAD_BYTES_ON_TURING = 512
 
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
-__all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention"]
+__all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention", "prefix_attention_of_halves"]
 
 
 def prefix_attention(
@@ -37,6 +40,7 @@ def prefix_attention(
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
     backend: Backend = "auto",
+    unrounded: Unrounded | None = None,
 ) -> Tensor:
     """Return attention over one packed row in which every token sees its stem and the past of its own branch.
 
@@ -55,6 +59,7 @@ def prefix_attention(
             without gradient.
         backend: "reference", "sdpa" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the
             head dimension and the dtype, sdpa everywhere else, and where tokens of a stem see each other.
+        unrounded: of `prefix_attention_of_halves`; for the backend "triton".
 
     Returns:
         [1, heads, tokens, value_dim], dtype of `value` or autocast's.
@@ -80,10 +85,48 @@ def prefix_attention(
 
         if layout.together:
             raise NotImplementedError("the Triton kernels know no tokens of a stem that see each other")
-        return prefix_attention_triton(query, key, value, layout, **options)
+        return prefix_attention_triton(query, key, value, layout, unrounded=unrounded, **options)
     if backend == "reference":
         return prefix_attention_reference(query, key, value, layout, **options)
     raise ValueError(f"backend {backend!r} is not one of auto, reference, sdpa, triton")
+
+
+def prefix_attention_of_halves(
+    policy: tuple[Tensor, Tensor, Tensor],
+    reference: tuple[Tensor, Tensor, Tensor],
+    layout: PrefixLayout,
+    *,
+    sinks: tuple[Tensor | None, Tensor | None] = (None, None),
+    backend: Backend = "auto",
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return attention of the policy and of the reference, and what they differ by before they are rounded.
+
+    Args:
+        policy, reference: query, key and value of each.
+        layout: as in `prefix_attention`, likewise the options.
+        sinks: of the policy and of the reference.
+        backend: as in `prefix_attention`.
+
+    Returns:
+        [1, heads, tokens, value_dim] each; no difference where the backend does not keep what it rounds: everywhere but
+        in the Triton kernels for 16 bits and usual head dimensions.
+    """
+    query, _, value = policy
+    dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
+    keeps = backend == "triton" or (backend == "auto" and _kernels_take(query) and not layout.together)
+    options |= {"backend": backend}
+    if not keeps or dtype not in (torch.bfloat16, torch.float16) or query.shape[-1] != value.shape[-1]:
+        own = prefix_attention(*policy, layout, sinks=sinks[0], **options)
+        with torch.no_grad():
+            return own, prefix_attention(*reference, layout, sinks=sinks[1], **options), None
+    from wishbone.ops.prefix_attention.triton import Unrounded
+
+    unrounded = Unrounded()
+    with torch.no_grad():
+        of_reference = prefix_attention(*reference, layout, sinks=sinks[1], unrounded=unrounded, **options)
+    own = prefix_attention(*policy, layout, sinks=sinks[0], unrounded=unrounded, **options)
+    return own, of_reference, None if unrounded.difference is None else unrounded.difference[..., : value.shape[-1]]
 
 
 def _kernels_take(query: Tensor) -> bool:

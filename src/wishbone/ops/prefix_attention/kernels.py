@@ -122,6 +122,8 @@ def attend(
     k_ptr,
     v_ptr,
     o_ptr,
+    exact_ptr,
+    change_ptr,
     lse_ptr,
     full_ptr,
     count_ptr,
@@ -149,11 +151,17 @@ def attend(
     CAPPED: tl.constexpr,
     SLOPED: tl.constexpr,
     SINK: tl.constexpr,
+    EXACT: tl.constexpr,
+    CHANGE: tl.constexpr,
     PRECISION: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """Write the outputs o of ROWS queries of one head and their log-sum-exps.
+
+    With EXACT, exact_ptr [H, T, D] float32 gets the outputs before they are rounded. With CHANGE it holds those of the
+    reference, and change_ptr [H, T, D], in the dtype of o, gets what these outputs differ by, rounded by itself. Both
+    lie in memory as o does.
 
     Grid (T / ROWS, H). The block lists are by block of queries. With SINK, sink_ptr [H] float32 is a score of each head
     that every query sees, without a value; log-sum-exps contain it, so the backward kernels need not know of it.
@@ -194,4 +202,11 @@ def attend(
         top = new_top
     out = out / total[:, None]
     tl.store(head_tile(o_ptr, head, stride_o_head, m, stride_o_token, SIZE), out.to(o_ptr.dtype.element_ty))
+    if EXACT:
+        tl.store(head_tile(exact_ptr, head, stride_o_head, m, stride_o_token, SIZE), out)
+    if CHANGE:
+        exact = tl.load(head_tile(exact_ptr, head, stride_o_head, m, stride_o_token, SIZE))
+        change = tl.where(out == exact, 0.0, out - exact)  # 0 also if the quotient is fused with the difference
+        change_tile = head_tile(change_ptr, head, stride_o_head, m, stride_o_token, SIZE)
+        tl.store(change_tile, change.to(change_ptr.dtype.element_ty))
     tl.store(lse_ptr + head.to(tl.int64) * tokens + m, top + tl.log2(total))

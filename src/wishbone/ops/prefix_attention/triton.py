@@ -84,8 +84,13 @@ def prefix_attention_triton(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    unrounded: Unrounded | None = None,
 ) -> Tensor:
     """Return attention over one packed row, [1, heads, tokens, value_dim]; arguments as `prefix_attention`.
+
+    Args:
+        unrounded: takes the output before it is rounded, or compares it with one that was; for heads whose dimension is
+            one of `HEAD_DIMS` and that of their values.
 
     Raises:
         ValueError: if the row is not a multiple of 128 tokens, or the head dimension is above 256.
@@ -101,8 +106,23 @@ def prefix_attention_triton(
     query, key, value = (_with_zeros(tensor, size) for tensor in (query, key, value))
     tiles = tiles_for(size, query.element_size(), _shared_bytes(query.device))
     slopes = None if slopes is None else slopes.float().contiguous()
-    out: Tensor = _PrefixAttention.apply(query, key, value, sinks, layout, scale, window, softcap, slopes, tiles)
+    out: Tensor = _PrefixAttention.apply(
+        query, key, value, sinks, layout, scale, window, softcap, slopes, tiles, unrounded
+    )
     return out if size == values else out[..., :values]
+
+
+@dataclass
+class Unrounded:
+    """The reference's output in float32, and what the policy's differs by; the reference's call comes first.
+
+    Attributes:
+        exact: [1, heads, tokens, head_dim], float32; None before the reference's call.
+        difference: likewise, in the dtype of the output; None before the policy's call.
+    """
+
+    exact: Tensor | None = None
+    difference: Tensor | None = None
 
 
 class _PrefixAttention(torch.autograd.Function):
@@ -119,6 +139,7 @@ class _PrefixAttention(torch.autograd.Function):
         softcap: float | None,
         slopes: Tensor | None,
         tiles: Tiles,
+        unrounded: Unrounded | None,
     ) -> Tensor:
         query, key, value = (_unit_stride(tensor) for tensor in (query, key, value))
         out = _tokens_first(query)
@@ -129,12 +150,19 @@ class _PrefixAttention(torch.autograd.Function):
         _, stride_v_head, stride_v_token, _ = value.stride()
         _, stride_o_head, stride_o_token, _ = out.stride()
         sink_scores = None if sinks is None else sinks.float().contiguous()
+        compares = unrounded is not None and unrounded.exact is not None
+        if unrounded is not None and unrounded.exact is None:
+            unrounded.exact = _tokens_first(query, torch.float32)
+        elif unrounded is not None:
+            unrounded.difference = _tokens_first(query)
         rows, columns, warps, stages = tiles.forward
         attend[(tokens // rows, heads)](
             query,
             key,
             value,
             out,
+            lse if unrounded is None else unrounded.exact,
+            out if unrounded is None or not compares else unrounded.difference,
             lse,
             *_walks(layout, window, rows, columns, query.device),
             *_until_and_position(layout, query.device),
@@ -155,6 +183,8 @@ class _PrefixAttention(torch.autograd.Function):
             heads // key.shape[1],
             **_options(query, window, softcap, slopes),
             SINK=sinks is not None,
+            EXACT=unrounded is not None and not compares,
+            CHANGE=compares,
             ROWS=rows,
             COLUMNS=columns,
             num_warps=warps,
@@ -249,7 +279,7 @@ class _PrefixAttention(torch.autograd.Function):
         if sinks is not None and ctx.needs_input_grad[3]:
             shares = torch.exp2(sinks.float()[:, None] * LOG2_E - lse)
             sink_gradient = -(shares * delta).sum(1).to(sinks.dtype)
-        return dq, dk, dv, sink_gradient, *(None,) * 6
+        return dq, dk, dv, sink_gradient, *(None,) * 7
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -269,10 +299,10 @@ def _unit_stride(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _tokens_first(like: Tensor) -> Tensor:
+def _tokens_first(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return an empty tensor [1, heads, tokens, size] whose memory has tokens first, as the layers around want it."""
     _, heads, tokens, size = like.shape
-    return torch.empty(1, tokens, heads, size, device=like.device, dtype=like.dtype).transpose(1, 2)
+    return torch.empty(1, tokens, heads, size, device=like.device, dtype=dtype or like.dtype).transpose(1, 2)
 
 
 def _until_and_position(layout: PrefixLayout, device: torch.device) -> tuple[Tensor, ...]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from wishbone.ops.token_logps.chunked import token_logps_chunked
 from wishbone.ops.token_logps.reference import scores_of_logits, token_logps_reference
-from wishbone.ops.token_logps.scores import TokenScores
+from wishbone.ops.token_logps.scores import ReferenceStates, TokenScores
 
 Backend = Literal["auto", "triton", "chunked", "reference"]
 
-__all__ = ["Backend", "TokenScores", "scores_of_logits", "token_logps"]
+__all__ = ["Backend", "ReferenceStates", "TokenScores", "scores_of_logits", "token_logps"]
 
 
 def token_logps(
@@ -28,6 +28,7 @@ def token_logps(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
+    beside: ReferenceStates | None = None,
     backend: Backend = "auto",
 ) -> TokenScores:
     """Return log p(target) and its companions for each hidden state that predicts a completion token.
@@ -42,6 +43,8 @@ def token_logps(
         chunk_bytes: memory for the logits of the tokens that are scored at a time, but at least what the smallest chunk
             needs; None is the default of the backend. "reference" takes all tokens at once.
         statistics: whether to compute more than `logps`; otherwise the other fields are NaN (`is_top1` False).
+        beside: the reference's states and the policy's difference from them, for a head that is not trained; the scores
+            are then of the logits that these give, and the reference's `logps` are written there.
         backend: "triton", "chunked", or "reference" for the definition, by name; or "auto": "triton" on CUDA where it
             is installed and takes the dtype, "chunked" elsewhere.
 
@@ -56,6 +59,7 @@ def token_logps(
         "logit_scale": logit_scale,
         "softcap": softcap,
         "statistics": statistics,
+        "beside": beside,
     }
     if backend == "triton":
         if not _triton_installed():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.token_logps.head import Head, score_by_chunks
-from wishbone.ops.token_logps.scores import TokenScores
+from wishbone.ops.token_logps.scores import ReferenceStates, TokenScores
 
 CHUNK_BYTES = 64 * 2**20
 LEAST_TOKENS = 16
@@ -26,11 +26,12 @@ def token_logps_chunked(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
+    beside: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`; arguments as `token_logps`."""
     chunk = max(LEAST_TOKENS, (chunk_bytes or CHUNK_BYTES) // (4 * weight.shape[0]))
     head = _PlainHead(logit_scale, softcap, chunk)
-    return score_by_chunks(hidden, weight, bias, targets, head, statistics=statistics)
+    return score_by_chunks(hidden, weight, bias, targets, head, statistics=statistics, beside=beside)
 
 
 class _PlainHead(Head):
@@ -44,10 +45,17 @@ class _PlainHead(Head):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
+        beside: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         parts = []
         for tokens in self._chunks(hidden):
-            logits = self._logits(hidden[tokens], weight, bias)
+            if beside is None:
+                logits = self._logits(hidden[tokens], weight, bias)
+            else:
+                raw = self._raw(beside.hidden[tokens], weight, bias)
+                (beside.logps[tokens],), _ = _score(self._final(raw.clone()), targets[tokens], False)
+                raw += self._raw(beside.difference[tokens], weight, None)
+                logits = self._final(raw)
             capped = None if unit is None else self._capped(logits)
             scores, probabilities = _score(logits, targets[tokens], statistics)
             parts.append(scores)
@@ -83,7 +91,11 @@ class _PlainHead(Head):
         return (slice(start, start + self.chunk) for start in range(0, hidden.shape[0], self.chunk))
 
     def _logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return z [tokens, vocabulary] in float32 or better; on CUDA 16-bit products are not rounded on the way."""
+        """Return z [tokens, vocabulary] in float32 or better."""
+        return self._final(self._raw(hidden, weight, bias))
+
+    def _raw(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return W h + b in float32 or better; on CUDA 16-bit products are not rounded on the way."""
         if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
             logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
             if bias is not None:
@@ -91,6 +103,10 @@ class _PlainHead(Head):
         else:
             logits = F.linear(hidden, weight, bias)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits
+
+    def _final(self, logits: Tensor) -> Tensor:
+        """Return z of W h + b, which it may overwrite."""
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:

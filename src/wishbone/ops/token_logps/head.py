@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wishbone.ops.token_logps.scores import TokenScores
+from wishbone.ops.token_logps.scores import ReferenceStates, TokenScores
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ class Head(ABC):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
+        beside: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the fields of `TokenScores`, without `statistics` its `logps` alone, and what to keep.
 
         Args:
+            beside: the reference's states, of which the policy's logits are formed; their `logps` are set.
             unit: set to the unit gradient [tokens, hidden_size], where it is given.
             keep: return the tensors that `logit_gradients` takes as `kept`; otherwise there are none.
         """
@@ -78,12 +80,25 @@ class Head(ABC):
 
 
 def score_by_chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, *, statistics: bool
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    head: Head,
+    *,
+    statistics: bool,
+    beside: ReferenceStates | None,
 ) -> TokenScores:
-    """Return the scores of `targets`; tensors and `statistics` as `token_logps`."""
+    """Return the scores of `targets`; tensors and `statistics` as `token_logps`.
+
+    Raises:
+        NotImplementedError: the head is trained, and the reference's states are given.
+    """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     recompute = trained and torch.is_grad_enabled()
-    scores = _Scores.apply(hidden, weight, bias, targets, head, recompute, statistics)
+    if recompute and beside is not None:
+        raise NotImplementedError("a head that is trained forms logits of its own hidden states: leave out `beside`")
+    scores = _Scores.apply(hidden, weight, bias, targets, head, recompute, statistics, beside)
     return TokenScores(*scores) if statistics else TokenScores.logps_alone(scores[0])
 
 
@@ -98,11 +113,14 @@ class _Scores(torch.autograd.Function):
         head: Head,
         recompute: bool,
         statistics: bool,
+        beside: ReferenceStates | None,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.head, ctx.recompute = head, recompute
         unit = _empty_like(hidden) if ctx.needs_input_grad[0] and not recompute else None
-        scores, kept = head.score(hidden, weight, bias, targets, statistics=statistics, unit=unit, keep=recompute)
+        scores, kept = head.score(
+            hidden, weight, bias, targets, statistics=statistics, unit=unit, keep=recompute, beside=beside
+        )
         if recompute:
             ctx.save_for_backward(hidden, weight, bias, targets, *kept)
         elif unit is not None:
@@ -114,10 +132,10 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         coefficient, head = grads[0], ctx.head
         if coefficient is None:
-            return (None,) * 7
+            return (None,) * 8
         if not ctx.recompute:
             (unit,) = ctx.saved_tensors
-            return head.scaled(unit, coefficient), *(None,) * 6
+            return head.scaled(unit, coefficient), *(None,) * 7
         hidden, weight, bias, targets, *kept = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         precise = coefficient.dtype
@@ -136,7 +154,7 @@ class _Scores(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 

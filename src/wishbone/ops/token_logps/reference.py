@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wishbone.ops.token_logps.scores import TokenScores
+from wishbone.ops.token_logps.scores import ReferenceStates, TokenScores
 
 
 def token_logps_reference(
@@ -20,13 +20,22 @@ def token_logps_reference(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     statistics: bool = True,
+    beside: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`, materializing all logits; arguments as `token_logps`."""
     precise = torch.promote_types(hidden.dtype, torch.float32)
-    logits = torch.nn.functional.linear(hidden, weight, bias).to(precise) * logit_scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    scores = scores_of_logits(logits, targets)
+
+    def capped(raw: Tensor) -> Tensor:
+        logits = raw.to(precise) * logit_scale
+        return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+    raw = torch.nn.functional.linear(hidden, weight, bias).to(precise)
+    if beside is not None:
+        base = torch.nn.functional.linear(beside.hidden, weight, bias).to(precise)
+        beside.logps.copy_(scores_of_logits(capped(base), targets).logps)
+        formed = base + torch.nn.functional.linear(beside.difference, weight).to(precise)
+        raw = raw + (formed - raw).detach()  # the values of one, the gradient of the other
+    scores = scores_of_logits(capped(raw), targets)
     return scores if statistics else TokenScores.logps_alone(scores.logps)
 
 

@@ -12,7 +12,8 @@ logits once. The host never waits for the device.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -21,7 +22,7 @@ from torch import Tensor
 from wishbone.ops.launch_sizes import tiles
 from wishbone.ops.token_logps.head import Head, score_by_chunks
 from wishbone.ops.token_logps.kernels import differentiate_tokens, score_tokens
-from wishbone.ops.token_logps.scores import TokenScores
+from wishbone.ops.token_logps.scores import ReferenceStates, TokenScores
 
 BLOCK, WARPS = 4096, 16
 """Logits that a program handles at a time, and its warps."""
@@ -45,6 +46,7 @@ def token_logps_triton(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
+    beside: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`; arguments as `token_logps`.
 
@@ -62,7 +64,7 @@ def token_logps_triton(
         chunk_bytes = default_chunk_bytes(hidden.device)
     head = _TritonHead(logit_scale, softcap, chunk_tokens(chunk_bytes, weight.shape[0]))
     bias = None if bias is None else bias.contiguous()
-    return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics)
+    return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics, beside=beside)
 
 
 def chunk_tokens(chunk_bytes: int, vocabulary: int) -> int:
@@ -93,6 +95,7 @@ class _TritonHead(Head):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
+        beside: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         def empty(dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(targets.shape, dtype=dtype, device=hidden.device)
@@ -101,12 +104,13 @@ class _TritonHead(Head):
         companions = (empty(), empty(), empty(torch.bool), empty()) if statistics else ()
         peaks_and_totals = (empty(), empty()) if keep else ()
         columns = (logps, *(companions or (None,) * 4), *(peaks_and_totals or (None,) * 2))
-        chunks = _Chunks(hidden, weight, self.chunk)
-        for tokens, logits, gradient in chunks:
+        chunks = _Chunks(hidden if beside is None else beside.hidden, weight, self.chunk)
+
+        def score_chunk(tokens: slice, logits: Tensor, gradient: Tensor | None, columns: Sequence[Any]) -> None:
             with torch.cuda.device_of(hidden):
                 score_tokens[(logits.shape[0],)](
                     logits,
-                    None if unit is None else gradient,
+                    gradient,
                     bias,
                     self._kernel_scale,
                     self.softcap,
@@ -118,6 +122,12 @@ class _TritonHead(Head):
                     BLOCK=BLOCK,
                     num_warps=WARPS,
                 )
+
+        for tokens, logits, gradient in chunks:
+            if beside is not None:
+                score_chunk(tokens, logits, None, (beside.logps, *(None,) * 6))
+                self.add_product(logits[:, : chunks.vocabulary], beside.difference[tokens], weight.t())
+            score_chunk(tokens, logits, None if unit is None else gradient, columns)
             if unit is not None:
                 torch.mm(gradient[:, : chunks.vocabulary], weight, out=unit[tokens])
         return (logps, *companions), peaks_and_totals

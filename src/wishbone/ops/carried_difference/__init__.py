@@ -1,0 +1,109 @@
+"""The difference of policy and reference through sums, RMSNorm and gated MLPs: one op each, definition and kernels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wishbone.ops.carried_difference.reference import (
+    gated_product_reference,
+    quantized_halves,
+    rms_norm_reference,
+    sum_reference,
+)
+from wishbone.ops.carried_difference.rows import Halves, PreparedHalves
+from wishbone.ops.fp8_quantize import LockstepRows, RowForm
+
+Backend = Literal["auto", "reference", "triton"]
+
+__all__ = [
+    "Backend",
+    "Halves",
+    "PreparedHalves",
+    "gated_product_of_halves_",
+    "quantized_halves",
+    "rms_norm_of_halves",
+    "sum_of_halves",
+]
+
+
+def sum_of_halves(
+    reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor, *, backend: Backend = "auto"
+) -> Halves:
+    """Return the sum of two tensors, each given by the reference's and by what the policy's differs by.
+
+    Args:
+        reference, difference, other, other_difference: of one shape and dtype.
+        backend: "triton" or "reference" by name, or "auto": triton on CUDA, except for float64, reference elsewhere.
+
+    Raises:
+        ValueError: the backend is unknown.
+    """
+    if _by_triton(reference, backend):
+        from wishbone.ops.carried_difference.triton import sum_triton
+
+        return sum_triton(reference, difference, other, other_difference)
+    return sum_reference(reference, difference, other, other_difference)
+
+
+def rms_norm_of_halves(
+    reference: Tensor,
+    difference: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    form: RowForm | None = None,
+    backend: Backend = "auto",
+) -> tuple[Halves, LockstepRows | None, Tensor]:
+    """Return RMSNorm of both halves, 8-bit rows of the reference and of the difference, and 1 / rms of the policy's.
+
+    Args:
+        reference, difference: [rows, columns], of one dtype.
+        weight: [columns].
+        eps: added to the mean square.
+        offset: added to the weight.
+        form: of the rows in 8 bits, which are then made in the same pass.
+        backend: as for `sum_of_halves`.
+    """
+    if _by_triton(reference, backend):
+        from wishbone.ops.carried_difference.triton import rms_norm_triton
+
+        return rms_norm_triton(reference, difference, weight, eps, offset=offset, form=form)
+    return rms_norm_reference(reference, difference, weight, eps, offset=offset, form=form)
+
+
+def gated_product_of_halves_(
+    reference_gate: Tensor,
+    reference_up: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    *,
+    silu: bool = True,
+    keep: bool = True,
+    form: RowForm | None = None,
+    backend: Backend = "auto",
+) -> PreparedHalves:
+    """Return a(gate) * up of both halves; the differences are overwritten by the policy's gate and up.
+
+    Args:
+        reference_gate, reference_up: [rows, columns], the reference's.
+        gate, up: [rows, columns], what the policy's differ by on input, the policy's, rounded, on output.
+        silu: whether a is SiLU, otherwise the tanh approximation of GELU.
+        keep: whether the policy's product is wanted.
+        form: of 8-bit rows, which are made instead of the reference's product and its difference.
+        backend: as for `sum_of_halves`.
+    """
+    if _by_triton(gate, backend):
+        from wishbone.ops.carried_difference.triton import gated_product_triton
+
+        return gated_product_triton(reference_gate, reference_up, gate, up, silu=silu, keep=keep, form=form)
+    return gated_product_reference(reference_gate, reference_up, gate, up, silu=silu, keep=keep, form=form)
+
+
+def _by_triton(x: Tensor, backend: Backend) -> bool:
+    if backend not in ("auto", "reference", "triton"):
+        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
+    return backend == "triton" or (backend == "auto" and x.is_cuda and x.dtype != torch.float64)

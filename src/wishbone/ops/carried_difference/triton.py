@@ -1,0 +1,122 @@
+"""The carried difference in Triton: one pass over memory each; `kernels.py` has the kernels.
+
+Beside what two halves need anyway, an element of a sum, of a norm or of a gated product costs one more write.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from wishbone.ops.carried_difference.kernels import add, gated, norm
+from wishbone.ops.carried_difference.rows import Halves, PreparedHalves
+from wishbone.ops.fp8_quantize import E4M3_ROWS, LockstepRows, RowForm
+from wishbone.ops.fp8_quantize.triton import dense_rows, empty_rows, row_block, signs_of
+from wishbone.ops.launch_sizes import power_of_two, tiles
+
+ADDED, ADDING_WARPS = 2048, 4
+"""Elements of a sum that a program takes, and its warps."""
+GATED, COLUMNS_A_WARP = 4096, 256
+"""Columns of a gated product at a time, and columns of a warp."""
+
+
+def sum_triton(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> Halves:
+    """Return the sum of two tensors of both halves; as `sum_of_halves`."""
+    parts = [x.contiguous() for x in (reference, difference, other, other_difference)]
+    policy, total, change = (torch.empty_like(parts[0]) for _ in range(3))
+    if elements := policy.numel():
+        add[(tiles(elements, ADDED),)](*parts, policy, total, change, elements, BLOCK=ADDED, num_warps=ADDING_WARPS)
+    return Halves(policy, total, change)
+
+
+def rms_norm_triton(
+    reference: Tensor, difference: Tensor, weight: Tensor, eps: float, *, offset: float, form: RowForm | None
+) -> tuple[Halves, LockstepRows | None, Tensor]:
+    """Return RMSNorm of both halves, 8-bit rows and 1 / rms of the policy's rows; as `rms_norm_of_halves`."""
+    reference, difference = dense_rows(reference), dense_rows(difference)
+    shape, dtype, device = reference.shape, reference.dtype, reference.device
+    halves = Halves(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
+    reciprocal_rms = torch.empty(shape[0], dtype=torch.float32, device=device)
+    rows = None if form is None else LockstepRows(empty_rows(reference, form), empty_rows(reference, form))
+    some = form or E4M3_ROWS
+    if shape[0]:
+        block, warps = row_block(shape[1])
+        norm[(shape[0],)](
+            reference,
+            difference,
+            weight.contiguous(),
+            *halves,
+            reciprocal_rms,
+            *_row_pointers(rows, halves.policy),
+            signs_of(reference, some),
+            reference.stride(0),
+            difference.stride(0),
+            shape[1],
+            eps,
+            offset,
+            OFFSET=offset != 0,
+            QUANTIZE=form is not None,
+            BLOCK=block,
+            DIVISOR=some.scale_divisor,
+            TURN=some.block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=warps,
+        )
+    return halves, rows, reciprocal_rms
+
+
+def gated_product_triton(
+    reference_gate: Tensor,
+    reference_up: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    *,
+    silu: bool,
+    keep: bool,
+    form: RowForm | None,
+) -> PreparedHalves:
+    """Return a(gate) * up of both halves and overwrite the differences; as `gated_product_of_halves_`."""
+    reference_gate, reference_up = dense_rows(reference_gate), dense_rows(reference_up)
+    assert gate.stride(1) == up.stride(1) == 1
+    shape, dtype, device = gate.shape, gate.dtype, gate.device
+
+    def empty(wanted: bool) -> Tensor | None:
+        return torch.empty(shape, dtype=dtype, device=device) if wanted else None
+
+    policy, reference, difference = empty(keep), empty(form is None), empty(form is None)
+    rows = None if form is None else LockstepRows(empty_rows(gate, form), empty_rows(gate, form))
+    some = form or E4M3_ROWS
+    if shape[0]:
+        block = min(GATED, power_of_two(shape[1]))
+        gated[(shape[0],)](
+            reference_gate,
+            reference_up,
+            gate,
+            up,
+            *(gate if x is None else x for x in (policy, reference, difference)),
+            *_row_pointers(rows, gate),
+            signs_of(gate, some),
+            reference_gate.stride(0),
+            reference_up.stride(0),
+            gate.stride(0),
+            up.stride(0),
+            shape[1],
+            SILU=silu,
+            KEEP=keep,
+            QUANTIZE=form is not None,
+            BLOCK=block,
+            DIVISOR=some.scale_divisor,
+            TURN=some.block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=max(1, block // COLUMNS_A_WARP),
+            num_stages=1,
+        )
+    return PreparedHalves(policy, reference, difference, rows)
+
+
+def _row_pointers(rows: LockstepRows | None, any_tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return the kernels' arguments `values_ptr`, `scale_ptr`, `change_values` and `change_scale`."""
+    if rows is None:
+        return (any_tensor,) * 4
+    return rows.reference.values, rows.reference.scale, rows.difference.values, rows.difference.scale
