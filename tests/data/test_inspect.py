@@ -92,7 +92,7 @@ ids = st.lists(st.integers(1, 2), max_size=4)
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     rows=st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=12),
     max_length=st.none() | st.integers(2, 7),

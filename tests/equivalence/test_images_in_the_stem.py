@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -125,7 +127,10 @@ def test_adapters_with_the_reference_in_one_pass_and_in_two(kind: str, target: s
 
     fused = FusedLayers(model, norms_everywhere=True)
     policy = Policy(model, fused=fused)
-    assert why_apart(policy, AdapterDisabled(policy), these) is None
+    if reason := why_apart(policy, AdapterDisabled(policy), these):
+        assert kind == "idefics3" and target != LANGUAGE and "has no attribute 'pooler_output'" in reason
+        assert Version(transformers.__version__) < Version("5.24"), reason  # 5.17 loses it on the way; two passes then
+        return
 
     def computed(one_pass: bool) -> list[Tensor]:
         def reference(policy: Policy) -> AdapterDisabled:

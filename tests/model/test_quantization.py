@@ -120,7 +120,7 @@ def test_training_equals_training_on_the_dequantized_weights(saved: Path, tmp_pa
     ]
     assert all(run.form_reason is None and run.preference_step.policy.form == "shared_prefix" for run in runs)
     assert losses(runs[0]) == pytest.approx(losses(runs[1]), rel=1e-5)
-    assert len(set(losses(runs[0]))) == 5
+    assert len(set(losses(runs[0]))) == 3
     ours, theirs = (trained(run) for run in runs)
     assert ours.keys() == theirs.keys()
     assert {weight.dtype for weight in ours.values()} == {torch.float32}
@@ -273,4 +273,4 @@ def test_8_bits_train(saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixt
     trainer = train(add_adapter(model, rank=4), tmp_path, chat_pairs(40))
     assert is_quantized(trainer.model)
     assert losses(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert len(set(losses(trainer))) == 5
+    assert len(set(losses(trainer))) == 3

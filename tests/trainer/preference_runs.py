@@ -50,12 +50,12 @@ def chat_pairs(count: int, seed: int = 0) -> Dataset:
 
 
 def arguments(output_dir: Path, **overrides: Any) -> dict[str, Any]:
-    """Arguments for TRL's or our `DPOConfig`: CPU, float32, five steps of eight pairs, everything logged."""
+    """Arguments for TRL's or our `DPOConfig`: CPU, float32, three steps of eight pairs, everything logged."""
     return {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 4,
-        "max_steps": 5,
+        "max_steps": 3,
         "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,

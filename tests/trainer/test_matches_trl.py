@@ -38,7 +38,6 @@ NOT_COMPARED = {
     ids=lambda options: "-".join(f"{k}={v}" for k, v in options.items()) or "default",
 )
 def test_same_losses_metrics_and_weights(tmp_path: Path, options: dict[str, object]) -> None:
-    options = {"max_steps": 3, **options}
     theirs = run(trl.DPOTrainer, trl.DPOConfig, tmp_path / "theirs", **options)
     ours = run(DPOTrainer, DPOConfig, tmp_path / "ours", token_budget=150, **options)
     assert ours.preference_step is not None and ours.form_reason is None

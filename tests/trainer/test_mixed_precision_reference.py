@@ -15,7 +15,7 @@ from wishbone import DPOConfig, DPOTrainer
 
 
 def trained(trainer_class: Any, config_class: Any, folder: Path) -> list[float]:
-    """Losses of five steps with a separate reference model."""
+    """Losses of three steps with a separate reference model."""
     tokenizer = tiny_tokenizer()
     trainer = trainer_class(
         model_for(tokenizer),

@@ -29,7 +29,7 @@ PAIRS = 40
 
 def prepared(folder: Path, store: str, *, model: Any = None, eval_pairs: int = 0, **overrides: Any) -> DPOTrainer:
     """A trainer of five steps, an epoch, over `chat_pairs(40)`."""
-    options = arguments(folder, reference_store=store, learning_rate=1e-3)
+    options = arguments(folder, max_steps=5, reference_store=store, learning_rate=1e-3)
     tokenizer = tiny_tokenizer()
     return DPOTrainer(
         model or model_for(tokenizer),
@@ -204,7 +204,7 @@ def fine_tuned(folder: Path, store: str, **overrides: Any) -> DPOTrainer:
     trainer = DPOTrainer(
         model_for(tokenizer),
         model_for(tokenizer),
-        args=DPOConfig(**arguments(folder, reference_store=store, **{"learning_rate": 1e-4, **overrides})),
+        args=DPOConfig(**arguments(folder, max_steps=5, reference_store=store, **{"learning_rate": 1e-4, **overrides})),
         train_dataset=chat_pairs(PAIRS),
         processing_class=tokenizer,
     )
