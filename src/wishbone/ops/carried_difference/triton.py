@@ -18,7 +18,7 @@ from wishbone.ops.launch_sizes import power_of_two, tiles
 ADDED, ADDING_WARPS = 2048, 4
 """Elements of a sum that a program takes, and its warps."""
 GATED, COLUMNS_A_WARP = 4096, 256
-"""Columns of a gated product at a time, and columns of a warp."""
+"""Columns of a gated product at a time, and columns of a warp; half as many of each where they are rotated."""
 
 
 def sum_triton(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> Halves:
@@ -88,7 +88,7 @@ def gated_product_triton(
     rows = None if form is None else LockstepRows(empty_rows(gate, form), empty_rows(gate, form))
     some = form or E4M3_ROWS
     if shape[0]:
-        block = min(GATED, power_of_two(shape[1]))
+        block = min(GATED // 2 if some.block else GATED, power_of_two(shape[1]))
         gated[(shape[0],)](
             reference_gate,
             reference_up,
@@ -109,7 +109,7 @@ def gated_product_triton(
             DIVISOR=some.scale_divisor,
             TURN=some.block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=max(1, block // COLUMNS_A_WARP),
+            num_warps=max(1, block // (COLUMNS_A_WARP // 2 if some.block else COLUMNS_A_WARP)),
             num_stages=1,
         )
     return PreparedHalves(policy, reference, difference, rows)

@@ -31,7 +31,7 @@ MOST_WARPS = 32
 WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
-"""Columns of SwiGLU of both halves at a time, and columns of a warp."""
+"""Columns of SwiGLU of both halves at a time, half as many where they are rotated, and columns of a warp."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
@@ -202,7 +202,7 @@ def swiglu_quantize_both_triton(
     reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block = min(SWIGLU_BLOCK, power_of_two(gate.shape[1]))
+        block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, power_of_two(gate.shape[1]))
         swiglu_both[(gate.shape[0],)](
             gate,
             up,
