@@ -133,7 +133,8 @@ versions: $(VENV)/installed
 DOCS := .venv-docs
 docs: $(DOCS)/installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs --quiet build --strict
-	@echo "the site is in runs/site/index.html"
+	@echo "the site is in runs/site/index.html; browsers allow its search only from a server:"
+	@echo "  python3 -m http.server --bind 127.0.0.1 --directory runs/site"
 
 $(DOCS)/installed: requirements/docs.txt
 	$(PYTHON) -m venv $(DOCS)
