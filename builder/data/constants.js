@@ -148,6 +148,7 @@
   "FORM": "\\d+gb|sxm|pcie",
   "FP8_FROM": 8.9,
   "INT8_FROM": 7.5,
+  "MUCH_FASTER": 1.5,
   "NEAR": 0.5,
   "NOT_SUPPORTED": [
    [

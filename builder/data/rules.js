@@ -28,6 +28,7 @@
   "bf16",
   "fp8",
   "int8",
+  "int8_over_fp8",
   "model_billion",
   "least_f32_gib",
   "least_f16_gib",
@@ -512,6 +513,65 @@
     }
    },
    "reason": "Compute capability {capability} has no FP8. Its int8 products run at twice the published rate of 16 bits or more, and after a rotation int8 errs less than FP8. Below 3 billion weights, kernel launches limit a step and 8 bits gain little."
+  },
+  {
+   "id": "weights-int8-faster",
+   "kind": "setting",
+   "source": "wishbone-eight-bits",
+   "when": [
+    "all",
+    {
+     "fact": "fp8"
+    },
+    [
+     "<=",
+     1.5,
+     {
+      "fact": "int8_over_fp8"
+     }
+    ],
+    [
+     "=",
+     {
+      "fact": "method"
+     },
+     "lora"
+    ],
+    [
+     "=",
+     {
+      "fact": "target"
+     },
+     "wishbone"
+    ],
+    [
+     "<=",
+     3,
+     {
+      "fact": "model_billion"
+     }
+    ],
+    [
+     "<=",
+     {
+      "fact": "least_int8_gib"
+     },
+     {
+      "setting": "script.room_gib"
+     }
+    ]
+   ],
+   "set": {
+    "model.quantization": "int8",
+    "script.weights": "int8",
+    "script.least_gib": {
+     "fact": "least_int8_gib"
+    },
+    "script.roomy_gib": {
+     "fact": "roomy_int8_gib"
+    }
+   },
+   "reason": "This GPU's published int8 rate is {int8_over_fp8} times that of its FP8, because GeForce cards halve products that are summed in float32, and after a rotation int8 errs less than FP8."
   },
   {
    "id": "nan-without-fp8",

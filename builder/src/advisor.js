@@ -46,7 +46,7 @@
     const shape = noting(problems, "--model", () => given(situation.model) ?? shapeOf(situation));
     if (problems.length) throw new RequestError(problems);
     const memory = none ? 0 : situation.gpu_memory_gib ?? gpu.memory_gib;
-    return { ...evaluate(rules, factsOf(situation, shape, memory, none ? 0 : gpu.capability)), shape };
+    return { ...evaluate(rules, factsOf(situation, shape, gpu, memory)), shape };
   }
 
   const parts = { advise, noting };

@@ -6,11 +6,12 @@
 {
   const inNode = typeof require !== "undefined";
   const { findGpu, gpuNames } = inNode ? require("./known.js") : globalThis.wishbone;
+  const { int8OverFp8 } = inNode ? require("./facts.js") : globalThis.wishbone;
   const { GIB } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { graphics, planned } = inNode ? require("./planner.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { BF16_FROM, FP8_FROM, INT8_FROM } = constants["planning.gpus"];
+  const { BF16_FROM, FP8_FROM, INT8_FROM, MUCH_FASTER } = constants["planning.gpus"];
   const { SHORTEST } = constants["planning.alternatives"];
 
   /** Changes that save memory, from the one that costs least. */
@@ -21,7 +22,8 @@
     if (gpu && settings["training.optimizer"] === "adamw_torch" && full) yield { "training.optimizer": "adamw_8bit" };
     if (full) yield { "adapter.method": "lora" };
     if (gpu && settings["model.quantization"] === "none" && gpu.capability >= INT8_FROM) {
-      yield { "adapter.method": "lora", "model.quantization": gpu.capability >= FP8_FROM ? "fp8" : "int8" };
+      const fp8 = gpu.capability >= FP8_FROM && int8OverFp8(gpu) < MUCH_FASTER;
+      yield { "adapter.method": "lora", "model.quantization": fp8 ? "fp8" : "int8" };
     }
     if (gpu && settings["model.quantization"] !== "nf4") yield { "adapter.method": "lora", "model.quantization": "nf4" };
   }

@@ -41,8 +41,12 @@
     };
   }
 
-  /** All facts that the rules name; memory of one GPU in GiB and its compute capability, both 0 without a GPU. */
-  function factsOf(situation, shape, gpuMemory = 0, capability = 0) {
+  /** How many times a GPU's published int8 rate is that of FP8, to hundredths; 0 without both. */
+  const int8OverFp8 = (gpu) => (gpu?.int8_tflops && gpu.fp8_tflops ? hundredths(gpu.int8_tflops / gpu.fp8_tflops) : 0);
+
+  /** All facts that the rules name; `gpu` is null without one, and its memory in GiB then 0. */
+  function factsOf(situation, shape, gpu = null, gpuMemory = 0) {
+    const capability = gpu?.capability ?? 0;
     const bf16 = capability >= BF16_FROM;
     return {
       ...situation,
@@ -53,12 +57,13 @@
       bf16,
       fp8: capability >= FP8_FROM,
       int8: capability >= INT8_FROM,
+      int8_over_fp8: int8OverFp8(gpu),
       model_billion: hundredths(shape.parameters / 1e9),
       ...memoryFacts(situation, shape, gpuMemory, bf16),
     };
   }
 
-  const parts = { factsOf };
+  const parts = { factsOf, int8OverFp8 };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

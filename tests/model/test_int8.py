@@ -24,6 +24,7 @@ from wishbone.model.int8 import int8_obstacle
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import dequantized, is_quantized
+from wishbone.ops.expert_mlp import Int8Stack
 from wishbone.ops.fp8_quantize import quantize_rows, rotated_int8
 from wishbone.ops.frozen_linear import frozen_linear_reference
 from wishbone.policy.capability import Capability, choose_form
@@ -181,3 +182,29 @@ def test_the_argument_beside_unsloths(saved: Path) -> None:
     assert torch.equal(logits(model), logits(loaded(saved)))
     model = FastLanguageModel.get_peft_model(model, r=4)
     assert len(int8_layers(model)) == 14 and sum(p.requires_grad for p in model.parameters()) == 28
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "recurrent"), [("lfm2", "conv.in_proj"), ("qwen3_next", "linear_attn.in_proj_qkvz")]
+)
+def test_recurrent_layers_and_experts_are_in_int8(tmp_path: Path, family: str, recurrent: str) -> None:
+    directory = save(tmp_path, family)
+    model, whole = loaded(directory), plain(directory)
+    assert any(name.endswith(recurrent) for name in int8_layers(model))
+    stacks = [weight for name, weight in model.named_parameters() if ".experts." in name]
+    assert bool(stacks) == (family == "qwen3_next") and all(isinstance(stack, Int8Stack) for stack in stacks)
+    error = (logits(model).float() - logits(whole).float()).norm() / logits(whole).float().norm()
+    assert 1e-4 < error < 0.1
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_made_from_the_16_bit_weights(tmp_path: Path, saved: Path) -> None:
+    model, _ = FastLanguageModel.from_pretrained(str(saved), load_in_rotated_int8=True, device_map="cpu")
+    model = FastLanguageModel.get_peft_model(model, r=4)
+    [path] = model.save_pretrained_gguf(tmp_path / "gguf", TOKENIZER, "f16")
+    read, _ = FastLanguageModel.from_pretrained(str(path), load_in_4bit=False, device_map="cpu")
+    whole, ids = plain(saved), torch.arange(3, 43).view(2, 20)
+    with torch.no_grad():
+        apart = [(one(ids).logits.float() - whole(ids).logits.float()).norm() for one in (read, model)]
+    assert apart[0] < 0.2 * apart[1], "closer to the 16-bit weights than int8 is"

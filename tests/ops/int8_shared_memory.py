@@ -31,6 +31,7 @@ def main() -> None:
     products.finish = Compiled(products.finish, taken)
     hopper.product_of_tiles = Compiled(hopper.product_of_tiles, taken)
     hopper.runs_on = lambda device: capability // 10 == 9
+    products.add_low_rank_ = lambda y, low, factor: y
     products.shared_bytes = lambda device: shared_bytes
     products.has_tensor_cores = lambda device: capability >= 80
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
@@ -55,7 +56,9 @@ def main() -> None:
                     torch.ones(tokens, hopper.MOST_RANKS, dtype=dtype),
                     torch.ones(hopper.MOST_RANKS, 256, dtype=dtype),
                 )
-                products.int8_product(a, b, None, None, turn=128, term=term)
+                for turn in (16, 32, 64, 128):
+                    products.int8_product(a, b, None, None, turn=turn, term=term)
+                products.int8_product(a, b, torch.ones(256), torch.ones(256, dtype=dtype), turn=0, term=term)
         found[f"products of {columns}"] = max(taken)
         taken.clear()
     print(json.dumps(found))

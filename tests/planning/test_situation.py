@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from wishbone.config.rules import rule_book
 from wishbone.errors import RequestError
 from wishbone.planning.facts import data_format, facts_of
+from wishbone.planning.gpus import find_gpu
 from wishbone.planning.memory import GIB, MemoryPlan, estimate_memory
 from wishbone.planning.model_shape import read_shape
 from wishbone.planning.situation import SYMPTOMS, Situation, flag, read_situation
@@ -90,7 +92,8 @@ def test_the_loader_of_a_file(name: str, form: str):
 
 def facts(gpu_memory: float = 24.0, capability: float = 8.9, **answers: Any) -> dict[str, Any]:
     situation = read_situation({"model": "m", "data": "d", "gpu": "RTX 4090", **answers})
-    return facts_of(situation, LLAMA_1B, gpu_memory=gpu_memory, capability=capability)
+    gpu = replace(find_gpu("L4"), capability=capability) if capability else None
+    return facts_of(situation, LLAMA_1B, gpu=gpu, gpu_memory=gpu_memory)
 
 
 def test_facts_are_those_that_the_rules_name():

@@ -61,11 +61,11 @@ def advise(situation: Situation, shape: ModelShape | None = None) -> Advice:
         RequestError: the GPU or the model's shape is not known; it names all problems.
     """
     problems: list[str] = []
-    memory, capability = 0.0, 0.0
+    memory, gpu = 0.0, None
     if situation.gpu.lower() != NO_GPU:
         try:
             gpu = find_gpu(situation.gpu)
-            memory, capability = situation.gpu_memory_gib or gpu.memory_gib, gpu.capability
+            memory = situation.gpu_memory_gib or gpu.memory_gib
         except RequestError as error:
             problems += [f"--gpu: {problem}" for problem in error.problems]
     try:
@@ -74,7 +74,7 @@ def advise(situation: Situation, shape: ModelShape | None = None) -> Advice:
         problems += [f"--model: {problem}" for problem in error.problems]
     if problems or shape is None:
         raise RequestError(problems)
-    facts = facts_of(situation, shape, gpu_memory=memory, capability=capability)
+    facts = facts_of(situation, shape, gpu=gpu, gpu_memory=memory)
     return Advice(evaluate(rule_book(), facts))
 
 

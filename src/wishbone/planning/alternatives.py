@@ -77,9 +77,8 @@ def _changes(config: RunConfig, target: Target) -> Iterator[dict[str, Any]]:
         yield {"training.optimizer": "adamw_8bit"}
     if config.adapter.method == "full":
         yield {"adapter.method": "lora"}
-    if gpu is not None and config.model.quantization == "none" and gpu.capability >= INT8_FROM:
-        form = "fp8" if gpu.capability >= FP8_FROM else "int8"
-        yield {"adapter.method": "lora", "model.quantization": form}
+    if gpu is not None and config.model.quantization == "none" and gpu.eight_bits is not None:
+        yield {"adapter.method": "lora", "model.quantization": gpu.eight_bits}
     if gpu is not None and config.model.quantization != "nf4":
         yield {"adapter.method": "lora", "model.quantization": "nf4"}
 

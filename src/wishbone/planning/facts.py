@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM
+from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
 from wishbone.planning.memory import GIB, MemoryPlan, Weights, estimate_memory
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.situation import Situation
@@ -28,16 +28,17 @@ ROOMY: tuple[Weights, ...] = ("bf16", "fp8", "int8", "nf4")
 
 
 def facts_of(
-    situation: Situation, shape: ModelShape, *, gpu_memory: float = 0.0, capability: float = 0.0
+    situation: Situation, shape: ModelShape, *, gpu: Gpu | None = None, gpu_memory: float = 0.0
 ) -> dict[str, Any]:
     """Return all facts that the rules name.
 
     Args:
         situation: the answers.
         shape: of the model.
+        gpu: None without one.
         gpu_memory: of one GPU in GiB; 0 without a GPU.
-        capability: compute capability as a number, such as 8.9; 0 without a GPU.
     """
+    capability = 0.0 if gpu is None else gpu.capability
     bf16 = capability >= BF16_FROM
     return {
         **situation.model_dump(),
@@ -48,6 +49,7 @@ def facts_of(
         "bf16": bf16,
         "fp8": capability >= FP8_FROM,
         "int8": capability >= INT8_FROM,
+        "int8_over_fp8": 0.0 if gpu is None else gpu.int8_over_fp8,
         "model_billion": _hundredths(shape.parameters / 1e9),
         **memory_facts(situation, shape, gpu_memory=gpu_memory, bf16=bf16),
     }

@@ -12,18 +12,21 @@ for the smallest GPU that it may be, because what fits there fits the others, an
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from wishbone.config.document import show
 from wishbone.errors import RequestError
 
 BF16_FROM, FP8_FROM, INT8_FROM = 8.0, 8.9, 7.5
 """Lowest compute capabilities with arithmetic in these formats."""
+MUCH_FASTER = 1.5
+"""From how many times FP8's rate on int8 is chosen; GeForce cards halve FP8 products that are summed in float32."""
 
 GPUS = Path(__file__).with_name("gpus.json")
 NEAR = 0.5
@@ -78,6 +81,20 @@ class Gpu:
     bandwidth_gbs: float
     measured: Measured | None
     source: str
+
+    @property
+    def int8_over_fp8(self) -> float:
+        """How many times the published int8 rate is that of FP8, to hundredths; 0 without both."""
+        if self.int8_tflops is None or self.fp8_tflops is None:
+            return 0.0
+        return math.floor(100 * self.int8_tflops / self.fp8_tflops + 0.5) / 100
+
+    @property
+    def eight_bits(self) -> Literal["fp8", "int8"] | None:
+        """The form of 8 bits to choose on it: int8 where its products are much faster than FP8's, or alone."""
+        if self.capability < INT8_FROM:
+            return None
+        return "fp8" if self.capability >= FP8_FROM and self.int8_over_fp8 < MUCH_FASTER else "int8"
 
     @classmethod
     def unlisted(cls, name: str, memory_gib: float, capability: tuple[int, int]) -> Gpu:

@@ -24,11 +24,13 @@ from wishbone.ops.launch_sizes import tiles
 
 ROWS, COLUMNS, DEPTH, WARPS, STAGES = 128, 256, 128, 8, 3
 """A tile of y, how much of the sum a step takes, and how a program runs it, as measured on an H200 (docs/log.md)."""
-GROUP = 16
-"""Tiles below each other that run side by side, so that they read the same rows of b from the cache."""
+GROUP, WIDE_GROUP, WIDE = 8, 16, 64
+"""Tiles below each other that run side by side, so that they read the same rows of b from the cache; twice as many for
+a y of more than WIDE tiles side by side."""
 RANKS = 16
 """Ranks that are multiplied at a time."""
-MOST_RANKS = 48
+MOST_RANKS, WHOLE_TURN = 48, 128
+"""What fits into shared memory: ranks of a term, and the block of a rotation that it may come with."""
 LEAST_ROWS = 65
 
 
@@ -43,7 +45,7 @@ def persistent_product(
         ending: a_scale, b_scale, bias, signs, y, T, N, shrink, widen, as `int8_triton.py` passes them on; y is
             contiguous, of 16 bits.
         kinds: which of these are read.
-        term: l [T, r] and F [r, N] in the dtype of y, r at most `MOST_RANKS`; or None.
+        term: l [T, r] and F [r, N] in the dtype of y, for which `takes` is true; or None.
     """
     a_scale, b_scale, bias, signs, y, rows, columns, shrink, widen = ending
     low, factor = (y, y) if term is None else (term[0], term[1])
@@ -73,11 +75,16 @@ def persistent_product(
         ROWS=ROWS,
         COLUMNS=COLUMNS,
         DEPTH=DEPTH,
-        GROUP=GROUP,
+        GROUP=WIDE_GROUP if tiles(columns, COLUMNS) > WIDE else GROUP,
         INTERPRETED=triton.knobs.runtime.interpret,
         num_warps=WARPS,
         num_stages=STAGES,
     )
+
+
+def takes(term: tuple[Tensor, Tensor], turn: int) -> bool:
+    """Return whether a product that is rotated in blocks of `turn` columns has room for a term."""
+    return term[0].shape[1] <= MOST_RANKS and turn in (0, WHOLE_TURN)
 
 
 @functools.cache

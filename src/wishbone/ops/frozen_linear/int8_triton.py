@@ -100,7 +100,7 @@ def int8_product(
         )
         return y if term is None else add_low_rank_(y, *term)
     if int8_hopper.runs_on(a.device) and count >= int8_hopper.LEAST_ROWS and y.element_size() == 2:
-        within = term is None or term[0].shape[1] <= int8_hopper.MOST_RANKS
+        within = term is None or int8_hopper.takes(term, turn)
         int8_hopper.persistent_product(a, b, ending, kinds, term if within else None)
         return y if within or term is None else add_low_rank_(y, *term)
     tile = tile_for(count, shared_bytes(a.device))
