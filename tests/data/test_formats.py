@@ -249,7 +249,10 @@ def test_a_system_prompt_is_put_where_there_is_none() -> None:
         ({"prompt": [{"content": "x"}]}, "prompt message 1 has no role"),
         ({"prompt": [QUESTION, {"role": "user", "content": None}]}, "prompt message 2 (user) has no content"),
         ({"prompt": [{"role": "user", "content": 4}]}, "prompt message 1 has content that is a number"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image"}]}]}, "content block of type 'image'"),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "prompt holds images, and only a model that reads images",
+        ),
         ({"prompt": ["x"]}, "prompt message 1 is text; it must be an object"),
         ({"chosen": [QUESTION]}, "chosen begins with a user message"),
         ({"rejected": [BAD, QUESTION]}, "rejected does not end with an assistant message"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from wishbone.atomic_file import whole_file
 from wishbone.check.examine import Examination
 from wishbone.check.kinds import KINDS
+from wishbone.check.reading import Pair
 from wishbone.errors import RequestError
 from wishbone.paths import unwritten
 
@@ -52,7 +55,7 @@ def write_cleaned(found: Examination, path: Path) -> tuple[int, Mapping[str, int
                     break
                 fault = next((name for name in found.ledger.of_pair(index) if KINDS[name].dropped), None)
                 if fault is None:
-                    file.write(json.dumps(pair, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(_writable(pair, path.parent), ensure_ascii=False) + "\n")
                     kept += 1
                 else:
                     dropped[fault] = dropped.get(fault, 0) + 1
@@ -63,3 +66,28 @@ def write_cleaned(found: Examination, path: Path) -> tuple[int, Mapping[str, int
     except OSError as error:
         raise RequestError(f"--fix: {unwritten(path, error)}") from None
     return kept, dropped
+
+
+def _writable(pair: Pair, folder: Path) -> Mapping[str, Any]:
+    """A pair with its images as paths that begin at a folder, and as data URLs where they have no path.
+
+    Raises:
+        RequestError: an image's file is not below the folder, so a run could not read it from there.
+    """
+    if not pair.get("images"):
+        return pair
+    written = []
+    for image in pair["images"]:
+        if (content := image["bytes"]) is not None:
+            written.append(f"data:;base64,{base64.b64encode(content).decode()}")
+        elif image["path"].startswith("data:") or image["folder"] is None:
+            written.append(image["path"])
+        else:
+            file, here = Path(image["folder"], image["path"]).absolute(), folder.absolute()
+            if not file.is_relative_to(here):
+                raise RequestError(
+                    f"the image {image['path']!r:.80} lies outside of {folder}, where the clean copy goes, and a run "
+                    f"reads images below the folder of its data; write the copy into {image['folder']}"
+                )
+            written.append(str(file.relative_to(here)))
+    return {**pair, "images": written}

@@ -13,6 +13,7 @@ from wishbone.check.kinds import CONTRADICTION, DUPLICATE, KINDS, LENGTH, UNREAD
 from wishbone.check.ledger import Ledger, prompt_hash
 from wishbone.check.lengths import Cut, Spreads, cuts, spreads
 from wishbone.check.pair_faults import pair_faults
+from wishbone.check.pictures import Pictures, PictureTotals, look_at
 from wishbone.check.reading import Pair, PairReader
 from wishbone.check.special_tokens import SpecialTokens
 from wishbone.check.written import side_text
@@ -43,6 +44,7 @@ class Examination:
         cuts: what limits of the length would cut; empty without a model.
         findings: by how much they hurt.
         example: index of the first pair without a fault, or 0.
+        pictures: how many images there are, and how large.
     """
 
     readers: Sequence[PairReader]
@@ -53,6 +55,7 @@ class Examination:
     cuts: Sequence[Cut]
     findings: Sequence[Finding]
     example: int
+    pictures: PictureTotals
 
     @property
     def hurts(self) -> bool:
@@ -84,7 +87,9 @@ def examine(
         for reader in (*readers, *([held_out] if held_out else [])):
             reader.use_template(model.special_tokens if template == "auto" else [])
     special = SpecialTokens(model.special_tokens, model.ends) if model else SpecialTokens()
-    measured = np.array([] if held_out is None else [prompt_hash(pair) for _, pair in held_out], dtype=np.uint64)
+    hashes = [prompt_hash(pair, _pictures(pair).key) for _, pair in held_out or ()]
+    measured = np.array(hashes, dtype=np.uint64)
+    pictures = PictureTotals()
     ledger = Ledger()
     details: dict[str, list[str]] = {}
     for place, pair, seen, prerendered in _seen(readers, model):
@@ -92,7 +97,13 @@ def examine(
         if prerendered:
             faults.pop("special_tokens", None)
         lengths = seen.lengths if seen else _characters(pair)
-        ledger.add(pair, place, faults, lengths)
+        shown = _pictures(pair)
+        pictures.add(shown)
+        if shown.problem:
+            faults["image"] = shown.problem
+        if shown.key:
+            faults.pop("blank_prompt", None)
+        ledger.add(pair, place, faults, lengths, shown.key)
         for name, found in faults.items():
             if found and len(listed := details.setdefault(name, [])) < DETAILS:
                 listed.append(f"{place}: {found}")
@@ -110,6 +121,7 @@ def examine(
         cuts=cuts(columns, model.positions, max_length) if model else [],
         findings=[*_unreadable(readers), *_findings(ledger, details), *_by_length(ledger, spread)],
         example=next((i for i in range(len(ledger)) if not ledger.of_pair(i)), 0),
+        pictures=pictures,
     )
 
 
@@ -123,6 +135,10 @@ def _seen(readers: Sequence[PairReader], model: ModelView | None) -> Iterator[tu
             views = model.see([pair for _, pair in batch])
             for (place, pair), seen in zip(batch, views, strict=True):
                 yield place, pair, seen, reader.prerendered
+
+
+def _pictures(pair: Pair) -> Pictures:
+    return look_at(pair.get("images") or ())
 
 
 def _batches(pairs: Iterator[tuple[str, Pair]]) -> Iterator[list[tuple[str, Pair]]]:

@@ -63,6 +63,14 @@ KINDS: dict[str, Kind] = {
         "Choose a template that writes it, or move the text where it does; data.lost_text: drop leaves such pairs out.",
         dropped=True,
     ),
+    "image": Kind(
+        "problem",
+        "image not readable",
+        "an image that cannot be trained",
+        "A run refuses them, or leaves them out with data.invalid_rows: drop.",
+        "Put the file where the row says, inside the data's folder, or make it smaller; each is named with its reason.",
+        dropped=True,
+    ),
     "empty": Kind(
         "problem",
         "empty completion",

@@ -21,9 +21,9 @@ Hashes = npt.NDArray[np.uint64]
 _BIT = {name: 1 << number for number, name in enumerate(KINDS)}
 
 
-def prompt_hash(pair: Mapping[str, Any]) -> int:
-    """A hash of 64 bits of a pair's prompt, without the white space around it."""
-    return int.from_bytes(_digest(written(pair["prompt"], "user").strip())[:8])
+def prompt_hash(pair: Mapping[str, Any], images: bytes = b"") -> int:
+    """A hash of 64 bits of a pair's prompt, without the white space around it, and of what stands for its images."""
+    return int.from_bytes(_with_images(_digest(written(pair["prompt"], "user").strip()), images)[:8])
 
 
 _SIDES = (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
@@ -31,6 +31,10 @@ _SIDES = (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")
 
 def _digest(text: str) -> bytes:
     return digest(text.encode("utf-8", "surrogatepass"))
+
+
+def _with_images(prompt: bytes, images: bytes) -> bytes:
+    return digest(prompt + images) if images else prompt
 
 
 class Ledger:
@@ -46,7 +50,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def add(self, pair: Mapping[str, Any], place: str, faults: Iterable[str], lengths: tuple[int, int, int]) -> None:
+    def add(
+        self,
+        pair: Mapping[str, Any],
+        place: str,
+        faults: Iterable[str],
+        lengths: tuple[int, int, int],
+        images: bytes = b"",
+    ) -> None:
         """Keep the next pair.
 
         Args:
@@ -54,10 +65,12 @@ class Ledger:
             place: where it stands.
             faults: keys of `KINDS`.
             lengths: of prompt, chosen, rejected.
+            images: what stands for the images of the prompt.
         """
         self.places.add(place)
-        self._keys.append(pair_key(*(_digest(written(pair[side], alone)) for side, alone in _SIDES)))
-        self._prompts.append(prompt_hash(pair))
+        prompt, *completions = (_digest(written(pair[side], alone)) for side, alone in _SIDES)
+        self._keys.append(pair_key(_with_images(prompt, images), *completions))
+        self._prompts.append(prompt_hash(pair, images))
         self._faults.append(sum(_BIT[name] for name in set(faults)))
         for column, length in zip(self._lengths.values(), lengths, strict=True):
             column.append(length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +24,20 @@ class Seen:
         prompt, chosen, rejected: ids; only those of the completions are trained.
         found: keys of `kinds.KINDS` that tokenizing showed, each with what was found or an empty text. A pair that the
             template refuses has "refused" with the reason, and no ids.
+        prompt_tokens: of a prompt with images, whose ids have one mark for each; None where `prompt` is whole.
     """
 
     prompt: Sequence[int] = ()
     chosen: Sequence[int] = ()
     rejected: Sequence[int] = ()
     found: Mapping[str, str] = field(default_factory=dict)
+    prompt_tokens: int | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
         """Tokens of prompt, chosen, rejected."""
-        return len(self.prompt), len(self.chosen), len(self.rejected)
+        prompt = len(self.prompt) if self.prompt_tokens is None else self.prompt_tokens
+        return prompt, len(self.chosen), len(self.rejected)
 
 
 class ModelView:
@@ -43,9 +46,16 @@ class ModelView:
     Args:
         tokenizer: of the model.
         positions: how many tokens the model takes; None if it does not say.
+        prompt_tokens: returns the tokens of a pair's prompt with its images; None for a model that reads none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: int | None = None,
+        prompt_tokens: Callable[[Pair], int] | None = None,
+    ) -> None:
+        self._prompt_tokens = prompt_tokens
         self._tokenizer = tokenizer
         self.positions = positions
         added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -86,22 +96,32 @@ class ModelView:
         names = dict.fromkeys(name for pair in pairs for name in pair)
         batch = {name: [pair.get(name) for pair in pairs] for name in names} | {"source_row": [*range(len(pairs))]}
         found = tokenize_batch(self._tokenizer, batch, [*range(len(pairs))])
-        return [self._one({name: values[row] for name, values in found.items()}) for row in range(len(pairs))]
+        return [
+            self._one({name: values[row] for name, values in found.items()}, pair) for row, pair in enumerate(pairs)
+        ]
 
-    def _one(self, row: Mapping[str, Any]) -> Seen:
+    def _one(self, row: Mapping[str, Any], pair: Pair) -> Seen:
         prompt, chosen, rejected = (row[name].tolist() for name in ID_COLUMNS)
         unscored = not prompt  # without a prompt, nothing predicts the first token
         lost, _, beginning = (row[LOST_COLUMN] or "").partition("\n")
+        tokens: int | None = None
+        mismatch = ""
+        if pair.get("images") and self._prompt_tokens is not None:
+            try:
+                tokens = self._prompt_tokens(pair)
+            except RequestError as error:
+                mismatch = str(error)
         faults = {
+            "image": mismatch,
             "lost_text": lost and (f"{lost}: {beginning!r}" if beginning else lost),
             "empty": min(len(chosen), len(rejected)) <= unscored or row[EMPTY_COLUMN],
             "identical": chosen == rejected,
-            "too_long": self.positions is not None and len(prompt) >= self.positions,
+            "too_long": self.positions is not None and (tokens or len(prompt)) >= self.positions,
             "moved_boundary": row[CUT_COLUMN] > 0,
             "rewritten": (row[NOTES_COLUMN] or "").replace("\n", "; "),
         }
         named = {name: how if isinstance(how, str) else "" for name, how in faults.items() if how}
-        return Seen(prompt, chosen, rejected, named)
+        return Seen(prompt, chosen, rejected, named, tokens)
 
     def tokens(self, ids: Sequence[int], most: int) -> list[tuple[str, bool]]:
         """The text of each token, and whether it is a special one; joined, they are the text that the model sees.

@@ -67,6 +67,8 @@ def chat(
         asked = finished.config.data.system_prompt if system is None else system
         decoding = Decoding(max_new_tokens, temperature, seed)
         conversation = Conversation(model, as_text, None if as_text else asked or None, decoding)
+    if model.reads_images:
+        _note("the run was trained on images; questions here are text alone")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty():

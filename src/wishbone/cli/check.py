@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wishbone.check.examine import Examination
     from wishbone.check.kinds import Finding
     from wishbone.check.model_view import ModelView
+    from wishbone.check.pictures import PictureTotals
     from wishbone.check.sample import View
 
 HURTS = 1
@@ -209,6 +210,8 @@ def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
         if source.unread:
             yield "Not read", f"columns {shown_names(source.unread)}"
     yield "Pairs", f"{len(found.ledger):,}"
+    if found.pictures.pairs:
+        yield "Images", _told_images(found.pictures)
     if found.held_out is not None:
         yield "Held out", counted(found.held_out, "pair")
     if model is not None:
@@ -220,6 +223,14 @@ def _facts(found: Examination, model: str | None) -> Iterator[tuple[str, str]]:
         f"chosen in {spread.chosen_longer:.0%} of the pairs, rejected in {shorter:.0%}, neither in "
         f"{spread.equally_long:.0%}",
     )
+
+
+def _told_images(pictures: PictureTotals) -> str:
+    told = f"{pictures.images:,} in {counted(pictures.pairs, 'pair')}"
+    if pictures.smallest is None or pictures.largest is None:
+        return told
+    small, large = (f"{width} x {height}" for width, height in (pictures.smallest, pictures.largest))
+    return f"{told}, of {small} pixels" + (f" to {large}" if large != small else "")
 
 
 def _length_table(found: Examination, console: Console) -> Table:
@@ -311,6 +322,7 @@ def _as_json(
             for source in (reader.contents for reader in found.readers)
         ],
         "pairs": len(found.ledger),
+        "images": {"pairs": found.pictures.pairs, "readable": found.pictures.images},
         "held_out": found.held_out,
         "unit": found.unit,
         "lengths": {

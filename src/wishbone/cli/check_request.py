@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wishbone.config.load import load_config
 from wishbone.data.formats import PairRule
@@ -53,23 +54,44 @@ class CheckRequest:
             RequestError: a source cannot be found, or its columns are not those of a pair.
         """
         several = len(self.data) > 1
-        return [_reader(source, self.rules, f"{Path(source[0]).name} " if several else "") for source in self.data]
+        rules = self._rules()
+        return [_reader(source, rules, f"{Path(source[0]).name} " if several else "") for source in self.data]
 
     def held_out_reader(self) -> PairReader | None:
         """A reader of the held-out pairs; raises RequestError as `readers`."""
-        return None if self.held_out is None else _reader(self.held_out, self.rules, "")
+        return None if self.held_out is None else _reader(self.held_out, self._rules(), "")
+
+    def _rules(self) -> RowRules:
+        """How rows become pairs; images are refused where the model reads none."""
+        if self.model is None:
+            return replace(self.rules, images="read")
+        from wishbone.model.checkpoint import reads_images
+        from wishbone.model.load import read_model_config
+
+        described = read_model_config(self.model, self.revision, self.trust_remote_code, weights=False)
+        return replace(self.rules, images="read" if reads_images(described) else "refuse")
 
     def view(self) -> ModelView | None:
         """The tokenizer and the positions of the model; raises RequestError if they cannot be loaded."""
         if self.model is None:
             return None
         from wishbone.check.model_view import ModelView
+        from wishbone.model.checkpoint import reads_images
         from wishbone.model.load import load_tokenizer, read_model_config
         from wishbone.run.sequence_lengths import positions_of
 
         described = read_model_config(self.model, self.revision, self.trust_remote_code, weights=False)
         tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        return ModelView(tokenizer, positions_of(described))
+        return ModelView(tokenizer, positions_of(described), self._prompt_tokens if reads_images(described) else None)
+
+    @cached_property
+    def _prompt_tokens(self) -> Callable[[Mapping[str, Any]], int]:
+        from wishbone.model.load import load_processor
+        from wishbone.trainer.image_rows import ImageRows
+
+        assert self.model is not None
+        rows = ImageRows(load_processor(self.model, self.revision, self.trust_remote_code))
+        return lambda pair: rows.lengths(pair)[0]
 
 
 def is_run_file(name: str) -> bool:
@@ -123,8 +145,8 @@ def named_columns(given: Sequence[str]) -> Columns:
 
 def _reader(source: Source, rules: RowRules, prefix: str) -> PairReader:
     from wishbone.check.reading import PairReader
-    from wishbone.data.source import open_rows
+    from wishbone.data.source import folder_of, open_rows
 
     name, split = source
     shown, rows = open_rows(name, split=split, columns=rules.columns)
-    return PairReader(shown, rows, prefix=prefix, rules=rules)
+    return PairReader(shown, rows, prefix=prefix, rules=replace(rules, folder=folder_of(name)))

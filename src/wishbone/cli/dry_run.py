@@ -13,7 +13,7 @@ from wishbone.data.inspect import Inspection, inspect_pairs
 from wishbone.errors import counted
 from wishbone.model.load import load_tokenizer, read_model_config
 from wishbone.planning.schedule import schedule
-from wishbone.run.prepare_data import prepare_data
+from wishbone.run.prepare_data import prepare_data, processor_of
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
 
 
@@ -26,7 +26,7 @@ def print_plan(config: RunConfig) -> None:
     model, data = config.model, config.data
     described = read_model_config(model.name, model.revision, model.trust_remote_code, weights=False)
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    pairs, heldout, dropped = prepare_data(config, tokenizer)
+    pairs, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described))
     check_lengths(config, described, pairs, None if torch.cuda.is_available() else this_cpu())
     inspection = inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
     table = Table.grid(padding=(0, 2))

@@ -53,6 +53,18 @@ def token_lengths(dataset: Dataset, names: Sequence[str]) -> list[Counts]:
     return [np.concatenate([np.zeros(0, dtype=np.int64), *counts]) for counts in zip(*found, strict=True)]
 
 
+IMAGE_KEY = "image_key"
+"""Column that stands for the images of a pair: 63 bits, the same for the same files in the same order; 0: no images."""
+
+
+def keys_with_images(keys: npt.NDArray[np.uint64], dataset: Dataset) -> npt.NDArray[np.uint64]:
+    """Return the keys of pairs (`repeats`), [pairs], so that other images make another key."""
+    if IMAGE_KEY not in dataset.column_names:
+        return keys
+    images = np.asarray(dataset.with_format("numpy")[IMAGE_KEY][:], dtype=np.int64).astype(np.uint64)
+    return keys ^ (images << np.uint64(1))
+
+
 def blank_completions(dataset: Dataset, name: str) -> Flags:
     """Rows of a column of texts or lists of messages that are blank; none if there is no such column.
 

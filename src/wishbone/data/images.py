@@ -53,7 +53,8 @@ def read_image(cell: Any, folder: Path | None = None) -> Image:
     """Return the picture that a cell holds, unpacked and turned as its EXIF tag says.
 
     Args:
-        cell: a PIL image, which is returned as it is; bytes; `{"bytes": ..., "path": ...}`; a data URL; or a path.
+        cell: a PIL image, which is returned as it is; bytes; `{"bytes": ..., "path": ...}`, also with its own
+            `folder`, which no path leaves; a data URL; or a path.
         folder: where relative paths begin and which no path may leave; None: the working directory, any path.
 
     Raises:
@@ -81,6 +82,11 @@ def image_size(cell: Any, folder: Path | None = None) -> tuple[int, int]:
     return (height, width) if opened.getexif().get(ORIENTATION) in TURNED else (width, height)
 
 
+def file_digest(cell: Any) -> bytes:
+    """Return 128 bits that hash the file of an image that is not opened; errors as `read_image`."""
+    return hashlib.blake2b(_content(cell, None), digest_size=16).digest()
+
+
 def image_digest(image: Image) -> bytes:
     """Return 128 bits that hash the pixels of a picture."""
     digest = hashlib.blake2b(f"{image.mode} {image.size} {image.getpalette()}".encode(), digest_size=16)
@@ -101,7 +107,11 @@ def _opened(cell: Any, folder: Path | None) -> Image:
     content = _content(cell, folder)
     try:
         opened = Image.open(BytesIO(content), formats=FORMATS)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise RequestError(
+            f"{_named(cell)} claims too many pixels, and at most {MOST_PIXELS:,} are unpacked; make it smaller"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise RequestError(
             f"{_named(cell)} is not an image that is read ({', '.join(FORMATS)}); convert or remove it"
         ) from error
@@ -116,6 +126,8 @@ def _opened(cell: Any, folder: Path | None) -> Image:
 def _content(cell: Any, folder: Path | None) -> bytes:
     """The bytes of an image's file."""
     if isinstance(cell, Mapping):
+        inside = cell.get("folder")
+        folder = folder if inside is None else Path(inside)
         cell = cell.get("bytes") or cell.get("path") or cell.get("url")
     if isinstance(cell, bytes | bytearray | memoryview):
         return _limited(bytes(cell))
@@ -124,6 +136,8 @@ def _content(cell: Any, folder: Path | None) -> bytes:
             return _limited(base64.b64decode(cell[header.end() :], validate=True))
         except binascii.Error as error:
             raise RequestError(f"{_named(cell)} is not valid base64 ({error}); write it anew") from error
+    if folder == Path() and isinstance(cell, str):
+        raise RequestError(f"{_named(cell)} comes from the hub without its bytes; download the data set with its files")
     if not isinstance(cell, str | Path) or not str(cell):
         raise RequestError(
             f"{_named(cell)} is no image: give a picture (PIL), the bytes of its file, a path or a data URL"

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from wishbone.data.columns import Counts, Flags, IdLists, arrow_batches, blank_completions
+from wishbone.data.columns import Counts, Flags, IdLists, arrow_batches, blank_completions, keys_with_images
 from wishbone.data.lost_rows import LostText, few_rows, lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.repeats import Keys, digest, find_repeats, pair_key
 from wishbone.data.row_reader import InvalidRows
@@ -133,7 +133,7 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     separate = 2 * prompt + chosen + rejected - cut_chosen - cut_rejected
     kept_prompt = np.minimum(prompt, limit) if keeps_start else np.maximum(prompt - cut_chosen, 0)
     shared = separate - np.where(keeps_start | (cut_chosen == cut_rejected), kept_prompt, 0)
-    repeats = find_repeats(keys)
+    repeats = find_repeats(keys_with_images(keys, tokenized))
     inspection = Inspection(
         rows=len(tokenized),
         problems=problems,

@@ -29,6 +29,11 @@ ROLES = {
     "function_response": "tool",
 }
 
+IMAGE_PARTS = frozenset(("image", "image_url", "input_image"))
+"""Types of content blocks that are an image, in transformers' and OpenAI's words."""
+IMAGE_SOURCES = ("image", "image_url", "bytes", "path", "url")
+"""Keys under which such a block, or the cell of a column, brings the image."""
+
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _SPEAKER_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -124,10 +129,10 @@ def message(value: Any) -> Message:
 
     Other keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, because chat templates
     may print them; of `{from, value}` turns those in `TURN_KEYS`. OpenAI's former `function_call` becomes tool_calls.
-    Content is text or a list of text blocks.
+    Content is text or a list of blocks, {"type": "text", "text": ...} or {"type": "image"} with what it brings.
 
     Raises:
-        Misfit: not an object, an unknown role, no content, an image.
+        Misfit: not an object, an unknown role, no content, sound or video.
     """
     role_key, content_key = ("from", "value") if "from" in mapping(value) and "role" not in value else _KEYS
     if role_key not in value:
@@ -185,6 +190,14 @@ def with_parsed_arguments(calling: list[Message]) -> list[Message]:
     return calling
 
 
+def image_source(part: Mapping[str, Any]) -> Any:
+    """What an image part of a message brings: a path, a URL, the bytes of a file, or an object of those; or None."""
+    found = next((part[name] for name in IMAGE_SOURCES if part.get(name)), None)
+    if isinstance(found, Mapping):
+        return next((found[name] for name in IMAGE_SOURCES if found.get(name)), None)
+    return found
+
+
 def parse_json(value: str) -> Any:
     """The value of a JSON text; None if the text is not JSON."""
     try:
@@ -218,9 +231,12 @@ def _block(value: Any) -> Message:
         value = {"type": "text", "text": value}
     if isinstance(value, Mapping) and value.get("type") is None and isinstance(value.get("text"), str):
         value = {"type": "text", "text": value["text"]}
+    if isinstance(value, Mapping) and value.get("type") in IMAGE_PARTS:
+        brought = image_source(value)
+        return {"type": "image"} if brought is None else {"type": "image", "image": brought}
     if not (isinstance(value, Mapping) and value.get("type") == "text"):
         found = value.get("type") if isinstance(value, Mapping) else kind(value)
-        raise Misfit(f"has a content block of type {found!r:.40}; only text is supported")
+        raise Misfit(f"has a content block of type {found!r:.40}; only text and images are read")
     return {"type": "text", "text": _content(value.get("text"))}
 
 

@@ -15,12 +15,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from wishbone.data.formats import columns_to_read
+from wishbone.data.formats.prompt import PICTURES
 from wishbone.data.formats.recognize import Columns
 from wishbone.data.json_text import NotJsonError, parse_json
 from wishbone.data.row_reader import NumberedRow
 from wishbone.errors import RequestError, one_line
 
-_BATCH = 1000
+_BATCH, _BATCH_WITH_IMAGES = 1000, 32
 _DAMAGE = (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError)
 """Errors of damaged pages and names; wrong lengths can ask for more memory than there is."""
 _UNREADABLE = (ValueError, OverflowError, TypeError, KeyError, NotJsonError)
@@ -42,7 +43,8 @@ def read_parquet(path: Path, columns: Columns | None = None) -> Iterator[Numbere
             if twice:
                 raise RequestError(f"{path}: has two columns named {twice[0]!r:.40}; give each column a name")
             number = 0
-            for batch in file.iter_batches(batch_size=_BATCH, columns=names, use_threads=False):
+            size = _BATCH_WITH_IMAGES if set(names) & set(PICTURES) else _BATCH
+            for batch in file.iter_batches(batch_size=size, columns=names, use_threads=False):
                 for row in rows_of_batch(batch, others):
                     number += 1
                     yield number, f"row {number}", row

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from wishbone.data.formats import FORMATS, PairRule, read_pairs, recognize, renamed
 from wishbone.data.formats.fields import Row
+from wishbone.data.formats.images import Images
 from wishbone.data.formats.layouts import JUDGED
 from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
 from wishbone.data.formats.recognize import shown_names
@@ -49,6 +50,8 @@ class RowRules:
         columns: names of columns, Wishbone's and the data's; None in the place of a name: a column that is not read.
         rule: which scored completions become pairs.
         turns: whether texts with a prompt become one user turn and one answer.
+        images: whether images are read or refused; where `columns` says that `images` is not read, they are dropped.
+        folder: where relative paths of images begin and which none may leave; None: the working directory, any path.
     """
 
     invalid_rows: InvalidRows = "refuse"
@@ -56,6 +59,13 @@ class RowRules:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     rule: PairRule = field(default_factory=PairRule)
     turns: bool = False
+    images: Literal["refuse", "read"] = "refuse"
+    folder: str | None = None
+
+    @property
+    def how_images(self) -> Images:
+        """What happens to images, with what `columns` says of them."""
+        return "drop" if "images" in self.columns and self.columns["images"] is None else self.images
 
 
 def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
@@ -135,13 +145,23 @@ class RowReader:
             self.layout = self._recognized(row)
         try:
             rules = self.rules
-            found = read_pairs(row, self.layout, system_prompt=rules.system_prompt, rule=rules.rule, turns=rules.turns)
+            found = read_pairs(
+                row,
+                self.layout,
+                system_prompt=rules.system_prompt,
+                rule=rules.rule,
+                turns=rules.turns,
+                images=rules.how_images,
+            )
         except NoCommonPrompt:
             self._without_prompt += 1
             raise
         for name in row:
             if not self._columns.get(name):
                 self._columns[name] = name in found.used or name in ALWAYS_READ
+        for pair in found.pairs:
+            if "images" in pair:
+                pair["images"] = [{**image, "folder": rules.folder} for image in pair["images"]]
         self._pairs += len(found.pairs)
         self.turned |= found.turned
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)

@@ -28,7 +28,11 @@ from wishbone.errors import RequestError, encodable
 logger = logging.getLogger(__name__)
 
 _NOTES = "notes.json"
-_BATCH = 1000
+_BATCH, _BATCH_WITH_IMAGES = 1000, 32
+
+
+IMAGE: Any = {"bytes": Value("large_binary"), "path": Value("string"), "folder": Value("string")}
+"""How an image is stored: the bytes of its file, or its path and the folder that the path may not leave."""
 
 
 def store_rows(read: Callable[[], Iterator[NumberedRow]], name: str, rules: RowRules, *, state: str | None) -> Dataset:
@@ -91,14 +95,15 @@ def _write(
 ) -> tuple[Any, list[str]]:
     """Write all rows to a sink, start again with more columns if a row needs them; return the sink and the notes."""
     needed: frozenset[str] = frozenset()
+    size = _BATCH_WITH_IMAGES if rules.how_images == "read" else _BATCH
     while True:
         reader = RowReader(name, rules)
         pairs = reader.read(read())
-        first = list(islice(pairs, _BATCH))
+        first = list(islice(pairs, size))
         needed = needed.union(*map(_needs, first))
         features, sink = _features(needed), open_sink()
         with ArrowWriter(features=features, stream=sink) as writer:
-            batches = chain([first], iter(lambda: list(islice(pairs, _BATCH)), []))  # noqa: B023
+            batches = chain([first], iter(lambda: list(islice(pairs, size)), []))  # noqa: B023
             for batch in batches:
                 more = needed.union(*map(_needs, batch))
                 if more != needed:
@@ -113,7 +118,7 @@ def _write(
 
 def _needs(pair: Mapping[str, Any]) -> frozenset[str]:
     """What a row needs in the table: additional columns, and columns of another type than text."""
-    needs = pair.keys() & {"tools", "chat_template_kwargs"}
+    needs = pair.keys() & {"tools", "chat_template_kwargs", "images"}
     if isinstance(pair["prompt"], list):
         said = chain(pair["prompt"], pair["chosen"], pair["rejected"])
         plain = all(len(message) == 2 and isinstance(message.get("content"), str) for message in said)
@@ -127,7 +132,7 @@ def _features(needed: frozenset[str]) -> Features:
         side = List({"role": Value("string"), "content": Value("string")})
     if "messages with more than text" in needed:
         side = List(Json())
-    extras = {"tools": Value("string"), "chat_template_kwargs": Json()}
+    extras = {"tools": Value("string"), "chat_template_kwargs": Json(), "images": List(IMAGE)}
     return Features(
         {"prompt": side, "chosen": side, "rejected": side, "source_row": Value("int64")}
         | {name: kind for name, kind in extras.items() if name in needed}
@@ -138,6 +143,8 @@ def _columns(pairs: Sequence[Mapping[str, Any]], features: Features) -> dict[str
     columns = {name: [pair.get(name) for pair in pairs] for name in features}
     if "tools" in columns:
         columns["tools"] = [t if t is None or isinstance(t, str) else json.dumps(t) for t in columns["tools"]]
+    if "images" in columns:
+        columns["images"] = [images or [] for images in columns["images"]]
     if "chat_template_kwargs" in columns:
         columns["chat_template_kwargs"] = [given or {} for given in columns["chat_template_kwargs"]]
     return columns

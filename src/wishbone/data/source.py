@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import datasets
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -54,6 +54,7 @@ def load_pairs(
     pairs: Pairs = "best_worst",
     least_margin: float = 0.0,
     turns: bool = False,
+    images: Literal["refuse", "read"] = "refuse",
 ) -> Dataset | IterableDataset:
     """Load rows and rewrite them as pairs, as `wishbone.data.formats.read_pairs` describes.
 
@@ -68,19 +69,30 @@ def load_pairs(
         pairs: which completions of a row with scores or ranks become pairs: "best_worst", "best_rest" or "all".
         least_margin: least difference of the scores of such a pair; equal scores are never a pair.
         turns: whether texts with a prompt become messages, one user turn and one answer.
+        images: "read" keeps the images of prompts in a column, "refuse" is a problem of their rows; `columns` with None
+            for `images` leaves them out. Paths begin at the folder of a file, or at the directory, and stay inside.
 
     Returns:
         A `Dataset` with columns prompt, chosen, rejected (texts or lists of messages), `source_row` (int64: the line of
         a JSON lines file, otherwise the row, from 1; the same for all pairs of a row) and, if rows have them, tools
-        (JSON text) and chat_template_kwargs. For a stream (`IterableDataset`) a stream, whose rows are checked when
-        they are read. A data set that already has token ids is returned with `source_row` added.
+        (JSON text), chat_template_kwargs and images (a list of `rows.IMAGE`). For a stream (`IterableDataset`) a
+        stream, whose rows are checked when they are read. A data set that already has token ids is returned with
+        `source_row` added.
 
     Raises:
         RequestError: the source cannot be read, has no preference pairs, or has rows that do not fit (the first ten by
             line or row, and how many there are).
     """
     check_columns(columns or {})
-    rules = RowRules(invalid_rows, system_prompt, dict(columns or {}), PairRule(pairs, least_margin), turns)
+    rules = RowRules(
+        invalid_rows,
+        system_prompt,
+        dict(columns or {}),
+        PairRule(pairs, least_margin),
+        turns,
+        images,
+        folder_of(source),
+    )
     found = _find(source, split)
     if isinstance(found, IterableDataset):
         return rewrite_stream(found, "the stream", rules)
@@ -118,6 +130,19 @@ def open_rows(
     if isinstance(found, _Files):
         return str(source), partial(files.read_rows, found.paths, columns)
     raise RequestError(f"'{source}' is a stream, whose rows can be read only once; download it as files")
+
+
+def folder_of(source: Source) -> str | None:
+    """Return the folder at which paths of a source's images begin; None for rows in memory, which name any.
+
+    Of a data set on the hub that is an empty folder's name: it holds images as bytes, and its paths lead nowhere here.
+    """
+    if not isinstance(source, str | Path):
+        return None
+    path = user_path(source)
+    if not path.exists():
+        return ""
+    return str((path if path.is_dir() else path.parent).absolute())
 
 
 @dataclass(frozen=True)

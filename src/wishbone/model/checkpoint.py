@@ -114,11 +114,23 @@ def oversized(config: dict[str, Any], directory: Path | None) -> str | None:
     return None
 
 
+def reads_images(config: dict[str, Any]) -> bool:
+    """Return whether a model with this `config.json` reads images beside text."""
+    kind = config.get("model_type")
+    return kind in CONFIG_MAPPING and CONFIG_MAPPING[kind] in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def has_text_class(config: dict[str, Any]) -> bool:
+    """Return whether transformers has a class for the text of such a model alone."""
+    kind = config.get("model_type")
+    return kind not in CONFIG_MAPPING or CONFIG_MAPPING[kind] in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
 def not_causal(config: dict[str, Any], *, trust_remote_code: bool, images: bool = False) -> str | None:
     """Return why a model with this `config.json` is not one to load, or None for a causal language model.
 
-    A model that brings its own code is taken at its word when that code is trusted. With `images`, a model that reads
-    images beside text is asked for.
+    A model that brings its own code is taken at its word when that code is trusted. One that reads images is taken for
+    text, too; with `images` it is asked for.
     """
     kind = config.get("model_type")
     if "auto_map" in config and trust_remote_code:
@@ -139,13 +151,12 @@ def not_causal(config: dict[str, Any], *, trust_remote_code: bool, images: bool 
     wanted = "; preference optimization here needs a causal (decoder-only) language model"
     if getattr(parsed, "is_encoder_decoder", False):
         return f"{kind!r} is an encoder-decoder model{wanted}"
-    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if images else MODEL_FOR_CAUSAL_LM_MAPPING
+    with_images = images or type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    mapping = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if with_images else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(parsed) not in mapping and images:
-        return f"{kind!r} reads no images; load it with FastLanguageModel"
+        return f"{kind!r} reads no images; name a model that does, or train on text (FastLanguageModel)"
     if type(parsed) not in mapping:
-        reads = type(parsed) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        remedy = "; it reads images: load it with FastVisionModel, or give DPOTrainer the model and its processor"
-        return f"{kind!r} is not a language model that generates text{remedy if reads else wanted}"
+        return f"{kind!r} is not a language model that generates text{wanted}"
     if hasattr(parsed, "add_cross_attention") and getattr(parsed, "is_decoder", True) is False:
         return f"{kind!r} is an encoder, whose tokens see the ones after them{wanted}"
     made_as = config.get("architectures") or []

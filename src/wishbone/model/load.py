@@ -29,7 +29,14 @@ from transformers import (
 )
 
 from wishbone.errors import RequestError, one_line, some_of
-from wishbone.model.checkpoint import damaged_weights, missing_files, not_causal, oversized
+from wishbone.model.checkpoint import (
+    damaged_weights,
+    has_text_class,
+    missing_files,
+    not_causal,
+    oversized,
+    reads_images,
+)
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
@@ -84,7 +91,8 @@ def load_model(
             in FP8 without this, too.
         load_in_rotated_int8: rotate them and quantize them to int8 with a scale for each row, and multiply in int8.
         token: for hub repositories that need one; None is the token of `hf auth login`.
-        images: load a model that reads images, and its processor in the place of a tokenizer.
+        images: load a model that reads images, and its processor in the place of a tokenizer. Without it such a model
+            is loaded for text: without its towers where transformers has a class for that, else whole.
 
     Raises:
         RequestError: the model is not found, is damaged, cannot be quantized here, or is not a causal language model.
@@ -106,7 +114,8 @@ def load_model(
         quantization = quantization_options(name, source.config, place, number_format, bits=bits)
     placement = {} if place.type == "cpu" and quantization is None else {"device_map": {"": place}}
     tokenizer = _processor(name, source) if images else _tokenizer(name, source)
-    family = AutoModelForImageTextToText if images else AutoModelForCausalLM
+    whole = images or (reads_images(source.config) and not has_text_class(source.config))
+    family = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     try:
         with experts_in_nf4(), host_memory_given_back():
             model, report = family.from_pretrained(
@@ -155,6 +164,20 @@ def read_model_config(
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load only the tokenizer of a model; `name` and errors as for `load_model`."""
     return _tokenizer(name, _find(name, revision, trust_remote_code, weights=False))
+
+
+def load_processor(name: str, revision: str | None = None, trust_remote_code: bool = False) -> ProcessorMixin:
+    """Load only the processor of a model that reads images; `name` and errors as for `load_model`."""
+    return _processor(name, _find(name, revision, trust_remote_code, weights=False))
+
+
+def saved_with_processor(directory: Path) -> bool:
+    """Return whether a directory holds a processor of images, as a model or an adapter that was trained on images does.
+
+    Args:
+        directory: that transformers' or PEFT's `save_pretrained` wrote.
+    """
+    return any((directory / name).is_file() for name in ("processor_config.json", "preprocessor_config.json"))
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -299,8 +322,11 @@ def _processor(name: str, source: Source) -> ProcessorMixin:
         ) from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise RequestError(f"{name!r} has no processor of images, only a {type(processor).__name__}; copy it whole")
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor.chat_template  # older checkpoints keep it in a file of its own
     return processor
 
 

@@ -27,12 +27,12 @@ from typing import Any, cast
 import torch
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from wishbone.errors import RequestError
 from wishbone.model.agreement import difference, real_sequences, sequence_logps
 from wishbone.model.atomic_directory import beside
-from wishbone.model.load import load_model, resolve_model
+from wishbone.model.load import load_model, resolve_model, saved_with_processor
 from wishbone.model.merged_weights import active_adapters, base_of, merged_weights
 from wishbone.model.quantization import dequantized, is_quantized
 from wishbone.model.saved_adapter import not_finite
@@ -71,7 +71,7 @@ class Merge:
 def merge_adapter(
     model: nn.Module,
     directory: str | Path,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     *,
     max_shard_size: int | str = "5GB",
     dtype: torch.dtype | None = None,
@@ -83,7 +83,7 @@ def merge_adapter(
     Args:
         model: a PEFT model, or one that PEFT has put adapters into; without an adapter its weights are written alone.
         directory: files in it with the same names are replaced; on failure nothing changes.
-        tokenizer: written beside the weights, and used for the comparison.
+        tokenizer: of the model, or its processor; written beside the weights, and used for the comparison.
         max_shard_size: of a file of weights.
         dtype: of the weights that are written; None is the model's own 16 bits. In float32 nothing is rounded.
         sequences: token ids of the texts of the comparison; None: a few texts of several kinds.
@@ -97,7 +97,7 @@ def merge_adapter(
     problems = [*_unusable(target, model), *not_finite(model)]
     if problems:
         raise RequestError(problems)
-    sequences = sequences or real_sequences(tokenizer)
+    sequences = sequences or real_sequences(getattr(tokenizer, "tokenizer", tokenizer))
     trained = sequence_logps(model, sequences) if is_quantized(model) else None
     dtype = dtype or _sixteen_bits(model)
     whole = _in_sixteen_bits(model, dtype) if trained is not None else model
@@ -107,7 +107,11 @@ def merge_adapter(
         tokenizer.save_pretrained(temporary)
         base = base_of(whole)
         merged, _ = load_model(
-            str(temporary), dtype=base.dtype, device=base.device, trust_remote_code=base.is_remote_code()
+            str(temporary),
+            dtype=base.dtype,
+            device=base.device,
+            trust_remote_code=base.is_remote_code(),
+            images=saved_with_processor(temporary),
         )
         found = sequence_logps(merged, sequences)
         merged.load_state_dict(merged_weights(base, dtype, again=True), strict=False)

@@ -14,7 +14,15 @@ import numpy as np
 
 from wishbone.config.schema import DataConfig
 from wishbone.errors import RequestError
-from wishbone.planning.lengths import InvalidRows, PairLengths, estimated_pairs, loaded_pairs
+from wishbone.planning.lengths import (
+    InvalidRows,
+    PairLengths,
+    counted_by,
+    estimated_pairs,
+    loaded_pairs,
+    reads_images,
+    with_image_tokens,
+)
 
 SHOWN = 3
 """Problems of rows that are told."""
@@ -89,7 +97,8 @@ def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> 
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    rows = in_trained_form(partial(loaded_pairs, data, invalid_rows), tokenizer, data.template, data.train)
+    load = partial(loaded_pairs, data, invalid_rows, images=reads_images(directory))
+    rows = in_trained_form(load, tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
     found = inspect_pairs(pairs, max_length=None, truncation="keep_start")
     lost = {row for rows_of_one in found.lost.values() for row in rows_of_one}
@@ -97,7 +106,8 @@ def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> 
     usable = ~np.isin(numbers, list(lost))
     usable[list(found.invalid)] = False
     prompt, chosen, rejected = (tokens[usable] for tokens in token_lengths(pairs, ID_COLUMNS))
-    lengths = PairLengths(prompt, chosen, rejected, "by the model's tokenizer")
+    prompt = with_image_tokens(prompt, pairs.select(np.flatnonzero(usable)))
+    lengths = PairLengths(prompt, chosen, rejected, counted_by(pairs))
     return lengths, int((~usable).sum()), unusable(found, "refuse")
 
 

@@ -25,7 +25,7 @@ from wishbone.config.schema import ModelConfig
 from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.messages import Message
 from wishbone.errors import RequestError, one_line
-from wishbone.model.load import load_model
+from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.paths import unwritten, user_path
 from wishbone.report.run_directory import ANSWERS, read_run
@@ -111,13 +111,16 @@ def answer_before_and_after(
         RequestError: there is no result yet, a model or the adapter cannot be loaded, or a question is too long.
     """
     learned = learned_weights(run_dir)
+    images = saved_with_processor(learned)
     model, tokenizer = load_model(
         base.name,
         dtype=base.dtype,
         revision=base.revision,
         trust_remote_code=base.trust_remote_code,
         load_in_4bit=base.quantization == "nf4",
+        images=images,
     )
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     _refuse_too_long(questions, model, max_new_tokens)
     answer = partial(_answers, questions=questions, tokenizer=tokenizer)
     decode_greedily(model, tokenizer, max_new_tokens)
@@ -129,7 +132,7 @@ def answer_before_and_after(
     else:
         before = answer(model)
         del model
-        trained, _ = load_model(str(learned), dtype=base.dtype, trust_remote_code=base.trust_remote_code)
+        trained, _ = load_model(str(learned), dtype=base.dtype, trust_remote_code=base.trust_remote_code, images=images)
         decode_greedily(trained, tokenizer, max_new_tokens)
         after = answer(trained)
     return [

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from wishbone.config.schema import DataConfig, RunConfig
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.errors import RequestError
 from wishbone.model.load import load_model
 from wishbone.preference.losses import are_reference_free
 from wishbone.result.finished_run import FinishedRun
@@ -129,6 +130,11 @@ def _settings(run: FinishedRun, data: str, split: str) -> RunConfig:
 
 
 def _pairs(config: RunConfig, model: TrainedModel, limit: int | None) -> tuple[list[TokenizedPair], int]:
+    if model.reads_images:
+        raise RequestError(
+            "the run was trained on images, and pairs are scored here as text; the figures of its held-out pairs are "
+            "in its summary.json, and DPOTrainer.evaluate gives those of others (docs/images.md)"
+        )
     rows, _, dropped = prepare_data(config, model.tokenizer)
     chosen: Dataset = rows if limit is None else rows.select(range(min(limit, len(rows))))
     pairs = [

@@ -90,7 +90,7 @@ class Exporter:
             merge = merge_adapter(
                 self.model.trained,
                 directory,
-                self.model.tokenizer,
+                self.model.processor,
                 sequences=self._sequences,
                 replace=overwrite,
             )
@@ -103,6 +103,7 @@ class Exporter:
         Raises:
             RequestError: a tool of llama.cpp is needed, the disk is full, or what was written is not what was trained.
         """
+        self._refuse_images("--gguf")
         with writing(file), scratch_beside(file) as scratch:
             what, agreement = self._write_gguf(scratch / file.name, file, kind)
             os.replace(scratch / file.name, file)
@@ -125,6 +126,7 @@ class Exporter:
         Raises:
             RequestError: as `gguf`, or the Modelfile cannot quote a text of the model.
         """
+        self._refuse_images("--ollama")
         file = directory / "model.gguf"
         tokenizer = self.model.tokenizer
         text, note = modelfile(
@@ -149,6 +151,7 @@ class Exporter:
         Raises:
             RequestError: the run has no adapter, or it is not LoRA on linear layers.
         """
+        self._refuse_images("--adapter-gguf")
         model = self.model.trained
         if not isinstance(model, PeftModel):
             raise RequestError("--adapter-gguf: the run trained every weight and has no adapter; use --gguf")
@@ -165,6 +168,13 @@ class Exporter:
             f"it goes with a GGUF file of its base model {base.hub_id or base.name}: llama-server -m BASE.gguf --lora"
         )
         return Written(file, "LoRA adapter as GGUF, f32", agreement, (f"{note} {shlex.quote(str(file))}",))
+
+    def _refuse_images(self, option: str) -> None:
+        if self.model.reads_images:
+            raise RequestError(
+                f"{option}: the run was trained on images, and a GGUF file would hold the language model without them; "
+                "--merged DIR writes the whole model with its processor"
+            )
 
     def _accept(self, place: Path, agreement: Agreement) -> None:
         if not agreement.holds:
@@ -240,7 +250,8 @@ def _texts(run: FinishedRun, model: TrainedModel) -> tuple[str, list[list[int]]]
     try:
         trained, heldout, _ = prepare_data(config, model.tokenizer)
     except RequestError:
-        return "texts of several kinds, because the run's pairs are not there", real_sequences(model.tokenizer)
+        why = "have images" if model.reads_images else "are not there"
+        return f"texts of several kinds, because the run's pairs {why}", real_sequences(model.tokenizer)
     pairs = trained if heldout is None else heldout
     chosen = pairs.select(range(min(PAIRS, len(pairs))))
     sequences = [[*row["prompt_ids"], *row[side]][:TOKENS] for row in chosen for side in ("chosen_ids", "rejected_ids")]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from wishbone.model.load import load_model
+from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.result.finished_run import FinishedRun
 from wishbone.trainer.non_finite import refuse_non_finite
@@ -22,6 +23,8 @@ class TrainedModel:
     """The model of a run.
 
     Attributes:
+        reads_images: whether the run was trained on images.
+        processor: of the model where it was, else the tokenizer.
         tokenizer: of the model.
         trained: the model with what the run learned.
     """
@@ -36,7 +39,9 @@ class TrainedModel:
         self._base: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase
         self.trained: PreTrainedModel | PeftModel
-        model, self.tokenizer = self._load(None if run.is_adapter else str(run.weights))
+        self.reads_images = saved_with_processor(run.weights)
+        model, self.processor = self._load(None if run.is_adapter else str(run.weights))
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         if run.is_adapter:
             self.trained = load_adapter(model, run.weights, trainable=False).eval()
         else:
@@ -54,7 +59,7 @@ class TrainedModel:
             self._base, _ = self._load(None)
         yield self._base
 
-    def _load(self, weights: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _load(self, weights: str | None) -> tuple[PreTrainedModel, Any]:
         """The model of the run's configuration, or the one in a directory that the run wrote."""
         model = self._run.config.model
         own = weights is None
@@ -66,4 +71,5 @@ class TrainedModel:
             load_in_4bit=own and model.quantization == "nf4",
             load_in_fp8=own and model.quantization == "fp8",
             load_in_rotated_int8=own and model.quantization == "int8",
+            images=self.reads_images,
         )

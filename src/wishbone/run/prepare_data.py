@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from wishbone.config.schema import RunConfig
-from wishbone.data.columns import IdLists, arrow_batches
+from wishbone.config.schema import ModelConfig, RunConfig
+from wishbone.data.columns import IdLists, arrow_batches, keys_with_images
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
 from wishbone.data.repeats import Keys, digest, pair_key
 from wishbone.data.row_reader import InvalidRows, MalformedRows, Template
@@ -19,14 +21,24 @@ from wishbone.data.source import load_pairs
 from wishbone.data.text_turns import are_texts, in_trained_form
 from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 from wishbone.errors import RequestError, counted, counted_of
+from wishbone.model.checkpoint import reads_images
+from wishbone.model.load import load_processor
+from wishbone.trainer.image_tokens import has_images, tokenize_image_pairs, with_same_columns
 
 logger = logging.getLogger(__name__)
 
 RowNumbers = npt.NDArray[np.int64]
 
 
-def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None, int]:
+def prepare_data(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, processor: Callable[[], ProcessorMixin] | None = None
+) -> tuple[Dataset, Dataset | None, int]:
     """Load, tokenize and check the pairs of a run.
+
+    Args:
+        config: of the run.
+        tokenizer: of the model.
+        processor: loads the model's processor, where the model reads images; None: pairs with images are refused.
 
     Returns:
         Pairs to learn from, pairs held out or None, and how many unusable rows were dropped from both.
@@ -35,6 +47,7 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
         RequestError: the data cannot be read, holds no usable pair, or holds unusable rows that may not be dropped.
     """
     data = config.data
+    unreadable: dict[tuple[str, str], int] = {}
 
     def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
         def load(turns: bool) -> Dataset:
@@ -47,11 +60,21 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
                 pairs=data.pairs,
                 least_margin=data.least_margin,
                 turns=turns,
+                images="refuse" if processor is None else "read",
             )
             return pairs
 
         rows = in_trained_form(load, tokenizer, data.template, source)
-        pairs = tokenize_pairs(rows, tokenizer)
+        if processor is not None and has_images(rows):
+            if data.truncation == "keep_end":
+                raise RequestError(
+                    "data.truncation: keep_end cuts the beginning of a prompt, where images stand, and tokens of "
+                    "images are never cut; set keep_start"
+                )
+            pairs = tokenize_image_pairs(rows, processor(), source, invalid_rows)
+            unreadable[source, split] = len(rows) - len(pairs)
+        else:
+            pairs = tokenize_pairs(rows, tokenizer)
         return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 
     def usable(source: str, split: str) -> tuple[Dataset, int]:
@@ -61,11 +84,12 @@ def prepare_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple
             _, inspection = tokenized(source, split, "drop")
             raise RequestError([*malformed.problems, *unusable(inspection, data.lost_text)]) from malformed
         kept = refuse_or_drop(pairs, inspection, data.invalid_rows, data.lost_text)
-        return kept, len(pairs) - len(kept)
+        return kept, len(pairs) - len(kept) + unreadable.get((source, split), 0)
 
     pairs, dropped = usable(data.train, data.split)
     if data.eval is not None or data.eval_split is not None:
         heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
+        pairs, heldout = with_same_columns(pairs, heldout), with_same_columns(heldout, pairs)
         _say_what_is_in_both(pairs, heldout, data.train)
         return pairs, heldout, dropped + heldout_dropped
     if data.eval_fraction > 0:
@@ -107,7 +131,19 @@ def _keys(pairs: Dataset) -> Keys:
     for lists in arrow_batches(pairs, ID_COLUMNS):
         sides = [IdLists(side) for side in lists]
         found += (pair_key(*(digest(ids[row].data) for ids in sides)) for row in range(len(lists[0])))
-    return np.array(found, dtype=np.uint64)
+    return keys_with_images(np.array(found, dtype=np.uint64), pairs)
+
+
+def processor_of(model: ModelConfig, described: dict[str, Any]) -> Callable[[], ProcessorMixin] | None:
+    """Return what loads the processor of a run's model, once, or None where the model reads no images.
+
+    Args:
+        model: `model` of the configuration.
+        described: the model's config.json.
+    """
+    if not reads_images(described):
+        return None
+    return cache(partial(load_processor, model.name, model.revision, model.trust_remote_code))
 
 
 def trained_template(pairs: Dataset, asked: Template) -> Template:

@@ -10,6 +10,7 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -46,7 +47,7 @@ from wishbone.run.heldout import evaluate, evaluated_last
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.planned_memory import planned_memory
 from wishbone.run.preflight import check_access
-from wishbone.run.prepare_data import prepare_data, trained_template
+from wishbone.run.prepare_data import prepare_data, processor_of, trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import TrainingPhases
 from wishbone.run.resume import (
@@ -65,8 +66,11 @@ from wishbone.run.stop_signals import StopSignals
 from wishbone.run.tracker_texts import TrackerTexts
 from wishbone.run.trackers import open_trackers, tracked_name
 from wishbone.run.training_arguments import training_arguments
+from wishbone.trainer.image_tokens import images_of, trained_columns
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -132,7 +136,11 @@ def _train(
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     with phase("pairs", note=_short(config.data.train), own_bars=_may_download(config.model.name)):
         train_pairs, heldout, dropped = _pairs(config)
-    model, tokenizer = _load(config.model, config.model.name, config.model.revision)
+    images = images_of(train_pairs) + (0 if heldout is None else images_of(heldout))
+    model, processor = _load(config.model, config.model.name, config.model.revision, images=images > 0)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    named = config.model.reference
+    reference = None if named is None else _load(config.model, named, images=images > 0)[0]
     lora = config.adapter.method == "lora"
     metrics = MetricsFile(run_dir / METRICS)
     tracked_as = (resume and tracked_before(run_dir)) or tracked_name(run_dir)
@@ -140,11 +148,11 @@ def _train(
     trackers = opened.enter_context(open_trackers(asked_for, run_dir))
     trainer = DPOTrainer(
         model=model,
-        ref_model=None if config.model.reference is None else _load(config.model, config.model.reference)[0],
+        ref_model=reference,
         args=training_arguments(config, run_dir, model.dtype, tracked_as),
-        train_dataset=train_pairs,
-        eval_dataset=heldout,
-        processing_class=tokenizer,
+        train_dataset=trained_columns(train_pairs),
+        eval_dataset=None if heldout is None else trained_columns(heldout),
+        processing_class=processor,
         peft_config=_adapter(config, model) if lora else None,
         callbacks=[
             metrics,
@@ -168,6 +176,7 @@ def _train(
         "model": config.model.name,
         "pairs": {"train": len(train_pairs), "heldout": 0 if heldout is None else len(heldout)},
         "dropped_rows": dropped,
+        **({"images": images} if images else {}),
         "form": trainer.preference_step.policy.form if trainer.preference_step else "trl",
         "form_reason": trainer.form_reason,
         "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
@@ -180,11 +189,15 @@ def _train(
         write_text(run_dir / CONFIG_FILE, dump_config(config.model_copy(update={"data": data})))
         write_json(run_dir / "environment.json", environment())
         write_json(run_dir / "summary.json", summary)
-        shown = write_shown_pairs(run_dir, train_pairs, heldout, tokenizer, config.data.max_length)
+        shown = write_shown_pairs(run_dir, train_pairs, heldout, processor, config.data.max_length)
+        if images and config.output.answers:
+            logger.warning(
+                "No answers are written for pairs with images; `wishbone chat` takes questions without them."
+            )
         texts = TrackerTexts(trackers, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
         trainer.add_callback(texts)
         asked = train_pairs if heldout is None else heldout
-        answers = ClosingAnswers(trainer, asked, tokenizer, config.output.answers)
+        answers = ClosingAnswers(trainer, asked, tokenizer, 0 if images else config.output.answers)
     with early_end_noted(summary, run_dir / "summary.json" if writes else None, lambda: trainer.state.global_step):
         began = time.perf_counter()
         with signals.saving() if signals else nullcontext():
@@ -194,7 +207,7 @@ def _train(
         reference = trainer.reference_counts()
         if writes:
             learned = trainer.accelerator.unwrap_model(trainer.model)
-            writers = [learned.save_pretrained, tokenizer.save_pretrained]
+            writers = [learned.save_pretrained, processor.save_pretrained]
             if lora:
                 writers.append(partial(name_base, name=config.model.name, revision=config.model.revision))
             with phase("saving"):
@@ -238,8 +251,8 @@ def _report(run_dir: Path, answers: Sequence[Answer] = ()) -> None:
         raise RunError(f"{error}. The run is done and what it learned is whole; --resume writes the report") from error
 
 
-def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
-    """Return the model of that name, in the dtype or quantization of the run, and its tokenizer."""
+def _load(model: ModelConfig, name: str, revision: str | None = None, *, images: bool) -> tuple[PreTrainedModel, Any]:
+    """Return the model of that name, in the dtype or quantization of the run, and its tokenizer or processor."""
     with phase("model", note=_short(name), own_bars=_may_download(name)):
         return load_model(
             name,
@@ -249,6 +262,7 @@ def _load(model: ModelConfig, name: str, revision: str | None = None) -> tuple[P
             load_in_4bit=model.quantization == "nf4",
             load_in_fp8=model.quantization == "fp8",
             load_in_rotated_int8=model.quantization == "int8",
+            images=images,
         )
 
 
@@ -284,6 +298,6 @@ def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:
     model = config.model
     described = read_model_config(model.name, model.revision, model.trust_remote_code)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-    train, heldout, dropped = prepare_data(config, tokenizer)
+    train, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described))
     check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
     return train, heldout, dropped

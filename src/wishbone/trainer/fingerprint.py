@@ -26,6 +26,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 
+from wishbone.data.columns import IMAGE_KEY
 from wishbone.data.content_hash import content_hash
 from wishbone.data.json_text import parse_json
 from wishbone.errors import RequestError
@@ -124,6 +125,8 @@ def pairs_facts(dataset: Any) -> Any:
     if not isinstance(dataset, Dataset):
         return None if dataset is None else "a stream"
     columns = sorted(set(dataset.column_names) - _COMPUTED)
+    if IMAGE_KEY in columns:
+        columns.remove("images")  # the key stands for what their files hold, wherever these lie
     return f"{len(dataset)} rows, SHA-256 {content_hash(dataset, columns)}"
 
 

@@ -69,7 +69,7 @@ def prepare_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, name: st
         return ImagePairs(rows.filter(lambda row: encoder.lengths(row, room)[0] <= room), None)
     found: list[tuple[int, int, int]] = []
     problems: list[str] = []
-    for number, row in enumerate(_with_files(rows), 1):
+    for number, row in enumerate(rows_with_files(rows), 1):
         try:
             found.append(encoder.lengths(row, room))
         except RequestError as error:
@@ -135,8 +135,8 @@ def completions_with_images(rows: Any) -> int | None:
     return next((number for number, row in numbered if completion_has_image(row)), None)
 
 
-def _with_files(rows: Dataset) -> Iterator[dict[str, Any]]:
-    """The rows of a data set, images as bytes or paths of their files where they are stored so."""
+def rows_with_files(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a data set, images as bytes or paths of their files where they are stored so."""
     named = [name for name in ("image", "images") if name in rows.column_names]
     texts = rows.remove_columns(named).with_format(None)
     files = rows.select_columns(named).with_format("arrow").iter(batch_size=READ_AT_A_TIME)

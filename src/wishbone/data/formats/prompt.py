@@ -18,12 +18,14 @@ from wishbone.errors import RequestError
 
 Pair = tuple[Any, Any, Any]
 
-IMAGES = ("images", "image", "videos", "audios")
+PICTURES = ("images", "image")
+IMAGES = (*PICTURES, "videos", "audios")
 CONTEXT = (
     *("system", "system_prompt", "history", "prompt", "instruction", "question", "query", "input"),
     *("messages", "conversations", "context", *IMAGES),
 )
-"""Columns that some layout reads as a part of the prompt, and those of images, which none reads."""
+"""Columns that some layout reads as a part of the prompt, those of images, and those of sound and video, which none
+reads."""
 
 
 _LONG = 32
@@ -101,7 +103,7 @@ def completed(pair: Pair, fields: Fields) -> Pair:
         Misfit: a column does not fit, or says something whose place in the prompt is not plain.
     """
     for name in CONTEXT:
-        if name not in fields.row or name in fields.used or is_empty(fields.row[name]):
+        if name not in fields.row or name in fields.used or is_empty(fields.row[name]) or name in PICTURES:
             continue
         try:
             pair = _with_column(pair, name, fields.row[name])
@@ -115,8 +117,6 @@ def completed(pair: Pair, fields: Fields) -> Pair:
 
 def _with_column(pair: Pair, name: str, value: Any) -> Pair:
     prompt, *sides = pair
-    if name in ("images", "image"):
-        raise Misfit("holds images, which commands do not read; DPOTrainer trains on them in a script (docs/images.md)")
     if name in IMAGES:
         raise Misfit("holds sound or video, which are not read")
     if isinstance(prompt, str):
@@ -178,7 +178,7 @@ def _said(part: Any) -> str:
     if isinstance(part, str):
         return part
     content = part.get("content") or ""
-    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+    return content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
 
 
 def _is_letter(character: str) -> bool:

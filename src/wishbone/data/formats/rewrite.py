@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from wishbone.data import messages as chat
 from wishbone.data.formats.fields import Fields, Row, is_empty
+from wishbone.data.formats.images import Images, with_images
 from wishbone.data.formats.layouts import EXTRAS, LAYOUTS
 from wishbone.data.formats.pairing import Matches, PairRule, match
 from wishbone.data.formats.prompt import CONTEXT, completed, divide
@@ -27,7 +28,7 @@ class RowPairs(NamedTuple):
     Attributes:
         pairs: prompt, chosen, rejected: three texts or three lists of messages, whose roles are system, user,
             assistant, tool and which have no key that is None. `tools` (JSON text or list) and `chat_template_kwargs`
-            (dict) are added if the row has them.
+            (dict) are added if the row has them, and so are `images`, `{"bytes": ..., "path": ...}` each.
         ties: pairs of the rule that have the same score and are left out.
         narrow: pairs of the rule that differ by less than the least margin and are left out.
         unscored: completions without a score, which are left out.
@@ -44,7 +45,13 @@ class RowPairs(NamedTuple):
 
 
 def read_pairs(
-    row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None, turns: bool = False
+    row: Row,
+    layout: str,
+    *,
+    system_prompt: str | None = None,
+    rule: PairRule | None = None,
+    turns: bool = False,
+    images: Images = "refuse",
 ) -> RowPairs:
     """Rewrite a row of a known layout as pairs.
 
@@ -54,18 +61,25 @@ def read_pairs(
         system_prompt: added before a conversation that has no system message; refused for texts.
         rule: which scored completions become pairs; None: the best against the worst.
         turns: whether three texts become one user turn and one answer; not where the completions contain the prompt.
+        images: what happens to images: "refuse", "read" (they stand in `images` of each pair) or "drop".
 
     Raises:
         RequestError: the row does not fit; one problem for each column, without the number of the row.
     """
     try:
-        return rewrite(row, layout, system_prompt=system_prompt, rule=rule, turns=turns)
+        return rewrite(row, layout, system_prompt=system_prompt, rule=rule, turns=turns, images=images)
     except Misfit as misfit:
         raise RequestError(str(misfit)) from None
 
 
 def rewrite(
-    row: Row, layout: str, *, system_prompt: str | None = None, rule: PairRule | None = None, turns: bool = False
+    row: Row,
+    layout: str,
+    *,
+    system_prompt: str | None = None,
+    rule: PairRule | None = None,
+    turns: bool = False,
+    images: Images = "refuse",
 ) -> RowPairs:
     """The same; raises Misfit where two columns do not fit together."""
     fields = Fields(row)
@@ -86,6 +100,7 @@ def rewrite(
         if turns and isinstance(prompt, str) and answers.prompt is not None:
             prompt, chosen, rejected = chat.user_turn(prompt), chat.completion(chosen), chat.completion(rejected)
             turned = True
+        (prompt, chosen, rejected), pictures = with_images((prompt, chosen, rejected), fields, images)
         if isinstance(prompt, str) and extras:
             raise Misfit(
                 f"{next(iter(extras))} is beside texts that no chat template renders; write messages, or give every "
@@ -93,7 +108,8 @@ def rewrite(
             )
         if system_prompt is not None:
             prompt = _with_system(prompt, system_prompt)
-        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **extras})
+        shown = {"images": pictures} if pictures else {}
+        pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **shown, **extras})
     return RowPairs(pairs, matched.ties, matched.narrow, answers.unscored, fields.used, turned)
 
 
