@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
+import transformers
 from torch import Tensor
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.data.pair_images import ImageAttention
-from wishbone.errors import one_line
+from wishbone.errors import RequestError, one_line
 from wishbone.fused.parts import part_of, text_layers
 from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
 from wishbone.model.eight_bit_linear import inputs_not_rounded
@@ -47,6 +48,8 @@ Norms round to float32 inside even in float64 models.
 """
 TOLERANCE_OF_LAYER = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Relative error of one layer's output that rounding explains, by which deep models are judged (`layerwise.py`)."""
+LEFT_OUT = 4
+"""Tokens that are left out of a trial sequence to see whether those before them notice."""
 OTHER_TOKENS = 0.5
 """Relative error of hidden states after which layers are not looked at: other tokens were seen."""
 
@@ -89,7 +92,10 @@ def choose_form(
     model.eval()
     try:
         with torch.no_grad(), inputs_not_rounded(model):
-            own = _logps(Policy(model, form="own_logits"))
+            whole = Policy(model, form="own_logits")
+            own = _own_logps(whole)
+            if (changed := _reason_from_later_tokens(whole, own)) is not None:
+                return Capability("own_logits", changed)
             if plain.decoder is plain.causal_lm:
                 return Capability("own_logits", "its layers cannot be run without its output head")
             try:
@@ -140,7 +146,7 @@ def varies_in_training(model: torch.nn.Module) -> bool:
     model.train()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            first, second = _logps(policy), _logps(policy)
+            first, second = _own_logps(policy), _own_logps(policy)
     finally:
         model.train(was_training)
     return not _relative_error(second, first) <= TOLERANCE[policy.computing_dtype]
@@ -262,11 +268,54 @@ def _hidden(policy: Policy, pairs: Sequence[TokenizedPair] = ()) -> Tensor:
         return policy.hidden_states(batch)
 
 
-def _logps(policy: Policy) -> Tensor:
-    """Log-probabilities [scored] of the trial pairs."""
-    batch = policy.collate(trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
+def _logps(policy: Policy, pairs: Sequence[TokenizedPair] = ()) -> Tensor:
+    """Log-probabilities [scored] of some pairs, by default of the trial pairs."""
+    batch = policy.collate(pairs or trial_pairs(policy.causal_lm.config.get_text_config().vocab_size))
     with policy.running():
         return policy.token_scores(batch).logps
+
+
+def _own_logps(policy: Policy) -> Tensor:
+    """Log-probabilities [scored] of the trial pairs by the model's own forward pass.
+
+    Raises:
+        RequestError: it does not run on text alone.
+    """
+    try:
+        return _logps(policy)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, *IMPOSSIBLE) as error:
+        model = policy.causal_lm
+        raise RequestError(
+            f"{type(model).__name__} does not run on text alone in transformers {transformers.__version__}: its own "
+            f"forward pass ends in {type(error).__name__} ({one_line(error)}). See that its config.json is whole; "
+            "otherwise another version of transformers may run it, or take another model"
+        ) from error
+
+
+def _reason_from_later_tokens(policy: Policy, whole: Tensor) -> str | None:
+    """Return that log-probabilities of tokens depend on what comes after them, tokens or padding, or None.
+
+    The first completion of the trial pairs is run again without its last tokens, which then are padding. What a causal
+    model says of the tokens before them stays.
+
+    Args:
+        policy: in the form "own_logits".
+        whole: its log-probabilities of the trial pairs.
+    """
+    first, second = trial_pairs(policy.causal_lm.config.get_text_config().vocab_size)
+    scored = len(first.chosen) - first.chosen_start
+    kept = scored - LEFT_OUT
+    shorter = replace(first, chosen=first.chosen[:-LEFT_OUT])
+    found = _logps(policy, [shorter, second])
+    error = _relative_error(found[:kept], whole[:kept])
+    if not error > TOLERANCE[policy.computing_dtype]:
+        return None
+    return (
+        "its log-probabilities of a token depend on tokens or padding that come later (relative difference "
+        f"{error:.1e}), so a loss depends on what else is in a batch, in TRL as well"
+    )
 
 
 def _relative_error(value: Tensor, expected: Tensor) -> float:
