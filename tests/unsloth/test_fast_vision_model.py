@@ -15,6 +15,7 @@ pytest.importorskip("PIL")
 from tiny_vision import several_images, vision_family
 from trainer.preference_runs import arguments, losses
 from trainer.side_by_side import assert_on_step
+from transformers import AutoProcessor
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel, FastVisionModel
 from wishbone.errors import RequestError
@@ -29,6 +30,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     processor, model = vision_family("idefics3")
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
+    try:
+        AutoProcessor.from_pretrained(directory)
+    except ValueError as error:
+        if "torchvision" not in str(error):
+            raise
+        pytest.skip("this version of transformers loads the family's processor with torchvision alone")
     return str(directory)
 
 
@@ -101,8 +108,11 @@ def test_from_loading_to_training_and_back(saved: str, tmp_path: Path) -> None:
     assert learned and all(torch.equal(again.get_parameter(name), weight) for name, weight in learned.items())
 
 
-def test_models_of_text_and_of_images_name_each_other(saved: str) -> None:
-    with pytest.raises(RequestError, match=r"load it with FastVisionModel|is not a language model"):
-        FastLanguageModel.from_pretrained(saved, device_map="cpu", load_in_4bit=False)
+def test_a_model_that_reads_images_is_loaded_for_text_with_its_tokenizer_alone(saved: str) -> None:
+    model, tokenizer = FastLanguageModel.from_pretrained(saved, device_map="cpu", load_in_4bit=False)
+    assert type(model).__name__ == "Idefics3ForConditionalGeneration" and not hasattr(tokenizer, "image_processor")
+
+
+def test_a_model_of_text_names_its_class() -> None:
     with pytest.raises(RequestError, match="reads no images; load it with FastLanguageModel"):
         load("smollm2-135m-instruct")
