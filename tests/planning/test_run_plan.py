@@ -19,7 +19,7 @@ from wishbone.planning.alternatives import alternatives
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
 from wishbone.planning.lengths import PairLengths, given_lengths
-from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_parameters
+from wishbone.planning.memory import CONTEXT, GIB, NF4_BYTES, MemoryPlan, estimate_memory, trained_parameters
 from wishbone.planning.room import Machine, choose_rows
 from wishbone.planning.run_plan import RunPlan, Target, gpu_machine, memory_plan, plan_run
 from wishbone.preference import losses
@@ -207,3 +207,50 @@ def test_several_gpus_share_the_pairs_of_a_step():
     assert 0.25 <= four.step_tokens / one.step_tokens <= 0.3  # of the GPU with the most
     trained = trained_parameters(LLAMA, memory_plan(asked, run))
     assert (one.exchanged, four.exchanged) == (0, 2 * 3 / 4 * 4 * trained)
+
+
+LARGE = "meta-llama/Llama-3.1-70B-Instruct"
+
+
+def test_a_model_that_one_gpu_does_not_hold_is_divided():
+    run = target("H200", LARGE)
+    one, two = (plan_run(config(), run, processes=processes) for processes in (1, 2))
+    assert (one.fits, one.sharded, one.gathered) == (False, False, 0)
+    assert two.fits and two.sharded
+    frozen = 2 * run.shape.parameters
+    assert two.gathered == pytest.approx(2 * frozen / 2)
+    at_rest = two.rows.memory.items["weights"] + two.rows.memory.items["embeddings and head"]
+    assert at_rest == pytest.approx(frozen / 2)
+    two_layers = 2 * (frozen - 2 * run.shape.embedding_parameters) / run.shape.layers
+    assert two.rows.memory.items["workspace"] >= two_layers + 2 * run.shape.embedding_parameters
+
+
+def test_what_fits_is_not_divided_unless_asked_and_never_where_that_is_refused():
+    small, large = target("H200"), target("H200", LARGE)
+    assert not plan_run(config(), small, processes=2).sharded
+    asked = plan_run(config(model__sharding="fsdp"), small, processes=2)
+    whole = plan_run(config(), small, processes=2)
+    assert asked.sharded and asked.rows.memory.items["weights"] == whole.rows.memory.items["weights"] / 2
+    assert not plan_run(config(model__sharding="none"), large, processes=2).sharded
+    assert not plan_run(config(model__sharding="fsdp"), large, processes=1).sharded
+    assert not plan_run(config(), target(None, LARGE), processes=2).sharded
+
+
+def test_all_weights_of_a_divided_model_rest_in_float32():
+    run = target("H200", LARGE)
+    plan = plan_run(config(adapter__method="full"), run, processes=16)
+    items, weights = plan.rows.memory.items, run.shape.parameters
+    assert plan.sharded
+    assert items["weights"] + items["embeddings and head"] == pytest.approx(4 * weights / 16)
+    assert (items["gradients"], items["optimizer"]) == pytest.approx((4 * weights / 16, 8 * weights / 16))
+
+
+def test_codes_are_divided_but_for_what_bitsandbytes_keeps_beside_them():
+    run = target("H200", LARGE)
+    memory = {n: plan_run(config(model__quantization="nf4", model__sharding="fsdp"), run, processes=n) for n in (2, 4)}
+    two, four = (memory[n].rows.memory.items["weights"] for n in (2, 4))
+    beside = NF4_BYTES - 1 / 2
+    assert two - four == pytest.approx(
+        (run.shape.linear_parameters / 2 + 2 * run.shape.vector_parameters) / 4, rel=1e-3
+    )
+    assert four > run.shape.linear_parameters * (1 / 2 / 4 + beside)

@@ -196,6 +196,12 @@ def _lines(
             "Between GPUs",
             f"{found.exchanged / 1e9:.2g} GB of gradients a step from and to each: {', '.join(times)} (assumed rates)",
         )
+    if found.sharded:
+        yield (
+            "Weights",
+            f"divided over {gpus} GPUs (FSDP2); a row gathers {found.gathered / 1e9:.3g} GB into each, which takes "
+            + ", ".join(f"{_duration(found.gathered / rate)} over {link}" for link, rate in LINKS.items()),
+        )
     longest = f"{found.longest_sequence:,} tokens fit" if found.longest_sequence else "none fits"
     limit = config.data.max_length
     yield "Longest sequence", f"{longest}; data.max_length is {'not set' if limit is None else format(limit, ',')}"
@@ -307,6 +313,8 @@ def _data(config: RunConfig, target: Target, found: RunPlan, offers: Sequence[Al
         "step_seconds": found.seconds,
         "step_seconds_is_a_lower_bound": found.seconds_at_least,
         "exchanged_bytes_a_step": found.exchanged,
+        "sharded": found.sharded,
+        "gathered_bytes_a_row": found.gathered,
         "alternatives": [asdict(alternative) for alternative in offers],
     }
 

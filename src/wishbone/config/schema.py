@@ -90,6 +90,11 @@ class ModelConfig(Section):
         default=None,
         description="Another model as the reference, named as in name; null: this model as it is before training.",
     )
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        default="auto",
+        description="Weights on several GPUs: divided (fsdp), whole on each (none), or divided where one GPU "
+        "does not hold the run (auto).",
+    )
     trust_remote_code: bool = Field(default=False, description="Run Python code that comes with the model.")
 
 

@@ -23,6 +23,7 @@ from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, f
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
+from wishbone.planning.sharded import machine_of_shards, sharded_memory, uncopied
 from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
@@ -52,6 +53,8 @@ class RunPlan:
         seconds: of a step, or None where nothing was measured to derive it from.
         seconds_at_least: whether rows are so short that this is only a lower bound.
         exchanged: bytes of gradients that each of several devices sends and receives in a step.
+        sharded: whether FSDP2 divides the model over the devices.
+        gathered: bytes of weights that each device receives for a row then, forward and backward.
 
     Devices share the pairs of a step; its rows and time are those of the device with the most tokens.
     """
@@ -70,6 +73,8 @@ class RunPlan:
     seconds: float | None
     seconds_at_least: bool
     exchanged: float = 0.0
+    sharded: bool = False
+    gathered: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,14 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     Raises:
         RequestError: the device cannot compute what is asked for.
     """
-    shape, lengths, machine = target.shape, target.lengths, target.machine
+    shape, lengths = target.shape, target.lengths
     training, limit = config.training, config.data.max_length
     plan = memory_plan(config, target)
     tokens = lengths.rows(limit)
     pairs, steps, _ = _run_length(config, len(tokens), processes)
+    sharded = is_sharded(config, target, processes)
     rows = chosen_rows(config, target, processes=processes)
+    machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     packed = list(_simulated_rows(tokens, min(steps.pairs_a_step, pairs), processes, rows.budget, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
@@ -118,9 +125,9 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
     return RunPlan(
         weights=plan.weights,
-        machine=machine,
+        machine=target.machine,
         rows=rows,
-        fits=rows.memory.total <= machine.limit,
+        fits=rows.memory.total <= target.machine.limit,
         pairs=pairs,
         schedule=steps,
         rows_a_step=fmean(map(len, packed)),
@@ -131,7 +138,26 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         seconds=seconds,
         seconds_at_least=row_tokens < FULL_ROW,
         exchanged=2 * (processes - 1) / processes * GRADIENT_BYTES * trained_parameters(shape, plan),
+        sharded=sharded,
+        gathered=2 * (processes - 1) / processes * frozen_bytes(shape, plan) if sharded else 0.0,
     )
+
+
+def is_sharded(config: RunConfig, target: Target, processes: int) -> bool:
+    """Return whether FSDP2 divides the model: where the run asks for it, or where a GPU does not hold all of it.
+
+    Raises:
+        RequestError: the device cannot compute what is asked for.
+    """
+    asked = config.model.sharding
+    if processes == 1 or asked == "none":
+        return False
+    if asked == "fsdp":
+        return True
+    in_codes = target.shape.experts and config.model.quantization in ("nf4", "fp8")
+    if target.machine.kind == "cpu" or in_codes:
+        return False
+    return _chosen_rows(config, target, processes, sharded=False).memory.total > target.machine.limit
 
 
 def chosen_rows(config: RunConfig, target: Target, *, processes: int = 1) -> Rows:
@@ -140,14 +166,22 @@ def chosen_rows(config: RunConfig, target: Target, *, processes: int = 1) -> Row
     Raises:
         RequestError: the device cannot compute what is asked for.
     """
-    training, plan = config.training, memory_plan(config, target)
+    return _chosen_rows(config, target, processes, sharded=is_sharded(config, target, processes))
+
+
+def _chosen_rows(config: RunConfig, target: Target, processes: int, *, sharded: bool) -> Rows:
+    training, plan, shape = config.training, memory_plan(config, target), target.shape
     tokens = np.sort(target.lengths.rows(config.data.max_length))
     _, _, on_device = _run_length(config, len(tokens), processes)
     longest, most = int(tokens[-1]), int(tokens[-on_device:].sum())
-    rows = choose_rows(target.shape, plan, target.machine, training.token_budget, training.activations, longest, most)
-    if target.reference is None:
-        return rows
-    return replace(rows, memory=_with_reference(rows.memory, target.reference, plan))
+    machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
+    run = uncopied(plan) if sharded else plan
+    rows = choose_rows(shape, run, machine, training.token_budget, training.activations, longest, most)
+    if target.reference is not None:
+        rows = replace(rows, memory=_with_reference(rows.memory, target.reference, plan))
+    if sharded:
+        rows = replace(rows, memory=sharded_memory(shape, plan, rows.memory, processes))
+    return rows
 
 
 def _run_length(config: RunConfig, pairs: int, processes: int) -> tuple[int, Schedule, int]:

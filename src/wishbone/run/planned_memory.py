@@ -17,17 +17,30 @@ from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB
 from wishbone.planning.model_shape import read_shape
 from wishbone.planning.room import Machine
-from wishbone.planning.run_plan import Target, plan_run
+from wishbone.planning.run_plan import RunPlan, Target, plan_run
 
 
-def planned_memory(config: RunConfig, model: dict[str, Any], pairs: Dataset) -> dict[str, Any] | None:
+def planned_memory(
+    config: RunConfig, model: dict[str, Any], pairs: Dataset, *, processes: int = 1
+) -> dict[str, Any] | None:
     """Return the memory of the largest row by item, its total and the limit, in GiB; None for unknown families.
 
     Args:
         config: of the run.
         model: the model's config.json.
         pairs: tokenized pairs to learn from.
+        processes: of the run, one on each GPU.
     """
+    plan = plan_of_run(config, model, pairs, processes=processes)
+    if plan is None:
+        return None
+    memory = plan.rows.memory
+    items = {name: round(size / GIB, 4) for name, size in memory.items.items() if size > 0}
+    return {"items": items, "total": round(memory.total / GIB, 4), "limit": round(plan.machine.limit / GIB, 4)}
+
+
+def plan_of_run(config: RunConfig, model: dict[str, Any], pairs: Dataset, *, processes: int) -> RunPlan | None:
+    """Return the plan of a run on this machine, arguments as for `planned_memory`; None where it cannot be planned."""
     if config.model.reference is not None:
         return None  # another model's memory, whose shape is not read here
     prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
@@ -36,12 +49,9 @@ def planned_memory(config: RunConfig, model: dict[str, Any], pairs: Dataset) -> 
         target = Target(
             read_shape(model, config.model.name), PairLengths(prompt, chosen, rejected, "as trained"), machine, gpu
         )
-        plan = plan_run(config, target)
+        return plan_run(config, target, processes=processes)
     except RequestError:
         return None
-    memory = plan.rows.memory
-    items = {name: round(size / GIB, 4) for name, size in memory.items.items() if size > 0}
-    return {"items": items, "total": round(memory.total / GIB, 4), "limit": round(machine.limit / GIB, 4)}
 
 
 def _machine() -> tuple[Machine, Gpu | None]:

@@ -22,7 +22,7 @@ FREE = frozenset(
     {
         "training.max_steps", "training.epochs", "training.logging_steps", "training.eval_steps", "training.save_steps",
         "training.token_budget", "training.activations", "training.reference_store", "training.guard",
-        "training.guard_steps", "output.dir", "output.report_to", "output.answers",
+        "training.guard_steps", "model.sharding", "output.dir", "output.report_to", "output.answers",
     }
 )  # fmt: skip
 """Settings that change no result, and how long the run is."""

@@ -61,14 +61,16 @@ from wishbone.run.resume import (
 )
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
 from wishbone.run.sequence_lengths import check_lengths, this_cpu
+from wishbone.run.sharding import FSDP, divided_before, divides_model, loading_place
 from wishbone.run.shown_pairs import write_shown_pairs
 from wishbone.run.stop_signals import StopSignals
 from wishbone.run.tracker_texts import TrackerTexts
 from wishbone.run.trackers import open_trackers, tracked_name
-from wishbone.run.training_arguments import training_arguments
+from wishbone.run.training_arguments import precomputes_reference, training_arguments
 from wishbone.trainer.image_tokens import images_of, trained_columns
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
+from wishbone.trainer.whole_weights import whole_weights
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +137,18 @@ def _train(
         config = template_of_run(config, run_dir)
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     with phase("pairs", note=_short(config.data.train), own_bars=_may_download(config.model.name)):
-        train_pairs, heldout, dropped = _pairs(config)
+        described, train_pairs, heldout, dropped = _pairs(config)
     images = images_of(train_pairs) + (0 if heldout is None else images_of(heldout))
-    model, processor = _load(config.model, config.model.name, config.model.revision, images=images > 0)
+    divided = divides_model(config, described, train_pairs, divided_before(run_dir) if resume else None)
+    if divided and images:
+        raise RequestError(
+            "a model that reads images is not divided over GPUs, because rows with and without images run other parts "
+            "of it; set model.sharding to none, with model.quantization nf4 or fp8 where one GPU does not hold it"
+        )
+    place = loading_place(config) if divided else {}
+    model, processor = _load(config.model, config.model.name, config.model.revision, images=images > 0, **place)
     tokenizer = getattr(processor, "tokenizer", processor)
-    named = config.model.reference
-    reference = None if named is None else _load(config.model, named, images=images > 0)[0]
+    dtype = model.dtype
     lora = config.adapter.method == "lora"
     metrics = MetricsFile(run_dir / METRICS)
     tracked_as = (resume and tracked_before(run_dir)) or tracked_name(run_dir)
@@ -148,8 +156,8 @@ def _train(
     trackers = opened.enter_context(open_trackers(asked_for, run_dir))
     trainer = DPOTrainer(
         model=model,
-        ref_model=reference,
-        args=training_arguments(config, run_dir, model.dtype, tracked_as),
+        ref_model=_reference(config, place, images=images > 0),
+        args=training_arguments(config, run_dir, dtype, tracked_as, FSDP if divided else {}),
         train_dataset=trained_columns(train_pairs),
         eval_dataset=None if heldout is None else trained_columns(heldout),
         processing_class=processor,
@@ -180,7 +188,9 @@ def _train(
         "form": trainer.preference_step.policy.form if trainer.preference_step else "trl",
         "form_reason": trainer.form_reason,
         "fused_parts": trainer.coverage.as_json() if trainer.coverage else None,
-        "memory_plan": planned_memory(config, model.config.to_dict(), train_pairs),
+        "memory_plan": planned_memory(
+            config, model.config.to_dict(), train_pairs, processes=trainer.accelerator.num_processes
+        ),
         "heldout_before": None if heldout is None else (resume and heldout_before(run_dir)) or evaluate(trainer),
     }
     if writes:
@@ -197,7 +207,9 @@ def _train(
         texts = TrackerTexts(trackers, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
         trainer.add_callback(texts)
         asked = train_pairs if heldout is None else heldout
-        answers = ClosingAnswers(trainer, asked, tokenizer, 0 if images else config.output.answers)
+        if divided and config.output.answers:
+            logger.warning("A divided model answers no prompts during its run; `wishbone compare` asks it afterwards.")
+        answers = ClosingAnswers(trainer, asked, tokenizer, 0 if images or divided else config.output.answers)
     with early_end_noted(summary, run_dir / "summary.json" if writes else None, lambda: trainer.state.global_step):
         began = time.perf_counter()
         with signals.saving() if signals else nullcontext():
@@ -205,9 +217,11 @@ def _train(
         seconds = time.perf_counter() - began
         heldout_after = None if heldout is None else evaluated_last(trainer) or evaluate(trainer)
         reference = trainer.reference_counts()
+        whole = whole_weights(trainer.model, keep=writes, dtype=None if lora else dtype) if divided else None
         if writes:
             learned = trainer.accelerator.unwrap_model(trainer.model)
-            writers = [learned.save_pretrained, processor.save_pretrained]
+            own = learned.save_pretrained if whole is None else partial(learned.save_pretrained, state_dict=whole)
+            writers = [own, processor.save_pretrained]
             if lora:
                 writers.append(partial(name_base, name=config.model.name, revision=config.model.revision))
             with phase("saving"):
@@ -251,12 +265,21 @@ def _report(run_dir: Path, answers: Sequence[Answer] = ()) -> None:
         raise RunError(f"{error}. The run is done and what it learned is whole; --resume writes the report") from error
 
 
-def _load(model: ModelConfig, name: str, revision: str | None = None, *, images: bool) -> tuple[PreTrainedModel, Any]:
+def _load(
+    model: ModelConfig,
+    name: str,
+    revision: str | None = None,
+    *,
+    images: bool,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> tuple[PreTrainedModel, Any]:
     """Return the model of that name, in the dtype or quantization of the run, and its tokenizer or processor."""
     with phase("model", note=_short(name), own_bars=_may_download(name)):
         return load_model(
             name,
-            dtype=model.dtype,
+            dtype=dtype or model.dtype,
+            device=device,
             revision=revision,
             trust_remote_code=model.trust_remote_code,
             load_in_4bit=model.quantization == "nf4",
@@ -264,6 +287,18 @@ def _load(model: ModelConfig, name: str, revision: str | None = None, *, images:
             load_in_rotated_int8=model.quantization == "int8",
             images=images,
         )
+
+
+def _reference(config: RunConfig, place: dict[str, Any], *, images: bool) -> PreTrainedModel | None:
+    """Return another model as the reference, or None where it is the one that is trained.
+
+    Where all weights of a divided model are trained, TRL would load it once more, whole on a GPU.
+    """
+    model = config.model
+    if model.reference is not None:
+        return _load(model, model.reference, images=images, **place)[0]
+    again = bool(place) and precomputes_reference(config)
+    return _load(model, model.name, model.revision, images=images, **place)[0] if again else None
 
 
 def _may_download(name: str) -> bool:
@@ -293,11 +328,11 @@ def _execution(trainer: DPOTrainer) -> dict[str, Any] | None:
     return None if step is None else trainer.execution.summary(len(step.policy.layers))
 
 
-def _pairs(config: RunConfig) -> tuple[Dataset, Dataset | None, int]:
-    """As `prepare_data`, with what is known of the model before its weights are loaded."""
+def _pairs(config: RunConfig) -> tuple[dict[str, Any], Dataset, Dataset | None, int]:
+    """What is known of the model before its weights are loaded, and with it what `prepare_data` returns."""
     model = config.model
     described = read_model_config(model.name, model.revision, model.trust_remote_code)
     tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
     train, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described))
     check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
-    return train, heldout, dropped
+    return described, train, heldout, dropped

@@ -5,7 +5,9 @@ No tracker is among them: the run adds them by itself (`run/trackers.py`), so th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +18,9 @@ from wishbone.run.trackers import PROJECT
 from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
 
-def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype, tracked_as: str) -> DPOConfig:
+def training_arguments(
+    config: RunConfig, run_dir: Path, dtype: torch.dtype, tracked_as: str, sharding: Mapping[str, Any]
+) -> DPOConfig:
     """Return the trainer's arguments for a configuration.
 
     Args:
@@ -24,6 +28,7 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype, tra
         run_dir: its directory.
         dtype: of the model.
         tracked_as: name of the run in its trackers.
+        sharding: arguments that divide the model; empty where it is whole.
     """
     training, preference, data = config.training, config.preference, config.data
     cuda = torch.cuda.is_available()
@@ -80,15 +85,16 @@ def training_arguments(config: RunConfig, run_dir: Path, dtype: torch.dtype, tra
         orpo_lambda=preference.orpo_lambda,
         token_budget=training.token_budget,
         shared_steps=True,
+        **sharding,
         guard=training.guard,
         guard_steps=training.guard_steps,
-        precompute_ref_log_probs=_precomputes_reference(config),
+        precompute_ref_log_probs=precomputes_reference(config),
         reference_store=training.reference_store,
         disable_dropout=config.adapter.dropout == 0,
     )
 
 
-def _precomputes_reference(config: RunConfig) -> bool:
+def precomputes_reference(config: RunConfig) -> bool:
     """Return whether reference values are computed before training: the whole model is trained and is the reference."""
     moves = config.adapter.method == "full" and config.model.reference is None
     return moves and not are_reference_free(config.preference.loss)

@@ -12,10 +12,12 @@ NF4 are no parameters and stay whole on each GPU, 1/33 of its codes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, fsdp2_prepare_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
@@ -145,3 +147,16 @@ def _let_codes_be_divided(model: nn.Module) -> None:
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 has divided a model's parameters."""
     return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def prepared(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Context in which accelerate knows a sharded model, which needs no more preparation to be evaluated."""
+    if not is_sharded(model) or accelerator._models:
+        yield
+        return
+    accelerator._models.append(model)
+    try:
+        yield
+    finally:
+        accelerator._models.remove(model)

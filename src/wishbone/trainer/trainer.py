@@ -22,7 +22,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.distributed import fill_gradients, reduce_gradients, sum_over_processes
@@ -55,7 +55,7 @@ from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.scoring import ScoringTrainer
-from wishbone.trainer.sharding import is_sharded, shard, take_plugin_on_cpus
+from wishbone.trainer.sharding import is_sharded, prepared, shard, take_plugin_on_cpus
 from wishbone.trainer.shared_steps import (
     OWN_BATCHES,
     WAITING,
@@ -248,6 +248,11 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
             self._save(output_dir, state_dict=weights)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as transformers does; before training, accelerate would refuse to prepare a sharded model alone."""
+        with prepared(self.accelerator, self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer as transformers does; of a sharded model, note whose parameters it has."""
