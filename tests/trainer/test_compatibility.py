@@ -26,7 +26,7 @@ def test_other_versions_are_refused(version: str) -> None:
 
 
 def test_signatures_of_all_overridden_methods_are_checked() -> None:
-    """Those that only pass their arguments on (`train`, `predict`, `create_optimizer`) do not depend on them."""
+    """Those that only pass their arguments on (`train`, `predict`, `create_optimizer`, `evaluation_loop`) do not depend on them."""
     beneath = trl.DPOTrainer.__mro__[:-1]
     own = {name: value for kind in (ScoringTrainer, DPOTrainer) for name, value in vars(kind).items()}
     methods = {
@@ -34,7 +34,7 @@ def test_signatures_of_all_overridden_methods_are_checked() -> None:
     }
     passing_on = {n for n in methods if list(inspect.signature(getattr(DPOTrainer, n)).parameters)[1:] == PASSED_ON}
     assert methods - passing_on == OVERRIDDEN.keys()
-    assert passing_on == {"train", "predict", "create_optimizer"}
+    assert passing_on == {"train", "predict", "create_optimizer", "evaluation_loop"}
 
 
 def test_changed_methods_are_refused_all_at_once() -> None:
