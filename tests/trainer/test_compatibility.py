@@ -26,7 +26,7 @@ def test_other_versions_are_refused(version: str) -> None:
 
 
 def test_signatures_of_all_overridden_methods_are_checked() -> None:
-    """Those that only pass their arguments on (`train`, `predict`, `create_optimizer`, `evaluation_loop`) do not depend on them."""
+    """Those that only pass their arguments on do not depend on them: `train`, `predict` and others."""
     beneath = trl.DPOTrainer.__mro__[:-1]
     own = {name: value for kind in (ScoringTrainer, DPOTrainer) for name, value in vars(kind).items()}
     methods = {

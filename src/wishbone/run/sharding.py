@@ -79,8 +79,7 @@ def divides_model(config: RunConfig, described: dict[str, Any], pairs: Dataset, 
         if plan is not None and chosen:
             _say(plan, processes)
     PartialState(cpu=not torch.cuda.is_available())
-    (chosen,) = broadcast_object_list([chosen])
-    return chosen
+    return bool(broadcast_object_list([chosen])[0])
 
 
 def loading_place(config: RunConfig) -> dict[str, Any]:

@@ -130,7 +130,9 @@ def _let_codes_be_divided(model: nn.Module) -> None:
 
     accelerate leaves a `Params4bit` of bytes out of what FSDP divides, because that class cannot be divided.
     """
-    layers = [module for module in model.modules() if type(vars(module)["_parameters"].get("weight")).__name__ == FOUR]
+    layers: list[Any] = [
+        module for module in model.modules() if type(vars(module)["_parameters"].get("weight")).__name__ == FOUR
+    ]
     whole = {id(layer.weight) for layer in layers} | {id(p) for p in model.parameters() if type(p) is nn.Parameter}
     if stacks := [name for name, parameter in model.named_parameters() if id(parameter) not in whole]:
         raise RequestError(
