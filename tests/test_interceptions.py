@@ -75,6 +75,7 @@ OURS = {
     "model/quantization.py:dequantized": "a model that was made there",
     "model/saved_adapter.py:load_adapter": "a configuration that was loaded there",
     "ops/expert_mlp/quantized.py:QuantizedStack.__init__": "its own parts",
+    "ops/prefix_attention/triton.py:_PrefixAttention.forward": "its own outputs",
     "ops/prefix_attention/tables.py:block_tables": "its own layout",
     "ops/prefix_attention/tables.py:overwrite_tables": "its own layout",
     "ops/prefix_attention/tables.py:_blocks": "its own layout",

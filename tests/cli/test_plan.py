@@ -54,7 +54,7 @@ def test_a_run_that_does_not_fit_says_what_does_and_ends_with_2():
     outcome = plan(*GIVEN, "RTX 4080", "training.token_budget=8192")
     assert outcome.exit_code == 2
     assert "Does not fit: it needs" in outcome.stdout
-    assert "model.quantization=fp8" in outcome.stdout
+    assert "model.quantization=int8" in outcome.stdout
     assert '--gpu "' in outcome.stdout
 
 

@@ -110,7 +110,7 @@ def carries(model: nn.Module, fused: FusedLayers | None) -> bool:
     asked = os.environ.get(DIFFERENCE_VARIABLE, "")
     if asked not in ("", "on", "off"):
         raise RequestError(f"{DIFFERENCE_VARIABLE} is {asked!r}, and can be on or off: correct it, or unset it")
-    if fused is None or not fused.norms.norms:
+    if fused is None or not any(site.part == "norm" and site.why_not is None for site in fused.sites()):
         return False
     sizes = {parameter.dtype.itemsize for parameter in model.parameters() if not parameter.requires_grad}
     return asked == "on" or (asked == "" and sizes == {2})
