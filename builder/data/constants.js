@@ -354,6 +354,14 @@
    "float16": "f16"
   }
  },
+ "planning.sharded": {
+  "MASTER_BYTES": 4,
+  "WITHOUT_COPY": {
+   "adamw_torch": "adamw_torch_fused",
+   "adagrad": "lion_32bit",
+   "rmsprop": "lion_32bit"
+  }
+ },
  "planning.situation": {
   "NO_GPU": "none"
  },

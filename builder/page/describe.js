@@ -43,7 +43,11 @@
   const bar = (name, memory) => ({ name, items: items(memory), total: memory.total });
 
   /** How the rows of a plan are run, in a sentence. */
-  function treatment({ rows }, layers) {
+  function treatment({ rows, sharded }, layers) {
+    return `${sharded ? "On each GPU: the weights are divided over all of them (FSDP2). " : ""}${computedAgain(rows, layers)}`;
+  }
+
+  function computedAgain(rows, layers) {
     if (rows.offload) return "Layers are computed again in the backward pass, and their inputs wait in host memory.";
     if (rows.keptLayers >= layers) return "All activations are kept: nothing is computed twice.";
     if (rows.keptLayers === 0) return "Every layer is computed again in the backward pass.";

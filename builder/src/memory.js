@@ -157,7 +157,9 @@
     return { items, total, allocated: total - items.runtime };
   }
 
-  const parts = { CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, estimateMemory, frozenBytes, layerBytes, elementBytes };
+  const parts = {
+    CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, elementBytes, estimateMemory, expertBytes, frozenBytes, layerBytes, linearBytes, trainedParameters,
+  };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -9,6 +9,7 @@
   const { longestPairTokens, pairTokens } = inNode ? require("./lengths.js") : globalThis.wishbone;
   const { GIB, MEMORY_PLAN, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
+  const { machineOfShards, shardedMemory, uncopied } = inNode ? require("./sharded.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
   const { roundEven } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
@@ -74,9 +75,18 @@
     return pairs === null ? null : Math.max(1, pairs - roundEven(pairs * (settings["data.eval_fraction"] ?? 0)));
   }
 
+  /** The rows that training would choose and their memory, the model divided over the GPUs or whole on each. */
+  function chosenRows(settings, { machine, reference, shape, facts }, plan, longest, most, sharded) {
+    const { "training.activations": treatment, "training.token_budget": budget } = settings;
+    const room = sharded ? machineOfShards(shape, plan, machine, facts.gpus) : machine;
+    const rows = chooseRows(shape, sharded ? uncopied(plan) : plan, room, budget, treatment, longest, most);
+    const memory = withReference(rows.memory, reference, plan);
+    return { ...rows, room, memory: sharded ? shardedMemory(shape, plan, memory, facts.gpus) : memory };
+  }
+
   /** The plan of a run with these settings, without a look at others. */
   function planned(settings, target) {
-    const { facts, gpu, machine, reference, shape } = target;
+    const { facts, gpu, machine, shape } = target;
     const { "data.max_length": limit, "training.activations": treatment } = settings;
     const plan = memoryPlan(settings, target);
     const pair = pairTokens(facts.prompt_tokens, facts.completion_tokens, limit);
@@ -85,8 +95,11 @@
     const pairsAStep = settings["training.batch_size"] * settings["training.gradient_accumulation"]; // on all GPUs together
     const onDevice = Math.min(Math.ceil(pairsAStep / facts.gpus), learned ?? Infinity);
     const most = Math.max(longest.row, pair.row) + (onDevice - 1) * pair.row;
-    const { kept: keptBy, ...rows } = chooseRows(shape, plan, machine, settings["training.token_budget"], treatment, Math.max(longest.row, pair.row), most);
-    const memory = withReference(rows.memory, reference, plan);
+    const inCodes = shape.experts && settings["model.quantization"] !== "none";
+    const choose = (sharded) => chosenRows(settings, target, plan, Math.max(longest.row, pair.row), most, sharded);
+    const whole = choose(false);
+    const sharded = facts.gpus > 1 && machine.kind === "cuda" && !inCodes && whole.memory.total > limitOf(machine);
+    const { kept: keptBy, memory, room, ...rows } = sharded ? choose(true) : whole;
     const rowsAStep = Math.ceil(onDevice / Math.max(1, Math.floor(rows.budget / pair.row)));
     const stepTokens = onDevice * pair.row;
     const rowTokens = stepTokens / rowsAStep;
@@ -96,9 +109,9 @@
       recomputed: 1 - kept / shape.layers,
     };
     const scoredShare = pair.scored / pair.row;
-    const sequence = gpu ? Math.trunc(longestPair(shape, plan, machine, treatment, scoredShare) / (1 + scoredShare / (2 - scoredShare))) : null;
+    const sequence = gpu ? Math.trunc(longestPair(shape, plan, room, treatment, scoredShare) / (1 + scoredShare / (2 - scoredShare))) : null;
     return {
-      settings, weights: plan.weights, machine, limit: limitOf(machine), rows: { ...rows, memory }, memory, kept, fits: memory.total <= limitOf(machine),
+      settings, weights: plan.weights, machine, limit: limitOf(machine), rows: { ...rows, memory }, memory, kept, sharded, fits: memory.total <= limitOf(machine),
       pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
       longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
       steps: stepsOf(settings, learned),

@@ -162,7 +162,7 @@ def test_a_run_gives_the_losses_of_a_script(model: Path, tmp_path: Path) -> None
     said = [[{"role": "assistant", "content": f"It is number {number}."}] for number in range(6)]
     rows = rows.remove_columns("chosen").add_column("chosen", said)
     learner, processor = load_model(str(model), dtype="float32", images=True)
-    args = training_arguments(config, tmp_path / "script", learner.dtype, "script")
+    args = training_arguments(config, tmp_path / "script", learner.dtype, "script", {})
     asked = config.adapter
     transformers.set_seed(42)
     peft = lora_config(

@@ -154,7 +154,7 @@ def is_sharded(config: RunConfig, target: Target, processes: int) -> bool:
         return False
     if asked == "fsdp":
         return True
-    in_codes = target.shape.experts and config.model.quantization in ("nf4", "fp8")
+    in_codes = target.shape.experts and config.model.quantization != "none"
     if target.machine.kind == "cpu" or in_codes:
         return False
     return _chosen_rows(config, target, processes, sharded=False).memory.total > target.machine.limit
