@@ -242,12 +242,12 @@ def _train(
                 "guard": trainer.guard.summary() if trainer.guard else None,
             }
             write_json(run_dir / "summary.json", summary)
-            if trainer.guard is not None:
-                trainer.guard.discard()
     if writes:
         found = answers.finish()
         texts.tell_answers(found, trainer.state.global_step)
         _report(run_dir, found)
+        if trainer.guard is not None:
+            trainer.guard.discard()  # last: a run that is killed before this ends with the same weights when continued
     return run_dir
 
 
