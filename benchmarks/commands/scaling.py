@@ -39,7 +39,7 @@ def parse_case(text: str) -> tuple[str, str]:
         ValueError: it is no such case.
     """
     weights, _, how = text.partition("-")
-    if weights not in WEIGHTS or how not in HOW or (how in ("sharded", "full") and weights in ("fp8", "nf4")):
+    if weights not in WEIGHTS or how not in HOW or (how == "full" and weights in ("fp8", "nf4")):
         raise ValueError(f"case {text!r}: give WEIGHTS-HOW, such as bf16-strong, with {WEIGHTS} and {HOW}")
     return weights, how
 
@@ -161,12 +161,14 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         trainer = trainer_for(
             system, loaded, device, folder, texts(lengths, size.vocabulary), callbacks=[times.callback()],
             per_device_train_batch_size=BATCH, gradient_accumulation_steps=pairs // BATCH, max_steps=steps,
-            shared_steps=True, guard="off",
+            shared_steps=True, guard="off", **settings,
         )  # fmt: skip
         trainer.train()
     finally:
         trainer_module.reduce_gradients = before  # type: ignore[attr-defined]
     sharded = trainer.preference_step.policy.sharded if trainer.preference_step else None
+    if sharded is not None and sharded != (how in ("sharded", "full") and count > 1):
+        raise RuntimeError(f"case {weights}-{how} on {count} GPUs: the model's weights are divided: {sharded}")
     timed = times.steps[options.warm_up :]
     row = times.summary(timed, count, device) | {"status": "ok", "pairs": pairs, "sharded": sharded}
     row["pairs_per_s"] = round(pairs / row["seconds"], 3)

@@ -68,7 +68,7 @@ def _called(module: nn.Module | None, compute: Callable[[], Result]) -> Result:
         return compute()
     own, found = vars(module), list[Result]()
 
-    def forward() -> list[Tensor]:
+    def forward(_: None) -> list[Tensor]:
         found.append(compute())
         return _tensors(found[0])
 
@@ -76,7 +76,7 @@ def _called(module: nn.Module | None, compute: Callable[[], Result]) -> Result:
     before = own.get("forward", missing)
     own["forward"] = forward
     try:
-        module()
+        module(None)  # on GPUs FSDP moves the arguments of a root, and cannot where there are none
     finally:
         if before is missing:
             del own["forward"]
