@@ -135,7 +135,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     import wishbone.trainer.trainer as trainer_module
     from benchmarks.harness.loading import Origin, load, trainer_for
     from wishbone.engine import distributed
-    from wishbone.model.load import choose_device
+    from wishbone.model.device import choose_device
 
     gc.collect()
     device, size = choose_device(None), SIZES[options.size]

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from wishbone.errors import RequestError
-from wishbone.model.load import choose_device, choose_dtype, load_model, load_tokenizer, resolve_model
+from wishbone.model.device import choose_device, choose_dtype
+from wishbone.model.load import load_model, load_tokenizer, resolve_model
 
 IDS = torch.arange(3, 23).unsqueeze(0)
 
@@ -91,6 +92,27 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     assert choose_device(None) == torch.device("cpu")
     with pytest.raises(RequestError, match="no GPU"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("rank", "here", "chosen"), [("0", 4, 0), ("3", 4, 3), ("3", 1, 0)], ids=["first", "last", "each sees one"]
+)
+def test_each_process_has_the_gpu_of_its_local_rank(
+    monkeypatch: pytest.MonkeyPatch, rank: str, here: int, chosen: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert choose_device(None) == torch.device("cuda", chosen)
+
+
+def test_more_processes_of_torchrun_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("TORCHELASTIC_RUN_ID", "one"), ("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RequestError, match=r"2 processes .* PyTorch sees 1 GPU; start 1"):
+        choose_device(None)
 
 
 def test_the_pad_token_is_the_end_token_where_there_is_none(copy: Path) -> None:

@@ -37,6 +37,7 @@ from wishbone.model.checkpoint import (
     oversized,
     reads_images,
 )
+from wishbone.model.device import choose_device, choose_dtype, on_device
 from wishbone.model.embedded import EMBEDDED_NAME, embedded_directory
 from wishbone.model.fp8 import fp8_options, is_stored_in_fp8
 from wishbone.model.gguf import gguf_directory
@@ -48,7 +49,6 @@ from wishbone.paths import user_path
 from wishbone.process_memory import host_memory_given_back
 
 INSTEAD = f"give a local model directory, a .gguf file, or the embedded model {EMBEDDED_NAME!r}"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -117,7 +117,7 @@ def load_model(
     whole = images or (reads_images(source.config) and not has_text_class(source.config))
     family = AutoModelForImageTextToText if whole else AutoModelForCausalLM
     try:
-        with experts_in_nf4(), host_memory_given_back():
+        with experts_in_nf4(), host_memory_given_back(), on_device(place):
             model, report = family.from_pretrained(
                 source.path,
                 dtype=number_format,
@@ -218,31 +218,6 @@ def resolve_model(name: str) -> str:
     if looks_like_path or not HUB_ID.fullmatch(name):
         raise RequestError(f"{name!r} does not exist{_nearest(path)}; {INSTEAD}")
     return name
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for; by default this process's GPU (LOCAL_RANK) if there is one, else the CPU."""
-    if device is not None:
-        chosen = torch.device(device)
-        if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise RequestError(f"device {str(device)!r} was asked for and PyTorch sees no GPU; leave the device out")
-        return chosen
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype asked for; "auto" is as for `load_model`: a GPU that only emulates bfloat16 gets float16."""
-    if isinstance(dtype, torch.dtype):
-        dtype = str(dtype).removeprefix("torch.")
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if dtype not in DTYPES:
-        raise RequestError(f"dtype {dtype!r} is not one to load a model in; use auto, {', '.join(DTYPES)}")
-    return DTYPES[dtype]
 
 
 def _find(

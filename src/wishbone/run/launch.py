@@ -82,7 +82,8 @@ def launch(
         module: what each process runs, as `python -m` does.
 
     Raises:
-        RequestError: there are several nodes and nowhere to meet, or that is no place on a network.
+        RequestError: there are several nodes and nowhere to meet, or that is no place on a network; or there are fewer
+            GPUs than processes.
         RunError: a signal ended one of the processes, or the nodes did not meet.
     """
     meeting = _meeting(meet_at)
@@ -92,6 +93,9 @@ def launch(
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from wishbone.model.device import refuse_shared_gpus
+
+    refuse_shared_gpus(processes)
     if nodes > 1 and meet_at is None:
         raise RequestError(
             f"--nodes {nodes}: name one of the machines with --meet-at HOST[:{PORT}], the same on all of them"

@@ -19,7 +19,7 @@ from datasets import Dataset
 from wishbone.config.run_directory import CHECKPOINTS, checkpoints_in
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
-from wishbone.model.load import choose_device, choose_dtype
+from wishbone.model.device import choose_device, choose_dtype
 from wishbone.planning.memory import GIB
 from wishbone.planning.run_plan import RunPlan
 from wishbone.run.planned_memory import plan_of_run

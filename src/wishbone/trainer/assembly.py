@@ -189,7 +189,7 @@ def _execution(policy: Policy, args: DPOConfig) -> Execution:
     if asked is not None:
         return Execution.treating(budget, asked)
     config = causal_lm.config.get_text_config()
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(policy.device)[0] if device == "cuda" else psutil.virtual_memory().available
     if policy.sharded:
         free = max(0, free - gathered_bytes(policy.model))
     room = estimated_room(
@@ -239,7 +239,8 @@ def _reference(
             "Reference log-probabilities are not stored: in 8 bits those of another pass are rounded otherwise than "
             "the policy's, which puts noise into every reward. To store them anyway, name a file as reference_store."
         )
-    if policy.sharded and not (unasked or asked == "off"):
+    in_words = os.environ.get(STORE_VARIABLE, asked) if asked == "auto" else asked
+    if policy.sharded and in_words not in ("auto", "off"):
         logger.warning(
             "The reference store is off: a sharded model runs equally often in all processes, stored or not."
         )

@@ -15,7 +15,7 @@ from torch import nn
 from wishbone.engine.execution import Treatment
 from wishbone.errors import RequestError
 from wishbone.model.adapter import ALL_LINEAR
-from wishbone.model.load import choose_device
+from wishbone.model.device import choose_device
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EMBEDDINGS = ("embed_tokens", "lm_head")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wishbone.errors import RequestError
 from wishbone.model.adapter import add_adapter
-from wishbone.model.load import choose_device
+from wishbone.model.device import choose_device
 from wishbone.model.quantization import is_quantized
 from wishbone.policy.activations import choose_activations
 from wishbone.unsloth.arguments import (
