@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from io import BytesIO
 from pathlib import Path
 
@@ -40,6 +41,43 @@ def test_an_image_lies_as_its_tag_says() -> None:
     assert image_size(turned) == read_image(turned).size == (4, 6)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_file_that_broke_off_is_found_before_it_is_unpacked_for_training(kind: str) -> None:
+    noise = Image.frombytes("RGB", (64, 64), bytes(7 * i * i % 251 for i in range(3 * 64 * 64)))
+    buffer = BytesIO()
+    noise.save(buffer, kind)
+    whole = buffer.getvalue()
+    assert image_size(whole) == (64, 64)
+    for part in (0.3, 0.9):
+        with pytest.raises(RequestError, match=r"is not (a whole image|an image that is read)"):
+            image_size(whole[: int(part * len(whole))])
+
+
+def test_a_png_with_a_part_that_is_damaged_is_found() -> None:
+    whole = content(64, 64)
+    at = whole.index(b"IDAT") + 10
+    with pytest.raises(RequestError, match="is not a whole image"):
+        image_size(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+
+
+def test_whole_files_are_not_unpacked_to_know_their_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {kind: content(kind=kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF")}
+    monkeypatch.setattr(images, "_unpack", None)
+    assert {image_size(cell) for cell in whole.values()} == {(6, 4)}
+
+
+def test_a_png_is_turned_by_a_tag_before_or_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    before = content(exif=exif)
+    at = before.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(before[at : at + 4])
+    plain, last = before[:at] + before[end:], before.index(b"IEND") - 4
+    behind = plain[: last - (end - at)] + before[at:end] + plain[last - (end - at) :]
+    for cell, size in ((before, (4, 6)), (plain, (6, 4)), (behind, (4, 6))):
+        assert image_size(cell) == read_image(cell).size == size
+
+
 def test_paths_begin_in_the_folder_and_do_not_leave_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -74,6 +112,7 @@ def test_bombs_and_large_files_are_refused_before_they_are_unpacked(monkeypatch:
         (3, "is no image"),
         ({"bytes": None, "path": None}, "is no image"),
         ("a\0b", "cannot be read"),
+        (base64.b64encode(content(64, 64, "BMP")).decode(), "is not a path but base64"),
     ],
 )
 def test_what_is_no_image_is_refused(cell: object, said: str) -> None:

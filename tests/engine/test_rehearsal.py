@@ -13,6 +13,8 @@ import pytest
 import torch
 from datasets import Dataset
 
+from wishbone.data.batch import TokenizedPair
+from wishbone.data.pair_images import PairImages
 from wishbone.engine import fitting
 from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
 from wishbone.engine.fitting import longest_rows, measured_room
@@ -188,3 +190,12 @@ def test_a_made_up_row_has_the_tokens_asked_for_and_no_longer_pairs_than_the_run
     assert max(pair.row_tokens for pair in pairs) <= longest
     assert max(len(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)) <= (longest + 1) // 2 + 1
     assert max(max(pair.chosen + pair.rejected) for pair in pairs) < 50
+
+
+def test_rows_of_a_run_with_images_are_made_of_pairs_that_have_some():
+    images = PairImages({"pixel_values": torch.zeros(1, 3, 2, 2)}, {}, b"")
+    long, short = (TokenizedPair([7] * n + [8], [7] * n + [9], n, n, images=images) for n in (38, 8))
+    found = made_up_row(100, 60, 50, [short, long])
+    assert [pair.row_tokens for pair in found] == [40, 40, 10, 10]
+    assert [pair.row_tokens for pair in made_up_row(9, 60, 50, [short, long])] == [9]
+    assert all(pair.images is images for pair in found)

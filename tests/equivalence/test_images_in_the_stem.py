@@ -96,6 +96,21 @@ def counted_towers(model: Any) -> Iterator[list[int]]:
         del decoder.get_image_features
 
 
+@contextmanager
+def counted_blocks(model: Any) -> Iterator[list[int]]:
+    """Collect an entry for each run of a block of the tower, also where it is recomputed."""
+    runs: list[int] = []
+    blocks = Policy(model, form="own_logits").image_stem.layers
+    # The first part of a block: a hook on the block itself does not see it recomputed.
+    handles = [next(block.children()).register_forward_hook(lambda *_: runs.append(1)) for block in blocks]
+    assert handles
+    try:
+        yield runs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
 def test_full_fine_tuning_equals_two_plain_sequences(kind: str, dtype: torch.dtype) -> None:
@@ -153,11 +168,13 @@ def test_layers_that_are_recomputed(kind: str) -> None:
     model, these = adapted(kind, torch.float64, f"{LANGUAGE}|{VISION}"), pairs(kind)
     allow_recompute(model.get_base_model())
     model.train()
-    kept, recomputed = (
-        loss_and_gradients(model, "shared_prefix", AdapterDisabled, these, Execution(200, room))
-        for room in (EVERYTHING, NOTHING)
-    )
+    with counted_blocks(model) as runs:
+        kept = loss_and_gradients(model, "shared_prefix", AdapterDisabled, these, Execution(200, EVERYTHING))
+        once = len(runs)
+        recomputed = loss_and_gradients(model, "shared_prefix", AdapterDisabled, these, Execution(200, NOTHING))
     assert all(map(torch.equal, kept, recomputed))
+    policy_and_reference = 2
+    assert len(runs) - once == once * (policy_and_reference + 1) // policy_and_reference, "the tower's blocks once more"
 
 
 def test_a_frozen_tower_keeps_nothing_for_the_backward_pass() -> None:

@@ -25,6 +25,7 @@ from wishbone.check.cleaned import write_cleaned
 from wishbone.check.examine import examine
 from wishbone.cli.check_request import CheckRequest
 from wishbone.config.schema import DataConfig, RunConfig
+from wishbone.data import images
 from wishbone.errors import RequestError
 from wishbone.model.adapter import lora_config
 from wishbone.model.load import load_model, load_processor, load_tokenizer
@@ -36,7 +37,10 @@ from wishbone.result.finished_run import finished_run
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.run import train
 from wishbone.run.training_arguments import training_arguments
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.image_dataset import LENGTHS, prepare_image_pairs
 from wishbone.trainer.image_rows import ImageRows
+from wishbone.trainer.image_tokens import trained_columns
 from wishbone.trainer.trainer import DPOTrainer
 
 
@@ -203,10 +207,10 @@ def damaged(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", [*DAMAGES])
 def test_images_that_cannot_be_read_are_refused_by_row(model: Path, tmp_path: Path, damaged: Path, kind: str) -> None:
-    images, reason = DAMAGES[kind]
+    given, reason = DAMAGES[kind]
     lines = (damaged / "pairs.jsonl").read_text().splitlines()
     row = json.loads(lines[2])
-    row["images"] = images if isinstance(images, list) else [images]
+    row["images"] = given if isinstance(given, list) else [given]
     if kind == "two":
         row["prompt"][0]["content"] = "<image> What is it?"
     lines[2] = json.dumps(row)
@@ -233,6 +237,74 @@ def test_a_text_model_refuses_images_or_leaves_them_out_where_asked(tmp_path: Pa
         pairs, _, _ = prepare_data(config, tiny_tokenizer())
         assert "images" not in pairs.column_names
         assert "image" not in str(pairs["prompt"][:])
+
+
+@pytest.mark.parametrize("place", ["chosen", "prompt"])
+def test_the_mark_of_an_image_without_one_is_refused_by_row(model: Path, tmp_path: Path, place: str) -> None:
+    path = write_pairs(tmp_path, "column")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[4][place][0]["content"] = "The <image> of HTML."
+    if place == "prompt":
+        rows[4]["images"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RequestError, match=rf"row 5 {place} has the text '<image>' and no image there"):
+        prepared(config_of(model, path, tmp_path / "run"))
+    train_pairs, heldout, dropped = prepared(config_of(model, path, tmp_path / "run", data={"invalid_rows": "drop"}))
+    assert (len(train_pairs) + len(heldout), dropped) == (5, 1)
+
+
+def test_an_image_may_stand_in_a_later_question(model: Path, tmp_path: Path) -> None:
+    path = write_pairs(tmp_path, "column")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        first, answer = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}
+        row["prompt"] = [first, answer, {"role": "user", "content": "<image> What is it?"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_pairs, _, _ = prepared(config_of(model, path, tmp_path / "run"))
+    processor = load_processor(str(model))
+    pair = ImageRows(processor).pair(train_pairs[0])
+    assert processor.tokenizer.decode(pair.chosen[: pair.chosen_start]).count("<image>") == 4
+    said = processor.tokenizer.decode(pair.chosen[: pair.chosen_start])
+    assert said.index("Hello.") < said.index("Yes?") < said.index("<image>") < said.index("What is it?")
+
+
+def test_each_file_is_read_once_before_a_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    own = images._file
+
+    def counting(name: str, folder: Path | None) -> bytes:
+        read.append(name)
+        return own(name, folder)
+
+    monkeypatch.setattr(images, "_file", counting)
+    train_pairs, heldout, _ = prepared(config_of(model, write_pairs(tmp_path, "column"), tmp_path / "run"))
+    processor = load_processor(str(model))
+    args = DPOConfig(str(tmp_path / "out"), max_length=128, use_cpu=True, report_to="none")
+    found = prepare_image_pairs(trained_columns(train_pairs), ImageRows(processor), args, "train")
+    assert len(read) == len({*read}) == 6
+    monkeypatch.setattr(images, "_file", own)
+    again = prepare_image_pairs(
+        trained_columns(train_pairs).remove_columns([LENGTHS]), ImageRows(processor), args, "train"
+    )
+    assert (found.lengths == again.lengths).all() and len(heldout) == 2
+
+
+@pytest.mark.slow
+def test_a_run_that_trains_everything_on_images_keeps_a_copy_as_its_reference(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_pairs(tmp_path, "column")
+    config = config_of(model, data, tmp_path / "run", adapter={"method": "full"}, data={"eval_fraction": 0})
+    with caplog.at_level("WARNING", "wishbone"):
+        run = train(config)
+    assert "The model is loaded twice" in caplog.text
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert json.loads((run / "summary.json").read_text())["form"] == "shared_prefix"
+    learned = load_model(str(run / "model"), dtype="float32", images=True)[0]
+    before = load_model(str(model), dtype="float32", images=True)[0]
+    changed = [not torch.equal(a, b) for a, b in zip(learned.parameters(), before.parameters(), strict=True)]
+    assert sum(changed) > len(changed) // 2
 
 
 def test_an_image_in_a_completion_is_refused(model: Path, tmp_path: Path) -> None:
@@ -283,8 +355,8 @@ def test_what_a_run_on_images_learned_is_asked_merged_and_loaded(model: Path, tm
 def test_check_counts_images_and_names_what_cannot_be_read(model: Path, damaged: Path) -> None:
     path = damaged / "pairs.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    for row, images in zip(rows, (["img/none.png"], ["img/bomb.png"], ["../outside.png"]), strict=False):
-        row["images"] = images
+    for row, bad in zip(rows, (["img/none.png"], ["img/bomb.png"], ["../outside.png"]), strict=False):
+        row["images"] = bad
     same = {**rows[4], "images": ["img/5.png"]}
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, same, rows[4]]))
     for name in (None, str(model)):

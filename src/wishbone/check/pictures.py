@@ -1,6 +1,7 @@
 """Images of pairs as `wishbone check` looks at them: there, whole, not too large, and which files they are.
 
-Of each file the content is hashed and the header read; nothing is unpacked.
+Each file is read once: its content is hashed, its beginning and its end are looked at. It is unpacked only where its
+end is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wishbone.data.images import file_digest, image_size
+from wishbone.data.images import size_and_digest
 from wishbone.data.repeats import digest
 from wishbone.errors import RequestError
 
@@ -34,11 +35,13 @@ def look_at(images: Sequence[Mapping[str, Any]]) -> Pictures:
     key, sizes, problem = b"", [], ""
     for image in images:
         try:
-            sizes.append(image_size(image))
-            key += file_digest(image)
+            size, of_file = size_and_digest(image)
         except RequestError as error:
             problem = problem or str(error)
             key += digest(str(image.get("path")).encode("utf-8", "backslashreplace"))
+        else:
+            sizes.append(size)
+            key += of_file
     return Pictures(key, sizes, problem)
 
 

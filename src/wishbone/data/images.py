@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wishbone.data.image_files import has_end
 from wishbone.errors import RequestError, one_line
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ TURNED = frozenset({5, 6, 7, 8})
 ORIENTATION = 0x0112
 
 _DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[\w+/-]{256,}={0,2}")
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -65,26 +67,25 @@ def read_image(cell: Any, folder: Path | None = None) -> Image:
 
     if _is_picture(cell):
         return cell  # type: ignore[no-any-return]
-    opened = _opened(cell, folder)
-    try:
-        opened.load()
-        return exif_transpose(opened) if opened.getexif().get(ORIENTATION) is not None else opened
-    except (OSError, SyntaxError, ValueError) as error:
-        raise RequestError(f"{_named(cell)} is not a whole image ({one_line(error)}); replace it") from error
+    opened = _opened(cell, _content(cell, folder))
+    _unpack(cell, opened)
+    return exif_transpose(opened) if opened.getexif().get(ORIENTATION) is not None else opened
 
 
 def image_size(cell: Any, folder: Path | None = None) -> tuple[int, int]:
-    """Return width and height in pixels of what `read_image` returns; of a file only the beginning is read."""
+    """Return width and height in pixels of what `read_image` returns; errors as there.
+
+    A file is unpacked only where its end is missing or its turning stands behind its pixels.
+    """
     if _is_picture(cell):
         return (cell.width, cell.height)
-    opened = _opened(cell, folder)
-    width, height = opened.size
-    return (height, width) if opened.getexif().get(ORIENTATION) in TURNED else (width, height)
+    return _shown_size(cell, _content(cell, folder))
 
 
-def file_digest(cell: Any) -> bytes:
-    """Return 128 bits that hash the file of an image that is not opened; errors as `read_image`."""
-    return hashlib.blake2b(_content(cell, None), digest_size=16).digest()
+def size_and_digest(cell: Any) -> tuple[tuple[int, int], bytes]:
+    """Return the `image_size` of an image that is not opened, and 128 bits that hash its file, which is read once."""
+    content = _content(cell, None)
+    return _shown_size(cell, content), hashlib.blake2b(content, digest_size=16).digest()
 
 
 def image_digest(image: Image) -> bytes:
@@ -100,11 +101,36 @@ def _is_picture(cell: Any) -> bool:
     return isinstance(cell, Image)
 
 
-def _opened(cell: Any, folder: Path | None) -> Image:
+def _shown_size(cell: Any, content: bytes) -> tuple[int, int]:
+    """Width and height of a file's image, turned as its EXIF tag says."""
+    from PIL.Image import Image
+
+    opened = _opened(cell, content)
+    if unpacked := not has_end(opened.format, content):
+        _unpack(cell, opened)
+    # The class of PNGs unpacks one that has no such tag; its base does not.
+    exif = opened.getexif() if unpacked else Image.getexif(opened)
+    width, height = opened.size
+    return (height, width) if exif.get(ORIENTATION) in TURNED else (width, height)
+
+
+def _unpack(cell: Any, opened: Image) -> None:
+    """Read the pixels of a picture.
+
+    Raises:
+        RequestError: its file is not whole.
+    """
+    try:
+        opened.load()
+        opened.getexif()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{_named(cell)} is not a whole image ({one_line(error)}); replace it") from error
+
+
+def _opened(cell: Any, content: bytes) -> Image:
     """A picture whose size is known and within the limits, and whose pixels are not read yet."""
     from PIL import Image, UnidentifiedImageError
 
-    content = _content(cell, folder)
     try:
         opened = Image.open(BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -141,6 +167,10 @@ def _content(cell: Any, folder: Path | None) -> bytes:
     if not isinstance(cell, str | Path) or not str(cell):
         raise RequestError(
             f"{_named(cell)} is no image: give a picture (PIL), the bytes of its file, a path or a data URL"
+        )
+    if _BASE64.fullmatch(str(cell)):
+        raise RequestError(
+            f"{_named(cell)} is not a path but base64; write it as a data URL, with 'data:image/png;base64,' before it"
         )
     if _REMOTE.match(str(cell)):
         raise RequestError(f"{_named(cell)} is not fetched from the network; save the image beside the data first")

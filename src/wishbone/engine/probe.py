@@ -6,6 +6,7 @@ Weights, optimizer, random numbers, metrics and what is stored of the reference 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,12 +41,13 @@ class Trial:
     Args:
         step: the step of the run, whose model has no gradients.
         longest: tokens of the run's longest pair in a row; models may have no more positions.
+        images: pairs of the run that have images, of which rows are made where they fit.
     """
 
-    def __init__(self, step: PreferenceStep, longest: int) -> None:
+    def __init__(self, step: PreferenceStep, longest: int, images: Sequence[TokenizedPair] = ()) -> None:
         self.policy = step.policy
         self._step = PreferenceStep(step.policy, _uncached(step.reference), step.objective)
-        self._longest = longest
+        self._longest, self._images = longest, images
         self._vocabulary = step.policy.causal_lm.config.get_text_config().vocab_size
 
     def run(self, tokens: int, execution: Execution) -> None:
@@ -54,7 +56,7 @@ class Trial:
         Raises:
             torch.OutOfMemoryError: the row does not fit.
         """
-        pairs = made_up_row(tokens, self._longest, self._vocabulary)
+        pairs = made_up_row(tokens, self._longest, self._vocabulary, self._images)
         try:
             self._step.backward([pairs], PairMetrics(1.0), replace(execution, token_budget=tokens))
         finally:
@@ -93,14 +95,22 @@ def _uncached(reference: ReferencePolicy) -> ReferencePolicy:
     return NoReference() if isinstance(reference, Stored) else reference
 
 
-def made_up_row(tokens: int, longest: int, vocabulary: int) -> list[TokenizedPair]:
+def made_up_row(
+    tokens: int, longest: int, vocabulary: int, images: Sequence[TokenizedPair] = ()
+) -> list[TokenizedPair]:
     """Return pairs that fill a row of `tokens`, none longer than `longest`.
 
-    Prompts have one token, because scored tokens take the most memory.
+    Prompts have one token, because scored tokens take the most memory. In a run with images the row is filled with
+    pairs that have some, as often as they fit, because patches and the activations of a trained tower take memory too.
     """
+    pairs: list[TokenizedPair] = []
+    for pair in sorted(images, key=lambda pair: pair.row_tokens, reverse=True):
+        times = tokens // pair.row_tokens
+        pairs += [pair] * times
+        tokens -= times * pair.row_tokens
     longest = min(tokens, max(longest, 3))
-    sizes = [longest] * (tokens // longest) + [tokens % longest]
-    return [_made_up_pair(size, vocabulary) for size in sizes if size > 2]
+    sizes = [longest] * (tokens // longest) + [tokens % longest] if tokens else []
+    return pairs + [_made_up_pair(size, vocabulary) for size in sizes if size > 2]
 
 
 def _made_up_pair(row_tokens: int, vocabulary: int) -> TokenizedPair:

@@ -12,12 +12,14 @@ Rows as long as memory holds are taken only where the GPU still waits for the ho
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution
 from wishbone.engine.fitting import MOST_ROW_TOKENS, SPARE, Usable, fit
 from wishbone.engine.probe import Timing, Trial
@@ -40,6 +42,7 @@ def rehearse(
     pairs_a_step: int,
     *,
     budget_fixed: bool,
+    images: Sequence[TokenizedPair] = (),
 ) -> Execution:
     """Measure rows and return the execution to begin with. On the CPU nothing is measured or changed.
 
@@ -49,13 +52,14 @@ def rehearse(
         tokens: of each pair of the run in a row.
         pairs_a_step: pairs of one optimizer step on this process.
         budget_fixed: whether the user chose the token budget.
+        images: pairs of the run that have images; empty if it has none.
     """
     device = step.policy.device
     if device.type != "cuda":
         return execution
     trained = sum(p.numel() for p in step.policy.model.parameters() if p.requires_grad)
     optimizer_state = torch.empty(ADAM_BYTES * trained, dtype=torch.uint8, device=device)
-    trial = Trial(step, int(tokens.max()))
+    trial = Trial(step, int(tokens.max()), images)
     execution = fitted(trial, execution, lambda: usable_bytes(device), tokens, pairs_a_step, budget_fixed=budget_fixed)
     del optimizer_state
     torch.cuda.empty_cache()

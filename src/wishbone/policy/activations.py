@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from wishbone.engine.execution import Execution, Treatment
+from wishbone.engine.execution import EVERYTHING, Execution, Treatment
 from wishbone.policy.offload import offloaded_activations
 
 
@@ -34,13 +34,17 @@ def allow_recompute(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def activations_of_row(layers: Sequence[Any], tokens: int, execution: Execution) -> Iterator[None]:
+def activations_of_row(
+    layers: Sequence[Any], tokens: int, execution: Execution, tower: Sequence[Any] = ()
+) -> Iterator[None]:
     """Context of a row's forward pass: keeps, recomputes or offloads as there is room.
 
     Args:
-        layers: the model's `checkpointed_layers`.
+        layers: the `checkpointed_layers` of the model for text.
         tokens: of the row.
         execution: its `room` says how many layers are kept, its `offload` whether inputs of the others are moved.
+        tower: those of towers for images. An image has several times as many patches as tokens, so they are recomputed
+            unless everything is to be kept; a frozen tower keeps nothing either way (`image_stem.py`).
     """
     room = execution.room
     if room is None:
@@ -49,6 +53,8 @@ def activations_of_row(layers: Sequence[Any], tokens: int, execution: Execution)
     recomputed = len(layers) - room.kept(tokens, len(layers))
     for index, layer in enumerate(layers):
         layer.gradient_checkpointing = index < recomputed
+    for layer in tower:
+        layer.gradient_checkpointing = room != EVERYTHING
     moved = execution.offload == "always" or (execution.offload == "as needed" and not room.holds(tokens))
     with offloaded_activations() if moved and recomputed > 0 else nullcontext():
         yield

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
@@ -40,6 +41,7 @@ class ImageStem:
 
     Attributes:
         towers: configurations of the model's parts that are not for text.
+        layers: their layers that can be recomputed.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, decoder: Any) -> None:
@@ -53,6 +55,7 @@ class ImageStem:
         self._outside = [m for m in causal_lm.modules() if id(m) not in inside and id(m) not in around]
         of_text = {id(m.config) for m in causal_lm.modules() if id(m) in inside | around and hasattr(m, "config")}
         own = {id(m.config): m.config for m in self._outside if isinstance(m, PreTrainedModel)}
+        self.layers = [module for module in self._outside if isinstance(module, GradientCheckpointingLayer)]
         self.towers = [config for key, config in own.items() if key not in of_text]
 
     @property

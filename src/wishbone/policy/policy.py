@@ -275,7 +275,7 @@ class Policy:
             statistics: whether anyone reads more of the scores than `logps`.
             routing: takes what the routers of a mixture of experts do; None records nothing.
         """
-        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
+        with self.autocast(), self._activations(batch, execution):
             if self.form == "own_logits":
                 recorded = {"output_router_logits": True} if routing is not None else {}
                 output = self._own_output(batch.model_inputs | recorded)
@@ -326,8 +326,11 @@ class Policy:
                 reference = self._head_scores(hidden.reference, batch.targets, execution.head_chunk, False)
             return self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True), reference
 
-        with self.autocast(), activations_of_row(self.layers, batch.tokens, execution):
+        with self.autocast(), self._activations(batch, execution):
             return self._calls.as_root(scores)
+
+    def _activations(self, batch: PreferenceBatch, execution: Execution) -> AbstractContextManager[None]:
+        return activations_of_row(self.layers, batch.tokens, execution, self.image_stem.layers)
 
     def _padded(self, tokens: int, execution: Execution) -> int:
         """The length of a row of so many tokens with its padding; only passes of training are recorded."""

@@ -244,14 +244,15 @@ def vllm_command(run: FinishedRun, merged: Path | None) -> tuple[str, str | None
 
 def _texts(run: FinishedRun, model: TrainedModel) -> tuple[str, list[list[int]]]:
     """Token ids of texts for the comparison, and what they are."""
+    if model.reads_images:
+        return "texts of several kinds, because the run's pairs have images", real_sequences(model.tokenizer)
     config = run.config
     if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
         config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
     try:
         trained, heldout, _ = prepare_data(config, model.tokenizer)
     except RequestError:
-        why = "have images" if model.reads_images else "are not there"
-        return f"texts of several kinds, because the run's pairs {why}", real_sequences(model.tokenizer)
+        return "texts of several kinds, because the run's pairs are not there", real_sequences(model.tokenizer)
     pairs = trained if heldout is None else heldout
     chosen = pairs.select(range(min(PAIRS, len(pairs))))
     sequences = [[*row["prompt_ids"], *row[side]][:TOKENS] for row in chosen for side in ("chosen_ids", "rejected_ids")]

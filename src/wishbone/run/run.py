@@ -157,7 +157,7 @@ def _train(
     trainer = DPOTrainer(
         model=model,
         ref_model=_reference(config, place, images=images > 0),
-        args=training_arguments(config, run_dir, dtype, tracked_as, FSDP if divided else {}),
+        args=training_arguments(config, run_dir, dtype, tracked_as, FSDP if divided else {}, images=images > 0),
         train_dataset=trained_columns(train_pairs),
         eval_dataset=None if heldout is None else trained_columns(heldout),
         processing_class=processor,
@@ -292,12 +292,18 @@ def _load(
 def _reference(config: RunConfig, place: dict[str, Any], *, images: bool) -> PreTrainedModel | None:
     """Return another model as the reference, or None where it is the one that is trained.
 
-    Where all weights of a divided model are trained, TRL would load it once more, whole on a GPU.
+    Where all weights of a divided model are trained, TRL would load it once more, whole on a GPU. Pairs with images
+    need a copy of it: TRL computes no reference values of them beforehand.
     """
     model = config.model
     if model.reference is not None:
         return _load(model, model.reference, images=images, **place)[0]
-    again = bool(place) and precomputes_reference(config)
+    again = (bool(place) or images) and precomputes_reference(config)
+    if again and images:
+        logger.warning(
+            "The model is loaded twice: reference values of pairs with images are not computed before a run, so a copy "
+            "of its first weights stays in memory. adapter.method: lora needs none."
+        )
     return _load(model, model.name, model.revision, images=images, **place)[0] if again else None
 
 

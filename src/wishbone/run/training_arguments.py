@@ -19,7 +19,13 @@ from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
 
 def training_arguments(
-    config: RunConfig, run_dir: Path, dtype: torch.dtype, tracked_as: str, sharding: Mapping[str, Any]
+    config: RunConfig,
+    run_dir: Path,
+    dtype: torch.dtype,
+    tracked_as: str,
+    sharding: Mapping[str, Any],
+    *,
+    images: bool = False,
 ) -> DPOConfig:
     """Return the trainer's arguments for a configuration.
 
@@ -29,6 +35,7 @@ def training_arguments(
         dtype: of the model.
         tracked_as: name of the run in its trackers.
         sharding: arguments that divide the model; empty where it is whole.
+        images: whether pairs have images, whose reference values TRL does not compute before training.
     """
     training, preference, data = config.training, config.preference, config.data
     cuda = torch.cuda.is_available()
@@ -88,7 +95,7 @@ def training_arguments(
         **sharding,
         guard=training.guard,
         guard_steps=training.guard_steps,
-        precompute_ref_log_probs=precomputes_reference(config),
+        precompute_ref_log_probs=precomputes_reference(config) and not images,
         reference_store=training.reference_store,
         disable_dropout=config.adapter.dropout == 0,
     )

@@ -17,10 +17,12 @@ from datasets import Dataset, IterableDataset
 from wishbone.data.batch import TokenizedPair
 from wishbone.errors import RequestError, counted_of
 from wishbone.trainer.arguments import DPOConfig
-from wishbone.trainer.image_rows import ImageRows, completion_has_image, room_of_prompt
+from wishbone.trainer.image_rows import NEAR, ImageRows, completion_has_image, room_of_prompt
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 
+LENGTHS = "lengths_with_images"
+"""Column with the tokens of prompt, chosen and rejected of pairs that have been measured."""
 READ_AT_A_TIME = 16
 MOST_PROBLEMS = 20
 """Rows that cannot be read before reading stops."""
@@ -53,6 +55,8 @@ class ImagePairs:
 def prepare_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, name: str) -> ImagePairs:
     """Measure pairs with images and drop those whose prompt leaves no room for a completion.
 
+    Pairs that have been measured have a column of lengths; only prompts about as long as the room are measured again.
+
     Args:
         rows: as TRL takes them.
         encoder: encodes a row.
@@ -69,16 +73,21 @@ def prepare_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, name: st
         return ImagePairs(rows.filter(lambda row: encoder.lengths(row, room)[0] <= room), None)
     found: list[tuple[int, int, int]] = []
     problems: list[str] = []
-    for number, row in enumerate(rows_with_files(rows), 1):
+    known = _known_lengths(rows)
+    asked = range(len(rows)) if known is None else _near(known, rows, room)
+    for number, row in zip(asked, rows_with_files(rows if known is None else rows.select(asked)), strict=True):
         try:
             found.append(encoder.lengths(row, room))
         except RequestError as error:
-            problems.append(f"{name} data, row {number:,}: {error}")
+            problems.append(f"{name} data, row {number + 1:,}: {error}")
             if len(problems) == MOST_PROBLEMS:
                 break
     if problems:
         raise RequestError(problems)
     lengths = np.array(found, dtype=np.int64).reshape(-1, 3)
+    if known is not None:
+        known[list(asked)] = lengths
+        lengths = known
     if room is None:
         return ImagePairs(rows, lengths)
     kept = np.flatnonzero(lengths[:, 0] <= room)
@@ -96,6 +105,22 @@ def prepare_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, name: st
         room,
     )
     return ImagePairs(rows.select(kept), lengths[kept])
+
+
+def _known_lengths(rows: Dataset) -> Lengths | None:
+    """Tokens of prompt, chosen and rejected where a column has them, [rows, 3]."""
+    if LENGTHS not in rows.column_names:
+        return None
+    return np.array(rows.select_columns([LENGTHS])[LENGTHS][:], dtype=np.int64).reshape(-1, 3)
+
+
+def _near(known: Lengths, rows: Dataset, room: int | None) -> list[int]:
+    """Rows whose prompts may be on the other side of the room than was measured."""
+    if room is None:
+        return []
+    images = [len(row["images"] or ()) for row in rows.select_columns(["images"]).with_format("arrow").to_list()]
+    found: list[int] = np.flatnonzero(np.abs(known[:, 0] - room) <= NEAR * np.array(images)).tolist()
+    return found
 
 
 def prepare_evaluated(evaluated: Any, encoder: ImageRows, args: DPOConfig) -> Any:
@@ -117,6 +142,13 @@ def trial_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, count: int
         if len(pairs) == count:
             break
     return pairs
+
+
+def longest_image_pair(prepared: ImagePairs, encoder: ImageRows, args: DPOConfig) -> list[TokenizedPair]:
+    """Return the pair with the longest prompt if it has images; nothing of a stream."""
+    if prepared.lengths is None or not len(prepared.lengths):
+        return []
+    return trial_image_pairs(prepared.rows.select([int(prepared.lengths[:, 0].argmax())]), encoder, args)
 
 
 def completions_with_images(rows: Any) -> int | None:

@@ -43,6 +43,8 @@ class ImageRows:
         self._processor = processor
         self._folder = folder
         self._tokens_of_size: dict[tuple[str, int, int], int] = {}
+        self._mark = str(getattr(processor, "image_token", None) or "")
+        self._mark_id = processor.tokenizer.convert_tokens_to_ids(self._mark) if self._mark else None
         self._made_by = processor.image_processor.to_json_string().encode()
 
     def pair(
@@ -59,37 +61,42 @@ class ImageRows:
             raise RequestError("a completion has an image, which cannot be trained here; leave the row out")
         images = [read_image(cell, self._folder) for cell in row_images(row)]
         texts = self._texts(row, images)
-        prompt, made = self._encoded(texts["prompt"], images)
+        prompt, made = (
+            self._encoded(texts["prompt"], images) if images else (self._text_ids(texts["prompt"], "prompt"), None)
+        )
         room = room_of_prompt(max_length, longest_prompt)
         if images and room is not None and len(prompt) > room:
             raise RequestError(
                 f"a prompt with images has {len(prompt):,} tokens, and there is room for {room:,}; tokens of images "
                 "are never cut: raise max_length, let the processor make images smaller, or leave the row out"
             )
-        (chosen, _), (rejected, _) = (self._encoded(texts[side], []) for side in SIDES[1:])
+        chosen, rejected = (self._text_ids(texts[side], side) for side in SIDES[1:])
         if longest_prompt is not None:
             prompt = prompt[-longest_prompt:]
         return truncated_pair(prompt, chosen, rejected, max_length=max_length, images=made)
 
-    def lengths(self, row: Mapping[str, Any], near: int | None = None) -> tuple[int, int, int]:
+    def lengths(
+        self, row: Mapping[str, Any], near: int | None = None, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> tuple[int, int, int]:
         """Return the tokens of prompt, chosen and rejected, without unpacking an image.
 
         Args:
             row: as `pair` takes it.
             near: lengths of prompts about this one are exact; others may differ by a few tokens an image.
+            sizes: width and height of its images, where they are known; otherwise their files are looked at.
 
         Raises:
             RequestError: as `pair`, for what can be known without pixels.
         """
         cells = row_images(row)
-        sizes = [image_size(cell, self._folder) for cell in cells]
+        sizes = [image_size(cell, self._folder) for cell in cells] if sizes is None else sizes
         texts = self._texts(row, cells)
-        chosen, rejected = (len(self._text_ids(texts[side])) for side in SIDES[1:])
+        chosen, rejected = (len(self._text_ids(texts[side], side)) for side in SIDES[1:])
         return self._prompt_length(texts["prompt"], sizes, near), chosen, rejected
 
     def _prompt_length(self, text: str, sizes: Sequence[tuple[int, int]], near: int | None) -> int:
         if not sizes:
-            return len(self._text_ids(text))
+            return len(self._text_ids(text, "prompt"))
         names = [getattr(self._processor, name, None) for name in ("boi_token", "image_token")]
         mark = next((name for name in names if name and text.count(name) == len(sizes)), None)
         if mark is not None:
@@ -106,8 +113,14 @@ class ImageRows:
             self._tokens_of_size[key] = whole - len(self._text_ids(mark))
         return self._tokens_of_size[key]
 
-    def _text_ids(self, text: str) -> list[int]:
+    def _text_ids(self, text: str, without_images: str = "") -> list[int]:
+        """Token ids of a text; one that is named must not hold the token that stands for an image."""
         ids: list[int] = self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if without_images and self._mark_id is not None and self._mark_id in ids:
+            raise RequestError(
+                f"{without_images} has the text {self._mark!r} and no image there, and the model reads that as the "
+                "place of an image; write it otherwise, or leave the row out"
+            )
         return ids
 
     def _texts(self, row: Mapping[str, Any], images: Sequence[Any]) -> dict[str, str]:
@@ -118,7 +131,8 @@ class ImageRows:
             return {side: whole[side] for side in SIDES}
         messages = {side: [_without_nothing(message) for message in whole[side]] for side in SIDES}
         try:
-            messages["prompt"] = prepare_multimodal_messages(messages["prompt"], images=list(images))
+            prompt = _in_parts(messages["prompt"])
+            messages["prompt"] = prepare_multimodal_messages(prompt, images=list(images))
             for side in SIDES[1:]:
                 messages[side] = prepare_multimodal_messages(messages[side])
         except ValueError as error:
@@ -185,6 +199,19 @@ def _without_nothing(message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(parts, list):
         return dict(message)
     return {**message, "content": [{key: value for key, value in part.items() if value is not None} for part in parts]}
+
+
+def _in_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose texts are parts where one of them names the place of an image: TRL puts images before a text."""
+    parts = [part for m in messages if isinstance(m.get("content"), list) for part in m["content"]]
+    if not any(part.get("type") == "image" for part in parts):
+        return messages
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    ]
 
 
 def _blank(width: int, height: int) -> Any:

@@ -5,7 +5,8 @@ tokenized as any other's, and its prompt is filled up to the length that it has 
 
     prompt_ids = ids of the text, each image one mark ++ filling    length: that of the trained prompt
 
-What the files hold stands in one number a row, so pairs with other images are other pairs.
+What the files hold stands in one number a row, so pairs with other images are other pairs. Each file is read once: the
+trainer takes the lengths from their column.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import ProcessorMixin
 
-from wishbone.data.columns import IMAGE_KEY
-from wishbone.data.images import file_digest
+from wishbone.data.columns import IMAGE_KEY, token_lengths
+from wishbone.data.images import size_and_digest
 from wishbone.data.row_reader import InvalidRows
 from wishbone.data.rows import IMAGE
 from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
 from wishbone.phases import phase
-from wishbone.trainer.image_dataset import rows_with_files
+from wishbone.trainer.image_dataset import LENGTHS, rows_with_files
 from wishbone.trainer.image_rows import ImageRows
 
 IMAGES = "images"
@@ -58,6 +59,7 @@ def tokenize_image_pairs(
     encoder = ImageRows(processor)
     prompts: list[list[int]] = []
     keys: list[int] = []
+    lengths: list[tuple[int, int, int]] = []
     kept: list[int] = []
     problems: list[str] = []
     with phase("images", len(pairs), "pair", note="sizes, and tokens of each pair") as counting:
@@ -70,8 +72,9 @@ def tokenize_image_pairs(
                 problems.append(f"row {row['source_row']} {error}")
                 continue
             kept.append(index)
-            prompts.append((list(text) + [text[-1] if text else 0] * tokens)[:tokens])
+            prompts.append((list(text) + [text[-1] if text else 0] * tokens[0])[: tokens[0]])
             keys.append(key)
+            lengths.append(tokens)
     if problems:
         more = f"\n  ... and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "".join(f"\n  {problem}" for problem in problems[:SHOWN]) + more
@@ -83,8 +86,10 @@ def tokenize_image_pairs(
             raise RequestError(f"{told}. {remedy}.{listed}")
         logger.warning("%s, and these rows are dropped:%s", told, listed)
     columns = Dataset.from_dict(
-        {"prompt_ids": prompts, IMAGE_KEY: keys},
-        features=Features({"prompt_ids": List(Value("int32")), IMAGE_KEY: Value("int64")}),
+        {"prompt_ids": prompts, IMAGE_KEY: keys, LENGTHS: lengths},
+        features=Features(
+            {"prompt_ids": List(Value("int32")), IMAGE_KEY: Value("int64"), LENGTHS: List(Value("int32"))}
+        ),
     )
     whole = [
         tokenized.remove_columns(["prompt_ids"]).select(kept),
@@ -98,9 +103,10 @@ def with_same_columns(pairs: Dataset, other: Dataset | None) -> Dataset:
     """Return pairs with a column of images, empty, where only the other pairs of a run have images."""
     if other is None or not has_images(other) or has_images(pairs):
         return pairs
+    lengths = np.stack(token_lengths(pairs, ID_COLUMNS), axis=1).tolist()
     nothing = Dataset.from_dict(
-        {IMAGES: [[]] * len(pairs), IMAGE_KEY: [0] * len(pairs)},
-        features=Features({IMAGES: List(IMAGE), IMAGE_KEY: Value("int64")}),
+        {IMAGES: [[]] * len(pairs), IMAGE_KEY: [0] * len(pairs), LENGTHS: lengths},
+        features=Features({IMAGES: List(IMAGE), IMAGE_KEY: Value("int64"), LENGTHS: List(Value("int32"))}),
     )
     return concatenate_datasets([pairs, nothing], axis=1)
 
@@ -118,9 +124,10 @@ def images_of(pairs: Dataset) -> int:
     return int(sum(int(np.sum(table.column(IMAGES).combine_chunks().value_lengths().to_numpy())) for table in lists))
 
 
-def _measured(row: dict[str, Any], encoder: ImageRows) -> tuple[int, int]:
-    """Tokens of a row's prompt with its images, and the number that stands for these."""
-    tokens = encoder.lengths(row)[0]
-    digests = b"".join(file_digest(image) for image in row[IMAGES])
+def _measured(row: dict[str, Any], encoder: ImageRows) -> tuple[tuple[int, int, int], int]:
+    """Tokens of a row's prompt with its images and of its completions, and the number that stands for the images."""
+    looked_at = [size_and_digest(image) for image in row[IMAGES]]
+    lengths = encoder.lengths(row, sizes=[size for size, _ in looked_at])
+    digests = b"".join(digest for _, digest in looked_at)
     key = int.from_bytes(hashlib.blake2b(digests, digest_size=8).digest()) >> 1 if digests else 0
-    return tokens, key
+    return lengths, key

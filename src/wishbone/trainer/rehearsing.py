@@ -41,6 +41,7 @@ class RehearsedTrainer(CheckpointedTrainer):
     execution: Execution
     _pending: list[list[TokenizedPair]]
     _image_pairs: ImagePairs | None
+    _pairs_with_images: list[TokenizedPair]
 
     def _rehearse(self, step: PreferenceStep) -> None:
         """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
@@ -68,7 +69,9 @@ class RehearsedTrainer(CheckpointedTrainer):
         else:
             fixed = self.args.token_budget != "auto"
             with phase("rehearsal"):
-                self.execution = rehearse(step, self.execution, tokens, pairs, budget_fixed=fixed)
+                self.execution = rehearse(
+                    step, self.execution, tokens, pairs, budget_fixed=fixed, images=self._pairs_with_images
+                )
         if images is not None and graphs != "off":
             if graphs == "on":
                 logger.warning("No CUDA graph is recorded, because rows have images.")

@@ -48,7 +48,13 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
-from wishbone.trainer.image_dataset import ImagePairs, prepare_evaluated, prepare_image_pairs, trial_image_pairs
+from wishbone.trainer.image_dataset import (
+    ImagePairs,
+    longest_image_pair,
+    prepare_evaluated,
+    prepare_image_pairs,
+    trial_image_pairs,
+)
 from wishbone.trainer.image_rows import ImageRows
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
@@ -135,6 +141,7 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
         self._image_pairs: ImagePairs | None = None
+        self._pairs_with_images: list[TokenizedPair] = []
         self._start_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
@@ -202,7 +209,9 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self.data_collator = ImagePairCollator(
             rows=encoder, longest_prompt=self.args.max_prompt_length, **self._collating
         )
-        return trial_image_pairs(self.train_dataset, encoder, self.args)
+        trial = trial_image_pairs(self.train_dataset, encoder, self.args)
+        self._pairs_with_images = [*longest_image_pair(self._image_pairs, encoder, self.args), *trial]
+        return trial
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
