@@ -39,6 +39,15 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
+def of_windows(name: str) -> str | None:
+    """What to do about a path with a drive's letter, such as `C:\\pairs.jsonl`; None where it has none."""
+    found = re.fullmatch(r"([A-Za-z]):[\\/]+(.*)", name)
+    if not found or os.name == "nt":
+        return None
+    below = found[2].replace("\\", "/")
+    return f"this is a path of Windows; in the Windows Subsystem for Linux it is /mnt/{found[1].lower()}/{below}"
+
+
 def _shown(name: str | Path) -> str:
     """The name in quotes; of a long one both ends."""
     text = os.fspath(name)

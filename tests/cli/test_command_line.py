@@ -101,7 +101,7 @@ def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
             [],
             ["2 problems", "has 2 entries", "label_smoothing 0"],
         ),
-        ("", ["preference.beta"], ["override 'preference.beta': write it as section.key=value"]),
+        ("", ["preference.beta"], ["override 'preference.beta': it has no value; write preference.beta=VALUE"]),
         ("", ["preference.bta=1"], ["preference.bta (override 'preference.bta=1'): no such key; did you mean beta?"]),
         ("", ["data.train=./none.jsonl"], ["'./none.jsonl' does not exist"]),
         ("", ["--resume"], ["there is no run 'c' in"]),

@@ -89,7 +89,7 @@ def test_a_config_json_that_tells_nothing_is_refused(tmp_path: Path, text: str):
 
 
 def test_a_file_is_written_once(tmp_path: Path):
-    outcome = init(*LLAMA, "--output", "my run.yaml")
+    outcome = init(*LLAMA, "--gpu", "none", "--output", "my run.yaml")
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stdout == ""
     assert "written: my run.yaml; to train: wishbone train 'my run.yaml'" in outcome.stderr
@@ -99,7 +99,7 @@ def test_a_file_is_written_once(tmp_path: Path):
     assert again.exit_code == 2
     assert "'my run.yaml' exists" in again.stderr
     assert (tmp_path / "my run.yaml").read_bytes() == first
-    nowhere = init(*LLAMA, "--output", "none/run.yaml")
+    nowhere = init(*LLAMA, "--gpu", "none", "--output", "none/run.yaml")
     assert nowhere.exit_code == 2
     assert "because 'none' is not a directory; make it" in nowhere.stderr
 
@@ -115,12 +115,12 @@ def test_what_was_typed_is_shown_as_text(text: str):
 
 
 def test_warnings_are_notes():
-    outcome = init(*LLAMA, "--learning-rate", "2e-4")
+    outcome = init(*LLAMA, "--gpu", "none", "--learning-rate", "2e-4")
     assert "note: 0.0002 is a rate for supervised fine-tuning" in outcome.stderr
 
 
 def test_trl_has_no_document_with_a_reference_model():
-    arguments = [*LLAMA, "--target", "trl", "--reference", "given", "--reference-model", "r"]
+    arguments = [*LLAMA, "--gpu", "none", "--target", "trl", "--reference", "given", "--reference-model", "r"]
     assert init(*arguments).exit_code == 2
     assert init(*arguments, "--format", "python").exit_code == 0
 
@@ -198,17 +198,17 @@ def test_rows_that_cannot_be_used_are_left_out_and_said(tmp_path: Path, model: P
 
 
 def test_the_file_names_its_schema_for_editors(tmp_path: Path):
-    assert init(*LLAMA, "--output", "run.yaml").exit_code == 0
+    assert init(*LLAMA, "--gpu", "none", "--output", "run.yaml").exit_code == 0
     first = (tmp_path / "run.yaml").read_text().splitlines()[0]
     name, _, place = first.partition("=")
     assert name == "# yaml-language-server: $schema"
     schema = json.loads(Path(urllib.request.url2pathname(urllib.parse.urlparse(place).path)).read_text())
     assert set(schema["properties"]) == {"model", "adapter", "data", "preference", "training", "output"}
-    assert "yaml-language-server" not in init(*LLAMA).stdout
+    assert "yaml-language-server" not in init(*LLAMA, "--gpu", "none").stdout
 
 
 def test_data_that_are_not_here_are_said():
-    outcome = init(*LLAMA)
+    outcome = init(*LLAMA, "--gpu", "none")
     assert "note: pairs.jsonl is not here, so lengths and steps are for usual data" in outcome.stderr
     assert parse_config(outcome.stdout).data.eval_fraction == 0
 

@@ -23,6 +23,7 @@ from wishbone.cli.push import push
 from wishbone.cli.report import report
 from wishbone.cli.sweep import sweep
 from wishbone.cli.train import train
+from wishbone.cli.usage import Commands
 from wishbone.run.lasting_output import OutputFailed, checked_output, lasting_output
 from wishbone.version import __version__
 
@@ -31,6 +32,7 @@ READER_LEFT = 141
 
 app = typer.Typer(
     name="wishbone",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -54,8 +56,14 @@ app.command(
     short_help="Check preference pairs before a run: what is wrong, why it hurts, what to do.",
     epilog="Example: wishbone check pairs.jsonl --model smollm2-135m-instruct --html pairs.html",
 )(check)
-app.command(short_help="Show what this machine can do, and what is missing.")(doctor)
-app.command(short_help="Compare the model's answers before and after a run, side by side.")(compare)
+app.command(
+    short_help="Show what this machine can do, and what is missing.",
+    epilog="Example: wishbone doctor --model Qwen/Qwen3-8B",
+)(doctor)
+app.command(
+    short_help="Compare the model's answers before and after a run, side by side.",
+    epilog="Example: wishbone compare runs/mine --prompt 'How long do I bake bread?'",
+)(compare)
 app.command(
     short_help="Talk to what a run learned.",
     epilog="Example: wishbone chat runs/mine --system 'Answer in one sentence.'",
@@ -77,7 +85,10 @@ app.command(
     short_help="Show runs on a local page while they train.",
     epilog="Example: wishbone board runs/one runs/two --open",
 )(board)
-app.command(short_help="Write report.html of a run and print its result.")(report)
+app.command(
+    short_help="Write report.html of a run and print its result.",
+    epilog="Example: wishbone report runs/mine",
+)(report)
 
 
 def _print_version(asked: bool) -> None:
@@ -98,7 +109,8 @@ def _refuse_removed_directory() -> None:
 def _wishbone(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Preference optimization (DPO and its family) that computes each prompt once: exact, fast, light."""

@@ -14,7 +14,9 @@ from wishbone.cli.console import plain, say, screen
 from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
-from wishbone.errors import counted
+from wishbone.config.document import show
+from wishbone.errors import RequestError, counted
+from wishbone.report.run_directory import CONFIG
 from wishbone.strict_json import without_nan
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def evaluate(
     """Measure runs on pairs: how often the better completion has the higher reward, and by how much."""
     settle_libraries()
     with requested():
+        if (Path(data) / CONFIG).is_file() and not any((run / CONFIG).is_file() for run in runs):
+            raise RequestError(f"{show(data)} is a run, and the pairs come last: wishbone eval RUN... DATA")
         finished = [opened_run(run, trust_remote_code=trust_remote_code) for run in runs]
         from wishbone.result.evaluation import evaluate as measured
 

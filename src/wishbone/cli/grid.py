@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from wishbone.config.document import show
+from wishbone.config.explain import setting_meant
 from wishbone.errors import RequestError
 
 MOST_RUNS = 500
@@ -31,10 +33,14 @@ def grid(settings: Sequence[str]) -> list[Combination]:
     """
     values: dict[str, list[str]] = {}
     problems = []
-    for setting in settings:
+    waiting = list(settings)
+    while waiting:
+        setting = waiting.pop(0)
         name, equals, text = setting.partition("=")
         name = name.strip()
-        if not equals or not text.strip() or name.count(".") != 1:
+        if not equals and waiting and "=" not in waiting[0] and setting_meant(name, exactly=True):
+            problems.append(f"{setting!r}: write it without spaces: {show(f'{setting_meant(name)}={waiting.pop(0)}')}")
+        elif not equals or not text.strip() or name.count(".") != 1:
             problems.append(f"{setting!r}: write it as section.key=value,value, such as preference.beta=0.05,0.1")
         elif name in values:
             problems.append(f"{name} stands twice; write its values with commas between them")

@@ -26,6 +26,7 @@ from wishbone.cli.preparation import COUNTED, Prepared, prepare
 from wishbone.cli.request import requested
 from wishbone.config.document import plain_value, show, show_path
 from wishbone.config.emit import yaml_flow
+from wishbone.config.explain import nearest
 from wishbone.config.json_schema import editor_line
 from wishbone.config.schema import EMBEDDED_MODEL
 from wishbone.config.targets import AS_ASKED, Format, write
@@ -42,6 +43,10 @@ NUMBERS = ("parameters_billion", "gpu_memory_gib", "gpus", "pairs", "prompt_toke
 COMMANDS = {"wishbone": "wishbone train", "trl": "trl dpo --config"}
 """What trains with a file that is no script, by target; Unsloth has scripts only."""
 OF_SCRIPTS = {"script.gradient_checkpointing": "gradient checkpointing", "script.precompute_reference": "reference"}
+
+
+WITHOUT_GPU = (NO_GPU, "cpu", "no")
+"""What says that there is no GPU."""
 
 
 def _flag(name: str, **more: Any) -> Any:
@@ -87,6 +92,11 @@ def build(
 
 def init(*, as_json: bool = False, **flags: Any) -> None:
     """`build`, after what was not told is found out; without flags on a terminal, after questions."""
+    named = flags.pop("named_data")
+    if named is not None and flags["data"] is not None:
+        with requested():
+            raise RequestError(f"--data: {show(flags['data'])} and {show(named)} are both given; give one of them")
+    flags["data"] = flags["data"] or named
     if not any(flags.values()) and sys.stdin.isatty() and sys.stderr.isatty():
         flags |= _ask()
     settle_libraries()
@@ -94,14 +104,15 @@ def init(*, as_json: bool = False, **flags: Any) -> None:
         answers = _answers(flags)
         if answers.get("data") and "model" not in answers:
             answers["model"] = EMBEDDED_MODEL
-        if "gpu" not in answers and "gpu_memory_gib" not in answers and "gpus" not in answers:
+        for_here = not answers.keys() & {"gpu", "gpu_memory_gib", "gpus"}
+        if for_here:
             answers["gpu"] = _gpu_here()
         situation, chosen = _checked(answers, flags.get("form") or "yaml")
         if situation.output is not None:
             _refuse_taken(user_path(situation.output))
         _say_assumption(situation)
         with screen(error=True).status("opening the data"):
-            prepared = prepare(situation, {name for name in answers if name in COUNTED})
+            prepared = prepare(situation, {name for name in answers if name in COUNTED}, for_here=for_here)
         for note in prepared.notes:
             say(note, marker="note: ", style="bold yellow", error=True)
         situation, advice = prepared.situation, prepared.advice
@@ -123,6 +134,14 @@ _BUILD = signature(build, eval_str=True)
 init.__doc__ = build.__doc__
 init.__signature__ = _BUILD.replace(  # type: ignore[attr-defined]  # typer reads it
     parameters=[
+        Parameter(
+            "named_data",
+            Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[
+                str | None, typer.Argument(metavar="DATA", help="The same as --data.", show_default=False)
+            ],
+        ),
         *_BUILD.parameters.values(),
         Parameter(
             "as_json",
@@ -139,6 +158,7 @@ def _answers(flags: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in flags.items() if name in Situation.model_fields}
     answers = {name: value for name, value in given.items() if value is not None and value is not False}
     answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
+    answers |= {"gpu": NO_GPU} if answers.get("gpu", "").lower() in WITHOUT_GPU else {}
     return answers | ({"symptoms": flags["symptom"]} if flags.get("symptom") else {})
 
 
@@ -184,7 +204,9 @@ def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:
     problems = []
     chosen = next((known for known in FORMATS if known == form), None)
     if chosen is None:
-        problems.append(f"--format: {show(form)} is not accepted. It takes one of {', '.join(FORMATS)}")
+        meant = {"yml": "yaml", "py": "python"}.get(form) or nearest(form, FORMATS)
+        close = f"Did you mean {meant}? " if meant else ""
+        problems.append(f"--format: {show(form)} is not accepted. {close}It takes one of {', '.join(FORMATS)}")
     if answers.get("gpu", NO_GPU).lower() != NO_GPU:
         try:
             find_gpu(answers["gpu"])
@@ -228,6 +250,8 @@ def _refuse_taken(path: Path) -> None:
     Raises:
         RequestError: with what to do.
     """
+    if path.is_dir():
+        raise RequestError(f"--output: {show_path(path)} is a directory; name a file in it, such as run.yaml")
     if os.path.lexists(path):
         raise RequestError(f"--output: {show_path(path)} exists; name another file, or delete it if it is not needed")
     if not path.parent.is_dir():

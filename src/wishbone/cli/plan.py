@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from wishbone.planning.room import Machine
     from wishbone.planning.run_plan import RunPlan, Target
 
-NO_GPU = "none"
+NO_GPU = ("none", "cpu", "no")
 LINKS = {"NVLink": 300e9, "PCIe 4": 20e9, "100 Gbit/s": 10e9}
 """Bytes a second at which gradients are added up over a connection, assumed."""
 GIB = 2**30
@@ -115,7 +115,7 @@ def _device(name: str | None, memory_gib: float | None) -> tuple[Gpu | None, Mac
     from wishbone.planning.memory import CONTEXT
     from wishbone.planning.room import Machine
 
-    if name is not None and name.lower() != NO_GPU:
+    if name is not None and name.lower() not in NO_GPU:
         gpu = find_gpu(name)
         if assumed := assumed_gpu(name):
             say(assumed, marker="note: ", style="bold yellow", error=True)

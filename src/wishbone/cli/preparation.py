@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from wishbone.config.load import parse_config
+from wishbone.config.locate import DATA_SUFFIXES, refused_address
 from wishbone.config.rules import Applied, Value
 from wishbone.config.targets import write
 from wishbone.errors import RequestError, counted, counted_of
@@ -49,12 +51,13 @@ class Prepared:
     notes: list[str]
 
 
-def prepare(situation: Situation, given: Collection[str]) -> Prepared:
+def prepare(situation: Situation, given: Collection[str], *, for_here: bool = False) -> Prepared:
     """Open the data of a situation and plan the run where it is for this machine.
 
     Args:
         situation: the answers.
         given: those of `COUNTED` that a person gave, which stay as they are.
+        for_here: the run is to be on this machine, so a file of pairs must be here unless its lengths are given.
 
     Raises:
         RequestError: data on this machine cannot be read, or the model's shape or the GPU is not known.
@@ -62,9 +65,21 @@ def prepare(situation: Situation, given: Collection[str]) -> Prepared:
     found: list[str] = []
     notes: list[str] = []
     lengths, left_out = None, 0
+    if refusal := refused_address(situation.data):
+        raise RequestError(f"--data: {refusal}")
     if reason := _not_opened(situation.data):
+        if for_here and "pairs" not in given and _is_path(situation.data):
+            from wishbone.data.files import similar_names
+
+            raise RequestError(
+                f"--data: {reason}{similar_names(Path(situation.data))}; correct the path, or for pairs that are "
+                "to come say how many there will be with --pairs"
+            )
         if not set(given) >= set(COUNTED):
-            notes.append(f"{reason}, so lengths and steps are for usual data; --pairs and --longest-tokens say more")
+            notes.append(
+                f"{reason}, so lengths and steps are for usual data; --pairs and --longest-tokens say more, and "
+                "the run needs the data"
+            )
     else:
         situation, lengths, left_out = _opened(situation, given, found, notes)
     advice = _advised(situation, left_out)
@@ -77,11 +92,16 @@ def _not_opened(name: str) -> str | None:
     """Why data are not opened, or None."""
     if user_path(name).exists():
         return None
-    if name.startswith((".", "~", "/")) or "." in name.rpartition("/")[2]:
+    if _is_path(name):
         return f"{name} is not here"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return f"{name} is on the hub, which HF_HUB_OFFLINE forbids to ask"
     return None
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can be nothing else: ids on the hub may have a dot, too, behind their owner's name."""
+    return name.startswith((".", "~", "/")) or name.lower().endswith(DATA_SUFFIXES) or ("." in name and "/" not in name)
 
 
 def _opened(

@@ -5,6 +5,7 @@ What a field accepts comes from the JSON Schema of `RunConfig`, so bounds and ch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
 from functools import cache
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 from wishbone.config.document import FLOAT, show
 from wishbone.config.former_options import SETTINGS
+from wishbone.config.other_names import KEYS, NO_LOSS, SECTIONS, VALUES
 from wishbone.config.schema import RunConfig
 
 Where = Callable[[tuple[str, ...]], str]
@@ -22,40 +24,7 @@ _EXPLAINED = 100
 """Problems that get a sentence: more than fit a screen, and few enough that thousands of them take no time."""
 _LONGEST_NAME = 80
 
-# Settings of this package by the names that other trainers use.
-_ELSEWHERE = {
-    "accumulation_steps": "training.gradient_accumulation",
-    "base_model": "model.name",
-    "bf16": "model.dtype",
-    "dataset": "data.train",
-    "dataset_name": "data.train",
-    "eval_dataset": "data.eval",
-    "f_alpha_divergence_coef": "preference.f_alpha",
-    "f_divergence_type": "preference.f_divergence",
-    "fp16": "model.dtype",
-    "gradient_accumulation_steps": "training.gradient_accumulation",
-    "gradient_checkpointing": "training.activations",
-    "learning_rate_scheduler": "training.scheduler",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "lora_r": "adapter.rank",
-    "loss_type": "preference.loss",
-    "lr": "training.learning_rate",
-    "lr_scheduler": "training.scheduler",
-    "lr_scheduler_type": "training.scheduler",
-    "max_seq_length": "data.max_length",
-    "micro_batch_size": "training.batch_size",
-    "model_name_or_path": "model.name",
-    "num_epochs": "training.epochs",
-    "num_train_epochs": "training.epochs",
-    "optim": "training.optimizer",
-    "output_dir": "output.dir",
-    "per_device_train_batch_size": "training.batch_size",
-    "r": "adapter.rank",
-    "sequence_len": "data.max_length",
-    "train_dataset": "data.train",
-    "truncation_mode": "data.truncation",
-}
+_NUMBERS = {"integer", "number"}
 
 
 @cache
@@ -166,13 +135,43 @@ def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
 
 
 def _remedy(value: Any, schema: dict[str, Any]) -> str:
-    if not isinstance(value, str):
-        return ""
+    kinds = {branch.get("type") for branch in (schema, *schema.get("anyOf", []))}
+    if isinstance(value, float) and value.is_integer() and kinds & _NUMBERS == {"integer"}:
+        return f"Write {value:.0f}. " if abs(value) < 1e15 else ""
     choices = _choices(schema)
-    close = "sigmoid" if value.lower() == "dpo" and "sigmoid" in choices else nearest(value, choices)
+    word = str(value).lower()
+    if schema["title"].endswith((" Fraction", " Ratio")) and isinstance(value, int | float) and 1 <= value <= 100:
+        return f"{value:g} % is {value / 100:g}. "
+    if isinstance(value, list) and "array" not in kinds:
+        return "Write one value, without brackets. "
+    if not isinstance(value, str):
+        return f"Did you mean {VALUES[word]}? " if VALUES.get(word) in choices else ""
+    if "sigmoid" in choices and word in NO_LOSS:
+        return f"{NO_LOSS[word]}. "
+    parts = [part for part in re.split(r"[,+\s]+", value) if part]
+    listed = show(f"[{','.join(parts)}]")
+    if "array" in kinds and len(parts) > 1 and all(part in choices for part in parts):
+        return f"Write a list in brackets, in quotes on a command line: {listed}. "
+    of_texts = any(branch.get("items", {}).get("type") == "string" for branch in schema.get("anyOf", [schema]))
+    if of_texts and parts and not nearest(value, choices):
+        return f"Write a list in brackets, in quotes on a command line: {listed}. "
+    if kinds & _NUMBERS and (number := _number_meant(value)):
+        return f"Write {number}. "
+    close = VALUES.get(word) if VALUES.get(word) in choices else nearest(value, choices)
     if close:
         return f"Did you mean {close}? "
     return "Write the number without quotes. " if FLOAT.fullmatch(value) or value.isdecimal() else ""
+
+
+def _number_meant(text: str) -> str | None:
+    """The number as it is written here, of `3%`, `0,5` or `1_000`; None where it is none of these."""
+    if found := re.fullmatch(r"(\d{1,3}(?:[.,]\d{1,6})?)\s?%", text, re.ASCII):
+        return f"{float(found[1].replace(',', '.')) / 100:.9g}"
+    point = text.replace(",", ".", 1)
+    if text.count(",") == 1 and FLOAT.fullmatch(point):
+        return point
+    joined = re.sub(r"(?<=\d)[_' ](?=\d)", "", text)
+    return joined if joined != text and joined.isdecimal() and joined.isascii() else None
 
 
 def _choices(schema: dict[str, Any]) -> list[str]:
@@ -184,16 +183,42 @@ def _choices(schema: dict[str, Any]) -> list[str]:
 def _unknown(path: tuple[str, ...], value: Any) -> str:
     known = sections()
     if len(path) == 1 and isinstance(value, dict):
-        close = nearest(path[0], known)
+        keys = [setting_meant(str(key)) for key in value]
+        close = nearest(path[0], known) or (keys[0] if len(keys) == 1 else None) or SECTIONS.get(_word(path[0]))
         hint = f"did you mean {close}?" if close else "leave it out."
         return f"no such section; {hint} The sections are {', '.join(known)}"
     inside = known.get(path[0], {}) if len(path) == 2 else {}
-    word = path[-1].lower().replace("-", "_")
-    elsewhere = {key: f"{section}.{key}" for section, keys in known.items() for key in keys} | _ELSEWHERE
+    word = _word(path[-1])
+    elsewhere = _elsewhere()
     close = elsewhere.get(word) if word not in inside else None
     close = close or nearest(word, inside) or elsewhere.get(nearest(word, elsewhere) or "")
     hint = f"did you mean {close}?" if close else "leave it out."
     if word in SETTINGS and word not in elsewhere:
-        hint = f"{SETTINGS[word]}."
+        hint = SETTINGS[word] if SETTINGS[word].endswith("?") else f"{SETTINGS[word]}."
     scope = f"{path[0]} takes {', '.join(inside)}" if inside else f"The sections are {', '.join(known)}"
     return f"no such key; {hint} {scope}"
+
+
+def setting_meant(name: str, *, exactly: bool = False) -> str | None:
+    """The setting, as `section.key`, that somebody means by a name; None where there is none like it.
+
+    Args:
+        name: a key with or without its section, in the words of this package or of another trainer; `-` is `_`.
+        exactly: do not guess at misspellings.
+    """
+    section, _, key = _word(name).rpartition(".")
+    inside, elsewhere = sections().get(SECTIONS.get(section, section), {}), _elsewhere()
+    if key in inside:
+        return f"{SECTIONS.get(section, section)}.{key}"
+    if key in elsewhere or exactly:
+        return elsewhere.get(key)
+    return elsewhere.get(nearest(key, elsewhere) or "")
+
+
+def _word(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _elsewhere() -> dict[str, str]:
+    """Settings as `section.key`, by their key and by the names that other trainers use."""
+    return {key: f"{section}.{key}" for section, keys in sections().items() for key in keys} | KEYS

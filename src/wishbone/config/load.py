@@ -11,6 +11,7 @@ with a run can be used from anywhere.
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ from pydantic import ValidationError
 
 from wishbone.config.cautions import cautions
 from wishbone.config.document import FLOAT, MAX_CHARACTERS, plain_value, read_document, show, show_path
-from wishbone.config.explain import Where, explain, nearest, sections
-from wishbone.config.locate import locate_paths
+from wishbone.config.explain import Where, explain, nearest, sections, setting_meant
+from wishbone.config.locate import DATA_SUFFIXES, locate_paths
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.errors import RequestError
-from wishbone.paths import user_path
+from wishbone.paths import of_windows, user_path
 
 _SMALLEST = f"model: {{name: {EMBEDDED_MODEL}}} and data: {{train: pairs.jsonl}}"
+_SETTINGS_SUFFIXES = (".yaml", ".yml")
 _REQUIRED = {("model", "name"), ("data", "train")}
 
 
@@ -110,8 +112,9 @@ def _parse(text: str, overrides: Sequence[str]) -> tuple[RunConfig, list[str], W
             values[section][key[0]] = value
 
     def where(path: tuple[str, ...]) -> str:
-        if path in assigned:
-            return f" (override {show(assigned[path][1])})"
+        given = next((text for key, (_, text) in assigned.items() if key[: len(path)] == path), None)
+        if given is not None:
+            return f" (override {show(given)})"
         return f" (line {document.lines[path]})" if path in document.lines else ""
 
     config, broken = _check(values, where)
@@ -142,11 +145,13 @@ def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[
     """Value and text of each override by its path; the last override of a path counts."""
     assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
     problems = []
-    for override in overrides:
+    waiting = list(overrides)
+    while waiting:
+        override = waiting.pop(0)
         name, equals, text = override.partition("=")
         path = tuple(part.strip() for part in name.split("."))
         if not equals or not all(path) or len(path) > 2:
-            problems.append(f"override {show(override)}: write it as section.key=value, such as preference.beta=0.2")
+            problems.append(f"override {show(override)}: {_written(override, waiting)}")
             continue
         try:
             value = (
@@ -159,6 +164,22 @@ def _assignments(overrides: Sequence[str]) -> tuple[dict[tuple[str, ...], tuple[
     return assigned, problems
 
 
+def _written(override: str, following: list[str]) -> str:
+    """How to write a word that is no override; takes those from `following` that belong to it."""
+    setting = setting_meant(override.rstrip(": "), exactly=True)
+    if setting and following and ("=" not in following[0] or following[0].startswith("=")):
+        value = following.pop(0).removeprefix("=")
+        value = following.pop(0) if not value and following else value
+        return f"write it without spaces: {show(f'{setting}={value}')}"
+    if setting:
+        return f"it has no value; write {setting}=VALUE"
+    if override.lower().endswith(DATA_SUFFIXES):
+        return f"to train on these pairs, write {show(f'data.train={override}')}"
+    if override.lower().endswith(_SETTINGS_SUFFIXES):
+        return "a run has one file; name it first, and behind it settings such as preference.beta=0.2"
+    return "write it as section.key=value, such as preference.beta=0.2"
+
+
 def read_text(path: Path) -> str:
     """Return the text of a configuration file.
 
@@ -167,7 +188,13 @@ def read_text(path: Path) -> str:
     """
     name = show_path(path)
     if path.is_dir():
-        raise RequestError(f"{name} is a directory; name the YAML file in it")
+        raise RequestError(f"{name} is a directory; {_files_in(path)}")
+    if path.is_file() and path.name.lower().endswith(DATA_SUFFIXES):
+        words = shlex.quote(str(path))
+        raise RequestError(
+            f"{name} holds data, and a run's settings are a YAML file; `wishbone init {words} --output "
+            "run.yaml` writes one for these pairs"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(4 * MAX_CHARACTERS + 1)
@@ -183,8 +210,29 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{name} cannot be read ({reason}); check the name and the permissions") from error
 
 
+def _files_in(folder: Path) -> str:
+    """What to name instead of a directory."""
+    if (folder / "config.yaml").is_file():
+        file = shlex.quote(str(folder / "config.yaml"))
+        return f"it holds a run: `wishbone train {file} --resume` continues it where it has not ended"
+    try:
+        files = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _SETTINGS_SUFFIXES)
+        runs = sorted(folder.glob("*/config.yaml"))
+    except OSError:
+        files = runs = []
+    if files:
+        return f"name the YAML file in it: {', '.join(map(show, files[:5]))}"
+    if runs:
+        return f"it holds runs: `wishbone train {shlex.quote(str(runs[-1]))} --resume` continues one that has not ended"
+    return "there is no YAML file in it; name one"
+
+
 def _files_beside(path: Path) -> str:
     """Which file the user may have meant by a name that does not exist."""
+    if elsewhere := of_windows(str(path)):
+        return elsewhere
+    if setting_meant(path.name.partition("=")[0], exactly=True) and "=" in path.name:
+        return f"it is a setting: name the file first, as in `wishbone train run.yaml {path.name}`"
     folder = path.parent
     if not folder.is_dir():
         return f"its folder {show_path(folder)} does not exist either"
@@ -192,7 +240,7 @@ def _files_beside(path: Path) -> str:
         entries = sorted(folder.iterdir())
     except OSError:
         return "check the name"
-    files = {entry.stem: entry for entry in entries if entry.suffix in {".yaml", ".yml"}}
+    files = {entry.stem: entry for entry in entries if entry.suffix in _SETTINGS_SUFFIXES}
     if close := nearest(path.stem, files):
         return f"did you mean {show_path(files[close])}?"
     names = ", ".join(show(entry.name) for entry in list(files.values())[:5])

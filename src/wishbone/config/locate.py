@@ -7,16 +7,17 @@ exists, and it must be a path if it can be nothing else: `./x`, `~/x`, `/x`, `x.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from wishbone.config.document import show_path
 from wishbone.config.explain import Where, nearest
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.errors import RequestError
-from wishbone.paths import user_path
+from wishbone.paths import of_windows, user_path
 
 _MODEL_SUFFIXES = (".gguf",)
-_DATA_SUFFIXES = (
+DATA_SUFFIXES = (
     ".json",
     ".jsonl",
     ".ndjson",
@@ -30,6 +31,7 @@ _DATA_SUFFIXES = (
     ".bz2",
     ".zip",
 )
+"""Endings of files that can hold pairs, and never a run's settings."""
 
 
 def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConfig, list[str]]:
@@ -55,6 +57,9 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
 
     def existing(section: str, key: str, suffixes: tuple[str, ...]) -> str | None:
         name: str | None = getattr(getattr(config, section), key)
+        if section == "data" and (refusal := refused_address(name or "")):
+            problems.append(f"{section}.{key}{where((section, key))}: {refusal}")
+            return name
         if name is None or name == EMBEDDED_MODEL or "://" in name or not is_sound(section, key, name):
             return name
         found = _find(name, beside)
@@ -69,7 +74,7 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
         return str(_find(name, beside) or user_path(name).absolute()) if is_sound(section, key, name) else name
 
     models = {key: existing("model", key, _MODEL_SUFFIXES) for key in ("name", "reference")}
-    pairs = {key: existing("data", key, _DATA_SUFFIXES) for key in ("train", "eval")}
+    pairs = {key: existing("data", key, DATA_SUFFIXES) for key in ("train", "eval")}
     output, training = config.output, config.training
     if output.dir is not None:
         output = output.model_copy(update={"dir": place("output", "dir", output.dir)})
@@ -79,6 +84,15 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
     model = config.model.model_copy(update=models)
     changed = {"model": model, "data": config.data.model_copy(update=pairs), "training": training, "output": output}
     return config.model_copy(update=changed), problems
+
+
+def refused_address(name: str) -> str | None:
+    """What to write instead of an address of data, such as `https://...`; None where the name is none."""
+    if "://" not in name:
+        return None
+    hub = re.match(r"(?:https?://(?:www\.)?huggingface\.co|hf:/)/datasets/([\w.-]+/[\w.-]+)", name)
+    remedy = f"write {hub[1]}, its name on the hub" if hub else "download the file and give its path"
+    return f"{show_path(name)} is an address, and pairs are read from files and the hub; {remedy}"
 
 
 def _find(name: str, beside: Path) -> Path | None:
@@ -92,6 +106,8 @@ def _must_be_path(name: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def _hint(name: str, beside: Path) -> str:
+    if elsewhere := of_windows(name):
+        return elsewhere
     folders = dict.fromkeys(
         os.path.normpath((start / os.path.expanduser(name)).absolute().parent) for start in (Path.cwd(), beside)
     )

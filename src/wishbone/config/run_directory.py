@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,9 +58,13 @@ def choose_run_directory(config: RunConfig, *, name: str | None = None, resume: 
     if resume:
         earlier = sorted(path for path in runs.glob(f"{stem}-{_STAMP}*") if path.is_dir())
         if not earlier:
+            others = sorted(runs.glob(f"*/{CONFIG_FILE}"), key=os.path.getmtime)
+            continued = [
+                f"; the latest other run there: `wishbone train {shlex.quote(str(one))} --resume`" for one in others
+            ]
             raise RequestError(
                 f"there is no run {show(stem)} in {show_path(runs)} to continue; start one without --resume, "
-                "or name its directory with output.dir"
+                f"or name its directory with output.dir{''.join(continued[-1:])}"
             )
         return earlier[-1]
     made = f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"

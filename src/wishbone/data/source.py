@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
+from wishbone.config.locate import refused_address
 from wishbone.data import files
 from wishbone.data.formats import PairRule, Pairs, columns_to_read
 from wishbone.data.formats.recognize import Columns, check_columns
@@ -166,6 +167,8 @@ def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Ro
         raise RequestError(
             f"a {type(source).__name__} is not a source of pairs; give a path, a hub name, a Dataset or rows"
         )
+    if isinstance(source, str) and (refusal := refused_address(source)):
+        raise RequestError(refusal)
     path = user_path(source)
     if any((path / written).exists() for written in ("dataset_dict.json", "dataset_info.json")):
         return _find(_load_saved(path), split)

@@ -8,6 +8,7 @@ differ.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,9 +29,11 @@ from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.paths import unwritten, user_path
-from wishbone.report.run_directory import ANSWERS, read_run
+from wishbone.report.run_directory import ANSWERS, CONFIG, RunRecord, read_run
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
+MOST_REASON = 300
+"""Characters of the reason for which a run failed that a message repeats."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +153,24 @@ def learned_weights(run_dir: Path) -> Path:
     for name, marker in ((ADAPTER, "adapter_config.json"), (WHOLE_MODEL, "config.json")):
         if user_path(run_dir / name / marker).is_file():
             return run_dir / name
-    remedy = "continue it with `wishbone train --resume`"
-    with suppress(RequestError):
-        if read_run(run_dir).status == "failed":
-            remedy = "its summary.json says why it failed: put that right and train again"
     raise RequestError(
-        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; {remedy}, "
-        "or name a run that is done"
+        f"{show(str(run_dir))} has no {ADAPTER}/ and no {WHOLE_MODEL}/, which are written when a run ends; "
+        f"{_how_it_ends(run_dir)}, or name a run that is done"
     )
+
+
+def _how_it_ends(run_dir: Path) -> str:
+    """Why a run has no result, where it says so, and the command with which it gets one."""
+    command = f"wishbone train {shlex.quote(str(run_dir / CONFIG))} --resume"
+    record = RunRecord(run_dir)
+    with suppress(RequestError):
+        record = read_run(run_dir)
+    reason = " ".join(str(record.summary.get("reason") or "").split()).rstrip(".")
+    if record.status == "failed":
+        reason = reason or next(reversed(record.error_log.strip().splitlines()), "").strip()
+        said = f"it failed ({reason[:MOST_REASON]})" if reason else "it failed"
+        return f"{said}: put that right, then continue it with `{command}`"
+    return f"{'it was ' + reason[:MOST_REASON] + ': ' if reason else ''}continue it with `{command}`"
 
 
 def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wishbone.config.document import read_document, show_path
+from wishbone.config.explain import nearest
 from wishbone.config.run_directory import LOCK
 from wishbone.errors import RequestError
 from wishbone.paths import user_path
@@ -99,14 +100,32 @@ def read_run(path: Path, *, begun: bool = False) -> RunRecord:
 def _not_a_run(path: Path) -> str:
     name = show_path(path)
     if not path.exists():
-        return f"{name} does not exist; name the run directory that `wishbone train` wrote"
+        return f"{name} does not exist; {_run_meant(path)}"
     if not path.is_dir():
-        return f"{name} is a file; name the run directory that contains it"
+        if _is_run(path.parent):
+            return f"{name} is a file; name the run directory that contains it, {show_path(path.parent)}"
+        return f"{name} is a file and no run; {_run_meant(path)}"
     missing = [name for name in (CONFIG, ENVIRONMENT, METRICS) if not (path / name).is_file()]
     runs = sorted(str(config.parent) for config in path.glob(f"*/{CONFIG}"))
     near = f"; runs in it: {', '.join(map(show_path, runs[-3:]))}" if runs else ""
     lacks = " and no ".join(missing)
     return f"{name} is not a run directory, it has no {lacks}; name one that `wishbone train` wrote{near}"
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file() and ((path / ENVIRONMENT).is_file() or (path / METRICS).is_file())
+
+
+def _run_meant(path: Path) -> str:
+    """Which run somebody may have meant by a name that is none: one of a similar name, or the latest."""
+    places = [*path.parent.glob(f"*/{CONFIG}"), *Path("runs").glob(f"*/{CONFIG}")]
+    runs = {
+        config.parent.name: config.parent for config in sorted(places, key=os.path.getmtime) if _is_run(config.parent)
+    }
+    if close := nearest(path.name, runs):
+        return f"did you mean {show_path(runs[close])}?"
+    latest = f"; the latest one is {show_path(list(runs.values())[-1])}" if runs else ""
+    return f"name the run directory that `wishbone train` wrote{latest}"
 
 
 def _status(path: Path, summary: dict[str, Any], *, failed: bool) -> str:

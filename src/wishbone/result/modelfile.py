@@ -11,6 +11,8 @@ from wishbone.errors import RequestError
 from wishbone.result.chat_format import ChatFormat, chat_format
 
 FENCE = '"""'
+KEPT = "\n\r\t"
+"""Letters that are not printable and that Ollama keeps."""
 
 
 def modelfile(
@@ -73,4 +75,6 @@ def _text(text: str) -> str:
 def _quotable(text: str) -> str:
     if FENCE in text or text.endswith('"'):
         raise RequestError("a text of the model holds three double quotes, which a Modelfile cannot hold; use --gguf")
+    if lost := next((letter for letter in text if not letter.isprintable() and letter not in KEPT), None):
+        raise RequestError(f"a text of the model holds {lost!r}, which Ollama drops from a Modelfile; use --gguf")
     return text

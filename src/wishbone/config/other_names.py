@@ -1,0 +1,77 @@
+"""Settings, sections and values by the names that other trainers and people use."""
+
+from __future__ import annotations
+
+KEYS = {
+    "accumulation_steps": "training.gradient_accumulation",
+    "adapter_method": "adapter.method",
+    "base_model": "model.name",
+    "bf16": "model.dtype",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "eval_dataset": "data.eval",
+    "f_alpha_divergence_coef": "preference.f_alpha",
+    "f_divergence_type": "preference.f_divergence",
+    "fp16": "model.dtype",
+    "gradient_accumulation_steps": "training.gradient_accumulation",
+    "gradient_checkpointing": "training.activations",
+    "learning_rate_scheduler": "training.scheduler",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "loss_type": "preference.loss",
+    "lr": "training.learning_rate",
+    "lr_scheduler": "training.scheduler",
+    "lr_scheduler_type": "training.scheduler",
+    "max_seq_length": "data.max_length",
+    "micro_batch_size": "training.batch_size",
+    "model_id": "model.name",
+    "model_name": "model.name",
+    "model_name_or_path": "model.name",
+    "num_epochs": "training.epochs",
+    "num_train_epochs": "training.epochs",
+    "optim": "training.optimizer",
+    "output_dir": "output.dir",
+    "pairs": "data.train",
+    "per_device_train_batch_size": "training.batch_size",
+    "r": "adapter.rank",
+    "sequence_len": "data.max_length",
+    "train_dataset": "data.train",
+    "truncation_mode": "data.truncation",
+    "adapter": "adapter.method",
+    "data": "data.train",
+    "model": "model.name",
+    "output": "output.dir",
+    "preference": "preference.loss",
+}
+"""Settings by the names that other trainers use, and by their section alone."""
+SECTIONS = {
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("lora", "peft", "peft_config"), "adapter"),
+    **dict.fromkeys(("dpo", "loss", "objective"), "preference"),
+    **dict.fromkeys(("optimizer", "optim", "train", "trainer", "training_args", "training_arguments"), "training"),
+    **dict.fromkeys(("logging", "report", "run"), "output"),
+}
+"""Sections by the names that other trainers use."""
+VALUES = {
+    **dict.fromkeys(("adam", "adamw"), "adamw_torch"),
+    "adamw_fused": "adamw_torch_fused",
+    "lion": "lion_32bit",
+    "paged_adamw": "paged_adamw_32bit",
+    **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp16", "f16", "half", "torch.float16"), "float16"),
+    **dict.fromkeys(("fp32", "f32", "float", "full", "torch.float32"), "float32"),
+    **dict.fromkeys(("4bit", "4-bit", "4", "int4", "bnb", "bnb_4bit", "fp4", "qlora"), "nf4"),
+    **dict.fromkeys(("8bit", "8-bit", "8", "bnb_8bit", "llm.int8", "w8a8"), "int8"),
+    **dict.fromkeys(("float8", "e4m3"), "fp8"),
+    "dpo": "sigmoid",
+}
+"""Values by the names that people use, where the spelling of another one is nearer."""
+NO_LOSS = {
+    **dict.fromkeys(
+        ("kto", "kto_pair"), "KTO learns from single answers; of the losses for pairs bco_pair is the nearest"
+    ),
+    **dict.fromkeys(("ppo", "grpo", "rloo"), "It learns from rewards, and pairs have none"),
+}
+"""Objectives that no pair has a loss of, and what to do."""
