@@ -225,6 +225,13 @@ MORE_FAMILIES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_dt_rank": 4,
     },
+    "falcon_mamba": {
+        "state_size": 8,
+        "time_step_rank": 4,
+        "intermediate_size": 64,
+        "num_attention_heads": None,
+        "num_key_value_heads": None,
+    },
     "minimax": {
         **_HEAD_DIM,
         "num_local_experts": 4,

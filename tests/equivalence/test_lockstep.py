@@ -321,7 +321,7 @@ class _LooksAtValues(nn.Module):
 
 @pytest.mark.parametrize("reason", ["values", "form", "unfused", "hooks"])
 def test_what_cannot_run_in_one_pass_is_said(reason: str) -> None:
-    model = adapted("mamba" if reason == "form" else "llama", torch.float32)
+    model = adapted("llama4_text" if reason == "form" else "llama", torch.float32)
     if reason == "values":
         layer = model.get_base_model().model.layers[-1]
         own, look = layer.forward, _LooksAtValues()

@@ -24,7 +24,9 @@ from wishbone.reference.reference import AdapterDisabled, ReferencePolicy
 SHARED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "gpt_neox"]
 SCALED_HEADS = ["cohere", "granite"]
 RECURRENT = ["minimax"]
-PLAIN = ["mamba", "llama4_text"]
+AS_MASK = ["mamba"]
+"""Hand their mask down and no keyword arguments."""
+PLAIN = ["llama4_text"]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 
 
@@ -71,14 +73,15 @@ def gradients(model: nn.Module) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("family", SHARED + SCALED_HEADS + RECURRENT + PLAIN)
+@pytest.mark.parametrize("family", SHARED + SCALED_HEADS + RECURRENT + AS_MASK + PLAIN)
 def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> None:
     model = with_trained_adapter(tiny_model(family, dtype=dtype), dtype)
     pairs = pairs_of(model.get_base_model())
-    form = choose_form(model).form
-    assert form == ("plain" if family in PLAIN else "shared_prefix")
+    capability = choose_form(model)
+    assert capability.form == ("plain" if family in PLAIN else "shared_prefix")
+    assert capability.layout_as_mask is (family in AS_MASK)
 
-    policy = Policy(model, form=form)
+    policy = Policy(model, form=capability.form, layout_as_mask=capability.layout_as_mask)
     step = PreferenceStep(policy, AdapterDisabled(policy), Objective())
     loss = step.backward([pairs], PairMetrics(0.1), Execution(token_budget=90))
     got = gradients(model)

@@ -43,6 +43,8 @@ OTHERS = [
     "mamba2",
     "zamba2",
     "jamba",
+    "mamba",
+    "falcon_mamba",
     "minimax",
 ]
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-5}
@@ -136,13 +138,15 @@ def skip_what_cannot_be_float64(family: str, dtype: torch.dtype) -> None:
         pytest.skip(f"transformers {transformers.__version__} cannot compute {family} in float64 throughout")
 
 
-def assert_equal_to_plain_sequences(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> None:
+def assert_equal_to_plain_sequences(
+    model: PreTrainedModel | PeftModel, dtype: torch.dtype, layout_as_mask: bool = False
+) -> None:
     with float64_inside(dtype):
         expected = plain_loss(model)
         expected.backward()
         expected_gradients = gradients(model)
         for budget in (25, 10**6):  # a pair a row, all pairs in one
-            loss, found = shared(Policy(model), Execution(budget))
+            loss, found = shared(Policy(model, layout_as_mask=layout_as_mask), Execution(budget))
             assert loss == pytest.approx(expected.item(), rel=TOLERANCE[dtype])
             assert (found - expected_gradients).norm() <= TOLERANCE[dtype] * expected_gradients.norm()
 
@@ -168,7 +172,11 @@ def test_other_families_with_these_layers(family: str) -> None:
     model = adapted(family, torch.float64)
     capability = choose_form(model)
     assert capability.form == "shared_prefix", capability.reason
-    assert_equal_to_plain_sequences(model, torch.float64)
+    assert_equal_to_plain_sequences(model, torch.float64, capability.layout_as_mask)
+    allow_recompute(model.get_base_model())
+    policy = Policy(model.train(), layout_as_mask=capability.layout_as_mask)
+    kept, recomputed = (shared(policy, Execution(60, room)) for room in (EVERYTHING, NOTHING))
+    assert kept[0] == recomputed[0] and torch.equal(kept[1], recomputed[1])
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -11,6 +11,7 @@ from tiny import tiny_model
 
 import wishbone.policy.attention_hook as attention_hook
 import wishbone.policy.capability as capability
+import wishbone.policy.layerwise as layerwise
 from wishbone.policy.capability import choose_form, trial_pairs
 from wishbone.policy.layerwise import worst_layer
 from wishbone.policy.policy import Policy
@@ -67,3 +68,22 @@ def test_a_wrong_layer_is_seen_and_rounding_is_small(deep: Any, monkeypatch: pyt
     same, rounding, wrong = found
     assert same is not None and rounding is not None and wrong is not None
     assert same <= rounding < capability.TOLERANCE_OF_LAYER[torch.bfloat16] < wrong
+
+
+def test_tokens_that_rounding_sends_to_other_experts_are_no_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = tiny_model("qwen3_moe", num_hidden_layers=12, num_experts=16, num_experts_per_tok=2).to(torch.bfloat16)
+    pairs = trial_pairs(model.config.vocab_size)
+
+    def judged(attention: Any) -> float:
+        monkeypatch.setattr(attention_hook, "prefix_attention", attention)
+        found = worst_layer(Policy(model), Policy(model, form="plain"), pairs)
+        assert found is not None
+        return found
+
+    with torch.no_grad():
+        rounding, wrong = judged(noisy), judged(wrong_in_one)
+        monkeypatch.setattr(layerwise, "part_of", lambda module: None)  # as if routers were not known
+        unaware = judged(noisy)
+    allowed = capability.TOLERANCE_OF_LAYER[torch.bfloat16]
+    assert rounding < allowed < min(unaware, wrong)

@@ -60,6 +60,15 @@ def test_a_model_without_such_a_loss_is_trained_without(tmp_path: Path, caplog: 
     assert ours.train().training_loss == pytest.approx(0.6931472, abs=1e-4)
 
 
+def test_a_dense_model_of_a_family_with_mixtures_is_told_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="wishbone"):
+        ours = trainer("ours", tmp_path, {"max_steps": 1}, **of("granitemoehybrid"))
+    assert ours.preference_step.objective.load_balancing is None
+    assert "auxiliary" not in caplog.text
+
+
 def test_a_coefficient_for_a_model_without_such_a_loss_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"router_aux_loss_coef=0.1: .* leave router_aux_loss_coef out"):
         trainer("ours", tmp_path, {"router_aux_loss_coef": 0.1}, **of("llama4_text"))

@@ -7,7 +7,8 @@ stem's end, and start the branches from it. Projections, gates and norms are the
 
 Which row it is tells the argument `prefix_layout`, which the model hands down to each of its layers and these to their
 parts, in the forward pass and when a layer is recomputed in the backward pass. Some releases of transformers call the
-recurrent part without it; then the layer around it was called with it.
+recurrent part without it; then the layer around it was called with it. Models that hand no keyword arguments down hand
+their mask down, which can carry the layout (`mask_with_layout`).
 """
 
 from __future__ import annotations
@@ -43,8 +44,27 @@ _SCAN = re.compile(r"^(?!use_|.*(recurrent|update|step)).*(scan|delta|inner_fn|r
 use_... are settings."""
 
 
+_CARRIED = "wishbone_prefix_layout"
+"""The attribute of a mask that holds a layout; a layer that is recomputed is handed the same mask."""
+
+_RECOMPUTE = "_gradient_checkpointing_func"
+"""The attribute of a layer of transformers that holds the function by which it is recomputed."""
+
+
 class LayoutNotHandedDown(TypeError):
     """A model called its recurrent layers without the layout of the row."""
+
+
+def mask_with_layout(tokens: Tensor, layout: PrefixLayout) -> Tensor:
+    """Return a mask of ones, of the shape of `tokens`, that tells recurrent layers the layout of the row."""
+    mask = torch.ones_like(tokens)
+    setattr(mask, _CARRIED, layout)
+    return mask
+
+
+def _carried_by(mask: Any) -> PrefixLayout | None:
+    """Return the layout that a mask carries, or None."""
+    return getattr(mask, _CARRIED, None)
 
 
 class _Row:
@@ -57,15 +77,47 @@ class _Row:
     def __init__(self) -> None:
         self.layout: PrefixLayout | None = None
 
-    def told_by(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a forward that notes the layout it is called with, for as long as it runs."""
+    def told_by(self, forward: Callable[..., Any], layer: Any = None) -> Callable[..., Any]:
+        """Return a forward that notes the layout it is called with, for as long as it runs.
+
+        Args:
+            forward: of a layer or of its recurrent part.
+            layer: a layer that may be recomputed, whose recurrent part is not called with the layout: a recomputation
+                that begins inside of `forward` notes the layout again.
+        """
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            before, self.layout = self.layout, kwargs.get("prefix_layout", self.layout)
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self.layout = before
+            told = kwargs.get("prefix_layout") or _carried_by(kwargs.get("attention_mask"))
+            with self.known(self.layout if told is None else told):
+                recompute = vars(layer).get(_RECOMPUTE) if layer is not None else None
+                if recompute is None:
+                    return forward(*args, **kwargs)
+                setattr(layer, _RECOMPUTE, self._again(recompute, self.layout))
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    setattr(layer, _RECOMPUTE, recompute)
+
+        return run
+
+    @contextmanager
+    def known(self, layout: PrefixLayout | None) -> Iterator[None]:
+        """Context in which the row has a layout."""
+        before, self.layout = self.layout, layout
+        try:
+            yield
+        finally:
+            self.layout = before
+
+    def _again(self, recompute: Callable[..., Any], layout: PrefixLayout | None) -> Callable[..., Any]:
+        """Return a layer's function for recomputation in which whatever runs again knows the layout."""
+
+        def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            def told(*own: Any, **options: Any) -> Any:
+                with self.known(layout):
+                    return function(*own, **options)
+
+            return recompute(told, *args, **kwargs)
 
         return run
 
@@ -94,7 +146,7 @@ class PrefixRecurrence:
                 for recurrent_name, module in inside:
                     self._find(recurrent_name, module, slot is not None)
                 if slot is not None and any(module in self.covered for _, module in inside):
-                    self._attributes.add(layer, slot, self._row.told_by(getattr(layer, slot)))
+                    self._attributes.add(layer, slot, self._row.told_by(getattr(layer, slot), layer))
         found = self.covered | {model.get_submodule(name) for name in self.left}
         for name, module in model.named_modules():
             if part_of(module) == "recurrence" and module not in found:

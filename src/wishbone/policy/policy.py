@@ -28,7 +28,7 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import text_layers
-from wishbone.fused.recurrence import PrefixRecurrence
+from wishbone.fused.recurrence import PrefixRecurrence, mask_with_layout
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.vision_positions import VisionPositions
 from wishbone.ops.token_logps import ReferenceStates, TokenScores, scores_of_logits, token_logps
@@ -255,7 +255,7 @@ class Policy:
         """Run the decoder; where it takes a layout as a mask, with a mask of ones, from which ALiBi makes its table."""
         if "prefix_layout" not in inputs or not self._layout_as_mask:
             return self.decoder(**inputs, use_cache=False)
-        ones = torch.ones_like(inputs["position_ids"])
+        ones = mask_with_layout(inputs["position_ids"], inputs["prefix_layout"])
         with mask_of_layout(inputs["prefix_layout"]):
             return self.decoder(**inputs, attention_mask=ones, use_cache=False)
 

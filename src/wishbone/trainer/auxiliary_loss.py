@@ -11,6 +11,7 @@ import logging
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError
+from wishbone.planning.model_shape import EXPERTS
 from wishbone.policy.auxiliary_loss import NoAuxiliaryLoss, load_balancing_of
 from wishbone.preference.load_balancing import LoadBalancing
 from wishbone.trainer.sharding import why_not_sharded_in_step
@@ -63,6 +64,10 @@ def _do_without(trainer: TRLDPOTrainer, reason: str) -> None:
             f"router_aux_loss_coef={coefficient}: for this run of a {name} model no auxiliary loss can be computed, "
             f"because {reason}; leave router_aux_loss_coef out or set it to 0"
         )
+    text = trainer.model.config.get_text_config()
+    experts = [count for one in EXPERTS if (count := getattr(text, one, None)) is not None]
+    if experts and not any(experts):  # a dense model of a family that also has mixtures
+        return
     logger.warning(
         "The model's configuration weights an auxiliary loss of its experts by %s, and this run trains without it, "
         "because %s.",
