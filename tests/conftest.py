@@ -103,13 +103,29 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats)
 
 
-def pytest_collection_finish() -> None:
+_frozen_modules = 0
+
+
+def freeze_what_was_imported() -> None:
     """Keep what the libraries made when they were imported out of every later search for garbage.
 
     accelerate searches before each training run: 0.4 s among a million objects that stay anyway.
     """
+    global _frozen_modules
     gc.collect()
     gc.freeze()
+    _frozen_modules = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    freeze_what_was_imported()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_imports() -> None:
+    """Tests import more: TRL, model families, ..."""
+    if len(sys.modules) > _frozen_modules + 100:
+        freeze_what_was_imported()
 
 
 def why_no_kernels(*, on_gpus: bool = True) -> str | None:
@@ -125,6 +141,7 @@ def why_no_kernels(*, on_gpus: bool = True) -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.name != "test_readme.py")  # the longest; at the end, one worker would wait
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder in WHOLE_RUNS or "smollm2" in getattr(item, "fixturenames", ()):

@@ -201,26 +201,18 @@ def named_on_the_page() -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_place_is_on_the_page() -> None:
-    named = named_on_the_page()
+def test_every_place_is_on_the_page_and_everything_there_is_a_place() -> None:
+    named, found = named_on_the_page(), places()
+
+    def is_in(place: str, name: str) -> bool:
+        return place == name or re.match(rf"{re.escape(name)}[:.]", place) is not None
+
     absent = {
-        place: what
-        for place, what in places().items()
-        if place not in OURS and not any(place == name or re.match(rf"{re.escape(name)}[:.]", place) for name in named)
+        place: what for place, what in found.items() if place not in OURS and not any(is_in(place, n) for n in named)
     }
     assert absent == {}, "docs/interceptions.md does not say how these end and what tests them"
-
-
-@pytest.mark.slow
-def test_the_page_and_the_list_of_own_objects_name_nothing_that_is_gone() -> None:
-    found = places()
-    stale = [
-        name
-        for name in named_on_the_page()
-        if not any(place == name or re.match(rf"{re.escape(name)}[:.]", place) for place in found)
-    ]
-    assert stale == []
-    assert [place for place in OURS if place not in found] == []
+    assert [name for name in named if not any(is_in(place, name) for place in found)] == [], "these are gone"
+    assert [place for place in OURS if place not in found] == [], "these are gone"
 
 
 def test_every_row_of_the_page_names_a_test_that_exists() -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from forked import Forked, forked_command
 
 from wishbone.config.schema import LossName
 from wishbone.data.formats import FORMATS
@@ -66,30 +68,72 @@ def environment_of_a_newcomer(folder: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
 
 
-@pytest.mark.slow
-def test_own_pairs_from_install_to_answer(tmp_path: Path, smollm2: object):
-    clone = tmp_path / "clone"
+def own_pairs() -> tuple[str, list[str], str]:
+    """The section on own pairs: what writes the file of pairs, the commands, and the code that uses the result."""
+    (shell,), (use,) = (blocks("Train on your own pairs", language) for language in ("sh", "python"))
+    install, pairs, commands = re.fullmatch(
+        r"(pip install .*?)^(cat .*?^END\n)(.*)", shell, re.MULTILINE | re.DOTALL
+    ).groups()
+    assert install == "pip install .\n"
+    return pairs, commands.replace("\\\n", " ").splitlines(), use
+
+
+def clone_in(folder: Path) -> Path:
+    """What pip needs of this repository."""
+    clone = folder / "clone"
     clone.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, clone)
     shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = environment_of_a_newcomer(tmp_path / "venv")
-    (commands,) = blocks("Train on your own pairs", "sh")
-    shown = said(["bash", "-eu", "-o", "pipefail", "-c", commands], clone, environment)
+    return clone
 
-    assert "Fits: " in shown
-    run = clone / "runs" / "mine"
+
+def is_trained(run: Path) -> None:
+    """A run directory holds what the README says of it."""
     assert (run / "report.html").exists()
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["status"], summary["steps"], summary["pairs"]["train"]) == ("done", 6, 4)
     (asked,) = json.loads((run / "answers.json").read_text())
     assert asked["before"] != asked["after"]
 
-    (use,) = blocks("Train on your own pairs", "python")
-    answer = said(["python", "-c", use], clone, environment)
-    assert answer.strip()
-    installed = said(["python", "-c", "import wishbone; print(wishbone.__file__)"], clone, environment)
+
+@pytest.mark.long  # the two tests below install it and run every command; here a shell does it all, each in a program
+def test_own_pairs_from_install_to_answer(tmp_path: Path, smollm2: object):
+    clone, environment = clone_in(tmp_path), environment_of_a_newcomer(tmp_path / "venv")
+    (commands,) = blocks("Train on your own pairs", "sh")
+    assert "Fits: " in said(["bash", "-eu", "-o", "pipefail", "-c", commands], clone, environment)
+    is_trained(clone / "runs" / "mine")
+    assert said(["python", "-c", own_pairs()[2]], clone, environment).strip()
+
+
+@pytest.mark.slow
+def test_pip_installs_it(tmp_path: Path, smollm2: object):
+    clone, environment = clone_in(tmp_path), environment_of_a_newcomer(tmp_path / "venv")
+    pairs, (init, *_), _ = own_pairs()
+    said(["bash", "-eu", "-c", f"pip install .\n{pairs}{init}"], clone, environment)
+    installed = said(["python", "-c", "import wishbone; print(wishbone.__file__)"], tmp_path, environment)
     assert Path(installed.strip()).is_relative_to(tmp_path / "venv")
+    assert "smollm2-135m-instruct" in (clone / "run.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_own_pairs_from_file_to_answer(tmp_path: Path, smollm2: object):
+    import wishbone.run.run  # noqa: F401  so that no child has to
+
+    pairs, commands, use = own_pairs()
+    assert [command.split()[1] for command in commands] == ["init", "plan", "train", "report", "compare"]
+    said(["bash", "-eu", "-c", pairs], tmp_path, dict(os.environ))
+
+    def shown(child: Forked) -> str:
+        out, error = child.communicate()
+        assert child.returncode == 0, f"{out}\n{error}"
+        return out
+
+    answers = {command: shown(forked_command(shlex.split(command)[1:], tmp_path, os.environ)) for command in commands}
+    assert "Fits: " in answers[commands[1]]
+    is_trained(tmp_path / "runs" / "mine")
+    assert "Ten minutes." in answers[commands[-1]]
+    assert shown(Forked(lambda: exec(use, {}), tmp_path, os.environ)).strip()
 
 
 def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from forked import forked_command
 
 from wishbone.check.kinds import KINDS
 
@@ -30,12 +29,10 @@ def printed(command: str, folder: Path) -> str:
     assert program == "wishbone"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
     environment.pop("COLUMNS", None)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "wishbone", *arguments],
-        cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=300, check=False,
-    )  # fmt: skip
-    assert outcome.returncode == 1, outcome.stderr
-    return "".join(f"{line.rstrip()}\n" for line in outcome.stdout.splitlines())
+    child = forked_command(arguments, folder, environment)
+    out, error = child.communicate()
+    assert child.returncode == 1, error
+    return "".join(f"{line.rstrip()}\n" for line in out.splitlines())
 
 
 @pytest.mark.slow

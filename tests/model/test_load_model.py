@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -310,38 +310,51 @@ def test_a_damaged_tokenizer_is_refused(copy: Path, content: str) -> None:
 # ---- the hub, as real HTTP on this machine
 
 SCRIPT = """
-import json, sys, time
+import json, os, sys, time
 from wishbone.errors import RequestError
 from wishbone.model.load import load_model, load_tokenizer
-for asked in sys.argv[1:]:
-    name, _, revision = asked.partition("@")
-    start = time.monotonic()
-    try:
-        model, tokenizer = load_model(name, revision=revision or None, device="cpu")
-        total = sum(w.double().abs().sum().item() for w in model.parameters())
-        said = ["loaded", total, len(tokenizer), model.name_or_path]
-    except RequestError as error:
-        said = error.problems
-    print(json.dumps([time.monotonic() - start, *said]))
+for line in sys.stdin:
+    if not os.fork():
+        for asked in json.loads(line):
+            name, _, revision = asked.partition("@")
+            start = time.monotonic()
+            try:
+                model, tokenizer = load_model(name, revision=revision or None, device="cpu")
+                total = sum(w.double().abs().sum().item() for w in model.parameters())
+                said = ["loaded", total, len(tokenizer), model.name_or_path]
+            except RequestError as error:
+                said = error.problems
+            print(json.dumps([time.monotonic() - start, *said]), flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
-def _in_a_process(endpoint: str, hf_home: Path, *asked: str, **environment: str) -> list[list[object]]:
-    """Load each model in a process of its own that may ask the hub at `endpoint`; [seconds, what was said ...]."""
+@contextmanager
+def _processes(endpoint: str, hf_home: Path) -> Iterator[Callable[..., list[list[object]]]]:
+    """A function that loads models in a new process that may ask the hub at `endpoint`: [seconds, what was said ...].
+
+    The hub's address counts when libraries are imported. A process that has imported them here forks those that load.
+    """
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
     }
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(hf_home), "PYTHONPATH": os.pathsep.join(sys.path)}
-    outcome = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *asked],
-        env=inherited | variables | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    return [json.loads(line) for line in outcome.stdout.splitlines()]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=inherited | variables, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asks, said = process.stdin, process.stdout
+
+        def load(*asked: str) -> list[list[object]]:
+            asks.write(json.dumps(asked) + "\n")
+            asks.flush()
+            return [json.loads(said.readline()) for _ in asked]
+
+        yield load
+        asks.close()
+    assert process.returncode == 0
 
 
 @contextmanager
@@ -405,18 +418,20 @@ def test_a_hub_model_loads_and_loads_again_without_the_hub(saved: Path, tmp_path
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     hf_home = tmp_path / "home"
     expected = sum(w.double().abs().sum().item() for w in tiny_model("llama", vocab_size=320).parameters())
-    with _hub({"some/tiny": saved, "some/pickled": pickled}) as endpoint:
-        loaded, revised, pickle, absent, gated = _in_a_process(
-            endpoint, hf_home, "some/tiny", "some/tiny@v9", "some/pickled", "smollm2-135m-instrukt", "meta/gated"
-        )
+    with ExitStack() as stack:
+        with _hub({"some/tiny": saved, "some/pickled": pickled}) as endpoint:
+            load = stack.enter_context(_processes(endpoint, hf_home))
+            loaded, revised, pickle, absent, gated = load(
+                "some/tiny", "some/tiny@v9", "some/pickled", "smollm2-135m-instrukt", "meta/gated"
+            )
+        # the server is gone: what was downloaded loads at once, what was not is refused at once
+        again, other = load("some/tiny", "some/other")
     assert loaded[1:] == ["loaded", pytest.approx(expected, rel=1e-12), 320, "some/tiny"]
     assert "has no revision 'v9'" in str(revised[1])
     assert "pickle" in str(pickle[1])
     assert "neither a path nor a repository" in str(absent[1])
     assert "near: smollm2-135m-instruct" in str(absent[1])
     assert "gated" in str(gated[1])
-    # the server is gone: what was downloaded loads at once, what was not is refused at once
-    again, other = _in_a_process(endpoint, hf_home, "some/tiny", "some/other")
     assert again[1:] == loaded[1:]
     assert "the hub cannot be reached" in str(other[1])
     assert "smollm2-135m-instruct" in str(other[1]) and ".gguf" in str(other[1])
@@ -426,7 +441,8 @@ def test_a_hub_model_loads_and_loads_again_without_the_hub(saved: Path, tmp_path
 
 @pytest.mark.long  # the test above refuses a connection; this one finds no such host
 def test_an_unreachable_hub_is_said_soon_with_what_to_do(tmp_path: Path) -> None:
-    ((seconds, said),) = _in_a_process("http://hub.invalid", tmp_path, "some/model")
+    with _processes("http://hub.invalid", tmp_path) as load:
+        ((seconds, said),) = load("some/model")
     assert "the hub cannot be reached" in str(said)
     assert "smollm2-135m-instruct" in str(said)
     assert ".gguf" in str(said)

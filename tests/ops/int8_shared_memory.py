@@ -1,12 +1,15 @@
 """Compile the int8 kernels for a GPU that is not here, and print the shared memory that each of them takes.
 
-python int8_shared_memory.py CAPABILITY SHARED_BYTES COLUMNS [COLUMNS ...]
+python int8_shared_memory.py CAPABILITY SHARED_BYTES KERNELS COLUMNS [COLUMNS ...]
+
+KERNELS is "all", or one kernel of rows: each takes seconds to compile. The products are always compiled.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import torch
 import triton
@@ -20,8 +23,22 @@ from wishbone.ops.fp8_quantize import INT8_ROWS, QuantizedRows, rotated_int8
 KERNELS = ("quantize", "quantize_both", "norm", "norm_both", "swiglu", "swiglu_both")
 
 
+def calls_of_rows(columns: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Calls that launch each kernel of rows."""
+    form, x, weight = rotated_int8(columns), torch.ones(2, columns, dtype=dtype), torch.ones(columns, dtype=dtype)
+    return {
+        "quantize": lambda: rows.quantize_rows_triton(x, None, form),
+        "quantize with a scale": lambda: rows.quantize_rows_triton(x, torch.ones(columns), INT8_ROWS),
+        "quantize_both": lambda: rows.quantize_both_triton(x, x, form),
+        "norm": lambda: rows.rms_norm_quantize_triton(x, weight, 1e-6, form=form),
+        "norm_both": lambda: rows.rms_norm_quantize_both_triton(x, x, weight, 1e-6, form=form),
+        "swiglu": lambda: rows.swiglu_quantize_triton(x, x, form=form),
+        "swiglu_both": lambda: rows.swiglu_quantize_both_triton(x, x, x, x, form=form),
+    }
+
+
 def main() -> None:
-    capability, shared_bytes = int(sys.argv[1]), int(sys.argv[2])
+    capability, shared_bytes, kernels = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     triton.runtime.driver.set_active(AbsentGpu(capability))
     taken: list[int] = []
     found: dict[str, int] = {}
@@ -35,15 +52,10 @@ def main() -> None:
     products.shared_bytes = lambda device: shared_bytes
     products.has_tensor_cores = lambda device: capability >= 80
     dtype = torch.bfloat16 if capability >= 80 else torch.float16
-    for columns in map(int, sys.argv[3:]):
-        form, x, weight = rotated_int8(columns), torch.ones(2, columns, dtype=dtype), torch.ones(columns, dtype=dtype)
-        rows.quantize_rows_triton(x, None, form)
-        rows.quantize_rows_triton(x, torch.ones(columns), INT8_ROWS)
-        rows.quantize_both_triton(x, x, form)
-        rows.rms_norm_quantize_triton(x, weight, 1e-6, form=form)
-        rows.rms_norm_quantize_both_triton(x, x, weight, 1e-6, form=form)
-        rows.swiglu_quantize_triton(x, x, form=form)
-        rows.swiglu_quantize_both_triton(x, x, x, x, form=form)
+    for columns in map(int, sys.argv[4:]):
+        calls = calls_of_rows(columns, dtype)
+        for call in calls.values() if kernels == "all" else [calls[kernels]]:
+            call()
         found[f"rows of {columns}"] = max(taken)
         taken.clear()
         for tokens in (8, 300):

@@ -110,7 +110,7 @@ def test_derivatives_are_numerical_ones(activation: Activation) -> None:
         adapters = [Adapter(factors[2 * i], factors[2 * i + 1], 0.5 + i) for i in range(3)]
         return gated_mlp(x, block.weights, block.biases, adapters, activation=activation, tile_tokens=8)
 
-    assert torch.autograd.gradcheck(function, block.leaves)
+    assert torch.autograd.gradcheck(function, block.leaves, fast_mode=True)  # every entry is compared above
 
 
 @pytest.mark.parametrize("tile", [None, 8])

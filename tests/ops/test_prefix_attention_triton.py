@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
+from absent_gpu import printed_by
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention, prefix_attention_of_halves
 
@@ -155,11 +152,7 @@ def test_what_the_kernels_cannot_do_is_refused():
 def test_compiled_kernels_fit_into_the_shared_memory_of_gpus_that_are_not_here(
     capability: int, shared_bytes: int, heads: list[str]
 ):
-    script = Path(__file__).with_name("attention_shared_memory.py")
-    command = [sys.executable, str(script), str(capability), str(shared_bytes), *" ".join(heads).split()]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert said.returncode == 0, said.stderr
-    taken = json.loads(said.stdout.splitlines()[-1])
+    taken = printed_by("attention_shared_memory.py", capability, shared_bytes, *" ".join(heads).split())
     assert list(taken) == heads
     assert all(size <= shared_bytes for size in taken.values()), taken
 

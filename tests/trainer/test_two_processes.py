@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import socket
-import subprocess
-import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
+from forked import Forked
 from peft import LoraConfig
 from tiny import tiny_tokenizer
 
@@ -22,7 +19,6 @@ from trainer.preference_runs import adapter, arguments, chat_pairs, losses, mode
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
-TESTS = Path(__file__).parent.parent
 WITHIN = 240
 """Seconds that a process may take."""
 SHARED: dict[str, dict[str, Any]] = {
@@ -59,25 +55,9 @@ def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[st
     }
 
 
-def forked(count: int, folder: Path, own_batches: bool) -> None:
-    """Run `worker` in this many processes, which begin with what this one has imported."""
-    gc.freeze()  # as in conftest.py
-    children = []
-    for rank in range(count):
-        if not (child := os.fork()):
-            signal.alarm(WITHIN)
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            try:
-                worker(folder, own_batches)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-        children.append(child)
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    os._exit(any(statuses))
-
-
 def worker(folder: Path, own_batches: bool) -> None:
+    for state in (AcceleratorState, GradientState, PartialState):  # of the process that this one was forked from
+        state._reset_state()
     results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
     if own_batches:
         with pytest.raises(RequestError, match="processes have read other training data"):
@@ -88,20 +68,21 @@ def worker(folder: Path, own_batches: bool) -> None:
     if int(os.environ["RANK"]) == 0:
         torch.save(results, folder / "r")
     torch.distributed.barrier()
-    os._exit(0)
 
 
 def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, Any]:
-    """What the first of several processes found."""
+    """What the first of several processes found; they are forked from this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    shared |= {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "ACCELERATE_USE_CPU": "true"}
-    call = f"forked({count}, Path({str(folder)!r}), {own_batches})"
-    command = [sys.executable, "-c", f"from trainer.test_two_processes import *; {call}"]
-    ended = subprocess.run(command, env=shared, stderr=subprocess.PIPE, text=True, check=False, timeout=WITHIN + 60)
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    shared |= {"ACCELERATE_USE_CPU": "true"}
+    children = [
+        Forked(lambda: worker(folder, own_batches), folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+    said = [child.communicate(WITHIN)[1] for child in children]
+    assert not any(child.returncode for child in children), "\n".join(text[-3000:] for text in said)
     found: dict[str, Any] = torch.load(folder / "r", weights_only=True)
     return found
 
