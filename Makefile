@@ -24,11 +24,12 @@ SOURCES := $(shell find src -name '*.py' -o -name '*.css' -o -name '*.json')
 CHECKED := $(SOURCES) $(EXAMPLE) Makefile $(shell find builder skill tests benchmarks scripts requirements -type f \
   -not -path '*/node_modules/*' -not -name '*.pyc' -not -name '*.md')
 
-# $(call install,ENVIRONMENT,VERSIONS): what the list names, torch as TORCH says, then this project. A list is complete,
-# so that pip resolves nothing; torch comes after what it needs, so that pip adds only what its wheel alone needs.
+# $(call install,ENVIRONMENT,VERSIONS): what the list names and, at the same time, torch as TORCH says; then this project.
+# A list is complete, so that pip resolves nothing. Asked for torch again, pip adds what its wheel alone needs.
 define install
 $(PYTHON) -m venv $(1)
-$(1)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $(2)
+$(1)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $(2) & \
+  $(1)/bin/python $(INSTALL) --no-deps $(TORCH) && wait $$!
 $(1)/bin/python $(INSTALL) $(TORCH)
 $(1)/bin/python $(INSTALL) --no-deps --no-build-isolation --editable .
 $(1)/bin/python $(PIP) check

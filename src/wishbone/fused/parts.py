@@ -33,12 +33,16 @@ def part_of(module: nn.Module) -> Part | None:
         return "recurrence"
     if _EXPERTS.search(name):
         return "experts"
-    inner = {type(child).__name__ for child in module.modules() if child is not module}
-    if _ATTENTION.search(name) and not any(map(_ATTENTION.search, inner)):
+    if _ATTENTION.search(name) and not _within(module, _ATTENTION):
         return "attention"
-    if _MLP.search(name) and not any(_EXPERTS.search(one) or _MLP.search(one) for one in inner):
+    if _MLP.search(name) and not _within(module, _EXPERTS) and not _within(module, _MLP):
         return "MLP"
     return None
+
+
+def _within(module: nn.Module, kind: re.Pattern[str]) -> bool:
+    """Return whether a module below this one is of a kind."""
+    return any(kind.search(type(child).__name__) for child in module.modules() if child is not module)
 
 
 def has_rotary_embedding(model: nn.Module) -> bool:
