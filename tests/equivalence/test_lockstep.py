@@ -205,6 +205,21 @@ def in_fp8(scale: float) -> PeftModel:
     return trained(add_adapter(base, rank=4, seed=0), scale)
 
 
+def in_nf4(model: Any) -> Any:
+    """The model with its layers in NF4."""
+    bnb = pytest.importorskip("bitsandbytes")
+    options = {"quant_type": "nf4", "compress_statistics": True}
+    for layer in model.model.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, linear in [*part.named_children()]:
+                if isinstance(linear, nn.Linear):
+                    four = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False, **options)
+                    four.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, **options).to("cpu")
+                    four.support_avx512bf16_for_cpu = False
+                    setattr(part, name, four)
+    return model
+
+
 def fp8_policy(model: PeftModel, dtype: torch.dtype, fused: bool = True) -> Policy:
     return Policy(
         model,
@@ -242,6 +257,36 @@ def test_in_fp8_a_fresh_adapter_has_rewards_of_zero_and_known_gradients(dtype: t
     apart, beside = both_ways(policy, reference, lambda: gradients(step_of(policy, reference), Execution(64, room)))
     assert float(beside[0]) == pytest.approx(0.6931471805599453, abs=1e-7)
     assert all(map(torch.equal, beside, apart)), "without a difference both are the same arithmetic"
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj"], ["down_proj"]], ids=str)
+@pytest.mark.parametrize("form", ["nf4", "fp8"])
+def test_adapters_on_some_layers_of_a_quantized_model_are_trained(form: str, targets: list[str]) -> None:
+    base = tiny_model("llama") if form == "nf4" else loaded_in_fp8(tiny_model("llama"))
+    model = trained(add_adapter(in_nf4(base) if form == "nf4" else base, rank=4, target_modules=targets), 0.0)
+    policy = fp8_policy(model, torch.float32)
+    reference = AdapterDisabled(policy)
+    apart, beside = both_ways(policy, reference, lambda: gradients(step_of(policy, reference), Execution(64)))
+    assert len(beside) == 1 + sum(parameter.requires_grad for parameter in model.parameters())
+    assert_close(beside, apart, 1e-6)
+
+
+def test_a_function_with_a_backward_pass_of_its_own_runs_apart() -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return 2 * gradient
+
+    model = adapted("llama", torch.float32)
+    mlp = model.get_base_model().model.layers[1].mlp
+    mlp.forward = lambda x, own=mlp.forward: own(Doubled.apply(x))
+    policy = policy_of(model)
+    reason = why_apart(policy, AdapterDisabled(policy))
+    assert reason is not None and "a backward pass of its own does not run on policy and reference" in reason
 
 
 @pytest.mark.slow

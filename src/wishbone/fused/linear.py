@@ -152,7 +152,7 @@ class FusedLinears:
         """Note groups and MLPs below `module`. PEFT's layers are leaves, and what it trains as a whole stays alone."""
         children = dict(module.named_children())
         linears = {child: found for child, found in children.items() if _can_be_read(found)}
-        alone = {child: found for child, found in linears.items() if is_lora_linear(found)}
+        alone = {child: found for child, found in linears.items() if is_lora_linear(found) or _is_quantized(found)}
         for names in GROUPS:
             members = {child: linears[child] for child in names if child in linears}
             same_input = len({input_features(member) for member in members.values()}) == 1
@@ -292,6 +292,12 @@ def _can_be_read(module: nn.Module) -> bool:
     if is_lora_linear(module):
         return True
     return not isinstance(module, BaseTunerLayer) and frozen_weight_of(module) is not None
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    """Whether a linear layer without adapter has its weight in codes: its own forward does not run on both halves."""
+    weight = None if isinstance(module, BaseTunerLayer) else frozen_weight_of(module)
+    return weight is not None and not isinstance(weight, DenseWeight)
 
 
 def _join(parent: str, child: str) -> str:

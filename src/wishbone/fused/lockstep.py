@@ -104,8 +104,11 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
     """Return what a function returns for the policy's and for the reference's half of its arguments.
 
     Raises:
-        NotImplementedError: it returns something other than tensors, and not the same for both.
+        NotImplementedError: it returns something other than tensors, and not the same for both; or a graph would be
+            lost: `autograd.Function`s take a `Lockstep` for a tensor without one and turn gradients off.
     """
+    if not torch.is_grad_enabled() and _has_graph(args):
+        raise NotImplementedError("a function with a backward pass of its own does not run on policy and reference")
     policy_args, reference_args, adapters = _split(args)
     policy_kwargs = reference_kwargs = kwargs
     if kwargs:
@@ -265,6 +268,10 @@ def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] |
             policy.append(one)
             reference.append(one)
     return policy, reference, adapters
+
+
+def _has_graph(args: Sequence[Any]) -> bool:
+    return any(isinstance(one, Lockstep) and one.policy.grad_fn is not None for one in args)
 
 
 def _items(value: Any) -> Any:

@@ -46,7 +46,7 @@ def why_apart(policy: Policy, reference: AdapterDisabled, images: Sequence[Token
     policy.model.eval()
     try:
         made_up = trial_pairs(policy.causal_lm.config.get_text_config().vocab_size)
-        errors = [_error(policy, reference, pairs) for pairs in (made_up, images) if pairs]
+        errors = [_error(policy, reference, pairs, graph=pairs is made_up) for pairs in (made_up, images) if pairs]
         error = next((one for one in errors if one is not None), None)
     except FAILURES as failure:
         return f"the model's code does not run on both at once ({type(failure).__name__}: {_first_line(failure)})"
@@ -61,14 +61,18 @@ def rounds_inputs(policy: Policy) -> bool:
 
 
 @torch.no_grad()
-def _error(policy: Policy, reference: AdapterDisabled, pairs: Sequence[TokenizedPair]) -> float | None:
-    """Return by how much one pass and two differ where that is more than rounding explains."""
+def _error(policy: Policy, reference: AdapterDisabled, pairs: Sequence[TokenizedPair], *, graph: bool) -> float | None:
+    """Return by how much one pass and two differ where that is more than rounding explains.
+
+    With a graph, what would lose it is noticed; pairs have to be short for that.
+    """
     batch = policy.collate(pairs)
     expected = [reference.logps(batch)]
     with policy.running():
         expected.append(sequence_scores(policy.token_scores(batch, statistics=False), batch).logps)
-        found = policy.scores_beside(batch, Beside(tuple(reference.on())))
-    got = [sequence_scores(scores, batch).logps for scores in reversed(found)]
+        with torch.set_grad_enabled(graph):
+            found = policy.scores_beside(batch, Beside(tuple(reference.on())))
+        got = [sequence_scores(scores, batch).logps.detach() for scores in reversed(found)]
     difference = max(
         float((own.double() - one.double()).norm() / own.double().norm())
         for own, one in zip(expected, got, strict=True)
