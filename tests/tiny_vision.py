@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
@@ -150,7 +151,13 @@ def _qwen(kind: str) -> tuple[Any, Any]:
     )
     template = _template("<|vision_start|><|image_pad|><|vision_end|>")
     processor = _without_videos(Qwen2_5_VLProcessor if kind == "qwen2_5_vl" else Qwen3VLProcessor)
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32}
+    vision: dict[str, Any] = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 32,
+    }
     vision |= {"patch_size": 4, "temporal_patch_size": 2, "spatial_merge_size": 2}
     rope: dict[str, Any] = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     more: dict[str, Any] = {}
@@ -300,6 +307,52 @@ def _mistral3(kind: str) -> tuple[Any, Any]:
     return processor, config
 
 
+class _Gemma4:
+    """In the place of `Gemma4Processor`, which needs torchvision for its processor of videos."""
+
+    image_token = "<image_soft_token>"
+
+    def __init__(self, images: Any, tokenizer: Any) -> None:
+        self.image_processor, self.tokenizer = images, tokenizer
+        tokenizer.chat_template = _template(self.image_token)
+        self.apply_chat_template = tokenizer.apply_chat_template
+
+    def __call__(self, images: Any, text: list[str], return_tensors: str, add_special_tokens: bool) -> Any:
+        made = {} if images is None else dict(self.image_processor(images, return_tensors=return_tensors))
+        written, *between = text[0].split(self.image_token)
+        for count, after in zip(made.pop("num_soft_tokens_per_image", []), between, strict=True):
+            written += f"<start_of_image>{self.image_token * int(count)}<end_of_image>{after}"
+        tokens = self.tokenizer([written], return_tensors=return_tensors, add_special_tokens=add_special_tokens)
+        kinds = (tokens["input_ids"] == self.tokenizer.image_token_id).long()
+        return {**tokens, **made, "mm_token_type_ids": kinds}
+
+
+def _gemma4(kind: str) -> tuple[Any, Any]:
+    tokens = _tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+    images = Gemma4ImageProcessorPil(max_soft_tokens=70, patch_size=4, pooling_kernel_size=2)
+    text = text_sizes(
+        tokens,
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=6,
+        global_head_dim=8,
+        num_kv_shared_layers=0,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=len(tokens),
+        use_bidirectional_attention="vision",
+    )
+    vision = {"patch_size": 4, "pooling_kernel_size": 2, "head_dim": 8, "position_embedding_size": 64}
+    config = CONFIG_MAPPING[kind](
+        vision_config={**_siglip_sizes(), **vision, "num_key_value_heads": 4},
+        text_config=text,
+        audio_config=None,
+        boi_token_id=tokens.boi_token_id,
+        eoi_token_id=tokens.eoi_token_id,
+        image_token_id=tokens.image_token_id,
+    )
+    return _Gemma4(images, tokens), config
+
+
 VISION_FAMILIES = {
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
@@ -308,6 +361,7 @@ VISION_FAMILIES = {
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
     "internvl": _internvl,
     "mistral3": _mistral3,
 }

@@ -122,7 +122,7 @@ def test_overrides_alone_can_make_a_configuration():
         ("adapter: {rank: true}", "adapter.rank (line 1): true is not accepted. It takes a whole number"),
         (
             "adapter: {target_modules: q_proj}",
-            "It takes all-linear, or a list of at least one, each item one line of text",
+            "It takes one of all-linear, language-linear, or a list of at least one, each item one line of text",
         ),
         ("training: {learning_rate: '1e-5'}", "'1e-5' is not accepted. Write the number without quotes."),
         ("training: {learning_rate: fast}", "training.learning_rate (line 1): 'fast' is not accepted. It takes"),

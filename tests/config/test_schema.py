@@ -126,7 +126,7 @@ SOUND: dict[str, dict[str, Any]] = {
         "rank": st.integers(1, 16384),
         "alpha": st.none() | number(0, 1e300),
         "dropout": number(0, 1),
-        "target_modules": st.just("all-linear") | st.lists(line, min_size=1),
+        "target_modules": st.sampled_from(["all-linear", "language-linear"]) | st.lists(line, min_size=1),
     },
     "data": {
         "train": line,

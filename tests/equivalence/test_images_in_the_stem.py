@@ -37,7 +37,9 @@ from wishbone.trainer.image_rows import ImageRows
 KINDS = ["qwen2_5_vl", "qwen3_vl", "llava", "idefics3", "gemma3"]
 """One family for each way in: positions by height and width, features of later layers, placeholders alone, crops, and
 tokens of an image that see each other."""
-OTHERS = ["qwen3_5", "llava_next", "smolvlm", "internvl", "mistral3"]
+OTHERS = ["qwen3_5", "llava_next", "smolvlm", "internvl", "mistral3", "gemma4"]
+SEEN = {"gemma3": "together", "gemma4": "with window"}
+"""Which tokens of an image see each other; elsewhere the earlier ones."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 LANGUAGE = r".*(language_model|text_model).*\.(q_proj|v_proj|down_proj)"
 VISION = r".*(visual|vision).*\.(qkv|proj|q_proj|v_proj|linear_fc2)"
@@ -117,7 +119,7 @@ def test_full_fine_tuning_equals_two_plain_sequences(kind: str, dtype: torch.dty
     model, these = vision_family(kind, dtype)[1], pairs(kind)
     capability = choose_form(model, images=these)
     assert (capability.form, capability.reason) == ("shared_prefix", None)
-    assert capability.image_attention == ("together" if kind == "gemma3" else "causal")
+    assert capability.image_attention == SEEN.get(kind, "causal")
     rows: dict[str, Any] = {"image_attention": capability.image_attention}
 
     def computed(form: Form, budget: int, **options: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer
@@ -27,7 +28,7 @@ from wishbone.cli.check_request import CheckRequest
 from wishbone.config.schema import DataConfig, RunConfig
 from wishbone.data import images
 from wishbone.errors import RequestError
-from wishbone.model.adapter import lora_config
+from wishbone.model.adapter import add_adapter, lora_config
 from wishbone.model.load import load_model, load_processor, load_tokenizer
 from wishbone.planning.lengths import measured_lengths
 from wishbone.report.answers import answer_before_and_after, question_from_text
@@ -36,6 +37,7 @@ from wishbone.result.export import Exporter
 from wishbone.result.finished_run import finished_run
 from wishbone.run.prepare_data import prepare_data
 from wishbone.run.run import train
+from wishbone.run.shown_pairs import questions_with_images
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.image_dataset import LENGTHS, prepare_image_pairs
@@ -286,7 +288,19 @@ def test_each_file_is_read_once_before_a_run(model: Path, tmp_path: Path, monkey
     again = prepare_image_pairs(
         trained_columns(train_pairs).remove_columns([LENGTHS]), ImageRows(processor), args, "train"
     )
-    assert (found.lengths == again.lengths).all() and len(heldout) == 2
+    assert found.lengths is not None and again.lengths is not None
+    assert found.lengths.tolist() == again.lengths.tolist() and len(heldout) == 2
+
+
+def test_adapters_on_the_language_model_alone(model: Path) -> None:
+    def adapted(targets: Any) -> set[str]:
+        learner = load_model(str(model), dtype="float32", images=True)[0]
+        peft = add_adapter(learner, rank=2, target_modules=targets)
+        return {name for name, module in peft.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)}
+
+    every, language = adapted("all-linear"), adapted("language-linear")
+    assert language == {name for name in every if "language_model" in name}
+    assert any("vision_tower" in name for name in every) and any("multi_modal_projector" in name for name in every)
 
 
 @pytest.mark.slow
@@ -328,8 +342,12 @@ def test_text_alone_trains_a_model_that_reads_images(model: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_what_a_run_on_images_learned_is_asked_merged_and_loaded(model: Path, tmp_path: Path) -> None:
-    run = train(config_of(model, write_pairs(tmp_path, "column"), tmp_path / "run"))
+def test_what_a_run_on_images_learned_is_asked_merged_and_loaded(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "wishbone"):
+        run = train(config_of(model, write_pairs(tmp_path, "column"), tmp_path / "run"))
+    assert "Adapters on 14 layers of the tower for images, too" in caplog.text
     finished = finished_run(run)
     exporter = Exporter(finished)
     exporter.merged(tmp_path / "merged", overwrite=False)
@@ -348,8 +366,28 @@ def test_what_a_run_on_images_learned_is_asked_merged_and_loaded(model: Path, tm
         run, finished.config.model, [question_from_text("What?", exporter.model.tokenizer, None)], max_new_tokens=3
     )
     assert len(answers) == 1
-    with pytest.raises(RequestError, match=r"its summary\.json"):
-        evaluate(finished, finished.config.data.train, split="train", limit=None)
+    images = questions_with_images(prepared(finished.config)[0], load_processor(str(model)), 2)
+    assert [question.prompt for question in images] == [[{"role": "user", "content": "<image>What is it?"}]] * 2
+    about = answer_before_and_after(run, finished.config.model, images, max_new_tokens=3)
+    with torch.inference_mode():
+        for question, answer in zip(images, about, strict=True):
+            assert question.images is not None
+            seen = {"input_ids": torch.tensor([question.ids]), **question.images.inputs}
+            first = exporter.model.trained(**seen).logits[0, -1].argmax()
+            assert answer.after.startswith(exporter.model.tokenizer.decode([first]).strip()[:1])
+
+
+@pytest.mark.slow
+def test_a_run_on_images_is_measured_on_other_pairs_with_images(model: Path, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path, "column")
+    lines = data.read_text().splitlines()
+    (tmp_path / "held.jsonl").write_text("\n".join(lines[3:]) + "\n")
+    config = config_of(model, data, tmp_path / "run", data={"eval": str(tmp_path / "held.jsonl"), "eval_fraction": 0})
+    run = train(config)
+    figures = json.loads((run / "summary.json").read_text())["heldout_after"]
+    found = evaluate(finished_run(run), str(tmp_path / "held.jsonl"), split="train", limit=None)
+    assert found.pairs == 3
+    assert found.margin.value == pytest.approx(figures["rewards/margins"], abs=1e-5) != 0
 
 
 def test_check_counts_images_and_names_what_cannot_be_read(model: Path, damaged: Path) -> None:
@@ -376,8 +414,10 @@ def test_check_counts_images_and_names_what_cannot_be_read(model: Path, damaged:
     )
 
 
-def test_a_plan_counts_images_by_estimate(model: Path, tmp_path: Path) -> None:
+def test_a_plan_counts_tokens_of_images(model: Path, tmp_path: Path) -> None:
     data = DataConfig(train=str(write_pairs(tmp_path, "column")))
     found = measured_lengths(data, model)
-    assert found.prompt.min() > 1000
-    assert "1,000 tokens an image" in found.source
+    assert "and 4 an image" in found.source
+    assert found.image_tokens == 4 * len(found) == 24
+    (model_without := tmp_path / "elsewhere").mkdir()
+    assert "1,000 tokens an image" in measured_lengths(data, model_without).source

@@ -76,16 +76,19 @@ def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bo
     tokenizer = load_tokenizer(model.name, revision=model.revision, trust_remote_code=model.trust_remote_code)
     if prompts:
         return [question_from_text(text, tokenizer, config.data.system_prompt, as_text=as_text) for text in prompts]
-    from wishbone.errors import RequestError
     from wishbone.model.load import read_model_config
     from wishbone.run.prepare_data import prepare_data, processor_of
+    from wishbone.run.shown_pairs import questions_with_images
     from wishbone.trainer.image_tokens import has_images
 
     described = read_model_config(model.name, model.revision, model.trust_remote_code, weights=False)
-    trained, heldout, _ = prepare_data(config, tokenizer, processor_of(model, described))
-    if has_images(trained):
-        raise RequestError("the run's pairs have images, and questions here are text; give one with --prompt TEXT")
-    return questions_from_pairs(trained if heldout is None else heldout, tokenizer, count)
+    processor = processor_of(model, described)
+    trained, heldout, _ = prepare_data(config, tokenizer, processor)
+    pairs = trained if heldout is None else heldout
+    if not has_images(pairs):
+        return questions_from_pairs(pairs, tokenizer, count)
+    assert processor is not None
+    return questions_with_images(pairs, processor(), count)
 
 
 def print_answer(number: int, answer: Answer, *, error: bool = False) -> None:

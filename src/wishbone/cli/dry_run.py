@@ -84,7 +84,8 @@ def _trained(adapter: AdapterConfig) -> str:
     if adapter.method == "full":
         return "every weight"
     targets = adapter.target_modules
-    where = "all linear layers" if isinstance(targets, str) else ", ".join(targets)
+    of = {"all-linear": "all linear layers", "language-linear": "the linear layers of the language model"}
+    where = of[targets] if isinstance(targets, str) else ", ".join(targets)
     alpha = adapter.rank if adapter.alpha is None else adapter.alpha
     return f"LoRA adapters of rank {adapter.rank}, alpha {alpha:g}, dropout {adapter.dropout:g}, on {where}"
 

@@ -41,7 +41,7 @@ MOST_BAR, BESIDE_BAR = 44, 54
 DOES_NOT_FIT = 2
 COLORS = {"weights": "cyan", "embeddings and head": "cyan", "adapter": "green", "gradients": "green",
           "optimizer": "green", "activations": "magenta", "head chunk": "magenta", "reference": "blue",
-          "workspace": "bright_black", "runtime": "bright_black"}  # fmt: skip
+          "vision tower": "yellow", "workspace": "bright_black", "runtime": "bright_black"}  # fmt: skip
 
 
 def plan(
@@ -76,7 +76,7 @@ def plan(
             warnings.simplefilter("ignore", UserWarning)
             config = load_config(config_path, overrides or [])
         from wishbone.planning.alternatives import alternatives
-        from wishbone.planning.lengths import given_lengths, measured_lengths
+        from wishbone.planning.lengths import given_lengths, measured_lengths, tower_in
         from wishbone.planning.model_files import find_shape
         from wishbone.planning.run_plan import Target, plan_run
 
@@ -89,7 +89,8 @@ def plan(
             lengths = given_lengths(
                 pairs, prompt_tokens, completion_tokens, max(longest_tokens, prompt_tokens + completion_tokens)
             )
-        target = Target(shape, lengths, machine, device, None if reference is None else find_shape(reference)[0])
+        other = None if reference is None else find_shape(reference)[0]
+        target = Target(shape, lengths, machine, device, other, None if directory is None else tower_in(directory))
         found = plan_run(config, target, processes=gpus)
         offers = () if found.fits else tuple(alternatives(config, target, processes=gpus))
     if as_json:
@@ -178,6 +179,9 @@ def _lines(
         count, each = (f"{gpus} x ", " each") if gpus > 1 else ("", "")
         yield "Device", f"{count}{target.gpu.name}, {_gib(found.machine.memory)} GiB{each} ({whose})"
     yield "Pairs", f"{found.pairs:,} of {config.data.train}; tokens {target.lengths.source}"
+    if target.lengths.image_tokens:
+        tower = "counted by estimate" if target.sees_images else "not counted, as its config.json is not here"
+        yield "Images", f"the vision tower is {tower}; its time is not in the time of a step"
     yield "Tokens per pair", _spread(target.lengths, config.data.max_length)
     yield (
         "Rows",

@@ -109,9 +109,10 @@ class AdapterConfig(Section):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Probability that an adapter input is dropped in training."
     )
-    target_modules: Literal["all-linear"] | Annotated[list[Line], Field(min_length=1)] = Field(
+    target_modules: Literal["all-linear", "language-linear"] | Annotated[list[Line], Field(min_length=1)] = Field(
         default="all-linear",
-        description="all-linear (every linear layer but the head), or a list of module name endings.",
+        description="all-linear (every linear layer but the head, those of a tower for images among them), "
+        "language-linear (those of the language model), or a list of module name endings.",
     )
 
 

@@ -19,7 +19,7 @@ from wishbone.errors import RequestError
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.quantization import is_quantized
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, LANGUAGE_LINEAR = "all-linear", "language-linear"
 FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 """Model types whose fused kernels read the weight of `out_proj` directly, so that an adapter on it has no effect."""
 
@@ -30,7 +30,7 @@ def lora_config(
     rank: int,
     alpha: float | None = None,
     dropout: float = 0.0,
-    target_modules: Literal["all-linear"] | Sequence[str] = ALL_LINEAR,
+    target_modules: Literal["all-linear", "language-linear"] | Sequence[str] = ALL_LINEAR,
     **further: Any,
 ) -> LoraConfig:
     """Return the configuration of a LoRA adapter (arXiv 2106.09685) that fits `model`.
@@ -41,7 +41,8 @@ def lora_config(
         alpha: the adapter's output is scaled by alpha / rank; None is `rank`, a scale of 1.
         dropout: probability in [0, 1) that an input of A is dropped in training.
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear" for all but the
-            head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts. Stacked weights of experts
+            head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts, or "language-linear" for
+            those of them that are not in a tower for images (`tower_layers`). Stacked weights of experts
             are named like layers ("experts.gate_up_proj", "experts.down_proj") and become PEFT's `target_parameters`.
             In families that kept experts apart before transformers 5 (Qwen3 MoE, DeepSeek) PEFT counts them among all
             linear layers; in others they stay frozen unless they are named.
@@ -54,7 +55,9 @@ def lora_config(
         raise RequestError("the model already has an adapter; give its base model, or train that adapter as it is")
     alpha = float(rank) if alpha is None else alpha
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-    everything = names == [ALL_LINEAR]
+    everything = names in ([ALL_LINEAR], [LANGUAGE_LINEAR])
+    excluded = _not_adapted(model) if everything else []
+    excluded += tower_layers(model) if names == [LANGUAGE_LINEAR] else []
     problems = _out_of_range(rank, alpha, dropout)
     stacked = [] if everything else _stacked(model, names)
     linear = [name for name in names if name not in stacked]
@@ -74,7 +77,7 @@ def lora_config(
         lora_dropout=dropout,
         target_modules=ALL_LINEAR if everything else linear,
         task_type="CAUSAL_LM",
-        **({"exclude_modules": excluded} if everything and (excluded := _not_adapted(model)) else {}) | further,
+        **({"exclude_modules": excluded} if excluded else {}) | further,
     )
 
 
@@ -88,6 +91,18 @@ def _not_adapted(model: PreTrainedModel) -> list[str]:
         and type(module).forward is not nn.Linear.forward
     ]
     return [*routers, *(["out_proj"] if model.config.model_type in FUSED_OUTPUT else [])]
+
+
+def tower_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of the linear layers that text does not run through: of towers and what projects their results.
+
+    Args:
+        model: without adapter.
+    """
+    text = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in text.modules()} | {id(model.get_output_embeddings())}
+    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return [name for name, module in linear if id(module) not in inside]
 
 
 def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> PeftModel:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from wishbone.config.schema import DataConfig
 from wishbone.data.json_text import parse_json
 from wishbone.errors import RequestError
+from wishbone.planning.vision_tower import ESTIMATED_TOKENS, Tower, read_tower
 
 Counts = NDArray[np.int64]
 
@@ -29,18 +30,21 @@ InvalidRows = Literal["refuse", "drop"]
 
 CHARACTERS_A_TOKEN = 4
 TOKENS_A_MESSAGE = 4
-TOKENS_AN_IMAGE = 1000
-"""By estimate: what Qwen's processors write for 900 x 900 pixels. Training counts each image by its size."""
 
 
 @dataclass(frozen=True)
 class PairLengths:
-    """Tokens of pairs before truncation; `source` says in words where they come from."""
+    """Tokens of pairs before truncation; `source` says in words where they come from.
+
+    Attributes:
+        image_tokens: those of prompts that stand for images, all together.
+    """
 
     prompt: Counts
     chosen: Counts
     rejected: Counts
     source: str
+    image_tokens: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -80,50 +84,74 @@ def given_lengths(pairs: int, prompt: int, completion: int, longest: int) -> Pai
 def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> PairLengths:
     """Return the lengths of the pairs to learn from, without those that cannot be used.
 
+    Tokens of images are those of `vision_tower`. Where they are an estimate, no pair is left out for them.
+
     Raises:
         RequestError: the data cannot be read, or holds no usable pair.
     """
     if tokenizer_directory is not None and (tokenizer_directory / "tokenizer.json").is_file():
-        prompt, chosen, rejected, source = _tokenized(data, tokenizer_directory)
+        prompt, images, chosen, rejected, source = _tokenized(data, tokenizer_directory)
     else:
-        found = estimated_pairs(loaded_pairs(data, turns=data.template != "none"))
+        rows = list(loaded_pairs(data, turns=data.template != "none"))
+        found = estimated_pairs(rows)
         prompt, chosen, rejected, source = found.prompt, found.chosen, found.rejected, found.source
+        images = ESTIMATED_TOKENS * np.array([len(row.get("images") or ()) for row in rows], dtype=np.int64)
+        prompt = prompt - images
     room = prompt < data.max_length if data.max_length and data.truncation == "keep_start" else prompt >= 0
     usable = room & (chosen > 0) & (rejected > 0)
+    if data.max_length:
+        images = np.minimum(images, np.maximum(data.max_length - 1 - prompt, 0))
+    prompt = prompt + images
     if not usable.any():
         raise RequestError(f"data.train {data.train!r} holds no pair that fits into data.max_length {data.max_length}")
-    return PairLengths(prompt[usable], chosen[usable], rejected[usable], source)
+    return PairLengths(prompt[usable], chosen[usable], rejected[usable], source, int(images[usable].sum()))
 
 
 def estimated_pairs(rows: Iterable[Mapping[str, Any]]) -> PairLengths:
     """Return the lengths of pairs of texts or messages, by their characters."""
     prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).reshape(-1, 3).T
     source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
-    if any(row.get("images") for row in rows):
-        source += f"; {TOKENS_AN_IMAGE:,} tokens an image"
-    return PairLengths(prompt, chosen, rejected, source)
+    images = sum(len(row.get("images") or ()) for row in rows)
+    if images:
+        source += f"; {ESTIMATED_TOKENS:,} tokens an image"
+    return PairLengths(prompt, chosen, rejected, source, ESTIMATED_TOKENS * images)
 
 
-def with_image_tokens(prompt: Counts, rows: Any) -> Counts:
-    """Return tokens of prompts, [pairs], with those that their images take by estimate."""
+def tokens_of_images(rows: Any, directory: Path) -> Counts:
+    """Return tokens of the images of tokenized pairs, [pairs], for the model in a directory."""
     if "images" not in rows.column_names:
-        return prompt
+        return np.zeros(len(rows), dtype=np.int64)
     images = np.array([len(cells) for cells in rows.select_columns(["images"])["images"]], dtype=np.int64)
-    return prompt + TOKENS_AN_IMAGE * images
+    tower = tower_in(directory)
+    return images * (ESTIMATED_TOKENS if tower is None else tower.tokens_an_image)
 
 
-def counted_by(rows: Any) -> str:
+def counted_by(rows: Any, directory: Path) -> str:
     """Return in words where lengths of tokenized pairs come from."""
-    estimate = f", and {TOKENS_AN_IMAGE:,} tokens an image by estimate" if "images" in rows.column_names else ""
-    return f"by the model's tokenizer{estimate}"
+    if "images" not in rows.column_names:
+        return "by the model's tokenizer"
+    tower = tower_in(directory)
+    if tower is not None and tower.tokens is not None:
+        return f"by the model's tokenizer, and {tower.tokens:,} an image"
+    return f"by the model's tokenizer, and {ESTIMATED_TOKENS:,} tokens an image by estimate"
 
 
 def reads_images(directory: Path) -> bool:
     """Return whether the model in a directory reads images, as its config.json tells."""
+    return "vision_config" in _config(directory)
+
+
+def tower_in(directory: Path) -> Tower | None:
+    """Return the tower for images of the model in a directory, as its config.json tells."""
+    return read_tower(_config(directory))
+
+
+def _config(directory: Path) -> Mapping[str, Any]:
     try:
-        return "vision_config" in parse_json((directory / "config.json").read_bytes())
+        found = parse_json((directory / "config.json").read_bytes())
     except (OSError, ValueError, TypeError):
-        return False
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def loaded_pairs(
@@ -155,7 +183,7 @@ def loaded_pairs(
     )
 
 
-def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Counts, str]:
+def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Counts, Counts, str]:
     """Count as training would, without loading torch."""
     from transformers import PreTrainedTokenizerFast
 
@@ -168,7 +196,7 @@ def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Count
     rows = in_trained_form(lambda turns: load(turns=turns), tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
     prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
-    return with_image_tokens(prompt, pairs), chosen, rejected, counted_by(pairs)
+    return prompt, tokens_of_images(pairs, directory), chosen, rejected, counted_by(pairs, directory)
 
 
 def _estimated_pair(row: Mapping[str, Any]) -> list[int]:
@@ -177,7 +205,7 @@ def _estimated_pair(row: Mapping[str, Any]) -> list[int]:
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if prompt is None:
         prompt, chosen, rejected = common_prompt(chosen, rejected)
-    images = TOKENS_AN_IMAGE * len(row.get("images") or ())
+    images = ESTIMATED_TOKENS * len(row.get("images") or ())
     return [_estimated(prompt) + images, _estimated(chosen), _estimated(rejected)]
 
 

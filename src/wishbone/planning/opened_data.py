@@ -6,7 +6,7 @@ Tokens are counted by the model's tokenizer where it is on this machine, and est
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from wishbone.planning.lengths import (
     estimated_pairs,
     loaded_pairs,
     reads_images,
-    with_image_tokens,
+    tokens_of_images,
 )
 
 SHOWN = 3
@@ -106,13 +106,15 @@ def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> 
     usable = ~np.isin(numbers, list(lost))
     usable[list(found.invalid)] = False
     prompt, chosen, rejected = (tokens[usable] for tokens in token_lengths(pairs, ID_COLUMNS))
-    prompt = with_image_tokens(prompt, pairs.select(np.flatnonzero(usable)))
-    lengths = PairLengths(prompt, chosen, rejected, counted_by(pairs))
+    images = tokens_of_images(pairs.select(np.flatnonzero(usable)), directory)
+    lengths = PairLengths(prompt + images, chosen, rejected, counted_by(pairs, directory), int(images.sum()))
     return lengths, int((~usable).sum()), unusable(found, "refuse")
 
 
 def _estimated(data: DataConfig, invalid_rows: InvalidRows) -> tuple[PairLengths, int, list[str]]:
     lengths = estimated_pairs(loaded_pairs(data, invalid_rows, turns=True))
     usable = (lengths.chosen > 0) & (lengths.rejected > 0)
-    kept = PairLengths(lengths.prompt[usable], lengths.chosen[usable], lengths.rejected[usable], lengths.source)
+    kept = replace(
+        lengths, prompt=lengths.prompt[usable], chosen=lengths.chosen[usable], rejected=lengths.rejected[usable]
+    )
     return kept, int((~usable).sum()), [] if usable.all() else ["some completions are empty"]

@@ -25,6 +25,7 @@ from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
 from wishbone.planning.sharded import machine_of_shards, sharded_memory, uncopied
 from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
+from wishbone.planning.vision_tower import Tower
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 SIMULATED_STEPS = 100
@@ -79,13 +80,23 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class Target:
-    """What a run is planned for: the model's shape, that of a separate reference, the pairs, and the device."""
+    """What a run is planned for: the model's shape, that of a separate reference, the pairs, and the device.
+
+    Attributes:
+        tower: for images; counted where pairs have some.
+    """
 
     shape: ModelShape
     lengths: PairLengths
     machine: Machine
     gpu: Gpu | None
     reference: ModelShape | None = None
+    tower: Tower | None = None
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether pairs have images that a tower runs over."""
+        return self.tower is not None and self.lengths.image_tokens > 0
 
 
 def gpu_machine(gpu: Gpu) -> Machine:
@@ -107,6 +118,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     sharded = is_sharded(config, target, processes)
     rows = chosen_rows(config, target, processes=processes)
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
+    machine = _beside_tower(machine, config, target, plan, rows.largest)
     packed = list(_simulated_rows(tokens, min(steps.pairs_a_step, pairs), processes, rows.budget, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
@@ -177,6 +189,11 @@ def _chosen_rows(config: RunConfig, target: Target, processes: int, *, sharded: 
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     run = uncopied(plan) if sharded else plan
     rows = choose_rows(shape, run, machine, training.token_budget, training.activations, longest, most)
+    if target.sees_images:
+        smaller = _beside_tower(machine, config, target, plan, rows.largest)
+        rows = choose_rows(shape, run, smaller, training.token_budget, training.activations, longest, most)
+        tower = _tower_bytes(config, target, plan, rows.largest)
+        rows = replace(rows, memory=MemoryEstimate({**rows.memory.items, "vision tower": tower}))
     if target.reference is not None:
         rows = replace(rows, memory=_with_reference(rows.memory, target.reference, plan))
     if sharded:
@@ -199,7 +216,8 @@ def memory_plan(config: RunConfig, target: Target) -> MemoryPlan:
     """
     names = config.adapter.target_modules
     full = config.adapter.method == "full"
-    separate = config.model.reference is not None
+    copied = full and target.sees_images and _reads_reference(config)
+    separate = config.model.reference is not None or copied
     return MemoryPlan(
         weights=_weights(config, target.gpu),
         row_tokens=0,
@@ -234,6 +252,21 @@ def _weights(config: RunConfig, gpu: Gpu | None) -> Weights:
     if gpu is None:
         return "f32"
     return "bf16" if gpu.capability >= BF16_FROM else "f16"
+
+
+def _tower_bytes(config: RunConfig, target: Target, plan: MemoryPlan, row_tokens: float) -> float:
+    """What the tower takes beside a row, with the share of tokens of images that all pairs have together."""
+    assert target.tower is not None
+    share = min(1.0, target.lengths.image_tokens / float(target.lengths.rows(None).sum()))
+    learns = config.adapter.method == "full" or config.adapter.target_modules == "all-linear"
+    return target.tower.bytes(plan, row_tokens * share, learns=learns)
+
+
+def _beside_tower(machine: Machine, config: RunConfig, target: Target, plan: MemoryPlan, row_tokens: float) -> Machine:
+    """The machine with the room that the tower leaves."""
+    if not target.sees_images:
+        return machine
+    return replace(machine, free=max(0.0, machine.free - _tower_bytes(config, target, plan, row_tokens)))
 
 
 def _with_reference(memory: MemoryEstimate, reference: ModelShape, plan: MemoryPlan) -> MemoryEstimate:

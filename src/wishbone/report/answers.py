@@ -25,6 +25,7 @@ from wishbone.config.document import show
 from wishbone.config.schema import ModelConfig
 from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.messages import Message
+from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.errors import RequestError, one_line
 from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
@@ -38,11 +39,16 @@ MOST_REASON = 300
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt (text or chat messages), its token ids up to where the answer begins, the chosen answer or None."""
+    """A prompt (text or chat messages), its token ids up to where the answer begins, the chosen answer or None.
+
+    Attributes:
+        images: those of the prompt, or None.
+    """
 
     prompt: str | list[Message]
     ids: list[int]
     chosen: str | None = None
+    images: PairImages | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def questions_from_pairs(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, cou
         ids = list(row["prompt_ids"])
         prompt = row["prompt"] if "prompt" in row else tokenizer.decode(ids)
         chosen = row["chosen"] if "chosen" in row else tokenizer.decode(row["chosen_ids"], skip_special_tokens=True)
-        questions.setdefault(tuple(ids), Question(prompt, ids, _text(chosen)))
+        questions.setdefault(tuple(ids), Question(prompt, ids, completion_text(chosen)))
         if len(questions) == count:
             break
     return list(questions.values())
@@ -197,7 +203,8 @@ def _answers(
     answers = []
     for question in questions:
         ids = torch.tensor([question.ids], device=model.device)
-        sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+        seen = placed_images([(question.images, [(0, 0)])], (1, len(question.ids)), model.device)
+        sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **seen)[0]
         text = str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip()
         ended = int(sequence[-1]) in (model.generation_config.eos_token_id or [])
         answers.append(text if ended else f"{text} \N{HORIZONTAL ELLIPSIS}")
@@ -237,7 +244,7 @@ def _refuse_too_long(questions: Sequence[Question], model: PreTrainedModel, max_
         raise RequestError(problems)
 
 
-def _text(completion: str | list[Message]) -> str:
+def completion_text(completion: str | list[Message]) -> str:
     """A completion as text: the contents of its messages."""
     if isinstance(completion, str):
         return completion

@@ -26,12 +26,14 @@ from torch import Tensor
 
 from wishbone.config.schema import DataConfig, RunConfig
 from wishbone.data.batch import TokenizedPair, truncated_pair
-from wishbone.errors import RequestError
+from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.model.load import load_model
 from wishbone.preference.losses import are_reference_free
 from wishbone.result.finished_run import FinishedRun
 from wishbone.result.trained_model import TrainedModel
 from wishbone.run.prepare_data import prepare_data
+from wishbone.trainer.image_rows import ImageRows
+from wishbone.trainer.image_tokens import has_images
 
 Z = 1.959963984540054
 """Half the width of 95 % of the normal distribution, in standard deviations."""
@@ -129,14 +131,24 @@ def _settings(run: FinishedRun, data: str, split: str) -> RunConfig:
     return run.config.model_copy(update={"data": settings})
 
 
-def _pairs(config: RunConfig, model: TrainedModel, limit: int | None) -> tuple[list[TokenizedPair], int]:
-    if model.reads_images:
-        raise RequestError(
-            "the run was trained on images, and pairs are scored here as text; the figures of its held-out pairs are "
-            "in its summary.json, and DPOTrainer.evaluate gives those of others (docs/images.md)"
-        )
-    rows, _, dropped = prepare_data(config, model.tokenizer)
+class _PairsWithImages(Sequence[TokenizedPair]):
+    """Pairs whose pixels are made when they are asked for: those of a whole data set would not fit into memory."""
+
+    def __init__(self, rows: Dataset, processor: Any, max_length: int | None) -> None:
+        self._rows, self._encoder, self._max_length = rows, ImageRows(processor), max_length
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._encoder.pair(self._rows[number], max_length=self._max_length)
+
+
+def _pairs(config: RunConfig, model: TrainedModel, limit: int | None) -> tuple[Sequence[TokenizedPair], int]:
+    rows, _, dropped = prepare_data(config, model.tokenizer, (lambda: model.processor) if model.reads_images else None)
     chosen: Dataset = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    if has_images(chosen):
+        return _PairsWithImages(chosen, model.processor, config.data.max_length), dropped
     pairs = [
         truncated_pair(
             list(row["prompt_ids"]),
@@ -160,7 +172,12 @@ def _reference_logps(run: FinishedRun, model: TrainedModel, pairs: Sequence[Toke
         with model.before() as before:
             return pair_logps(before, pairs)
     settings = run.config.model
-    reference, _ = load_model(named, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+    reference, _ = load_model(
+        named,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+        images=model.reads_images,
+    )
     return pair_logps(reference, pairs)
 
 
@@ -170,17 +187,18 @@ def pair_logps(model: Any, pairs: Sequence[TokenizedPair]) -> Values:
     found = torch.empty(len(pairs), 2, dtype=torch.float64)
     for number, pair in enumerate(pairs):
         for side, (ids, start) in enumerate(pair.sequences()):
-            found[number, side] = _completion_logp(model, ids, start)
+            found[number, side] = _completion_logp(model, ids, start, pair.images)
     return found.numpy()
 
 
-def _completion_logp(model: Any, ids: list[int], start: int) -> Tensor:
+def _completion_logp(model: Any, ids: list[int], start: int, images: PairImages | None) -> Tensor:
     """log p of the tokens from `start` on; without a prompt the first token is not scored."""
     tokens = torch.tensor([ids], device=model.device)
     first = max(start, 1)
     kept = len(ids) - first
     if kept < 1:
         return torch.zeros(())
-    logits = model(input_ids=tokens, use_cache=False).logits[0, first - 1 : -1].float()
+    seen = placed_images([(images, [(0, 0)])], (1, len(ids)), model.device)
+    logits = model(input_ids=tokens, **seen, use_cache=False).logits[0, first - 1 : -1].float()
     scores: Tensor = logits.log_softmax(-1).gather(1, tokens[0, first:, None])
     return scores.double().sum().cpu()

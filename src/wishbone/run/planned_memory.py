@@ -18,6 +18,8 @@ from wishbone.planning.memory import GIB
 from wishbone.planning.model_shape import read_shape
 from wishbone.planning.room import Machine
 from wishbone.planning.run_plan import RunPlan, Target, plan_run
+from wishbone.planning.vision_tower import read_tower
+from wishbone.trainer.image_tokens import images_of
 
 
 def planned_memory(
@@ -45,10 +47,11 @@ def plan_of_run(config: RunConfig, model: dict[str, Any], pairs: Dataset, *, pro
         return None  # another model's memory, whose shape is not read here
     prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
     machine, gpu = _machine()
+    tower = read_tower(model)
+    images = images_of(pairs) * tower.tokens_an_image if tower is not None else 0
     try:
-        target = Target(
-            read_shape(model, config.model.name), PairLengths(prompt, chosen, rejected, "as trained"), machine, gpu
-        )
+        lengths = PairLengths(prompt, chosen, rejected, "as trained", images)
+        target = Target(read_shape(model, config.model.name), lengths, machine, gpu, tower=tower)
         return plan_run(config, target, processes=processes)
     except RequestError:
         return None

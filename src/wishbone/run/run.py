@@ -33,7 +33,7 @@ from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_dire
 from wishbone.config.schema import EMBEDDED_MODEL, ModelConfig, RunConfig
 from wishbone.config.trackers import chosen_trackers
 from wishbone.errors import RequestError, RunError, counted_of
-from wishbone.model.adapter import lora_config
+from wishbone.model.adapter import ALL_LINEAR, LANGUAGE_LINEAR, lora_config, tower_layers
 from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
 from wishbone.paths import user_path
@@ -161,7 +161,7 @@ def _train(
         train_dataset=trained_columns(train_pairs),
         eval_dataset=None if heldout is None else trained_columns(heldout),
         processing_class=processor,
-        peft_config=_adapter(config, model) if lora else None,
+        peft_config=_adapter(config, model, images=images > 0) if lora else None,
         callbacks=[
             metrics,
             TrainingPhases(),
@@ -317,8 +317,15 @@ def _short(name: str) -> str:
     return Path(name).name if user_path(name).exists() else name
 
 
-def _adapter(config: RunConfig, model: PreTrainedModel) -> LoraConfig:
+def _adapter(config: RunConfig, model: PreTrainedModel, *, images: bool) -> LoraConfig:
     adapter = config.adapter
+    if images and adapter.target_modules == ALL_LINEAR:
+        logger.info(
+            "Adapters on %d layers of the tower for images, too, as in TRL; adapter.target_modules=%s leaves it as it "
+            "is, which takes less memory and time.",
+            len(tower_layers(model)),
+            LANGUAGE_LINEAR,
+        )
     return lora_config(
         model,
         rank=adapter.rank,

@@ -16,7 +16,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from wishbone.check.model_view import ModelView
+from wishbone.data.columns import IMAGE_KEY
+from wishbone.data.formats.images import MARK
 from wishbone.data.tokenize import ID_COLUMNS
+from wishbone.report.answers import Question, completion_text
 from wishbone.run.run_files import write_json
 from wishbone.trainer.image_rows import ImageRows
 from wishbone.trainer.image_tokens import has_images
@@ -52,6 +55,39 @@ def write_shown_pairs(
     ]
     write_json(run_dir / PAIRS, {"pairs": shown})
     return shown
+
+
+def questions_with_images(pairs: Dataset, processor: ProcessorMixin, count: int) -> list[Question]:
+    """Return the first `count` distinct prompts of tokenized pairs that have images, each with its own.
+
+    Args:
+        pairs: of `tokenize_image_pairs`.
+        processor: of the model.
+        count: how many.
+    """
+    encoder = ImageRows(processor)
+    questions: dict[tuple[tuple[int, ...], int], Question] = {}
+    for row in pairs:
+        pair = encoder.pair(row)
+        ids = pair.chosen[: pair.chosen_start]
+        question = Question(_with_marks(row["prompt"]), ids, completion_text(row["chosen"]), pair.images)
+        questions.setdefault((tuple(ids), row[IMAGE_KEY]), question)
+        if len(questions) == count:
+            break
+    return list(questions.values())
+
+
+def _with_marks(prompt: Any) -> Any:
+    """A prompt as it is shown: each image a mark in the text of its message."""
+
+    def said(message: dict[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return {"role": message["role"], "content": content}
+        texts = (MARK if part.get("type") == "image" else part.get("text") or "" for part in content)
+        return {"role": message["role"], "content": "".join(texts)}
+
+    return prompt if isinstance(prompt, str) else [said(message) for message in prompt]
 
 
 def _ids_of(processor: Any) -> Callable[[Any], dict[str, list[int]]]:

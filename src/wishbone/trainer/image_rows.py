@@ -160,8 +160,9 @@ class ImageRows:
             return ids, None
         inputs: dict[str, Tensor] = {}
         kinds: dict[str, list[int]] = {}
+        unused = MASKS | {*(getattr(self._processor, "unused_input_names", None) or ())}
         for name, value in made.items():
-            if name in MASKS:
+            if name in unused:
                 continue
             if not isinstance(value, Tensor):
                 raise RequestError(
