@@ -21,7 +21,7 @@ from wishbone.errors import RequestError, counted, counted_of
 from wishbone.paths import user_path
 from wishbone.planning.advisor import Advice, advise, shape_of
 from wishbone.planning.gpus import find_gpu
-from wishbone.planning.lengths import PairLengths
+from wishbone.planning.lengths import PairLengths, tower_in
 from wishbone.planning.model_files import model_directory
 from wishbone.planning.situation import NO_GPU, Situation
 
@@ -178,9 +178,11 @@ def _planned(
     if not here or (named is None) != (gpu is None) or (named and gpu and named.name != gpu.name):
         return Prepared(situation, advice, None, found, notes)
     plan: Any = None
+    directory = model_directory(situation.model)
+    tower = None if directory is None else tower_in(directory)
     for _ in range(2):
         config = parse_config(write("wishbone", "yaml", advice.outcome))
-        target = Target(shape_of(situation), lengths, machine, gpu)
+        target = Target(shape_of(situation), lengths, machine, gpu, tower=tower)
         plan = plan_run(config, target, processes=situation.gpus)
         shorter = plan.longest_sequence // STEP * STEP
         limit = config.data.max_length
