@@ -201,9 +201,7 @@ def _train(
         write_json(run_dir / "summary.json", summary)
         shown = write_shown_pairs(run_dir, train_pairs, heldout, processor, config.data.max_length)
         if images and config.output.answers:
-            logger.warning(
-                "No answers are written for pairs with images; `wishbone chat` takes questions without them."
-            )
+            logger.warning("No prompts with images are answered during a run; `wishbone compare` does that afterwards.")
         texts = TrackerTexts(trackers, lambda: trainer.guard.record.rows if trainer.guard else (), shown)
         trainer.add_callback(texts)
         asked = train_pairs if heldout is None else heldout
