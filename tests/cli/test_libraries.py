@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from forked import Forked
 
 from wishbone.cli.libraries import settle_libraries
 
@@ -32,10 +32,8 @@ SET = {
 def settled(given: dict[str, str]) -> tuple[dict[str, str], bool, int, bool]:
     """Environment and loggers after a program settled the libraries, its output going into a pipe."""
     clean = {name: value for name, value in os.environ.items() if name not in SET}
-    outcome = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env=clean | given
-    )
-    environment, propagates, handlers, root_propagates = json.loads(outcome.stdout)
+    child = Forked(lambda: exec(PROGRAM), Path.cwd(), clean | given)
+    environment, propagates, handlers, root_propagates = json.loads(child.communicate()[0])
     return {name: environment[name] for name in SET}, propagates, handlers, root_propagates
 
 

@@ -12,12 +12,21 @@ from wishbone.ops.rotary import Form, rotary
 
 
 def inputs(
-    dtype: torch.dtype = torch.float64, heads: tuple[int, int] = (4, 2), width: int = 8, turned: int = 8, batch: int = 2
+    dtype: torch.dtype = torch.float64,
+    heads: tuple[int, int] = (4, 2),
+    width: int = 8,
+    turned: int = 8,
+    batch: int = 2,
+    tokens: int = 5,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Query and key as layers make them, tokens before heads in memory, and angles of positions 3, 4, ..."""
     g = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(batch, 5, h, width, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2) for h in heads)
-    angle = torch.arange(3.0, 8.0, dtype=torch.float64)[:, None] / 100 ** (torch.arange(turned // 2) * 2 / turned)
+    q, k = (
+        torch.randn(batch, tokens, h, width, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2) for h in heads
+    )
+    angle = torch.arange(3.0, 3.0 + tokens, dtype=torch.float64)[:, None] / 100 ** (
+        torch.arange(turned // 2) * 2 / turned
+    )
     angles = torch.cat((angle, angle), dim=-1)[None]
     return q, k, angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -67,7 +76,7 @@ def test_the_kernel_is_the_reference(
     form: Form, dtype: torch.dtype, heads: tuple[int, int], width: int, turned: int, batch: int
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    q, k, cos, sin = (x.to(device) for x in inputs(dtype, heads, width, turned, batch))
+    q, k, cos, sin = (x.to(device) for x in inputs(dtype, heads, width, turned, batch, 3))
     sin = sin + torch.linspace(0, 1, turned, device=device, dtype=dtype)  # halves that differ
     if form == "halves with one angle":
         cos, sin = cos[..., : turned // 2], sin[..., : turned // 2]
