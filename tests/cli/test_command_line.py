@@ -100,7 +100,7 @@ def test_wrong_usage_is_a_wrong_request(arguments: list[str]):
         (
             "preference: {loss: exo_pair, loss_weights: [1, 2]}",
             [],
-            ["2 problems", "has 2 entries", "label_smoothing 0"],
+            ["2 problems", "has 2 weights", "label_smoothing 0"],
         ),
         ("", ["preference.beta"], ["override 'preference.beta': it has no value; write preference.beta=VALUE"]),
         ("", ["preference.bta=1"], ["preference.bta (override 'preference.bta=1'): no such key; did you mean beta?"]),

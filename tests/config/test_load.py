@@ -200,6 +200,17 @@ def test_what_is_missing_is_named_with_what_to_write():
     ]
 
 
+def test_settings_in_json_are_settings_and_pairs_in_json_are_not(tmp_path: Path):
+    """`wishbone init --format json` writes such a file; pairs end in `.json` as well, as a list or line by line."""
+    file = write(tmp_path / "run.json", '{\n "model": {"name": "org/model"},\n "data": {"train": "org/pairs"}\n}\n')
+    assert load_config(file).model.name == "org/model"
+    one = write(tmp_path / "one.json", '{"model": {"name": "org/model"}, "data": {"train": "org/pairs"}}')
+    assert load_config(one) == load_config(file)
+    for text in ('[{"prompt": "a"}]', '{"prompt": "a"}\n{"prompt": "b"}\n'):
+        with pytest.raises(RequestError, match="holds data, and a run's settings are a YAML file"):
+            load_config(write(tmp_path / "pairs.json", text))
+
+
 # overrides
 
 
@@ -233,7 +244,7 @@ def test_a_wrong_override_is_named(override: str, expected: str):
     [
         (
             "preference: {loss: [sigmoid, sft], loss_weights: [1]}",
-            "preference.loss_weights (line 3): loss_weights has 1 entries and loss has 2 (sigmoid, sft); give",
+            "preference.loss_weights (line 3): loss_weights has 1 weight and loss has 2 (sigmoid, sft); give",
         ),
         (
             "preference: {loss: exo_pair}",

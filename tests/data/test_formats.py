@@ -330,3 +330,19 @@ def test_an_unknown_layout_is_refused_with_what_was_found_and_what_is_accepted(r
 def test_formats_need_neither_torch_nor_datasets() -> None:
     check = "import sys, wishbone.data.formats; sys.exit(bool({'torch', 'datasets', 'numpy'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"instruction": "a", "input": "", "output": "b"}, "Rows with one answer are for supervised fine-tuning"),
+        ({"messages": [QUESTION, GOOD]}, "Rows with one answer are for supervised fine-tuning"),
+        ({"prompt": "a", "completion": "b", "label": True}, "Rows with one answer and a label are for KTO"),
+        ({"prompt": "a", "accepted": "b", "refused": "c"}, "data.columns: {chosen: accepted, rejected: refused}"),
+        ({"a": "b"}, "a (text). Name them in data.columns"),
+    ],
+)
+def test_rows_that_are_no_pairs_are_told_what_they_are(row: dict[str, Any], said: str):
+    with pytest.raises(RequestError) as refusal:
+        recognize(row)
+    assert said in str(refusal.value)

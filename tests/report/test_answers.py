@@ -18,6 +18,7 @@ from wishbone.report.answers import (
     Answer,
     Question,
     answer_before_and_after,
+    learned_weights,
     question_from_text,
     questions_from_pairs,
     write_answers,
@@ -114,6 +115,32 @@ def test_prompts_that_do_not_fit_are_refused_all_at_once(learned: Learned) -> No
 def test_a_run_that_has_not_ended_is_refused(learned: Learned, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no adapter/ and no model/"):
         answer_before_and_after(tmp_path, learned.base, questions(learned.tokenizer), max_new_tokens=LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"status": "failed", "reason": "the loss is NaN."}, "it failed (the loss is NaN): put that right and train"),
+        (
+            {"status": "stopped", "reason": "SIGTERM after step 3"},
+            "it ended early (SIGTERM after step 3): continue it with",
+        ),
+        (
+            {"status": "failed", "reason": 7},
+            "it failed (7): put that right and train again, or where its settings stay, continue it with",
+        ),
+        ({}, "when a run ends; continue it with"),
+    ],
+)
+def test_a_run_without_a_result_says_why_and_how_it_gets_one(tmp_path: Path, summary: object, said: str) -> None:
+    run = tmp_path / "my run"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: {name: m}\n", encoding="utf-8")
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    with pytest.raises(RequestError) as refusal:
+        learned_weights(run)
+    assert said in str(refusal.value)
+    assert f"`wishbone train '{run}/config.yaml' --resume`, or name a run that is done" in str(refusal.value)
 
 
 def test_a_damaged_adapter_is_refused(learned: Learned, tmp_path: Path) -> None:

@@ -141,7 +141,9 @@ def test_compare_of_a_run_that_has_not_ended_is_a_wrong_request(write_run: Write
     assert "no adapter/" in result.stderr and "continue it with" in " ".join(result.stderr.split())
     (run / "summary.json").write_text('{"status": "failed", "reason": "a gradient of step 1 is not finite"}')
     failed = wishbone("compare", str(run), "--prompt", "Hi")
-    assert failed.exit_code == 2 and "says why it failed: put that right" in " ".join(failed.stderr.split())
+    assert failed.exit_code == 2 and "it failed (a gradient of step 1 is not finite): put that right" in " ".join(
+        failed.stderr.split()
+    )
 
 
 CODE = """

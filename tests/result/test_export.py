@@ -150,6 +150,14 @@ def test_a_text_cannot_leave_its_quotes_in_a_modelfile(run: Path, wishbone: Comm
     assert not (tmp_path / "o").exists()
 
 
+def test_a_text_that_ollama_would_change_is_refused(run: Path, wishbone: Command, tmp_path: Path):
+    """Its parser drops letters that are not printable, such as a zero-width space, and says nothing."""
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("system_prompt: null", 'system_prompt: "Be\\u200b brief."'))
+    result = wishbone("export", run, "--ollama", tmp_path / "o")
+    assert result.exit_code == 2 and "holds '\\u200b', which Ollama drops from a Modelfile" in result.stderr
+
+
 def test_other_kinds_need_llama_cpp_and_say_so(
     run: Path, wishbone: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,6 +20,7 @@ from wishbone.report.outcome import accuracy, in_words
 from wishbone.report.run_directory import HELDOUT_PREFIX, RunRecord
 from wishbone.report.series import Series, finite
 
+LONGEST_NAME = 50
 TONES: tuple[Tone, ...] = get_args(Tone)
 OVERLAID = (
     ("loss", "Loss", "Compare runs with the same loss only.", False),
@@ -111,6 +112,11 @@ def _last(series: Series, *, percent: bool = False) -> str:
     return in_words(points[-1][1], percent=percent) if points else "\N{EN DASH}"
 
 
+def _short(name: str) -> str:
+    """The name of a run for a legend; of a long one both ends, which tell runs of a sweep apart."""
+    return name if len(name) <= LONGEST_NAME else f"{name[:30]} \N{HORIZONTAL ELLIPSIS} {name[-16:]}"
+
+
 def overlaid(runs: Sequence[Shown]) -> Markup:
     """Return charts in which each run has a line; empty for fewer than two runs."""
     if len(runs) < 2:
@@ -118,7 +124,7 @@ def overlaid(runs: Sequence[Shown]) -> Markup:
     drawn = []
     for metric, title, explanation, share in OVERLAID:
         lines = [
-            replace(line, labels=(shown.name[:60], f"{shown.name[:60]}, held out"), tone=TONES[at % len(TONES)])
+            replace(line, labels=(_short(shown.name), f"{_short(shown.name)}, held out"), tone=TONES[at % len(TONES)])
             for at, shown in enumerate(runs)
             if (line := _line(shown.record, metric)).training or line.heldout
         ]

@@ -33,33 +33,38 @@ READER_LEFT = 141
 app = typer.Typer(
     name="wishbone",
     cls=Commands,
+    epilog="To begin: wishbone init pairs.jsonl --output run.yaml, then wishbone train run.yaml",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
 app.command(
     "init",
     short_help="Recommend settings with reasons, and write them as YAML, JSON or a Python script.",
     epilog='Example: wishbone init --model Qwen/Qwen3-8B --data pairs.jsonl --gpu "RTX 4090" --output run.yaml',
 )(init)
 app.command(
+    short_help="Check preference pairs before a run: what is wrong, why it hurts, what to do.",
+    epilog="Example: wishbone check pairs.jsonl --model smollm2-135m-instruct --html pairs.html",
+)(check)
+app.command(
     short_help="Say before a run whether it fits and how long it takes.",
     epilog='Example: wishbone plan run.yaml model.quantization=nf4 --gpu "RTX 4090"',
 )(plan)
+app.command(epilog="Example: wishbone train run.yaml training.learning_rate=1e-6 --dry-run")(train)
 app.command(
     short_help="Train every combination of some settings, and compare them in one table.",
     epilog="Example: wishbone sweep run.yaml training.learning_rate=5e-6,1e-5 preference.beta=0.05,0.1",
 )(sweep)
 app.command(
-    short_help="Check preference pairs before a run: what is wrong, why it hurts, what to do.",
-    epilog="Example: wishbone check pairs.jsonl --model smollm2-135m-instruct --html pairs.html",
-)(check)
+    short_help="Show runs on a local page while they train.",
+    epilog="Example: wishbone board runs/one runs/two --open",
+)(board)
 app.command(
-    short_help="Show what this machine can do, and what is missing.",
-    epilog="Example: wishbone doctor --model Qwen/Qwen3-8B",
-)(doctor)
+    short_help="Write report.html of a run and print its result.",
+    epilog="Example: wishbone report runs/mine",
+)(report)
 app.command(
     short_help="Compare the model's answers before and after a run, side by side.",
     epilog="Example: wishbone compare runs/mine --prompt 'How long do I bake bread?'",
@@ -69,26 +74,22 @@ app.command(
     epilog="Example: wishbone chat runs/mine --system 'Answer in one sentence.'",
 )(chat)
 app.command(
-    short_help="Write what a run learned as a merged model, GGUF, for Ollama or vLLM.",
-    epilog="Example: wishbone export runs/mine --gguf mine.gguf --quantize q8_0",
-)(export)
-app.command(
     "eval",
     short_help="Measure runs on other pairs: accuracy and margins with confidence intervals.",
     epilog="Example: wishbone eval runs/one runs/two other-pairs.jsonl",
 )(evaluate)
 app.command(
+    short_help="Write what a run learned as a merged model, GGUF, for Ollama or vLLM.",
+    epilog="Example: wishbone export runs/mine --gguf mine.gguf --quantize q8_0",
+)(export)
+app.command(
     short_help="Publish what a run learned on the hub, with a model card.",
     epilog="Example: wishbone push runs/mine someone/my-model --private",
 )(push)
 app.command(
-    short_help="Show runs on a local page while they train.",
-    epilog="Example: wishbone board runs/one runs/two --open",
-)(board)
-app.command(
-    short_help="Write report.html of a run and print its result.",
-    epilog="Example: wishbone report runs/mine",
-)(report)
+    short_help="Show what this machine can do, and what is missing.",
+    epilog="Example: wishbone doctor --model Qwen/Qwen3-8B",
+)(doctor)
 
 
 def _print_version(asked: bool) -> None:

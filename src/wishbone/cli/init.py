@@ -49,8 +49,17 @@ WITHOUT_GPU = (NO_GPU, "cpu", "no")
 """What says that there is no GPU."""
 
 
+LEFT_OUT = {
+    "model": f"{EMBEDDED_MODEL} (built in), a model id on the hub or a directory; left out: the built-in one.",
+    "gpu": "Name of the GPU, such as RTX 4090, or none; left out: that of this machine.",
+    "output": "File to write; left out: standard output.",
+}
+"""What the command does where an option is left out, where the planner page does something else."""
+
+
 def _flag(name: str, **more: Any) -> Any:
-    return typer.Option(help=Situation.model_fields[name].description, show_default=False, **more)
+    described = LEFT_OUT.get(name) or str(Situation.model_fields[name].description).replace("; null: ", "; left out: ")
+    return typer.Option(help=described, show_default=False, **more)
 
 
 def build(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from wishbone.cli.console import refuse
 from wishbone.config.document import show
 from wishbone.config.explain import nearest, setting_meant
 from wishbone.config.former_options import SETTINGS
-from wishbone.config.locate import DATA_SUFFIXES
+from wishbone.config.locate import DATA_SUFFIXES, holds_pairs
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """What typer raises for words that a command does not take; it exports the subclass alone."""
@@ -60,6 +60,12 @@ _OPTIONS = {
     **dict.fromkeys(("force", "f", "y", "yes"), "overwrite"),
 }
 """Options by the words that other programs use."""
+_REASONS = {
+    "Input should be a valid integer, unable to parse string as an integer": "it takes a whole number",
+    "Input should be a valid number, unable to parse string as a number": "it takes a number",
+    "Input should be ": "it takes a number ",
+}
+"""What a library says of a value, and what is said instead."""
 _FILES = ("config", "config_file", "config_path", "file", "yaml", "c")
 """Options by which other programs take their file of settings."""
 
@@ -67,9 +73,7 @@ _FILES = ("config", "config_file", "config_path", "file", "yaml", "c")
 class Commands(TyperGroup):
     """The commands, and what is said about words that are none; `help` and `version` answer as the flags do."""
 
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: Any | None = None, **extra: Any
-    ) -> typer.Context:
+    def make_context(self, info_name: str | None, args: list[str], parent: Any | None = None, **extra: Any) -> Any:
         """Read the options before the command."""
         if not args:
             return super().make_context(info_name, args, parent, **extra)
@@ -96,11 +100,11 @@ class Commands(TyperGroup):
         raise typer.Exit(2)
 
 
-def _command_meant(args: Sequence[str], commands: Sequence[str] | dict[str, Any]) -> str:
+def _command_meant(args: Sequence[str], commands: Collection[str]) -> str:
     """The command that somebody means by words that begin with none."""
     word, *rest = args
     path = Path(word)
-    if word.lower().endswith((".yaml", ".yml")):
+    if word.lower().endswith((".yaml", ".yml", ".json")) and not (path.is_file() and holds_pairs(path)):
         return f"did you mean `{shlex.join(['wishbone', 'train', *args])}`?"
     if word.lower().endswith(DATA_SUFFIXES):
         return f"did you mean `{shlex.join(['wishbone', 'init', word, '--output', 'run.yaml'])}`?"
@@ -141,6 +145,8 @@ def _sentence(error: Any) -> str:
     if kind == "BadParameter" and error.param is None and error.param_hint is None:
         return str(error.message)
     text = error.format_message().rstrip(".")
+    for libraries, ours in _REASONS.items():
+        text = text.replace(libraries, ours)
     if found := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
         text = f"it takes no further word, and {show(found[1])} was given"
     return f"{name or context.command_path}: {text[0].lower()}{text[1:]}; {_example(context) or help_}"

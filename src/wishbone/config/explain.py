@@ -99,8 +99,11 @@ def explain(
     items = [(item, tuple(str(part) for part in item["loc"][:2])) for item in error.errors(include_url=False)]
     fields = {path for item, path in items if item["type"] != "conflict"}
     unusable = fields | set(broken)
+    indexed = {path for item, path in items if _index(item) is not None}
     sentences: dict[str, None] = {}
     for item, path in items:
+        if path in indexed and _index(item) is None and isinstance(item["input"], list):
+            continue  # an item of the list is named already
         if item["type"] != "conflict":
             told = len(sentences) < _EXPLAINED
             sentences[_sentence(item, path, where) if told else f"{_name(path)}{where(path)}"] = None
@@ -124,35 +127,45 @@ def _sentence(item: Any, path: tuple[str, ...], where: Where) -> str:
     if item["type"] == "extra_forbidden":
         return f"{name}{at}: {_unknown(path, value)}"
     if len(path) < 2:
-        return f"{name}{at}: {show(value)} is not a section; write its keys below it ({', '.join(sections()[path[0]])})"
+        meant = f"did you mean {KEYS[path[0]]}? Or write" if path[0] in KEYS else "write"
+        return (
+            f"{name}{at}: {show(value)} is not a section; {meant} its keys below it ({', '.join(sections()[path[0]])})"
+        )
     schema = sections()[path[0]][path[1]]
     if item["type"] == "missing":
         return f"{name}: required, but missing. {schema['description']}"
-    index = next((part for part in item["loc"][2:] if isinstance(part, int)), None)
+    index = _index(item)
     spot = name if index is None else f"{name}[{index}]"
     default = f" (default: {show(schema['default'])})" if "default" in schema else ""
     return f"{spot}{at}: {show(value)} is not accepted. {_remedy(value, schema)}It takes {accepted(schema)}{default}"
 
 
+def _index(item: Any) -> int | None:
+    return next((part for part in item["loc"][2:] if isinstance(part, int)), None)
+
+
 def _remedy(value: Any, schema: dict[str, Any]) -> str:
-    kinds = {branch.get("type") for branch in (schema, *schema.get("anyOf", []))}
+    branches = (schema, *schema.get("anyOf", []))
+    kinds = {branch.get("type") for branch in branches}
     if isinstance(value, float) and value.is_integer() and kinds & _NUMBERS == {"integer"}:
         return f"Write {value:.0f}. " if abs(value) < 1e15 else ""
     choices = _choices(schema)
-    word = str(value).lower()
+    word = _word(str(value))
     if schema["title"].endswith((" Fraction", " Ratio")) and isinstance(value, int | float) and 1 <= value <= 100:
         return f"{value:g} % is {value / 100:g}. "
     if isinstance(value, list) and "array" not in kinds:
         return "Write one value, without brackets. "
     if not isinstance(value, str):
         return f"Did you mean {VALUES[word]}? " if VALUES.get(word) in choices else ""
+    if word == "none" and choices and "array" in kinds and not any(branch.get("minItems") for branch in branches):
+        return "Write [] for none. "
     if "sigmoid" in choices and word in NO_LOSS:
         return f"{NO_LOSS[word]}. "
     parts = [part for part in re.split(r"[,+\s]+", value) if part]
     listed = show(f"[{','.join(parts)}]")
     if "array" in kinds and len(parts) > 1 and all(part in choices for part in parts):
         return f"Write a list in brackets, in quotes on a command line: {listed}. "
-    of_texts = any(branch.get("items", {}).get("type") == "string" for branch in schema.get("anyOf", [schema]))
+    of_texts = any(branch.get("items", {}).get("type") == "string" for branch in branches)
     if of_texts and parts and not nearest(value, choices):
         return f"Write a list in brackets, in quotes on a command line: {listed}. "
     if kinds & _NUMBERS and (number := _number_meant(value)):

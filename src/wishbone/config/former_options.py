@@ -114,6 +114,10 @@ FORMER_OPTIMIZERS = {
 """The same for `optim` of transformers."""
 
 SETTINGS = {
+    **dict.fromkeys(("rl", "stage"), "preference optimization is all that is done; leave it out"),
+    **dict.fromkeys(
+        ("do_train", "do_eval"), "`wishbone train` trains, and evaluates where pairs are held out; leave it out"
+    ),
     "evaluation_strategy": "training.eval_steps says how often",
     "eval_strategy": "training.eval_steps says how often",
     "save_strategy": "training.save_steps says how often",

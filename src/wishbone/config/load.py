@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from wishbone.config.cautions import cautions
 from wishbone.config.document import FLOAT, MAX_CHARACTERS, plain_value, read_document, show, show_path
 from wishbone.config.explain import Where, explain, nearest, sections, setting_meant
-from wishbone.config.locate import DATA_SUFFIXES, locate_paths
+from wishbone.config.locate import DATA_SUFFIXES, holds_pairs, locate_paths
 from wishbone.config.schema import EMBEDDED_MODEL, RunConfig
 from wishbone.errors import RequestError
 from wishbone.paths import of_windows, user_path
@@ -189,13 +189,12 @@ def read_text(path: Path) -> str:
     name = show_path(path)
     if path.is_dir():
         raise RequestError(f"{name} is a directory; {_files_in(path)}")
-    if path.is_file() and path.name.lower().endswith(DATA_SUFFIXES):
-        words = shlex.quote(str(path))
-        raise RequestError(
-            f"{name} holds data, and a run's settings are a YAML file; `wishbone init {words} --output "
-            "run.yaml` writes one for these pairs"
-        )
     try:
+        if holds_pairs(path):
+            raise RequestError(
+                f"{name} holds data, and a run's settings are a YAML file; `wishbone init {shlex.quote(str(path))} "
+                "--output run.yaml` writes one for these pairs"
+            )
         with path.open("rb") as file:
             content = file.read(4 * MAX_CHARACTERS + 1)
         if len(content) > 4 * MAX_CHARACTERS:
@@ -218,8 +217,8 @@ def _files_in(folder: Path) -> str:
     try:
         files = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _SETTINGS_SUFFIXES)
         runs = sorted(folder.glob("*/config.yaml"))
-    except OSError:
-        files = runs = []
+    except OSError as error:
+        return f"it cannot be listed ({error.strerror or type(error).__name__}); name the YAML file in it"
     if files:
         return f"name the YAML file in it: {', '.join(map(show, files[:5]))}"
     if runs:

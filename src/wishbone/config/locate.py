@@ -31,7 +31,7 @@ DATA_SUFFIXES = (
     ".bz2",
     ".zip",
 )
-"""Endings of files that can hold pairs, and never a run's settings."""
+"""Endings of files that can hold pairs."""
 
 
 def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConfig, list[str]]:
@@ -84,6 +84,26 @@ def locate_paths(config: RunConfig, beside: Path, where: Where) -> tuple[RunConf
     model = config.model.model_copy(update=models)
     changed = {"model": model, "data": config.data.model_copy(update=pairs), "training": training, "output": output}
     return config.model_copy(update=changed), problems
+
+
+def holds_pairs(path: Path) -> bool:
+    """Whether a file holds pairs and not the settings of a run, which JSON can hold as well.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    name = path.name.lower()
+    if not name.endswith(".json"):
+        return name.endswith(DATA_SUFFIXES) and path.is_file()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        lines = file.read(2**16).strip().splitlines()
+    return bool(lines) and (lines[0][:1] == b"[" or (len(lines) > 1 and all(_is_row(line) for line in lines[:2])))
+
+
+def _is_row(line: bytes) -> bool:
+    return line.startswith(b"{") and line.rstrip().endswith(b"}")
 
 
 def refused_address(name: str) -> str | None:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from wishbone.errors import counted
+
 LossName = Literal[
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard",
     "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "dpop", "simpo", "cpo", "orpo", "rdpo",
@@ -224,8 +226,8 @@ class PreferenceConfig(Section):
         names = ", ".join(self.loss)
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
             text = (
-                f"loss_weights has {len(self.loss_weights)} entries and loss has {len(self.loss)} ({names}); "
-                "give one weight per loss, or leave loss_weights out"
+                f"loss_weights has {counted(len(self.loss_weights), 'weight')} and loss has {len(self.loss)} "
+                f"({names}); give one weight per loss, or leave loss_weights out"
             )
             conflicts.append(Conflict(("loss_weights", "loss"), text))
         if "exo_pair" in self.loss and self.label_smoothing == 0:

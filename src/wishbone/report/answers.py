@@ -175,8 +175,8 @@ def _how_it_ends(run_dir: Path) -> str:
     if record.status == "failed":
         reason = reason or next(reversed(record.error_log.strip().splitlines()), "").strip()
         said = f"it failed ({reason[:MOST_REASON]})" if reason else "it failed"
-        return f"{said}: put that right, then continue it with `{command}`"
-    return f"{'it was ' + reason[:MOST_REASON] + ': ' if reason else ''}continue it with `{command}`"
+        return f"{said}: put that right and train again, or where its settings stay, continue it with `{command}`"
+    return f"{f'it ended early ({reason[:MOST_REASON]}): ' if reason else ''}continue it with `{command}`"
 
 
 def decode_greedily(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:

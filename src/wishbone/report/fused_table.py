@@ -32,9 +32,9 @@ def fused_table(record: RunRecord) -> Markup | None:
         for part in parts
     ]
     table = element(
-        "table", element("caption", caption), element("thead", head), element("tbody", *rows), class_="settings"
+        "table", element("caption", caption), element("thead", head), element("tbody", *rows), class_="parts"
     )
-    return element("section", element("h2", "Fused parts"), element("div", table, class_="tables"))
+    return element("section", element("h2", "Fused parts"), element("div", table, class_="wide"))
 
 
 def _reasons(value: Any) -> str:

@@ -31,6 +31,38 @@ class Recognized:
     unread: tuple[str, ...]
 
 
+ONE_ANSWER = {"instruction", "input", "output", "system", "history", "prompt", "response", "completion", "question",
+              "answer", "query", "messages", "conversations", "text", "tools", "id", "source"}  # fmt: skip
+"""Columns of rows that show one answer, for supervised fine-tuning."""
+BETTER = (
+    "accepted",
+    "better",
+    "good",
+    "positive",
+    "preferred",
+    "win",
+    "chosen_answer",
+    "chosen_text",
+    "response_chosen",
+)
+WORSE = ("refused", "worse", "bad", "negative", "dispreferred", "lose", "rejected_answer", "rejected_text",
+         "response_rejected")  # fmt: skip
+"""Names of two answers that people use."""
+
+
+def _what_they_are(row: Row) -> str:
+    """What rows are that hold no pair, as a sentence; empty where it is not known."""
+    names = {str(name).lower() for name in row}
+    better, worse = (next((name for name in known if name in names), None) for known in (BETTER, WORSE))
+    if better and worse:
+        return f"Write data.columns: {{chosen: {better}, rejected: {worse}}}. "
+    if "label" in names and names - {"label"} <= ONE_ANSWER:
+        return "Rows with one answer and a label are for KTO; a pair has two answers to one prompt. "
+    if names <= ONE_ANSWER:
+        return "Rows with one answer are for supervised fine-tuning; a pair has two answers, and says which is better. "
+    return ""
+
+
 def recognize(row: Row) -> Recognized:
     """Return the layout of a row, and which of its columns are read.
 
@@ -47,8 +79,8 @@ def recognize(row: Row) -> Recognized:
         found = ", ".join(f"{_shown(name)} ({kind(value)})" for name, value in list(row.items())[:20]) or "none"
         accepted = "".join(f"\n  - {description}" for description in FORMATS.values())
         raise RequestError(
-            f"these columns are not those of a preference pair: {found}. Name them in data.columns, or rewrite them as "
-            f"one of these layouts (other columns are not read):{accepted}"
+            f"these columns are not those of a preference pair: {found}. {_what_they_are(row)}Name them in "
+            f"data.columns, or rewrite them as one of these layouts (other columns are not read):{accepted}"
         )
     if fields.problems:
         raise RequestError(fields.problems)
