@@ -125,7 +125,7 @@ def charts(record: RunRecord) -> Markup | None:
 
 def answers(record: RunRecord) -> Markup:
     """Answers to the same prompts before and after."""
-    if not record.answers and record.status == "starting":
+    if not record.answers and record.status != "done":
         return _section("Answers", element("p", "Those before and after come at the end of the run.", class_="empty"))
     if not record.answers:
         hint = element("code", f"wishbone compare {record.path}")

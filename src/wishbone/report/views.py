@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 from wishbone.report.guard import LONGEST_TEXT, alarms
 from wishbone.report.markup import Markup, element, join
 from wishbone.report.outcome import in_words
-from wishbone.report.run_directory import RunRecord
+from wishbone.report.run_directory import CONFIG, RunRecord
 
 MOST_TOKENS, MOST_TOKEN_LETTERS, MOST_PAIRS = 400, 200, 8
 MOST_PROMPTS, MOST_VERSIONS = 4, 40
@@ -30,6 +30,7 @@ NEXT = (
     ),
     ("push {run} OWNER/NAME", "Publish it with a model card."),
 )
+CONTINUES = "The run is not done. Where it was stopped, this continues it from its last checkpoint."
 
 
 def section(title: str, *content: str | None) -> Markup:
@@ -204,8 +205,9 @@ def next_steps(record: RunRecord) -> Markup:
         said = "The run reads its pairs and its model, and measures the held-out pairs. Curves follow."
         return section("What next", element("p", said, class_="hint"))
     if record.status != "done":
-        said = "The run is not done. Where it was stopped, its own command with --resume continues it."
-        return section("What next", element("p", said, class_="hint"))
+        file = shlex.quote(str(record.path / CONFIG))
+        command = element("li", element("code", f"wishbone train {file} --resume"), element("small", CONTINUES))
+        return section("What next", element("ul", command, class_="next"))
     rows = [
         element("li", element("code", f"wishbone {command.format(run=name)}"), element("small", what))
         for command, what in NEXT
