@@ -255,6 +255,12 @@ def test_the_mark_of_an_image_without_one_is_refused_by_row(model: Path, tmp_pat
     assert (len(train_pairs) + len(heldout), dropped) == (5, 1)
 
 
+def test_a_prompt_that_fills_the_length_with_its_images_is_told_so(model: Path, tmp_path: Path) -> None:
+    config = config_of(model, write_pairs(tmp_path, "column"), tmp_path / "run", data={"max_length": 16})
+    with pytest.raises(RequestError, match=r"with its images alone fills max_length.*make the images smaller"):
+        prepared(config)
+
+
 def test_an_image_may_stand_in_a_later_question(model: Path, tmp_path: Path) -> None:
     path = write_pairs(tmp_path, "column")
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -65,6 +65,14 @@ def keys_with_images(keys: npt.NDArray[np.uint64], dataset: Dataset) -> npt.NDAr
     return keys ^ (images << np.uint64(1))
 
 
+def rows_with_images(dataset: Dataset) -> Flags:
+    """Rows that have images, [rows]."""
+    if IMAGE_KEY not in dataset.column_names:
+        return np.zeros(len(dataset), dtype=bool)
+    found: Flags = np.asarray(dataset.with_format("numpy")[IMAGE_KEY][:], dtype=np.int64) != 0
+    return found
+
+
 def blank_completions(dataset: Dataset, name: str) -> Flags:
     """Rows of a column of texts or lists of messages that are blank; none if there is no such column.
 

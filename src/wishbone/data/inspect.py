@@ -17,7 +17,15 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from wishbone.data.columns import Counts, Flags, IdLists, arrow_batches, blank_completions, keys_with_images
+from wishbone.data.columns import (
+    Counts,
+    Flags,
+    IdLists,
+    arrow_batches,
+    blank_completions,
+    keys_with_images,
+    rows_with_images,
+)
 from wishbone.data.lost_rows import LostText, few_rows, lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.repeats import Keys, digest, find_repeats, pair_key
 from wishbone.data.row_reader import InvalidRows
@@ -31,12 +39,14 @@ Truncation = Literal["keep_start", "keep_end"]
 EMPTY = "a completion is empty"
 IDENTICAL = "chosen and rejected are the same"
 PROMPT_TOO_LONG = "the prompt alone fills max_length"
+IMAGES_TOO_LONG = "the prompt with its images alone fills max_length"
 IDENTICAL_CUT = "chosen and rejected are the same after truncation"
 
 _REMEDIES = {
     EMPTY: "write the completions",
     IDENTICAL: "correct them",
     PROMPT_TOO_LONG: "raise data.max_length or set data.truncation: keep_end",
+    IMAGES_TOO_LONG: "raise data.max_length or make the images smaller",
     IDENTICAL_CUT: "raise data.max_length",
 }
 _MOSTLY_LONGER = 0.7
@@ -114,6 +124,7 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
     read = [_read([*map(IdLists, sides)], limit, keeps_start) for sides in arrow_batches(tokenized, ID_COLUMNS)]
     prompt, chosen, rejected, same, same_when_cut, keys = (np.concatenate(parts) for parts in zip(*read, strict=True))
 
+    full, images = _room(prompt, limit, keeps_start) == 0, rows_with_images(tokenized)
     unscored = (prompt == 0).astype(np.int64)  # without a prompt, nothing predicts the first token
     numbers = _source_rows(tokenized)
     problems, invalid = _first_reasons(
@@ -124,7 +135,8 @@ def inspect_pairs(tokenized: Dataset, *, max_length: int | None, truncation: Tru
             | blank_completions(tokenized, "rejected")
             | _lost_completions(tokenized),
             IDENTICAL: same,
-            PROMPT_TOO_LONG: _room(prompt, limit, keeps_start) == 0,
+            PROMPT_TOO_LONG: full & ~images,
+            IMAGES_TOO_LONG: full & images,
             IDENTICAL_CUT: same_when_cut,
         },
         numbers,
