@@ -65,7 +65,7 @@ CONSTANTS = {
     ),
     "planning.room": ("LONGEST",),
     "planning.run_plan": ("DTYPES",),
-    "planning.sharded": ("MASTER_BYTES", "WITHOUT_COPY"),
+    "planning.sharded": ("MASTER_BYTES", "NVLINK_RATE", "WITHOUT_COPY"),
     "planning.situation": ("NO_GPU",),
     "planning.step_time": ("FULL_ROW", "TRAFFIC", "YARDSTICK"),
 }  # fmt: skip

@@ -4,8 +4,8 @@
 
 A case is WEIGHTS-HOW. Strong scaling has the same pairs in a step on any number of GPUs, weak scaling as many more as
 there are GPUs. `sharded` divides a LoRA run's base over the GPUs (FSDP2), `full` trains all weights, divided. Processes
-start as `wishbone train --gpus N` starts them, and measure all cases one after the other. Each row says, as means over
-timed steps:
+start as `wishbone train --gpus N` starts them, and measure all cases of undivided models one after the other. Each row
+says, as means over timed steps:
 
     seconds         from the first process's batch to the end of its optimizer step
     imbalance       how much longer the slowest process computes than the mean
@@ -29,6 +29,8 @@ from benchmarks.harness.workloads import SIZES, draw_lengths, texts, useful_flop
 
 WARM_UP, TIMED, BATCH, PAIRS = 2, 3, 8, 32
 HOW = ("strong", "weak", "sharded", "full")
+DIVIDED = ("sharded", "full")
+"""Those of which FSDP2 divides the weights."""
 WEIGHTS = ("f32", "bf16", "fp8", "nf4")
 
 
@@ -75,18 +77,25 @@ def main() -> None:
     results.begin_call(options.commit)
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
-            written = Path(folder) / f"{count}.jsonl"
-            status = launch(
-                ["scaling", *sys.argv[1:], "--processes", str(count), "--write-rows", str(written)],
-                processes=count,
-                module="benchmarks",
-            )
-            for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
-                results.add(_beside_one(json.loads(line), results))
-            if status:
-                print(f"{count} processes ended with status {status}", file=sys.stderr)
-            if options.out:
-                results.write(options.out)
+            for number, together in enumerate(launches(cases)):
+                written = Path(folder) / f"{count}-{number}.jsonl"
+                own = ["--processes", str(count), "--cases", ",".join(together), "--write-rows", str(written)]
+                status = launch(["scaling", *sys.argv[1:], *own], processes=count, module="benchmarks")
+                for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
+                    results.add(_beside_one(json.loads(line), results))
+                if status:
+                    print(f"{', '.join(together)}: {count} processes ended with status {status}", file=sys.stderr)
+                if options.out:
+                    results.write(options.out)
+
+
+def launches(cases: list[tuple[str, str, str]]) -> list[list[str]]:
+    """Return which cases processes measure one after the other: a divided model has processes of its own.
+
+    transformers and accelerate keep for the rest of a process that a model was divided, and divide the next one, too.
+    """
+    whole = [text for text, _, how in cases if how not in DIVIDED]
+    return [*([whole] if whole else []), *([text] for text, _, how in cases if how in DIVIDED)]
 
 
 def _beside_one(row: Row, results: Results) -> Row:
@@ -148,7 +157,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     lengths = draw_lengths(options.workload, pairs * steps)
     loaded = load(system, Origin(options.size, None), device)
     settings: dict[str, Any] = {}
-    if how in ("sharded", "full"):
+    if how in DIVIDED:
         settings["fsdp"] = True
         settings["fsdp_config"] = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
     if how == "full":
@@ -167,7 +176,8 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     finally:
         trainer_module.reduce_gradients = before  # type: ignore[attr-defined]
     sharded = trainer.preference_step.policy.sharded if trainer.preference_step else None
-    if sharded is not None and sharded != (how in ("sharded", "full") and count > 1):
+    asked = how in DIVIDED
+    if sharded is not None and ((sharded and not asked) or (asked and count > 1 and not sharded)):
         raise RuntimeError(f"case {weights}-{how} on {count} GPUs: the model's weights are divided: {sharded}")
     timed = times.steps[options.warm_up :]
     row = times.summary(timed, count, device) | {"status": "ok", "pairs": pairs, "sharded": sharded}

@@ -356,6 +356,7 @@
  },
  "planning.sharded": {
   "MASTER_BYTES": 4,
+  "NVLINK_RATE": 300000000000.0,
   "WITHOUT_COPY": {
    "adamw_torch": "adamw_torch_fused",
    "adagrad": "lion_32bit",

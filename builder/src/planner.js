@@ -9,12 +9,13 @@
   const { longestPairTokens, pairTokens } = inNode ? require("./lengths.js") : globalThis.wishbone;
   const { GIB, MEMORY_PLAN, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
-  const { machineOfShards, shardedMemory, uncopied } = inNode ? require("./sharded.js") : globalThis.wishbone;
+  const { gatheringSeconds, machineOfShards, shardedMemory, uncopied } = inNode ? require("./sharded.js") : globalThis.wishbone;
   const { NO_GPU } = inNode ? require("./situation.js") : globalThis.wishbone;
   const { roundEven } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
+  const { ROW_TOKENS } = constants["planning.budget"];
   const { FULL_ROW } = constants["planning.step_time"];
   const { DTYPES } = constants["planning.run_plan"];
 
@@ -79,7 +80,8 @@
   function chosenRows(settings, { machine, reference, shape, facts }, plan, longest, most, sharded) {
     const { "training.activations": treatment, "training.token_budget": budget } = settings;
     const room = sharded ? machineOfShards(shape, plan, machine, facts.gpus) : machine;
-    const rows = chooseRows(shape, sharded ? uncopied(plan) : plan, room, budget, treatment, longest, most);
+    const asked = sharded && budget === "auto" ? ROW_TOKENS[machine.kind] : budget; // rows of a divided model are not rehearsed
+    const rows = chooseRows(shape, sharded ? uncopied(plan) : plan, room, asked, treatment, longest, most);
     const memory = withReference(rows.memory, reference, plan);
     return { ...rows, room, memory: sharded ? shardedMemory(shape, plan, memory, facts.gpus) : memory };
   }
@@ -108,6 +110,7 @@
       tokens: stepTokens, scored: onDevice * pair.scored, contexts: onDevice * pair.contexts, passes: passesOf(settings),
       recomputed: 1 - kept / shape.layers,
     };
+    const seconds = gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null;
     const scoredShare = pair.scored / pair.row;
     const sequence = gpu ? Math.trunc(longestPair(shape, plan, room, treatment, scoredShare) / (1 + scoredShare / (2 - scoredShare))) : null;
     return {
@@ -115,7 +118,7 @@
       pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
       longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
       steps: stepsOf(settings, learned),
-      seconds: gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null,
+      seconds: seconds === null || !sharded ? seconds : seconds + gatheringSeconds(shape, plan, rowsAStep, facts.gpus),
       secondsAtLeast: rowTokens < FULL_ROW,
     };
   }

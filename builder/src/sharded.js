@@ -4,17 +4,20 @@
  */
 {
   const inNode = typeof require !== "undefined";
-  const { elementBytes, estimateMemory, expertBytes, linearBytes, trainedParameters } = inNode ? require("./memory.js") : globalThis.wishbone;
+  const { elementBytes, estimateMemory, expertBytes, frozenBytes, linearBytes, trainedParameters } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { COPYING, NF4_BYTES } = constants["planning.memory"];
-  const { MASTER_BYTES, WITHOUT_COPY } = constants["planning.sharded"];
+  const { MASTER_BYTES, NVLINK_RATE, WITHOUT_COPY } = constants["planning.sharded"];
 
   /** Bytes that are whole on each GPU while a row runs: two layers, with gradients where all is trained, and embeddings. */
   function gatheredBytes(shape, plan) {
     const layers = 2 * (linearBytes(shape, plan) + expertBytes(shape, plan)) / shape.layers;
     return layers + (plan.method === "full" ? layers : 0) + elementBytes(plan) * shape.embeddingParameters;
   }
+
+  /** Seconds that GPUs wait for weights in a step of so many rows. */
+  const gatheringSeconds = (shape, plan, rows, devices) => rows * (2 * (devices - 1) / devices * frozenBytes(shape, plan)) / NVLINK_RATE;
 
   /** The plan as if the optimizer held no copy; `shardedMemory` adds the part of it that a GPU holds. */
   const uncopied = (plan) => ({ ...plan, optimizer: WITHOUT_COPY[plan.optimizer] ?? plan.optimizer });
@@ -38,7 +41,7 @@
     return { ...machine, free: machine.free + whole.total - shardedMemory(shape, plan, whole, devices).total };
   }
 
-  const parts = { machineOfShards, shardedMemory, uncopied };
+  const parts = { gatheringSeconds, machineOfShards, shardedMemory, uncopied };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

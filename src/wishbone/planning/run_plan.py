@@ -17,13 +17,14 @@ import numpy as np
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
 from wishbone.data.packing import evened, pack_rows
 from wishbone.errors import RequestError
+from wishbone.planning.budget import token_budget
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes, trained_parameters
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
-from wishbone.planning.sharded import machine_of_shards, sharded_memory, uncopied
+from wishbone.planning.sharded import gathering_seconds, machine_of_shards, sharded_memory, uncopied
 from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 from wishbone.planning.vision_tower import Tower
 
@@ -125,6 +126,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     fitting = longest_pair(shape, plan, machine, training.activations, scored_share)
     sequence = int(fitting / (1 + scored_share / (2 - scored_share)))
     step_tokens = fmean(map(sum, packed))
+    gathered = 2 * (processes - 1) / processes * frozen_bytes(shape, plan) if sharded else 0.0
     seconds = None
     if target.gpu is not None:
         work = Work(
@@ -135,6 +137,8 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
             recomputed=1 - rows.kept(row_tokens) / shape.layers,
         )
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
+        if seconds is not None:
+            seconds += gathering_seconds(fmean(map(len, packed)), gathered)
     return RunPlan(
         weights=plan.weights,
         machine=target.machine,
@@ -151,7 +155,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         seconds_at_least=row_tokens < FULL_ROW,
         exchanged=2 * (processes - 1) / processes * GRADIENT_BYTES * trained_parameters(shape, plan),
         sharded=sharded,
-        gathered=2 * (processes - 1) / processes * frozen_bytes(shape, plan) if sharded else 0.0,
+        gathered=gathered,
     )
 
 
@@ -188,7 +192,8 @@ def _chosen_rows(config: RunConfig, target: Target, processes: int, *, sharded: 
     longest, most = int(tokens[-1]), int(tokens[-on_device:].sum())
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     run = uncopied(plan) if sharded else plan
-    rows = choose_rows(shape, run, machine, training.token_budget, training.activations, longest, most)
+    budget = token_budget(training.token_budget, machine.kind) if sharded else training.token_budget  # not rehearsed
+    rows = choose_rows(shape, run, machine, budget, training.activations, longest, most)
     if target.sees_images:
         smaller = _beside_tower(machine, config, target, plan, rows.largest)
         rows = choose_rows(shape, run, smaller, training.token_budget, training.activations, longest, most)
