@@ -186,7 +186,7 @@ def test_another_model_as_the_reference_is_read_from_its_own_place(workplace: Pa
 def fault(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A fault of the program itself, which nobody foresaw, while a run starts."""
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(run, "training_arguments", fail)
