@@ -18,6 +18,7 @@ Grid (R,) for R rows of C = columns elements. Arguments of all kernels:
     signs_ptr                           H [TURN, TURN] (`rotation.py`); read if TURN is not 0
     DIVISOR                             what the largest element of a row is divided by to give its scale
     TURN                                columns that are rotated together; 0 for none
+    IN_REGISTERS                        elements of a thread side by side where `register_rotation.py` does it; or 0
     BLOCK                               power of two, at least C
     INTERPRETED                         whether Triton's interpreter runs the kernel
 """
@@ -27,6 +28,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from wishbone.ops.fp8_quantize.register_rotation import rotated_in_registers
 from wishbone.ops.fp8_quantize.rows import E4M3_MAX, INT8_MAX, SMALLEST_AMAX
 from wishbone.ops.kernel_parts import load_row, whole_row
 
@@ -93,6 +95,16 @@ def rotated_row(x, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def turned_row(x, column, signs_ptr, TURN: tl.constexpr, BLOCK: tl.constexpr, IN_REGISTERS: tl.constexpr):
+    """Return `rotated_row`, without shared memory if IN_REGISTERS; column [BLOCK] are the columns of the row."""
+    if IN_REGISTERS > 0:
+        result = rotated_in_registers(x, column, TURN, IN_REGISTERS)
+    else:
+        result = rotated_row(x, signs_ptr, TURN, BLOCK)
+    return result
+
+
+@triton.jit
 def store_quantized(exact, values_ptr, scale_ptr, inside, DIVISOR: tl.constexpr, INTERPRETED: tl.constexpr):
     """Store one row of float32 elements, 0 where not `inside`, in 8 bits at [BLOCK] pointers, and its scale."""
     dtype: tl.constexpr = values_ptr.dtype.scalar.element_ty
@@ -115,6 +127,7 @@ def quantize(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write a row of x in 8 bits; if SCALED, of x times `column_scale_ptr` [C], which is not rotated."""
@@ -123,8 +136,11 @@ def quantize(
     if SCALED:
         exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
     else:
-        exact = rotated_row(exact.to(x_ptr.dtype.element_ty), signs_ptr, TURN, BLOCK)
-    store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+        exact = turned_row(exact.to(x_ptr.dtype.element_ty), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
+    values_at = values_ptr + row * columns + column
+    if IN_REGISTERS > 0:
+        values_at = tl.max_contiguous(values_at, [IN_REGISTERS])
+    store_quantized(exact, values_at, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -142,6 +158,7 @@ def quantize_both(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write a row of the reference's input in 8 bits, and the policy's, x, less the reference's.
@@ -153,13 +170,15 @@ def quantize_both(
     row, column, inside = whole_row(columns, BLOCK)
     dtype = x_ptr.dtype.element_ty
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside).to(dtype)
-    exact = rotated_row(exact, signs_ptr, TURN, BLOCK)
+    exact = turned_row(exact, column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
     change = load_row(x_ptr, row, stride_x_row, column, inside).to(dtype)
-    change = rotated_row(change, signs_ptr, TURN, BLOCK) - exact
-    store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
-    store_quantized(
-        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
-    )
+    change = turned_row(change, column, signs_ptr, TURN, BLOCK, IN_REGISTERS) - exact
+    values_at, difference_at = values_ptr + row * columns + column, difference_ptr + row * columns + column
+    if IN_REGISTERS > 0:
+        values_at = tl.max_contiguous(values_at, [IN_REGISTERS])
+        difference_at = tl.max_contiguous(difference_at, [IN_REGISTERS])
+    store_quantized(exact, values_at, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    store_quantized(change, difference_at, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -180,6 +199,7 @@ def norm(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write the RMSNorm of a row of x and its 1 / rms; if QUANTIZE, the normed row in 8 bits, too.
@@ -202,7 +222,7 @@ def norm(
     tl.store(normed_ptr + row * columns + column, result, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
     if QUANTIZE:
-        rounded = rotated_row(tl.where(inside, result, 0.0), signs_ptr, TURN, BLOCK)
+        rounded = turned_row(tl.where(inside, result, 0.0), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
         VECTOR: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
         target = tl.max_contiguous(values_ptr + row * columns + column, [VECTOR])
         store_quantized(rounded, target, scale_ptr + row, inside, DIVISOR, INTERPRETED)
@@ -243,6 +263,7 @@ def norm_both(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write the RMSNorm of a row of the policy, x, and of the reference; the latter in 8 bits, too, and the difference.
@@ -254,20 +275,22 @@ def norm_both(
     """
     row, column, inside = whole_row(columns, BLOCK)
     dtype = normed_ptr.dtype.element_ty
+    values_at, difference_at = values_ptr + row * columns + column, difference_ptr + row * columns + column
+    if IN_REGISTERS > 0:
+        values_at = tl.max_contiguous(values_at, [IN_REGISTERS])
+        difference_at = tl.max_contiguous(difference_at, [IN_REGISTERS])
     w = tl.load(weight_ptr + column, mask=inside, other=0.0)
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
     normed, _ = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(reference_normed_ptr + row * columns + column, normed, mask=inside)
-    reference = rotated_row(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK)
-    store_quantized(reference, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    reference = turned_row(tl.where(inside, normed, 0.0), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
+    store_quantized(reference, values_at, scale_ptr + row, inside, DIVISOR, INTERPRETED)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
     normed, reciprocal = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(normed_ptr + row * columns + column, normed, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
-    change = rotated_row(tl.where(inside, normed, 0.0), signs_ptr, TURN, BLOCK) - reference
-    store_quantized(
-        change, difference_ptr + row * columns + column, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED
-    )
+    change = turned_row(tl.where(inside, normed, 0.0), column, signs_ptr, TURN, BLOCK, IN_REGISTERS) - reference
+    store_quantized(change, difference_at, difference_scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -317,6 +340,7 @@ def swiglu(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write a row of silu(gate) * up in 8 bits, after rounding it to the dtype of `product_ptr`.
@@ -328,8 +352,11 @@ def swiglu(
     result = result.to(product_ptr.dtype.element_ty)
     if KEEP:
         tl.store(product_ptr + row * columns + column, result, mask=inside)
-    result = rotated_row(result, signs_ptr, TURN, BLOCK)
-    store_quantized(result, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+    result = turned_row(result, column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
+    values_at = values_ptr + row * columns + column
+    if IN_REGISTERS > 0:
+        values_at = tl.max_contiguous(values_at, [IN_REGISTERS])
+    store_quantized(result, values_at, scale_ptr + row, inside, DIVISOR, INTERPRETED)
 
 
 @triton.jit
@@ -353,6 +380,7 @@ def swiglu_both(
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
+    IN_REGISTERS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """Write a row of the reference's silu(gate) * up in 8 bits, and the policy's less the reference's.
@@ -385,9 +413,9 @@ def swiglu_both(
             column,
             inside,
         )
-        exact = rotated_row(reference.to(dtype), signs_ptr, TURN, BLOCK)
+        exact = turned_row(reference.to(dtype), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
         result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside)
-        change = rotated_row(result.to(dtype), signs_ptr, TURN, BLOCK) - exact
+        change = turned_row(result.to(dtype), column, signs_ptr, TURN, BLOCK, IN_REGISTERS) - exact
         largest = tl.maximum(largest, magnitude(exact))
         change_largest = tl.maximum(change_largest, magnitude(change))
     own_scale, factor = row_scale(tl.max(largest, axis=0), LARGEST, DIVISOR)
@@ -407,10 +435,14 @@ def swiglu_both(
             column,
             inside,
         )
-        exact = rotated_row(reference.to(dtype), signs_ptr, TURN, BLOCK)
+        exact = turned_row(reference.to(dtype), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
         result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside).to(dtype)
         if KEEP:
             tl.store(product_ptr + at, result, mask=inside)
-        change = rotated_row(result, signs_ptr, TURN, BLOCK) - exact
-        tl.store(values_ptr + at, to_8_bits(exact * factor, form, INTERPRETED), mask=inside)
-        tl.store(difference_ptr + at, to_8_bits(change * change_factor, form, INTERPRETED), mask=inside)
+        change = turned_row(result, column, signs_ptr, TURN, BLOCK, IN_REGISTERS) - exact
+        own_at, other_at = values_ptr + at, difference_ptr + at
+        if IN_REGISTERS > 0:
+            own_at = tl.max_contiguous(own_at, [IN_REGISTERS])
+            other_at = tl.max_contiguous(other_at, [IN_REGISTERS])
+        tl.store(own_at, to_8_bits(exact * factor, form, INTERPRETED), mask=inside)
+        tl.store(other_at, to_8_bits(change * change_factor, form, INTERPRETED), mask=inside)

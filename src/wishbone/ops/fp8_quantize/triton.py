@@ -23,6 +23,7 @@ from wishbone.ops.fp8_quantize.kernels import (
     swiglu,
     swiglu_both,
 )
+from wishbone.ops.fp8_quantize.register_rotation import elements_in_registers
 from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.fp8_quantize.rows import E4M3_ROWS, LockstepRows, QuantizedRows, RowForm
 from wishbone.ops.launch_sizes import power_of_two
@@ -32,6 +33,8 @@ WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
 """Columns of SwiGLU of both halves at a time, half as many where they are rotated, and columns of a warp."""
+SWIGLU_ROTATED_A_WARP = 512
+"""Columns of a warp of SwiGLU of both halves where they are rotated in registers."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
@@ -50,6 +53,7 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: Ro
             x.shape[1],
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x),
             SCALED=column_scale is not None,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -77,6 +81,7 @@ def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS
             x.shape[1],
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x, reference),
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
@@ -113,6 +118,7 @@ def rms_norm_quantize_both_triton(
             offset,
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x, reference),
             OFFSET=offset != 0,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
@@ -168,6 +174,7 @@ def swiglu_quantize_triton(
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         block, warps = row_block(gate.shape[1], form)
+        warps = min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps
         swiglu[(gate.shape[0],)](
             gate,
             up,
@@ -180,10 +187,11 @@ def swiglu_quantize_triton(
             gate.shape[1],
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=elements_in_registers(gate.shape[1], block, form.block, warps, gate, up),
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=min(warps, WARPS_THAT_KEEP_SWIGLU) if keep else warps,
+            num_warps=warps,
         )
     return product, out
 
@@ -202,7 +210,13 @@ def swiglu_quantize_both_triton(
     reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
-        block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, power_of_two(gate.shape[1]))
+        columns, rows = gate.shape[1], (gate, up, reference_gate, reference_up)
+        block = min(SWIGLU_BLOCK, power_of_two(columns))
+        warps = max(1, block // SWIGLU_ROTATED_A_WARP)
+        in_registers = elements_in_registers(columns, block, form.block, warps, *rows)
+        if not in_registers:
+            block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, block)
+            warps = max(1, block // SWIGLU_COLUMNS_A_WARP)
         swiglu_both[(gate.shape[0],)](
             gate,
             up,
@@ -221,10 +235,11 @@ def swiglu_quantize_both_triton(
             gate.shape[1],
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=in_registers,
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=max(1, block // SWIGLU_COLUMNS_A_WARP),
+            num_warps=warps,
             num_stages=1,
         )
     return product, LockstepRows(reference, difference)
@@ -252,6 +267,7 @@ def _rms_norm(
             offset,
             DIVISOR=form.scale_divisor,
             TURN=form.block,
+            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x, wanted=8),
             OFFSET=offset != 0,
             QUANTIZE=quantized is not None,
             BLOCK=block,
