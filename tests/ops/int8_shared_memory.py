@@ -8,13 +8,16 @@ KERNELS is "all", or one kernel of rows: each takes seconds to compile. The prod
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 from attention_shared_memory import AbsentGpu, Compiled
 
+import wishbone.ops.fp8_quantize.register_rotation as register_rotation
 import wishbone.ops.fp8_quantize.triton as rows
 import wishbone.ops.frozen_linear.int8_hopper as hopper
 import wishbone.ops.frozen_linear.int8_triton as products
@@ -37,13 +40,34 @@ def calls_of_rows(columns: int, dtype: torch.dtype) -> dict[str, Callable[[], ob
     }
 
 
+class CompiledRows(Compiled):
+    """A kernel of rows; those that it rotates in registers must lie there as `register_rotation.py` says."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        def compile_it(*arguments: Any, **options: Any) -> None:
+            compiled, wanted = self._kernel.warmup(*arguments, grid=grid, **options), options["IN_REGISTERS"]
+            self._taken.append(compiled.metadata.shared)
+            written = compiled.asm["ttgir"]
+            layouts = dict(
+                re.findall(r"^(#\w+) = #ttg\.blocked<\{(sizePerThread = .*?, threadsPerWarp = .*?),", written, re.M)
+            )
+            found = {
+                layouts.get(name) for name in re.findall(r"elementwise_inline_asm .*-> tensor<\w+, (#\w+)>", written)
+            }
+            if wanted and found != {f"sizePerThread = [{wanted}], threadsPerWarp = [32]"}:
+                raise SystemExit(f"{self._kernel.__name__} rotates {wanted} elements of a thread, which has {found}")
+
+        return compile_it
+
+
 def main() -> None:
     capability, shared_bytes, kernels = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     triton.runtime.driver.set_active(AbsentGpu(capability))
     taken: list[int] = []
     found: dict[str, int] = {}
     for name in KERNELS:
-        setattr(rows, name, Compiled(getattr(rows, name), taken))
+        setattr(rows, name, CompiledRows(getattr(rows, name), taken))
+    register_rotation.runs_on = lambda device: capability >= 80
     products.product = Compiled(products.product, taken)
     products.finish = Compiled(products.finish, taken)
     hopper.product_of_tiles = Compiled(hopper.product_of_tiles, taken)
@@ -62,6 +86,8 @@ def main() -> None:
             a = QuantizedRows(torch.ones(tokens, columns, dtype=torch.int8), torch.ones(tokens, 1), dtype)
             b = torch.ones(256, columns, dtype=torch.int8)
             products.int8_product(a, b, torch.ones(256), torch.ones(256, dtype=dtype), turn=0)
+            if capability // 10 == 9 and taken[-1] > (shared_bytes + 1024) // hopper.PROGRAMS - 1024:
+                raise SystemExit(f"{hopper.PROGRAMS} programs of {taken[-1]} bytes do not fit on a processor")
             products.int8_product(a, b, None, None, turn=128)
             if capability // 10 == 9:
                 term = (

@@ -1,15 +1,15 @@
 r"""The rotation of `rotation.py` without shared memory: a row stays in the registers of the threads that read it.
 
-A thread has 8 or 16 elements that lie side by side, the lanes of a warp follow each other. Of the 7 bits of an element's
-place in a block of 128, H_2^7 takes one after the other:
+A thread has 8 or 16 elements that lie side by side, and the lanes of a warp follow each other. Of the 7 bits of an
+element's place in a block of 128, H_2^7 takes one after the other:
 
     4 bits   two of the thread's elements and two of the lanes: one product of tensor cores with H_16, whose factor and
              result have the layout that the row has already (PTX ISA, mma.m16n8k16)
     1 or 2   the rest of the thread's elements: sums and differences
     2 or 1   of the lanes: each takes the other's element, by shuffles
 
-The sums are float32, of products with +-1, which are exact. Triton does not promise where elements of a row lie; so each
-thread compares the columns that it has with those that it should have, and if they are others, the row becomes NaN.
+The sums are float32, of products with +-1, which are exact. Triton does not promise where elements of a row lie. So
+each thread compares the columns that it has with those that it should have; if they are others, the row becomes NaN.
 """
 
 from __future__ import annotations

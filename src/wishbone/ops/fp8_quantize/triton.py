@@ -211,12 +211,10 @@ def swiglu_quantize_both_triton(
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
     if gate.shape[0]:
         columns, rows = gate.shape[1], (gate, up, reference_gate, reference_up)
-        block = min(SWIGLU_BLOCK, power_of_two(columns))
+        block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, power_of_two(columns))
         warps = max(1, block // SWIGLU_ROTATED_A_WARP)
         in_registers = elements_in_registers(columns, block, form.block, warps, *rows)
-        if not in_registers:
-            block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, block)
-            warps = max(1, block // SWIGLU_COLUMNS_A_WARP)
+        warps = warps if in_registers else max(1, block // SWIGLU_COLUMNS_A_WARP)
         swiglu_both[(gate.shape[0],)](
             gate,
             up,

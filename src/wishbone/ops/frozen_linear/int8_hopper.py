@@ -1,11 +1,12 @@
-r"""The product of `int8_triton.py` for Hopper: a program for each processor of the GPU, which computes tile after tile.
+r"""The product of `int8_triton.py` for Hopper: a program or two for each processor, computing tile after tile.
 
     y_tn = s_t r_n sum_k a_tk b_nk + bias_n + sum_j l_tj F_jn
 
 Hardware copies tiles of a, b and y (TMA), and while the end of one tile is computed, the factors of the next are under
-way. So the rotation and the term of an adapter, l F, are nearly free: an H200 multiplies 8,192 x 28,672 x 4,096 at
-1,290 TOP/s, with both ends 1,365, where `int8_triton.py` reaches 1,110 and 1,006 (docs/log.md). The sum is rounded
-once, with the term in it.
+way. So the rotation and the term of an adapter, l F, are nearly free. Triton waits for the tensor cores after each step
+of a sum that is not float32; two programs share a processor, so that these have work meanwhile. An H200 multiplies
+8,192 x 28,672 x 4,096 at 1,500 TOP/s, with both ends at 1,230, where `int8_triton.py` reaches 1,110 and 1,006 and FP8
+1,570 (docs/log.md). The sum is rounded once, with the term in it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from wishbone.ops.frozen_linear.tile import Tile
 from wishbone.ops.launch_sizes import tiles
 
-ROWS, COLUMNS, DEPTH, WARPS, STAGES = 128, 256, 128, 8, 3
+TILE = Tile(128, 128, 128, 4, 3)
 """A tile of y, how much of the sum a step takes, and how a program runs it, as measured on an H200 (docs/log.md)."""
-GROUP, WIDE_GROUP, WIDE = 8, 16, 64
-"""Tiles below each other that run side by side, so that they read the same rows of b from the cache; twice as many for
-a y of more than WIDE tiles side by side."""
+PROGRAMS = 2
+"""Programs of a processor: while one waits for its sums, which Triton does after each step, the other multiplies."""
+GROUP = 16
+"""Tiles below each other that run side by side, so that they read the same rows of b from the cache."""
+ROTATED_TILE, ROTATED_PROGRAMS, ROTATED_GROUP = Tile(128, 256, 128, 8, 3), 1, 8
+"""The same for a product that is rotated or has a term: what these need does not fit into half the shared memory."""
 RANKS = 16
 """Ranks that are multiplied at a time."""
 MOST_RANKS, WHOLE_TURN = 48, 128
@@ -50,11 +55,14 @@ def persistent_product(
     a_scale, b_scale, bias, signs, y, rows, columns, shrink, widen = ending
     low, factor = (y, y) if term is None else (term[0], term[1])
     rank = 0 if term is None else low.shape[1]
-    count = tiles(rows, ROWS) * tiles(columns, COLUMNS)
-    product_of_tiles[(min(count, processors(a.device)),)](
-        TensorDescriptor.from_tensor(a, [ROWS, DEPTH]),
-        TensorDescriptor.from_tensor(b, [COLUMNS, DEPTH]),
-        TensorDescriptor.from_tensor(y, [ROWS, COLUMNS // 2]),
+    tile, programs, group = TILE, PROGRAMS, GROUP
+    if term is not None or kinds["TURN"]:
+        tile, programs, group = ROTATED_TILE, ROTATED_PROGRAMS, ROTATED_GROUP
+    count = tiles(rows, tile.rows) * tiles(columns, tile.columns)
+    product_of_tiles[(min(count, programs * processors(a.device)),)](
+        TensorDescriptor.from_tensor(a, [tile.rows, tile.depth]),
+        TensorDescriptor.from_tensor(b, [tile.columns, tile.depth]),
+        TensorDescriptor.from_tensor(y, [tile.rows, tile.columns // 2]),
         a.shape[1],
         a_scale,
         b_scale,
@@ -72,13 +80,13 @@ def persistent_product(
         **kinds,
         TERMS=tiles(rank, RANKS),
         RANKS=RANKS,
-        ROWS=ROWS,
-        COLUMNS=COLUMNS,
-        DEPTH=DEPTH,
-        GROUP=WIDE_GROUP if tiles(columns, COLUMNS) > WIDE else GROUP,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=tile.depth,
+        GROUP=group,
         INTERPRETED=triton.knobs.runtime.interpret,
-        num_warps=WARPS,
-        num_stages=STAGES,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -24,6 +23,7 @@ from torch import Tensor
 from wishbone.ops.fp8_quantize import QuantizedRows
 from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.frozen_linear import int8_hopper
+from wishbone.ops.frozen_linear.tile import Tile
 from wishbone.ops.launch_sizes import tiles
 from wishbone.ops.low_rank_add import add_low_rank_
 
@@ -31,21 +31,6 @@ GROUP = 8
 """Tiles below each other that run side by side, so that they read the same columns of b from the cache."""
 LARGEST_HALF = 65504.0
 FINISHED_ROWS, FINISHED_COLUMNS = 32, 128
-
-
-class Tile(NamedTuple):
-    """How a product is cut: a tile of the result, how much of the sum a step takes, and how a program runs it."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of the factors under way, and at the end of the result, rotated."""
-        return max((self.rows + self.columns) * self.depth * self.stages, 2 * self.rows * self.columns + 2 * 128**2)
 
 
 TILES = (Tile(128, 256, 128, 8, 3), Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 3))
