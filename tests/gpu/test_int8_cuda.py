@@ -11,6 +11,7 @@ from torch import Tensor
 from wishbone.ops.fp8_quantize import (
     quantize_both,
     quantize_rows,
+    rms_norm_quantize,
     rms_norm_quantize_both,
     rotated_int8,
     swiglu_quantize_both,
@@ -68,6 +69,10 @@ def test_rows_are_those_of_the_reference(dtype: torch.dtype, k: int) -> None:
         return int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 1e-3
 
     assert all(map(same, quantize_both(x, reference, form=form), quantize_both_reference(x, reference, form=form)))
+    normed, alone, _ = rms_norm_quantize(x, weight, 1e-6, form=form)
+    assert same(alone, quantize_rows_reference(normed, form=form))
+    apart = torch.empty(200, k + 9, device="cuda", dtype=dtype)[:, 3 : k + 3].copy_(x)
+    assert same(quantize_rows(apart, form=form), quantize_rows_reference(x, form=form)), "not read 16 bytes at a time"
     normed, reference_normed, rows, _ = rms_norm_quantize_both(x, reference, weight, 1e-6, form=form)
     assert all(map(same, rows, quantize_both_reference(normed, reference_normed, form=form)))
     product, both = swiglu_quantize_both(x, reference, x, reference, form=form)

@@ -129,5 +129,7 @@ def elements_in_registers(columns: int, block: int, turn: int, warps: int, *rows
 
 @functools.cache
 def runs_on(device: torch.device) -> bool:
-    """Return whether a device has the instructions: from compute capability 8.0 on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    """Return whether a device has the instructions: NVIDIA's from compute capability 8.0 on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
