@@ -6,6 +6,7 @@ import functools
 import inspect
 import textwrap
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import MethodType
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.models.llama import modeling_llama
 
 from wishbone.fused.rotary import FusedRotary
 from wishbone.model.adapter import add_adapter
+from wishbone.ops.compiled_ahead import handed_over
 
 IDS = torch.tensor([[5, 9, 60, 33, 17, 99, 4, 71, 12, 12, 8]])
 OWN: Any = modeling_llama.LlamaAttention
@@ -294,6 +296,19 @@ def test_a_call_at_positions_that_do_not_turn_decides_nothing() -> None:
     fused = FusedRotary(model, everywhere=True)
     with fused.running(), torch.no_grad():
         model(input_ids=IDS[:, :1], use_cache=False)
+        assert not any(rotary.forms for (rotary,) in fused.layers.values())
+        model(input_ids=IDS, use_cache=False)
+    assert all(set(r.forms.values()) == {"neighbours with their angles"} for (r,) in fused.layers.values())
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
+def test_where_values_mean_nothing_nothing_is_learned() -> None:
+    """As in the pass that compiles kernels ahead: what comes out of a kernel that was not launched is any number."""
+    model = tiny_model("cohere", dtype=torch.float64)
+    fused = FusedRotary(model, everywhere=True)
+    with fused.running(), torch.no_grad():
+        with handed_over(torch.device("cpu")):
+            model(input_ids=IDS, use_cache=False)
         assert not any(rotary.forms for (rotary,) in fused.layers.values())
         model(input_ids=IDS, use_cache=False)
     assert all(set(r.forms.values()) == {"neighbours with their angles"} for (r,) in fused.layers.values())

@@ -110,18 +110,25 @@ def measured_room(execution: Execution, peak: Peak, usable: Usable, *, layers: i
     if short is None or long is None:
         return None
     base = (long - short) / max(longer - shorter, 1)
-    layer = _bytes_of_a_kept_layer(recomputing, peak, layers, longer) if execution.measures_room else 0.0
+    layer = _bytes_of_a_kept_layer(recomputing, peak, layers, longer, long) if execution.measures_room else 0.0
     return Room(usable() - (long - base * longer), base, layer)
 
 
-def _bytes_of_a_kept_layer(recomputing: Execution, peak: Peak, layers: int, tokens: int) -> float:
-    """Bytes a token that a kept layer takes, measured with a row of `tokens` or the longest half of it that fits."""
+def _bytes_of_a_kept_layer(
+    recomputing: Execution, peak: Peak, layers: int, tokens: int, recomputed: float | None
+) -> float:
+    """Bytes a token that a kept layer takes, measured with a row of `tokens` or the longest half of it that fits.
+
+    `recomputed` is the peak of a row of `tokens` with every layer recomputed.
+    """
     keeping = replace(recomputing, room=EVERYTHING)
     while (kept := peak(tokens, keeping)) is None:
         tokens //= 2
         if tokens < LEAST_PROBE:
             return float("inf")
-    recomputed = peak(tokens, recomputing)
+        recomputed = None
+    if recomputed is None:
+        recomputed = peak(tokens, recomputing)
     return max(kept - (recomputed or 0.0), 0) / (tokens * max(layers, 1))
 
 

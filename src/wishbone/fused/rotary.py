@@ -32,6 +32,7 @@ from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
 from wishbone.fused.parts import has_rotary_embedding, part_of
 from wishbone.fused.rebound_function import names_in, rebound
 from wishbone.fused.rounding import differs_by_rounding
+from wishbone.ops.compiled_ahead import hands_over
 from wishbone.ops.rotary import Form, rotary, turned_elements
 
 NAME = re.compile(r"apply\w*(rot|rope)|(rot\w*|rope)_(fn|func|function)$")
@@ -182,6 +183,8 @@ class Rotary:
             return self.own(*args, **kwargs)
         first, cos = tensors[0], tensors[-2]
         kind = (len(tensors), heads_dim, first.dtype, cos.dtype, first.shape[3], cos.shape[2])
+        if kind not in self.forms and hands_over():  # any form will do, and nothing is learned of this one
+            return _turned(tensors, heads_dim, next(_forms_of(tensors)))
         form = self.forms[kind] if kind in self.forms else self._try(kind, args, kwargs, tensors, heads_dim)
         if form is None:
             return self.own(*args, **kwargs)
@@ -207,10 +210,7 @@ class Rotary:
             *(short.get(id(x), x) for x in args), **{name: short.get(id(x), x) for name, x in kwargs.items()}
         )
         expected = (own,) if isinstance(own, Tensor) else tuple(own)
-        for form in FORMS:
-            width = turned_elements(form, last[-1].shape[2])
-            if width % 2 or width > last[0].shape[3]:
-                continue
+        for form in _forms_of(last):
             ours = _turned(last, heads_dim, form)
             got = (ours,) if isinstance(ours, Tensor) else ours
             if len(got) == len(expected) and all(map(_agree, got, expected)):
@@ -261,6 +261,14 @@ def _turned(tensors: tuple[Tensor, ...], heads_dim: int, form: Form) -> Any:
     if heads_dim == 2:
         turned = turned[0].transpose(1, 2), turned[1].transpose(1, 2)
     return turned if len(states) == 2 else turned[0]
+
+
+def _forms_of(tensors: tuple[Tensor, ...]) -> Iterator[Form]:
+    """Yield the forms that heads and angles of these sizes can have, the usual one first."""
+    for form in FORMS:
+        width = turned_elements(form, tensors[-1].shape[2])
+        if width % 2 == 0 and width <= tensors[0].shape[3]:
+            yield form
 
 
 def _agree(ours: Any, own: Any) -> bool:

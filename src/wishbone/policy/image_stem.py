@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
@@ -45,11 +45,11 @@ class ImageStem:
     """
 
     def __init__(self, causal_lm: PreTrainedModel, decoder: Any) -> None:
-        text = text_layers(causal_lm)[1]
+        name, text = text_layers(causal_lm)
         self._decoder = decoder
         self._embedding: Any = causal_lm.get_input_embeddings()
         inside = {id(module) for module in text.modules()}
-        around = {id(module) for module in causal_lm.modules() if any(part is text for part in module.modules())}
+        around = _on_the_way(causal_lm, name)
         head = causal_lm.get_output_embeddings()
         around |= set() if head is None else {id(module) for module in head.modules()}
         self._outside = [m for m in causal_lm.modules() if id(m) not in inside and id(m) not in around]
@@ -105,6 +105,15 @@ class ImageStem:
                 return together(policy, embed(ids), beside.adapters)
 
         return both
+
+
+def _on_the_way(model: nn.Module, name: str) -> set[int]:
+    """Return the ids of a model, of the module of this name in it, and of those in between."""
+    found = {id(model)}
+    for part in name.split(".") if name else ():
+        model = getattr(model, part)
+        found.add(id(model))
+    return found
 
 
 def _both(policy: Any, reference: Any, adapters: tuple[str, ...]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution, Treatment
+from wishbone.engine.first_kernels import compile_ahead
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
 from wishbone.fused.layers import FusedLayers
@@ -95,7 +96,10 @@ def assemble_step(
         RequestError: model and arguments do not go together.
     """
     objective = _objective(args, load_balancing)
-    policy, form_reason = _policy(model, args, autocast, images)
+    own_reference = isinstance(model, PeftModel) and ref_model is None and not args.precompute_ref_log_probs
+    policy, form_reason = _policy(
+        model, args, autocast, images, lambda tried: _compile_ahead(tried, objective, own_reference=own_reference)
+    )
     coverage = coverage_of(policy, form_reason)
     if policy.form == "shared_prefix" and policy.device.type == "cuda":
         for line in policy.recurrence.slower(policy.device):
@@ -131,12 +135,22 @@ def _objective(args: DPOConfig, load_balancing: LoadBalancing | None) -> Objecti
 
 
 def _policy(
-    model: nn.Module, args: DPOConfig, autocast: Autocast, images: Sequence[TokenizedPair]
+    model: nn.Module,
+    args: DPOConfig,
+    autocast: Autocast,
+    images: Sequence[TokenizedPair],
+    ahead: Callable[[Policy], None] = lambda _: None,
 ) -> tuple[Policy, str | None]:
-    """Return the model as the step runs it, and why that is not its fast form, or None."""
+    """Return the model as the step runs it, and why that is not its fast form, or None.
+
+    `ahead` gets the fast form before it is known whether the model can run in it.
+    """
     forbid_repacking(model)
     refuse_readers_of_codes(model, getattr(model, "peft_config", {}))
     row_multiple = 128 if compute_device(model).type == "cuda" else 1
+    fused = _fused_layers(model, args)
+    if not images:
+        ahead(Policy(model, row_multiple=row_multiple, autocast=autocast, fused=fused))
     wrapped = hasattr(model, "_original_forward")  # accelerate prepared it, as TRL has it prepare the reference
     with phase("trial", note="whether pairs can share rows"):
         capability = choose_form(
@@ -153,11 +167,20 @@ def _policy(
         form=capability.form,
         row_multiple=row_multiple,
         autocast=autocast,
-        fused=_fused_layers(model, args),
+        fused=fused,
         layout_as_mask=capability.layout_as_mask,
         image_attention=capability.image_attention,
     )
     return policy, capability.reason
+
+
+def _compile_ahead(policy: Policy, objective: Objective, *, own_reference: bool) -> None:
+    """Start to compile the kernels of a step, whose reference may be the policy's own weights."""
+    reference: ReferencePolicy = NoReference()
+    if own_reference and not objective.reference_free:
+        reference = own = AdapterDisabled(policy)
+        own.in_lockstep = True
+    compile_ahead(PreferenceStep(policy, reference, objective))
 
 
 def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:

@@ -27,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.distributed import fill_gradients, reduce_gradients, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
+from wishbone.engine.first_kernels import compile_tries_ahead
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.sharing import Share, share_of
 from wishbone.engine.step import PreferenceStep
@@ -149,6 +150,8 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
             if self.is_fsdp_enabled:
                 self._record_weights()
                 shard(self)
+            else:
+                compile_tries_ahead(self.model)
             self.form_reason = noise_reason(self.model)
         if self.form_reason:
             self.aux_loss_enabled = trl_computes_it(self, load_balancing)

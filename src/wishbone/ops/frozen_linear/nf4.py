@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wishbone.ops.compiled_ahead import launched
 from wishbone.ops.frozen_linear.matrix import MatrixWeight
 from wishbone.ops.frozen_linear.scratch import scratch
 
@@ -87,7 +88,8 @@ def _has_kernel(device: torch.device) -> bool:
     weight = torch.arange(160 * 256, device=device).mul(0.37).sin().bfloat16().view(160, 256)
     for nested in (False, True):
         codes, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
-        ours = dequantize_nf4(codes, state, torch.empty_like(weight))
+        with launched():
+            ours = dequantize_nf4(codes, state, torch.empty_like(weight))
         same = same and torch.equal(ours, dequantize_4bit(codes, state))
     if not same:
         logger.warning(
