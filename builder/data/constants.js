@@ -247,6 +247,14 @@
    "sgd": 0.0
   }
  },
+ "planning.mixers": {
+  "KEPT_OF_MIXER": 2,
+  "RECURRENT_TYPES": [
+   "conv",
+   "linear_attention",
+   "mamba"
+  ]
+ },
  "planning.model_shape": {
   "EXPERTS": [
    "num_local_experts",
@@ -261,6 +269,13 @@
   ],
   "FUSED": [
    "phi3"
+  ],
+  "GATED_QUERIES": [
+   "qwen3_5",
+   "qwen3_5_moe",
+   "qwen3_5_moe_text",
+   "qwen3_5_text",
+   "qwen3_next"
   ],
   "HEAD_NORMS": [
    "gemma3",
@@ -304,8 +319,18 @@
    "experts": 0,
    "expertsUsed": 0,
    "expertInner": 0,
-   "positions": 0
+   "positions": 0,
+   "expertLayers": 0,
+   "denseInner": 0,
+   "sharedInner": 0,
+   "recurrent": 0,
+   "mixer": [],
+   "gatedQueries": false
   },
+  "ONLY_MAMBA": [
+   "falcon_mamba",
+   "mamba"
+  ],
   "OTHER_NAMES": {
    "hidden_size": [
     "n_embd",

@@ -24,7 +24,9 @@
 
   function linearBytes(shape, plan) {
     if (plan.weights === "nf4") return NF4_BYTES * shape.linearParameters;
-    if (EIGHT_BITS.includes(plan.weights)) return shape.linearParameters + 4 * shape.layers * sum(shape.linears.map((one) => one.outputs));
+    if (EIGHT_BITS.includes(plan.weights)) {
+      return shape.linearParameters + 4 * sum(shape.linears.map((one) => one.count * one.outputs));
+    }
     return elementBytes(plan) * shape.linearParameters;
   }
 
@@ -36,7 +38,7 @@
   /** Bytes of all experts and their routers. */
   function expertBytes(shape, plan) {
     if (![...EIGHT_BITS, "nf4"].includes(plan.weights)) return elementBytes(plan) * shape.expertParameters;
-    const count = shape.layers * shape.experts;
+    const count = shape.expertLayers * shape.experts;
     const stacks = 3 * count * shape.hidden * shape.expertInner;
     const router = elementBytes(plan) * count * shape.hidden;
     if (plan.weights === "nf4") return NF4_BYTES * stacks + router;
@@ -44,8 +46,7 @@
   }
 
   function adapted(shape, plan) {
-    const chosen = shape.linears.filter((one) => plan.targets === "all-linear" || plan.targets.includes(one.name));
-    return chosen.map((one) => one.inputs + one.outputs);
+    return shape.linears.filter((one) => plan.targets === "all-linear" || plan.targets.includes(one.name));
   }
 
   /** Inputs + outputs of the matrices of one expert that have an adapter; all-linear counts gate and up twice. */
@@ -59,11 +60,12 @@
   /** How many parameters are trained. */
   function trainedParameters(shape, plan) {
     if (plan.method === "full") return shape.parameters;
-    return shape.layers * plan.rank * (sum(adapted(shape, plan)) + shape.experts * adaptedOfExpert(shape, plan));
+    const linears = sum(adapted(shape, plan).map((one) => one.count * (one.inputs + one.outputs)));
+    return plan.rank * (linears + shape.expertLayers * shape.experts * adaptedOfExpert(shape, plan));
   }
 
   /** Elements of a token within an MLP, or within all experts that it goes to. */
-  const innerElements = (shape) => shape.inner || shape.expertsUsed * shape.expertInner;
+  const innerElements = (shape) => shape.inner || shape.expertsUsed * shape.expertInner + shape.sharedInner;
 
   function layerBytes(shape, plan) {
     const b = elementBytes(plan);
@@ -73,8 +75,10 @@
     let attention = 2 * shape.query + 2 * shape.key;
     if (plan.device === "cpu") attention += shape.query + (4 / 3) * shape.key;
     if (shape.headNorms) attention += shape.query + shape.key;
+    if (shape.recurrent) attention = (shape.attending * attention + shape.recurrent * shape.mixed) / shape.layers;
     const mlp = (isFused(plan) ? 2 : 4) * innerElements(shape);
-    const low = plan.method === "lora" ? plan.rank * adapted(shape, plan).length : 0;
+    const adapters = plan.method === "lora" ? sum(adapted(shape, plan).map((one) => one.count)) : 0;
+    const low = (plan.rank * adapters) / shape.layers;
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms);
   }
 

@@ -6,15 +6,17 @@
 {
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
+  const { everyOf, linear, mixerOf, recurrentLayers } = inNode ? require("./mixers.js") : globalThis.wishbone;
   const { showPath } = inNode ? require("./words.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const {
-    EXPERTS, FOUR_NORMS, FUSED, HEAD_NORMS, INSTEAD, ModelShape: DEFAULTS, OTHER_NAMES, QUERY_KEY_VALUE_BIAS, TIED,
+    EXPERTS, FOUR_NORMS, FUSED, GATED_QUERIES, HEAD_NORMS, INSTEAD, ModelShape: DEFAULTS, ONLY_MAMBA, OTHER_NAMES,
+    QUERY_KEY_VALUE_BIAS, TIED,
   } = constants["planning.model_shape"];
+  const { KEPT_OF_MIXER } = constants["planning.mixers"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
-  const linear = (name, inputs, outputs) => ({ name, inputs, outputs });
 
   /** Sizes of a decoder; fields as in Python, in camel case. */
   class ModelShape {
@@ -32,29 +34,52 @@
       return this.keyHeads * this.headSize;
     }
 
-    /** Linear layers of one transformer layer. */
-    get linears() {
-      const { hidden, inner, query, key } = this;
-      const fused = FUSED.includes(this.modelType);
-      const attention = fused
-        ? [linear("qkv_proj", hidden, query + 2 * key)]
-        : [linear("q_proj", hidden, query), linear("k_proj", hidden, key), linear("v_proj", hidden, key)];
-      const mlp = fused
-        ? [linear("gate_up_proj", hidden, 2 * inner)]
-        : [linear("gate_proj", hidden, inner), linear("up_proj", hidden, inner)];
-      attention.push(linear("o_proj", query, hidden));
-      mlp.push(linear("down_proj", inner, hidden));
-      return [...attention, ...(inner ? mlp : [])];
+    /** How many layers attend. */
+    get attending() {
+      return this.layers - this.recurrent;
     }
 
-    /** Weights of the linear layers of all layers. */
+    /** Elements a token that a recurrent layer keeps between its two norms. */
+    get mixed() {
+      return KEPT_OF_MIXER * sum(this.mixer.slice(0, -1).map((one) => one.outputs));
+    }
+
+    /** Linear layers of the model, with how many it has of each. */
+    get linears() {
+      const { hidden, key, attending } = this;
+      const query = this.gatedQueries ? 2 * this.query : this.query;
+      const attention = FUSED.includes(this.modelType)
+        ? [linear("qkv_proj", hidden, query + 2 * key, attending)]
+        : [
+          linear("q_proj", hidden, query, attending), linear("k_proj", hidden, key, attending),
+          linear("v_proj", hidden, key, attending),
+        ];
+      attention.push(linear("o_proj", this.query, hidden, attending));
+      const mixers = this.mixer.map((one) => linear(one.name, one.inputs, one.outputs, this.recurrent));
+      const mlps = [
+        ...this.mlp(this.inner, this.layers), ...this.mlp(this.denseInner, this.layers - this.expertLayers),
+        ...this.mlp(this.sharedInner, this.expertLayers),
+      ];
+      return [...attention, ...mixers, ...mlps].filter((one) => one.count);
+    }
+
+    /** The linear layers of so many MLPs; none without a size. */
+    mlp(inner, count) {
+      const { hidden } = this;
+      if (!inner) return [];
+      const down = linear("down_proj", inner, hidden, count);
+      if (FUSED.includes(this.modelType)) return [linear("gate_up_proj", hidden, 2 * inner, count), down];
+      return [...["gate_proj", "up_proj"].map((name) => linear(name, hidden, inner, count)), down];
+    }
+
+    /** Weights of all linear layers. */
     get linearParameters() {
-      return this.layers * sum(this.linears.map((one) => one.inputs * one.outputs));
+      return sum(this.linears.map((one) => one.count * one.inputs * one.outputs));
     }
 
     /** Weights of all experts and of their routers. */
     get expertParameters() {
-      return this.layers * this.experts * (3 * this.hidden * this.expertInner + this.hidden);
+      return this.expertLayers * this.experts * (3 * this.hidden * this.expertInner + this.hidden);
     }
 
     /** Weights of norms and biases. */
@@ -112,12 +137,24 @@
     for (const own of EXPERTS) experts ||= size(own, 0);
     const hidden = size("hidden_size");
     const layers = size("num_hidden_layers");
-    const heads = size("num_attention_heads");
+    const alone = ONLY_MAMBA.includes(modelType);
+    const heads = size("num_attention_heads", alone ? 0 : null);
     const vocabulary = size("vocab_size");
-    const inner = size("intermediate_size", experts ? 0 : null);
+    let inner = size("intermediate_size", experts || alone ? 0 : null);
+    const adjusts = fields.block_auto_adjust_ff_dim === undefined || truth(fields.block_auto_adjust_ff_dim);
+    if (modelType === "lfm2" && adjusts) inner = Math.ceil(Math.floor((2 * inner) / 3) / 256) * 256;
+    let shared = size("shared_intermediate_size", 0);
+    if (shared && !experts) inner = shared;
     const expertsUsed = experts ? size("num_experts_per_tok") : 0;
     const keyHeads = size("num_key_value_heads", heads) || heads;
     const headSize = size("head_dim", 0) || (heads ? Math.floor(hidden / heads) : 0);
+    const recurrent = alone ? layers : recurrentLayers(fields, size, layers);
+    const mixer = recurrent ? mixerOf(size, hidden, alone ? inner : 0) : [];
+    const expertInner = experts ? size("moe_intermediate_size", inner) : 0;
+    shared ||= size("shared_expert_intermediate_size", 0) || size("n_shared_experts", 0) * expertInner;
+    const dense = Math.min(size("first_k_dense_replace", 0) || size("num_dense_layers", 0), layers);
+    const period = size("expert_layer_period", 0);
+    const expertLayers = everyOf(layers, period, size("expert_layer_offset", 0)) || layers - dense;
     if (missing.length || wrong.length) {
       const problems = [];
       if (missing.length) problems.push(`${showPath(name)}: its config.json lacks ${missing.join(", ")}; ${INSTEAD}`);
@@ -130,10 +167,11 @@
     const biases = (QUERY_KEY_VALUE_BIAS.includes(modelType) || everywhere ? query + 2 * key : 0) + (everywhere ? hidden : 0);
     const tied = given(fields.tie_word_embeddings) ? truth(fields.tie_word_embeddings) : TIED.includes(modelType);
     return new ModelShape({
-      modelType, hidden, inner: experts ? 0 : inner, layers, heads, keyHeads, headSize, vocabulary, tied,
-      norms: FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
-      biases, experts, expertsUsed, expertInner: experts ? size("moe_intermediate_size", inner) : 0,
-      positions: size("max_position_embeddings", 0),
+      modelType, hidden, inner: experts || alone ? 0 : inner, layers, heads, keyHeads, headSize, vocabulary, tied,
+      norms: alone ? 1 : FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
+      biases, experts, expertsUsed, expertInner, positions: size("max_position_embeddings", 0),
+      expertLayers: experts ? expertLayers : 0, denseInner: experts ? inner : 0, sharedInner: experts ? shared : 0, recurrent,
+      mixer, gatedQueries: GATED_QUERIES.includes(modelType),
     });
   }
 

@@ -18,7 +18,8 @@ up, the adapters' low-rank products, attention's normalizer, and 1 / rms. Layers
 a CPU, and where all weights are trained) also keep two more intermediates of the MLP, inputs of norms in float32, and
 the normed rows where norms are trained; on a CPU attention's output once more, and the keys of branches. A recomputed
 layer keeps its input, b H. With inputs in host memory the device holds three of them at a time: one in use, one fetched
-ahead, one on its way. In a mixture, 2 I counts the experts that a token goes to, and their others rest.
+ahead, one on its way. In a mixture, 2 I counts the experts that a token goes to, and their others rest. A recurrent
+layer has no queries and keys: it keeps the outputs of its projections twice, before and after its convolution.
 
     activations = T (n layer + (L - n) b H)
 
@@ -48,6 +49,7 @@ from operator import add
 from typing import Literal
 
 from wishbone.engine.execution import SMALL_HEAD_CHUNK, SMALL_TILE
+from wishbone.planning.mixers import Linear
 from wishbone.planning.model_shape import LINEAR_EXPERTS, ModelShape
 
 Weights = Literal["f32", "f16", "bf16", "fp8", "int8", "nf4"]
@@ -198,7 +200,7 @@ def linear_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     if plan.weights == "nf4":
         return NF4_BYTES * shape.linear_parameters
     if plan.weights in EIGHT_BITS:
-        return shape.linear_parameters + 4 * shape.layers * sum(linear.outputs for linear in shape.linears)
+        return shape.linear_parameters + 4 * sum(linear.count * linear.outputs for linear in shape.linears)
     return plan.element_bytes * shape.linear_parameters
 
 
@@ -206,27 +208,24 @@ def expert_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     """Return the bytes of all experts and their routers."""
     if plan.weights not in ("nf4", *EIGHT_BITS):
         return plan.element_bytes * shape.expert_parameters
-    count = shape.layers * shape.experts
+    count = shape.expert_layers * shape.experts
     stacks, router = 3 * count * shape.hidden * shape.expert_inner, plan.element_bytes * count * shape.hidden
     if plan.weights == "nf4":
         return NF4_BYTES * stacks + router
     return stacks + 4 * count * (2 * shape.expert_inner + shape.hidden) + router
 
 
-def adapted(shape: ModelShape, plan: MemoryPlan) -> list[int]:
-    """Return inputs + outputs of the linear layers of one layer that have an adapter."""
-    return [
-        linear.inputs + linear.outputs
-        for linear in shape.linears
-        if plan.targets == "all-linear" or linear.name in plan.targets
-    ]
+def adapted(shape: ModelShape, plan: MemoryPlan) -> list[Linear]:
+    """Return the linear layers that have an adapter."""
+    return [linear for linear in shape.linears if plan.targets == "all-linear" or linear.name in plan.targets]
 
 
 def trained_parameters(shape: ModelShape, plan: MemoryPlan) -> int:
     """Return how many parameters are trained."""
     if plan.method == "full":
         return shape.parameters
-    return shape.layers * plan.rank * (sum(adapted(shape, plan)) + shape.experts * adapted_of_expert(shape, plan))
+    linears = sum(linear.count * (linear.inputs + linear.outputs) for linear in adapted(shape, plan))
+    return plan.rank * (linears + shape.expert_layers * shape.experts * adapted_of_expert(shape, plan))
 
 
 def adapted_of_expert(shape: ModelShape, plan: MemoryPlan) -> int:
@@ -240,7 +239,7 @@ def adapted_of_expert(shape: ModelShape, plan: MemoryPlan) -> int:
 
 
 def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
-    """Return the bytes a token that one kept layer keeps for the backward pass."""
+    """Return the bytes a token that one kept layer keeps for the backward pass; of unlike layers the mean."""
     b = plan.element_bytes
     if plan.fused:
         norms = shape.norms * shape.hidden * 2 * b
@@ -251,8 +250,12 @@ def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
         attention += shape.query + 4 / 3 * shape.key
     if shape.head_norms:
         attention += shape.query + shape.key
+    if shape.recurrent:
+        attention = (shape.attending * attention + shape.recurrent * shape.mixed) / shape.layers
     mlp = (2 if plan.fused else 4) * inner_elements(shape)
-    low = plan.rank * len(adapted(shape, plan)) if plan.method == "lora" else 0
+    low = (
+        plan.rank * sum(linear.count for linear in adapted(shape, plan)) / shape.layers if plan.method == "lora" else 0
+    )
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms)
 
 
@@ -279,7 +282,7 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
 
 def inner_elements(shape: ModelShape) -> int:
     """Return the elements of a token within an MLP, or within all experts that it goes to."""
-    return shape.inner or shape.experts_used * shape.expert_inner
+    return shape.inner or shape.experts_used * shape.expert_inner + shape.shared_inner
 
 
 def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wishbone.errors import RequestError
+from wishbone.planning.mixers import KEPT_OF_MIXER, Linear, every_of, mixer_of, recurrent_layers
 
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model", "dim"),
@@ -32,6 +33,10 @@ HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", 
 
 QUERY_KEY_VALUE_BIAS = frozenset({"qwen2", "qwen2_moe"})
 
+GATED_QUERIES = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"})
+"""Families whose projection to queries also gives a gate of their size."""
+ONLY_MAMBA = frozenset({"mamba", "falcon_mamba"})
+"""Families of Mamba layers alone, without attention and MLPs."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FUSED = frozenset({"phi3"})
 """Families that keep query, key and value in one matrix, and gate and up in one."""
@@ -42,16 +47,6 @@ LINEAR_EXPERTS = frozenset(
 )  # fmt: skip
 """Families whose experts PEFT counts among all linear layers, because they were layers before transformers 5."""
 INSTEAD = "give the model's own config.json, or name a model that is known"
-
-
-@dataclass(frozen=True)
-class Linear:
-    """The linear layers of one name: how many a transformer layer has of them, their inputs and outputs."""
-
-    name: str
-    inputs: int
-    outputs: int
-    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,12 @@ class ModelShape:
         head_norms: whether queries and keys are normalized.
         biases: parameters of the linear layers' biases, a layer.
         experts, experts_used, expert_inner: of a mixture of experts; 0 without.
+        expert_layers: layers with experts.
+        dense_inner: elements of a token within the MLP of the other layers of a mixture.
+        shared_inner: elements of a token within the MLP that runs beside the experts of a layer.
+        recurrent: layers that mix tokens by a recurrence or a short convolution and not by attention.
+        mixer: their linear layers; the last one projects out.
+        gated_queries: whether the projection to queries also gives a gate of their size.
         positions: longest sequence that the position encoding was made for; 0 where the file does not say.
     """
 
@@ -88,6 +89,12 @@ class ModelShape:
     experts_used: int = 0
     expert_inner: int = 0
     positions: int = 0
+    expert_layers: int = 0
+    dense_inner: int = 0
+    shared_inner: int = 0
+    recurrent: int = 0
+    mixer: tuple[Linear, ...] = ()
+    gated_queries: bool = False
 
     @property
     def query(self) -> int:
@@ -100,31 +107,56 @@ class ModelShape:
         return self.key_heads * self.head_size
 
     @property
+    def attending(self) -> int:
+        """How many layers attend."""
+        return self.layers - self.recurrent
+
+    @property
+    def mixed(self) -> int:
+        """Elements a token that a recurrent layer keeps between its two norms."""
+        return KEPT_OF_MIXER * sum(linear.outputs for linear in self.mixer[:-1])
+
+    @property
     def linears(self) -> tuple[Linear, ...]:
-        """Linear layers of one transformer layer: those that get adapters and quantized weights."""
+        """Linear layers of the model: those that get adapters and quantized weights."""
+        query = 2 * self.query if self.gated_queries else self.query
+        attending = self.attending
         if self.model_type in FUSED:
-            attention = [Linear("qkv_proj", self.hidden, self.query + 2 * self.key)]
-            mlp = [Linear("gate_up_proj", self.hidden, 2 * self.inner)]
+            attention = [Linear("qkv_proj", self.hidden, query + 2 * self.key, attending)]
         else:
             attention = [
-                Linear("q_proj", self.hidden, self.query),
-                Linear("k_proj", self.hidden, self.key),
-                Linear("v_proj", self.hidden, self.key),
+                Linear("q_proj", self.hidden, query, attending),
+                Linear("k_proj", self.hidden, self.key, attending),
+                Linear("v_proj", self.hidden, self.key, attending),
             ]
-            mlp = [Linear("gate_proj", self.hidden, self.inner), Linear("up_proj", self.hidden, self.inner)]
-        attention.append(Linear("o_proj", self.query, self.hidden))
-        mlp.append(Linear("down_proj", self.inner, self.hidden))
-        return (*attention, *(mlp if self.inner else ()))
+        attention.append(Linear("o_proj", self.query, self.hidden, attending))
+        mixers = (Linear(one.name, one.inputs, one.outputs, self.recurrent) for one in self.mixer)
+        mlps = (
+            *self._mlp(self.inner, self.layers),
+            *self._mlp(self.dense_inner, self.layers - self.expert_layers),
+            *self._mlp(self.shared_inner, self.expert_layers),
+        )
+        return tuple(one for one in (*attention, *mixers, *mlps) if one.count)
+
+    def _mlp(self, inner: int, count: int) -> tuple[Linear, ...]:
+        """The linear layers of so many MLPs; none without a size."""
+        if not inner:
+            return ()
+        down = Linear("down_proj", inner, self.hidden, count)
+        if self.model_type in FUSED:
+            return (Linear("gate_up_proj", self.hidden, 2 * inner, count), down)
+        up = (Linear(name, self.hidden, inner, count) for name in ("gate_proj", "up_proj"))
+        return (*up, down)
 
     @property
     def linear_parameters(self) -> int:
-        """Parameters of the linear layers of all layers, without biases."""
-        return self.layers * sum(linear.inputs * linear.outputs for linear in self.linears)
+        """Parameters of all linear layers, without biases."""
+        return sum(linear.count * linear.inputs * linear.outputs for linear in self.linears)
 
     @property
     def expert_parameters(self) -> int:
         """Parameters of all experts, which are stacked matrices, and of their routers."""
-        return self.layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
+        return self.expert_layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
 
     @property
     def vector_parameters(self) -> int:
@@ -173,11 +205,23 @@ class _Fields:
         kind = str(self._config.get("model_type") or "unknown")
         experts = next((found for n in EXPERTS if (found := self._size(n, 0))), 0)
         hidden, layers = self._size("hidden_size"), self._size("num_hidden_layers")
-        heads, vocabulary = self._size("num_attention_heads"), self._size("vocab_size")
-        inner = self._size("intermediate_size", 0 if experts else None)
+        alone = kind in ONLY_MAMBA
+        heads, vocabulary = self._size("num_attention_heads", 0 if alone else None), self._size("vocab_size")
+        inner = self._size("intermediate_size", 0 if experts or alone else None)
+        if kind == "lfm2" and self._config.get("block_auto_adjust_ff_dim", True):
+            inner = -(-(2 * inner // 3) // 256) * 256
+        shared = self._size("shared_intermediate_size", 0)
+        if shared and not experts:
+            inner = shared
         used = self._size("num_experts_per_tok") if experts else 0
         key_heads = self._size("num_key_value_heads", heads) or heads
         head_size = self._size("head_dim", 0) or (hidden // heads if heads else 0)
+        recurrent = layers if alone else recurrent_layers(self._config, self._size, layers)
+        mixer = mixer_of(self._size, hidden, inner if alone else 0) if recurrent else ()
+        expert_inner = self._size("moe_intermediate_size", inner) if experts else 0
+        shared = shared or self._size("shared_expert_intermediate_size", 0)
+        shared = shared or self._size("n_shared_experts", 0) * expert_inner
+        dense = self._size("first_k_dense_replace", 0) or self._size("num_dense_layers", 0)
         if self._missing or self._wrong:
             raise RequestError(self._problems())
         query, key = heads * head_size, key_heads * head_size
@@ -189,21 +233,33 @@ class _Fields:
         return ModelShape(
             model_type=kind,
             hidden=hidden,
-            inner=0 if experts else inner,
+            inner=0 if experts or alone else inner,
             layers=layers,
             heads=heads,
             key_heads=key_heads,
             head_size=head_size,
             vocabulary=vocabulary,
             tied=kind in TIED if tied is None else bool(tied),
-            norms=4 if kind in FOUR_NORMS else 2,
+            norms=1 if alone else 4 if kind in FOUR_NORMS else 2,
             head_norms=kind in HEAD_NORMS or bool(self._config.get("use_qk_norm")),
             biases=biases,
             experts=experts,
             experts_used=used,
-            expert_inner=self._size("moe_intermediate_size", inner) if experts else 0,
+            expert_inner=expert_inner,
             positions=self._size("max_position_embeddings", 0),
+            expert_layers=self._expert_layers(layers, min(dense, layers)) if experts else 0,
+            dense_inner=inner if experts else 0,
+            shared_inner=shared if experts else 0,
+            recurrent=recurrent,
+            mixer=mixer,
+            gated_queries=kind in GATED_QUERIES,
         )
+
+    def _expert_layers(self, layers: int, dense: int) -> int:
+        """Return how many layers have experts."""
+        if every := every_of(layers, self._size("expert_layer_period", 0), self._size("expert_layer_offset", 0)):
+            return every
+        return layers - dense
 
     def _size(self, name: str, default: int | None = None) -> int:
         """Return a size by its own name or by another; one that is missing or wrong is noted and counts as 0."""

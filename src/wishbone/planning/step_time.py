@@ -68,7 +68,7 @@ def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> f
     linear = 2 * shape.linear_parameters * work.tokens
     experts = 2 * _expert_parameters(shape) * work.tokens
     head = 2 * shape.hidden * shape.vocabulary * work.scored
-    attention = 4 * shape.query * shape.layers * work.contexts
+    attention = 4 * shape.query * shape.attending * work.contexts
     traffic = TRAFFIC * passes / 3 * work.tokens * shape.layers * layer_bytes(shape, plan)
     return (
         passes * (linear / linear_rate + experts / rate + attention / rate)
@@ -93,4 +93,4 @@ def _int8_share() -> float:
 
 def _expert_parameters(shape: ModelShape) -> int:
     """Weights of the experts that a token goes to."""
-    return shape.layers * shape.experts_used * 3 * shape.hidden * shape.expert_inner
+    return shape.expert_layers * shape.experts_used * 3 * shape.hidden * shape.expert_inner

@@ -1,0 +1,58 @@
+"""Weights counted from config.json, against the models that transformers builds: recurrent layers and experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from wishbone.planning.memory import MemoryPlan, layer_bytes, trained_parameters
+from wishbone.planning.model_shape import ModelShape, read_shape
+
+COMMON = {
+    "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 16,
+    "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 32000,
+}  # fmt: skip
+DELTA = {
+    "linear_num_key_heads": 8, "linear_num_value_heads": 16, "linear_key_head_dim": 64, "linear_value_head_dim": 64,
+}  # fmt: skip
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": DELTA,
+    "qwen3_next": {**DELTA, **EXPERTS, "shared_expert_intermediate_size": 512},
+    "granitemoehybrid": {
+        "layer_types": ["mamba"] * 7 + ["attention"], "num_local_experts": 0, "num_experts_per_tok": 0,
+        "shared_intermediate_size": 2048, "mamba_n_heads": 32, "mamba_d_head": 64, "mamba_d_state": 64,
+    },
+    "lfm2": {"layer_types": ["conv"] * 6 + ["full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv"] * 6 + ["full_attention"] * 2, "num_dense_layers": 2, **EXPERTS},
+    "jamba": {"num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
+    "falcon_mamba": {"state_size": 16},
+    "glm4_moe": {**EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+def shape_and_weights(family: str) -> tuple[ModelShape, int]:
+    config = CONFIG_MAPPING[family](**COMMON, **FAMILIES[family])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return read_shape(config.to_dict()), model.num_parameters()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_those_of_the_model(family: str) -> None:
+    shape, weights = shape_and_weights(family)
+    assert shape.parameters == pytest.approx(weights, rel=0.01)
+
+
+def test_adapters_and_activations_follow_the_kind_of_layer() -> None:
+    shape, _ = shape_and_weights("granitemoehybrid")
+    assert (shape.recurrent, shape.attending) == (7, 1)
+    attention = MemoryPlan("bf16", row_tokens=1, rank=8, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert trained_parameters(shape, attention) == 8 * (2 * (1024 + 1024) + 2 * (1024 + 256))  # one layer attends
+    kept = 7 * 2 * (2 * 2048 + 2 * 64 + 32) + (2 * 1024 + 2 * 256)
+    by_mixing = layer_bytes(shape, MemoryPlan("bf16", row_tokens=1, rank=8, targets=())) - 2 * (4 * 1024 + 2 * 2048)
+    assert by_mixing == pytest.approx(2 * kept / 8 + 4 * (16 + 2))
