@@ -290,6 +290,17 @@ def test_a_reference_model_of_the_user_may_differ(tmp_path: Path) -> None:
     assert losses(ours)[0] != LN_2
 
 
+def test_a_loss_without_a_reference_needs_no_second_model(tmp_path: Path) -> None:
+    """The model has no name from which TRL could load one; losses are those beside a reference that was given."""
+    made = trainer(tmp_path / "alone", base(), loss_type=["orpo"])
+    beside = trainer(tmp_path / "beside", base(), loss_type=["orpo"], ref_model=base())
+    assert made.ref_model is None and beside.ref_model is not None
+    assert all(parameter.requires_grad for parameter in made.model.parameters())
+    made.train()
+    beside.train()
+    assert losses(made) == losses(beside) and losses(made)[-1] < losses(made)[0]
+
+
 def whole_run(folder: Path, model: nn.Module, config: PeftConfig | None = None) -> list[float]:
     ours = trainer(folder, model, config, save_strategy="steps", save_steps=2, max_steps=4)
     ours.train()

@@ -179,6 +179,15 @@ def copied_model(model: PreTrainedModel) -> PreTrainedModel:
     return copied.requires_grad_(False).eval()
 
 
+def stand_in(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a frozen model over the same tensors, for who must have a second model and will not run it.
+
+    It takes no memory of its own and changes when the model learns.
+    """
+    frozen = {id(own): nn.Parameter(own.detach(), requires_grad=False) for own in model.parameters()}
+    return deepcopy(model, frozen | {id(own): own for own in model.buffers()})
+
+
 def is_whole_in_memory(model: nn.Module) -> bool:
     """Return whether all weights are in this process's memory; DeepSpeed's ZeRO-3 and meta tensors are not."""
     return not any(parameter.is_meta or hasattr(parameter, "ds_id") for parameter in model.parameters())

@@ -1,6 +1,6 @@
 """What training starts from: the reference of a run for which the user gave no `ref_model`.
 
-    no adapter                              a copy of the model as it is in memory
+    no adapter                              a copy of the model as it is in memory; where no loss reads it, no copy
     new adapter that changes nothing yet    the model with its adapter off
     any other adapter                       the model with a frozen copy of the adapter, as in TRL
     trained parameters outside adapters     their first values, put in place for each reference pass
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from wishbone.model.frozen_copy import (
     drop_frozen,
     is_whole_in_memory,
     keep_adapter,
+    stand_in,
     starts_as_base,
 )
 from wishbone.preference.losses import are_reference_free
@@ -46,6 +48,9 @@ SOMETHING_TRAINED = (
 
 STARTS_AS_BASE = (True, "gaussian", "eva")
 """Values of PEFT's `init_lora_weights` with which a new adapter adds nothing and leaves the base as it is."""
+
+DIVIDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""What `accelerate launch` sets where models are divided, so that two of them must not have the same tensors."""
 
 LEAST_DIFFERENCE = 1e-4
 """Nats a token that are called rounding in any precision."""
@@ -115,7 +120,10 @@ def reference_of_start(model: Any, ref_model: Any, args: DPOConfig | None, *, ad
     precomputed = args is not None and args.precompute_ref_log_probs
     if adapter_added or precomputed or not isinstance(model, PreTrainedModel) or not is_whole_in_memory(model):
         return None
-    return None if args is not None and are_reference_free(args.loss_type) else copied_model(model)
+    if args is None or not are_reference_free(args.loss_type):
+        return copied_model(model)
+    divided = any(parse_flag_from_env(name) for name in DIVIDING) or args.fsdp or args.deepspeed
+    return None if divided else stand_in(model)
 
 
 def refuse_precomputed_elsewhere(peft_config: Any) -> None:

@@ -37,6 +37,7 @@ from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.model.frozen_copy import harmless_copies
 from wishbone.phases import phase
+from wishbone.preference.losses import are_reference_free
 from wishbone.preference.metrics import PairMetrics
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
@@ -126,6 +127,8 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self.args.sync_ref_model |= request.synchronized
         self._checkpoint_by_the_clock()
         self._held = None
+        if are_reference_free(self.args.loss_type) and not request.ref_model_given:
+            self.ref_model = None  # TRL has one for every model without adapter
         if self.ref_model is None:
             self._held = settle_adapter(self.model, self.args, adapter_is_new=request.adapter_is_new)
         self._refuse_non_finite_weights()
