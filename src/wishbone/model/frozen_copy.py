@@ -180,7 +180,7 @@ def copied_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stand_in(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a frozen model over the same tensors, for who must have a second model and will not run it.
+    """Return a frozen model over the same tensors, for code that needs a second model and never runs it.
 
     It takes no memory of its own and changes when the model learns.
     """
