@@ -3,7 +3,8 @@
 SmolLM2-135M (or another model) trains with LoRA on the first pairs of a file, once for each seed and system, and is
 measured on the file's last pairs. The seed decides the order of pairs and the adapter's initial values. `heldout`
 measures every system's adapters in one way; the trainer's own evaluations, in its own precision, are kept beside that.
-`agreement` says for each figure whether a system differs from the first one by more than seeds do.
+`agreement` says for each figure whether a system differs from the first one by more than seeds do. With `--at-once`
+each seed is a row of its own, and speeds are those of processes that share a GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from benchmarks.harness.pairs import read_pairs, write_pairs
 from benchmarks.harness.results import Row
 from benchmarks.harness.systems import parse_system
 from benchmarks.harness.workloads import SIZES
+from benchmarks.rendering.real_pairs_tables import ONE_SEED
 from benchmarks.rendering.tables import show
 
 if TYPE_CHECKING:
@@ -121,15 +123,17 @@ def _train(request: Row, seed: int) -> Row:
     }
 
 
-def job(system: str, directory: str, pairs: str, options: argparse.Namespace) -> Job:
-    """Return one system's job: train the model in `directory` on the pairs in the file `pairs`."""
+def job(system: str, directory: str, pairs: str, options: argparse.Namespace, seed: int | None = None) -> Job:
+    """Return one system's job, with one seed or all: train the model in `directory` on the pairs in `pairs`."""
     settings = {
         "model": directory,
         "pairs": pairs,
-        "seeds": list(range(options.first_seed, options.first_seed + options.seeds)),
+        "seeds": seeds_of(options) if seed is None else [seed],
         **{name: getattr(options, name) for name in ("train", "heldout", "epochs", "learning_rate")},
     }
     name = f"{Path(options.model).name}, {options.train} pairs, {options.epochs} epochs, {options.seeds} seeds"
+    if seed is not None:
+        name += f"{ONE_SEED}{seed}"
     return Job(
         "quality",
         system,
@@ -139,6 +143,11 @@ def job(system: str, directory: str, pairs: str, options: argparse.Namespace) ->
         limit_seconds=options.limit_seconds,
         expected_seconds=options.expected_seconds,
     )
+
+
+def seeds_of(options: argparse.Namespace) -> list[int]:
+    """Return the seeds that are asked for."""
+    return list(range(options.first_seed, options.first_seed + options.seeds))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -164,16 +173,21 @@ def main() -> None:
         default=SYSTEMS,
         help="systems, by commas; the first is the baseline",
     )
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="train so many at the same time")
     parser.add_argument("--size", choices=SIZES, help="a random model instead, to try the benchmark out")
     add_options(parser)
     jobs.add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        show(run_jobs(planned(options, options.systems.split(","), Path(folder)), options), "quality")
+        jobs_of_all = planned(options, options.systems.split(","), Path(folder), each_seed=options.at_once > 1)
+        show(run_jobs(jobs_of_all, options, at_once=options.at_once), "quality")
 
 
-def planned(options: argparse.Namespace, systems: list[str], folder: Path) -> list[Job]:
-    """Write the pairs and, where one is asked for, the random model into `folder`, and return the jobs."""
+def planned(options: argparse.Namespace, systems: list[str], folder: Path, *, each_seed: bool = False) -> list[Job]:
+    """Write the pairs and, where one is asked for, the random model into `folder`, and return the jobs.
+
+    With `each_seed` every seed of a system is a job of its own.
+    """
     pairs = write_pairs(folder / "pairs.json", options.data, options.train, options.heldout)
     if options.size:
         import torch
@@ -187,4 +201,5 @@ def planned(options: argparse.Namespace, systems: list[str], folder: Path) -> li
         from wishbone.model.load import resolve_model
 
         directory = resolve_model(options.model)
-    return [job(system, directory, pairs, options) for system in systems]
+    seeds = seeds_of(options) if each_seed else [None]
+    return [job(system, directory, pairs, options, seed) for seed in seeds for system in systems]

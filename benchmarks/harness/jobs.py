@@ -1,8 +1,9 @@
-"""Runs a list of measurements, one process at a time, and keeps their results.
+"""Runs a list of measurements, each in a process of its own, and keeps their results.
 
 The file of results is written after every row, so an interrupted call loses nothing. With `--ahead` the process of the
 next measurement starts while the present one loads its model: it imports its libraries and then waits, so that a GPU
-does not wait for Python. With `--minutes` no measurement starts that would not end in time; the next call continues
+does not wait for Python. With `--at-once` several measure at the same time, where speed is not what is measured. With
+`--minutes` no measurement starts that would not end in time; the next call continues
 from there.
 """
 
@@ -13,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,7 @@ class Job:
         limit_seconds: time after which it is killed.
         expected_seconds: how long it takes; it does not start with less time left.
         fresh_caches: give compilers empty caches of their own.
+        caches: name of compiler caches that all jobs of a call with this name share; the first one finds them empty.
     """
 
     kind: str
@@ -59,6 +63,7 @@ class Job:
     limit_seconds: float = 300
     expected_seconds: float = 60
     fresh_caches: bool = False
+    caches: str = ""
 
     @property
     def key(self) -> Row:
@@ -85,8 +90,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_jobs(jobs: Sequence[Job], options: argparse.Namespace, console: Console | None = None) -> Results:
-    """Run the jobs that are not in the file of results yet; return all its rows."""
+def run_jobs(
+    jobs: Sequence[Job], options: argparse.Namespace, console: Console | None = None, at_once: int = 1
+) -> Results:
+    """Run the jobs that are not in the file of results yet, so many at a time; return all its rows."""
     console = console or Console(stderr=True)
     results = Results.read(options.out) if options.out and options.out.exists() else Results()
     results.begin_call(options.commit)
@@ -94,14 +101,12 @@ def run_jobs(jobs: Sequence[Job], options: argparse.Namespace, console: Console 
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wishbone-benchmarks-"))
         line = Line(Path(folder), options, stack, console)
-        while (job := _first_that_fits(pending, line.seconds_left())) is not None:
-            others = [other for other in pending if other is not job]
-            following = _first_that_fits(others, line.seconds_left() - job.expected_seconds)
-            row = line.run(job, following if options.ahead else None)
+        one_by_one = _one_by_one(line, pending, options.ahead)
+        for job, row in one_by_one if at_once == 1 else _together(line, pending, at_once):
             if row is None:
                 console.print(f"{_name(job.key)} was cut short: the time of this call is over")
-                break
-            pending = others
+                continue
+            pending = [other for other in pending if other is not job]
             results.add(job.key | row)
             console.print(line_of(results.rows[-1]), soft_wrap=True)
             if options.out:
@@ -111,19 +116,43 @@ def run_jobs(jobs: Sequence[Job], options: argparse.Namespace, console: Console 
     return results
 
 
+def _one_by_one(line: Line, pending: Sequence[Job], ahead: bool) -> Iterator[tuple[Job, Row | None]]:
+    """Run jobs while there is time for one, the first that fits first."""
+    left = list(pending)
+    while (job := _first_that_fits(left, line.seconds_left())) is not None:
+        left.remove(job)
+        following = _first_that_fits(left, line.seconds_left() - job.expected_seconds)
+        yield job, line.run(job, following if ahead else None)
+
+
+def _together(line: Line, pending: Sequence[Job], at_once: int) -> Iterator[tuple[Job, Row | None]]:
+    """Run jobs at the same time; yield them as they end. One that needs more time than is left does not start."""
+    pool = ThreadPoolExecutor(at_once)
+
+    def run(job: Job) -> tuple[Job, Row | None] | None:
+        return (job, line.run(job, None)) if job.expected_seconds <= line.seconds_left() else None
+
+    try:
+        for done in as_completed([pool.submit(run, job) for job in pending]):
+            if (measured := done.result()) is not None:
+                yield measured
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _first_that_fits(pending: Sequence[Job], seconds: float) -> Job | None:
     return next((job for job in pending if job.expected_seconds <= seconds), None)
 
 
 class Line:
-    """Processes in a row, of which one measures and at most one waits."""
+    """Processes that measure, and at most one that waits."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, stack: ExitStack, console: Console) -> None:
         self._folder, self._options, self._stack, self._console = folder, options, stack, console
         self._pythons = dict(entry.split("=", 1) for entry in options.python)
         self._end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
         self._waiting: tuple[Job, Child] | None = None
-        self._count = 0
+        self._count = count(1)
 
     def seconds_left(self) -> float:
         """Return how much time this call has left."""
@@ -165,13 +194,14 @@ class Line:
         return self._start(job)
 
     def _start(self, job: Job, changes: Row | None = None) -> Child:
-        self._count += 1
         request = {**job.key, **job.settings, "directory": str(self._directory(job) or "") or None, **(changes or {})}
         if "model" in job.settings:
             request["directory"] = job.settings["model"]
-        name = f"{self._count:02d}-{_name(job.key)}".translate(str.maketrans(" :/=", "----"))
-        caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"} if self._fresh(job) else {}
-        environment = {key: str(self._folder / name / folder) for key, folder in caches.items()}
+        name = _file_name(f"{next(self._count):02d}-{_name(job.key)}")
+        own = job.caches or self._fresh(job)
+        caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"} if own else {}
+        place = self._folder / (_file_name(f"caches {job.caches}") if job.caches else name)
+        environment = {key: str(place / folder) for key, folder in caches.items()}
         python = sys.executable
         if job.system:
             system = parse_system(job.system)
@@ -203,6 +233,10 @@ class Line:
         if self._options.logs:
             self._options.logs.mkdir(parents=True, exist_ok=True)
             (self._options.logs / process.log.name).write_bytes(process.log.read_bytes())
+
+
+def _file_name(text: str) -> str:
+    return text.translate(str.maketrans(" :/=,", "-----"))
 
 
 def _name(key: Row) -> str:

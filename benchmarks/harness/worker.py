@@ -30,9 +30,13 @@ class Progress:
 
     def write(self, **facts: Any) -> None:
         """Add a line."""
-        facts["at"] = round(time.perf_counter() - self._begun, 3)
+        facts["at"] = self.seconds()
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(facts) + "\n")
+
+    def seconds(self) -> float:
+        """Return how long the process has been here."""
+        return round(time.perf_counter() - self._begun, 3)
 
     def phase(self, name: str) -> None:
         """Say what begins now."""
@@ -46,11 +50,12 @@ def main() -> None:
     progress.phase("importing libraries")
     import_libraries(system)
     measure = importlib.import_module(f"benchmarks.commands.{request['kind']}").measure
+    imported = progress.seconds()
     progress.phase("waiting")
     if not sys.stdin.readline():
         return
     result = measure(request, progress)
-    facts = {"versions": versions(system), "options": system.chosen() if system else {}}
+    facts = {"versions": versions(system), "options": system.chosen() if system else {}, "import_seconds": imported}
     progress.write(result=facts | result)
     sys.stdout.flush()
     os._exit(0)  # without waiting for threads of the libraries

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from benchmarks.harness.results import FOLDER, ROOT, Results, Row, failure
 from benchmarks.rendering.curves import curves
 from benchmarks.rendering.published import factors_table, published_table
+from benchmarks.rendering.real_pairs_tables import with_all_seeds
 from benchmarks.rendering.scatter import scatter
 from benchmarks.rendering.tables import TABLES
 from benchmarks.rendering.targets import elsewhere_table, targets_table
@@ -74,7 +75,9 @@ def speed_picture(results: Results) -> str | None:
 
 def loss_picture(results: Results) -> str | None:
     """Draw losses over steps."""
-    return curves([row for row in results.of("quality") if row["size"] is None], "Training loss, mean over seeds")
+    return curves(
+        [row for row in with_all_seeds(results.of("quality")) if row["size"] is None], "Training loss, mean over seeds"
+    )
 
 
 PICTURES: dict[str, tuple[Callable[[Results], str | None], str]] = {

@@ -16,7 +16,7 @@ def quality_table(results: Results) -> Table:
         "system", "training", "held-out accuracy", "held-out loss", "held-out margin", "last epoch's loss", "pairs/s",
         "peak GiB",
     )  # fmt: skip
-    rows = results.of("quality")
+    rows = with_all_seeds(results.of("quality"))
     firsts: dict[tuple[Any, str], Row] = {}
     for row in rows:
         if row["status"] == "ok":
@@ -27,7 +27,41 @@ def quality_table(results: Results) -> Table:
     )
 
 
+ONE_SEED = ", seed "
+"""What the case of a row with one seed says before its number."""
+
 FIGURES = ("heldout_accuracy", "heldout_loss", "heldout_margin", "last_epoch_loss")
+
+
+def with_all_seeds(rows: list[Row]) -> list[Row]:
+    """Return one row a system of those that have one seed each, with the seeds that all systems of a case finished."""
+    parts: dict[tuple[Any, str], dict[str, list[Row]]] = {}
+    for row in rows:
+        if ONE_SEED in row["case"]:
+            systems = parts.setdefault((row["size"], row["case"].partition(ONE_SEED)[0]), {})
+            systems.setdefault(row["system"], []).append(row)
+    found = [row for row in rows if ONE_SEED not in row["case"]]
+    for (_, case), systems in parts.items():
+        finished = [{row["case"] for row in own if row["status"] == "ok"} for own in systems.values()]
+        common = set.intersection(*finished)
+        found += [_joined(case, own, common) for own in systems.values()]
+    return found
+
+
+def _joined(case: str, parts: list[Row], cases: set[str]) -> Row:
+    """Return one row of those of `cases`; a failed one where there are none."""
+    used = sorted((row for row in parts if row["case"] in cases), key=lambda row: row["runs"][0]["seed"])
+    if not used:
+        return parts[0] | {"case": case, "status": "failed"}
+    runs = [run for row in used for run in row["runs"]]
+    left_out = "" if len(used) == len(parts) else f", {len(used)} of them finished by all"
+    return used[0] | {
+        "case": case + left_out,
+        "runs": runs,
+        "pairs_per_s": fmean(run["pairs_per_s"] for run in runs),
+        "peak_gib": max(run["peak_gib"] for run in runs),
+        **{name: [run[name] for run in runs] for name in FIGURES},
+    }
 
 
 def _quality_row(row: Row, first: Row | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from benchmarks.rendering.real_pairs_tables import (
     reference_store_table,
 )
 from benchmarks.rendering.speed_tables import ceilings_table, longest_table, plan_table, throughput_table
+from benchmarks.rendering.step_tables import first_step_table, one_pass_table
 from benchmarks.rendering.table import Table
 
 WIDTH_OF_FILES = 200
@@ -30,6 +31,8 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "adapter_rounding": adapter_rounding_table,
     "log_probabilities": log_probabilities_table,
     "reference_store": reference_store_table,
+    "first_step": first_step_table,
+    "one_pass": one_pass_table,
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks.harness.results import Results, Row
 from benchmarks.rendering.agreement import compare
-from benchmarks.rendering.real_pairs_tables import FIGURES
+from benchmarks.rendering.real_pairs_tables import FIGURES, with_all_seeds
 from benchmarks.rendering.speed_tables import share_of_ceiling
 from benchmarks.rendering.table import Table
 
@@ -154,7 +154,7 @@ COMPARED = ("wishbone-bf16", "wishbone-fp8", "wishbone-nf4")
 
 def disagreements(results: Results) -> float | None:
     """Count Wishbone's figures that differ from TRL's bf16 by more than seeds do; None if a system is missing."""
-    rows = {row["system"]: row for row in results.of("quality") if row["status"] == "ok"}
+    rows = {row["system"]: row for row in with_all_seeds(results.of("quality")) if row["status"] == "ok"}
     if not {"trl-bf16", *COMPARED}.issubset(rows):
         return None
     ours = [rows[name] for name in COMPARED]
