@@ -4,13 +4,17 @@
 
 A case is WEIGHTS-HOW. Strong scaling has the same pairs in a step on any number of GPUs, weak scaling as many more as
 there are GPUs. `sharded` divides a LoRA run's base over the GPUs (FSDP2), `full` trains all weights, divided. Processes
-start as `wishbone train --gpus N` starts them, and measure all cases of undivided models one after the other. Each row
-says, as means over timed steps:
+start as `wishbone train --gpus N` starts them, and measure cases one after the other, first those of undivided models.
+Where they fail, others go on with the cases after that. The layers of a base in 16 bits that will be divided lie in the
+memory of one until then, so that the whole of it need not fit one GPU. Each row says, as means over timed steps:
 
     seconds         from the first process's batch to the end of its optimizer step
     imbalance       how much longer the slowest process computes than the mean
     waiting         the share of a step in which the mean process waits for the slowest
     communication   the share of a step in which gradients are added up, after all have come
+
+`--beside FILE` takes over rows that were measured elsewhere, so that one GPU can measure one precision and another one
+another, at the same time.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ WARM_UP, TIMED, BATCH, PAIRS = 2, 3, 8, 32
 HOW = ("strong", "weak", "sharded", "full")
 DIVIDED = ("sharded", "full")
 """Those of which FSDP2 divides the weights."""
+SIGNALLED = 128
+"""Exit statuses above are those of signals."""
 WEIGHTS = ("f32", "bf16", "fp8", "nf4")
 
 
@@ -58,6 +64,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not timed, at least 1")
     parser.add_argument("--timed", type=int, default=TIMED, help="steps that are timed")
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
+    parser.add_argument("--beside", type=Path, action="append", default=[], help="take over the rows of this file")
     parser.add_argument("--commit", help="commit of this code, where git cannot tell")
     parser.add_argument("--write-rows", type=Path, help=argparse.SUPPRESS)  # in the processes that measure
     options = parser.parse_args()
@@ -73,29 +80,38 @@ def main() -> None:
         return
     from wishbone.run.launch import launch
 
-    results = Results.read(options.out) if options.out and options.out.exists() else Results()
+    before = [options.out] if options.out and options.out.exists() else []
+    results = Results.read(*before, *options.beside)
     results.begin_call(options.commit)
     with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "rows.jsonl"
         for count in counts:
-            for number, together in enumerate(launches(cases)):
-                written = Path(folder) / f"{count}-{number}.jsonl"
-                own = ["--processes", str(count), "--cases", ",".join(together), "--write-rows", str(written)]
-                status = launch(["scaling", *sys.argv[1:], *own], processes=count, module="benchmarks")
-                for line in written.read_text(encoding="utf-8").splitlines() if written.exists() else ():
-                    results.add(_beside_one(json.loads(line), results))
-                if status:
-                    print(f"{', '.join(together)}: {count} processes ended with status {status}", file=sys.stderr)
-                if options.out:
-                    results.write(options.out)
+            for together in launches(cases):
+                left = [text for text in together if count > 1 or not text.endswith("-weak")]
+                while left:
+                    own = ["--processes", str(count), "--cases", ",".join(left), "--write-rows", str(written)]
+                    status = launch(["scaling", *sys.argv[1:], *own], processes=count, module="benchmarks")
+                    rows = written.read_text(encoding="utf-8").splitlines() if written.exists() else []
+                    written.unlink(missing_ok=True)
+                    for row in rows:
+                        results.add(_beside_one(json.loads(row), results))
+                    if options.out:
+                        results.write(options.out)
+                    if status > SIGNALLED:
+                        raise SystemExit(status)
+                    if missing := left[len(rows) :]:
+                        print(f"{missing[0]}: {count} processes ended with status {status}", file=sys.stderr)
+                    left = missing[1:]
 
 
 def launches(cases: list[tuple[str, str, str]]) -> list[list[str]]:
-    """Return which cases processes measure one after the other: a divided model has processes of its own.
+    """Return which cases processes measure one after the other: undivided models, then divided ones in new processes.
 
     transformers and accelerate keep for the rest of a process that a model was divided, and divide the next one, too.
     """
     whole = [text for text, _, how in cases if how not in DIVIDED]
-    return [*([whole] if whole else []), *([text] for text, _, how in cases if how in DIVIDED)]
+    divided = [text for text, _, how in cases if how in DIVIDED]
+    return [together for together in (whole, divided) if together]
 
 
 def _beside_one(row: Row, results: Results) -> Row:
@@ -116,8 +132,6 @@ def _measure_all(cases: list[tuple[str, str, str]], options: argparse.Namespace)
 
     count, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     for text, weights, how in cases:
-        if count == 1 and how == "weak":
-            continue
         row = _measure(weights, how, count, options)
         if rank == 0:
             row = {
@@ -129,8 +143,6 @@ def _measure_all(cases: list[tuple[str, str, str]], options: argparse.Namespace)
             print(json.dumps({"case": text, "processes": count} | row), flush=True)
             with options.write_rows.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -150,12 +162,15 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     device, size = choose_device(None), SIZES[options.size]
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
     system = System("wishbone", weights, in_place=True)  # type: ignore[arg-type]
     pairs = options.pairs * (1 if how == "strong" else count)
     steps = options.warm_up + options.timed
     lengths = draw_lengths(options.workload, pairs * steps)
-    loaded = load(system, Origin(options.size, None), device)
+    one_layer = how == "sharded" and count > 1 and weights in ("f32", "bf16")
+    loaded = load(system, Origin(options.size, None, one_layer), device)
     settings: dict[str, Any] = {}
     if how in DIVIDED:
         settings["fsdp"] = True
@@ -189,6 +204,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     row["not_on_fast_path_because"] = trainer.form_reason
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        row["held_before_gib"] = round(held / 2**30, 2)  # what the case before left
     del trainer, loaded
     return row
 

@@ -33,10 +33,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights come from: a directory, or random weights in the shape of `size`."""
+    """Where the weights come from: a directory, or random weights in the shape of `size`.
+
+    With `one_layer` all layers lie in the memory of one, until FSDP divides them.
+    """
 
     size: str | None
     directory: str | None
+    one_layer: bool = False
 
 
 def import_libraries(system: System | None) -> None:
@@ -110,7 +114,7 @@ def _load_for_trl(system: System, origin: Origin, device: Any) -> Loaded:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, FineGrainedFP8Config
 
-    from benchmarks.harness.random_model import random_model, random_tokenizer
+    from benchmarks.harness.random_model import model_of_one_layer, random_model, random_tokenizer
 
     dtype = torch.float32 if system.weights == "f32" else torch.bfloat16
     adapter = LoraConfig(
@@ -123,7 +127,7 @@ def _load_for_trl(system: System, origin: Origin, device: Any) -> Loaded:
 
             model = quantized_random_model(origin.size, system.weights, device, dtype)
             return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
-        model = random_model(origin.size, dtype, device)
+        model = (model_of_one_layer if origin.one_layer else random_model)(origin.size, dtype, device)
         return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
     quantization = {
         "nf4": lambda: BitsAndBytesConfig(

@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,33 @@ def config_of(size: Size, dtype: torch.dtype) -> LlamaConfig:
 
 def random_model(size: str, dtype: torch.dtype, device: torch.device) -> Any:
     """Return a model on `device`, with the same weights every time on one kind of device."""
+    return _drawn(SIZES[size], dtype, device)
+
+
+def model_of_one_layer(size: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a model in that shape whose layers are views of one layer's memory: room for what FSDP then divides.
+
+    Each layer has parameters of its own, so a process's parts of them lie apart once they are divided.
+    """
+    shape = SIZES[size]
+    model = _drawn(replace(shape, layers=1), dtype, device)
+    model.config.num_hidden_layers = shape.layers
+    first = model.model.layers[0]
+    for index in range(1, shape.layers):
+        with torch.device("meta"):
+            layer = type(first)(model.config, index)
+        layer.load_state_dict(first.state_dict(), assign=True)
+        model.model.layers.append(layer)
+    return model
+
+
+def _drawn(shape: Size, dtype: torch.dtype, device: torch.device) -> Any:
     before = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
         with device:
-            model = LlamaForCausalLM(config_of(SIZES[size], dtype))
+            model = LlamaForCausalLM(config_of(shape, dtype))
     finally:
         torch.set_default_dtype(before)
     return model

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.commands.scaling import launches, parse_case
-from benchmarks.harness.workloads import draw_lengths
+from benchmarks.commands.scaling import launches, main, parse_case
+from benchmarks.harness.random_model import model_of_one_layer
+from benchmarks.harness.workloads import SIZES, draw_lengths
 from wishbone.config.schema import RunConfig
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
@@ -22,10 +24,46 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "scaling-h200.j
 ROWS: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
 
 
-def test_a_divided_model_has_processes_of_its_own() -> None:
+def test_divided_models_have_processes_of_their_own() -> None:
     cases = [(text, *parse_case(text)) for text in ("bf16-sharded", "bf16-strong", "bf16-full", "fp8-weak")]
-    assert launches(cases) == [["bf16-strong", "fp8-weak"], ["bf16-sharded"], ["bf16-full"]]
+    assert launches(cases) == [["bf16-strong", "fp8-weak"], ["bf16-sharded", "bf16-full"]]
     assert launches(cases[:1]) == [["bf16-sharded"]]
+
+
+def test_cases_after_one_that_fails_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The processes fail with `fp8-strong` each time; what was measured beside comes along and is compared with."""
+    asked: list[list[str]] = []
+
+    def launch(command: list[str], *, processes: int, module: str) -> int:
+        cases = command[-3].split(",")
+        asked.append(cases)
+        with Path(command[-1]).open("a", encoding="utf-8") as stream:
+            for weights, how in map(parse_case, cases):
+                if (weights, how) == ("fp8", "strong"):
+                    return 1
+                row = one | {"system": f"wishbone-{weights}", "case": f"{how} x{processes}", "pairs_per_s": 20.0}
+                stream.write(json.dumps(row) + "\n")
+        return 0
+
+    one = {"kind": "scaling", "size": "tiny", "system": "wishbone-bf16", "case": "strong x1", "status": "ok"}
+    beside, out = tmp_path / "one.json", tmp_path / "out.json"
+    beside.write_text(json.dumps({"calls": [{}], "results": [one | {"pairs_per_s": 10.5, "call": 0}]}))
+    monkeypatch.setattr("wishbone.run.launch.launch", launch)
+    cases = "bf16-strong,fp8-strong,bf16-weak,bf16-sharded"
+    command = f"scaling --size tiny --processes 2 --cases {cases} --beside {beside} --out {out} --commit c"
+    monkeypatch.setattr("sys.argv", command.split())
+    main()
+    assert asked == [["bf16-strong", "fp8-strong", "bf16-weak"], ["bf16-weak"], ["bf16-sharded"]]
+    rows = {row["case"]: row.get("times_one") for row in json.loads(out.read_text())["results"]}
+    assert rows == {"strong x1": None, "strong x2": 1.905, "weak x2": 1.905, "sharded x2": None}
+
+
+def test_layers_in_the_memory_of_one_are_parameters_of_their_own() -> None:
+    model = model_of_one_layer("tiny", torch.float32, torch.device("cpu"))
+    assert len(model.model.layers) == SIZES["tiny"].layers == model.config.num_hidden_layers
+    first, second = (layer.mlp.up_proj.weight for layer in model.model.layers)
+    assert first is not second and first.data_ptr() == second.data_ptr()
+    assert model(torch.arange(5)[None]).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row['system']} {row['case']}" for row in ROWS])
