@@ -8,14 +8,13 @@ for the device. A process that fails or takes too long becomes a row with the re
 from __future__ import annotations
 
 import argparse
-import time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import jobs
 from benchmarks.harness.jobs import Job, run_jobs
 from benchmarks.harness.results import Row
 from benchmarks.harness.systems import System, parse_system
-from benchmarks.harness.workloads import SIZES, Case, draw_lengths, texts, useful_flop
+from benchmarks.harness.workloads import SIZES, Case, useful_flop
 from benchmarks.rendering.tables import show
 
 if TYPE_CHECKING:
@@ -35,94 +34,17 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
 
 
 def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
-    import gc
+    from benchmarks.harness.loading import Loaded, Origin, load
+    from benchmarks.harness.timed_training import timed_training
 
-    import torch
+    size = SIZES[request["size"]]
 
-    from benchmarks.harness.clock import Clock, now, peak_gib
-    from benchmarks.harness.loading import Origin, device_of, load, trainer_for
+    def loaded(device: Any) -> Loaded:
+        return load(system, Origin(request["size"], request.get("directory")), device)
 
-    gc.collect()
-    case, size = Case.parse(request["case"]), SIZES[request["size"]]
-    steps = request["warm_up"] + request["timed"]
-    lengths = draw_lengths(case.workload, case.pairs_a_step * steps)
-    rows = texts(lengths, size.vocabulary)
-    clock = Clock(steps, progress)
-    progress.phase("loading the model")
-    begun = time.perf_counter()
-    device = device_of(system)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    loaded = load(system, Origin(request["size"], request.get("directory")), device)
-    ready = now()
-    at_rest = torch.cuda.memory_allocated() / 2**30 if device.type == "cuda" else None
-    progress.phase("preparing the trainer")
-    trainer = trainer_for(
-        system,
-        loaded,
-        device,
-        request["scratch"],
-        rows,
-        callbacks=[clock],
-        per_device_train_batch_size=case.batch,
-        gradient_accumulation_steps=case.accumulation,
-        max_steps=steps,
-    )
-    trainer.train()
-    reference: Row = {}
-    rows_are: Row = {}
-    if system.family == "wishbone":
-        reference = trainer.reference_counts()
-        rows_are = _rows(trainer)
-    timed = lengths[case.pairs_a_step * request["warm_up"] :]
-    seconds = sum(clock.seconds[request["warm_up"] :])
-    between = sum(clock.seconds_between[request["warm_up"] - 1 :])
-    flop = useful_flop(size, timed, reference_stored=system.warm_store)
-    return {
-        "pairs_per_s": round(len(timed) / seconds, 4),
-        "pairs_per_s_with_data": round(len(timed) / between, 4),
-        "useful_tflops": round(flop / seconds / 1e12, 3),
-        "step_seconds": [round(value, 4) for value in clock.seconds],
-        "tokens_per_pair": {
-            name: round(sum(getattr(pair, name) for pair in timed) / len(timed), 1)
-            for name in ("unique", "two_sequences", "scored")
-        },
-        "load_seconds": round(ready - begun, 2),
-        "first_step_seconds": round(clock.first_step_done - ready, 2),
-        "compiled_at_start": clock.compiled_at_start,
-        "compiled_later": clock.compiled_later(),
-        "losses": [round(float(entry["loss"]), 6) for entry in trainer.state.log_history if "loss" in entry],
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "frozen_elements": _frozen_elements(trainer.model),
-        "weights_gib": None if at_rest is None else round(at_rest, 3),
-        "start_peak_gib": round(clock.start_peak / 2**30, 3),
-        "not_on_fast_path_because": getattr(trainer, "form_reason", None),
-        "reference": reference,
-        "rows": rows_are,
-        **peak_gib(),
-    }
-
-
-def _rows(trainer: Any) -> Row:
-    """Return the token budget of a row, and how many of the layers keep their activations in a row that long."""
-    from wishbone.engine.execution import EVERYTHING
-
-    step = getattr(trainer, "preference_step", None)
-    if step is None or trainer.execution.room in (None, EVERYTHING):
-        return {}
-    found = trainer.execution.summary(len(step.policy.layers))
-    return {name: found[name] for name in ("token_budget", "layers", "kept_layers")}
-
-
-def _frozen_elements(model: Any) -> dict[str, int]:
-    """Count the elements that are not trained, by dtype in memory: two 4-bit weights are one uint8."""
-    counts: dict[str, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.requires_grad:
-            name = str(tensor.dtype).removeprefix("torch.")
-            counts[name] = counts.get(name, 0) + tensor.numel()
-    return counts
+    trained = timed_training(system, loaded, request, progress, Case.parse(request["case"]), size.vocabulary)
+    flop = useful_flop(size, trained.lengths, reference_stored=system.warm_store)
+    return trained.row | {"useful_tflops": round(flop / trained.seconds / 1e12, 3)}
 
 
 def job(system: str, case: str, size: str, warm_up: int = WARM_UP, timed: int = TIMED, **options: Any) -> Job:

@@ -243,4 +243,23 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         reference = uncached(trainer.preference_step)
         assert isinstance(reference, AdapterDisabled)
         reference.in_lockstep = False
+    if system.plain:
+        policy = trainer.preference_step.policy
+        share = policy.collate
+        policy.collate = lambda pairs, *more: share([_apart(pair) for pair in pairs], *more)
+    if system.torch_scans:
+        from wishbone.ops import kernel_trial
+
+        kernel_trial._found.clear()
+        kernel_trial._difference = lambda *_: "this system asks for PyTorch"  # type: ignore[assignment]
     return trainer
+
+
+def _apart(pair: Any) -> Any:
+    """Return a pair whose sequences share nothing, so that its row holds the prompt twice."""
+    from wishbone.data.batch import TokenizedPair
+
+    class Apart(TokenizedPair):
+        shared = 0
+
+    return Apart(**vars(pair))

@@ -28,6 +28,8 @@ class System:
             "unsloth" (Unsloth's style only) to move layer inputs to host memory.
         token_budget, activations, cuda_graphs: Wishbone's own settings; None for their defaults.
         apart: run policy and reference one after the other where one pass could compute both.
+        plain: compute each prompt twice, as two sequences of the same rows with the same kernels.
+        torch_scans: run recurrent layers in PyTorch, as where no kernel is right.
         offload_embedding: keep the input embedding in host memory.
         in_place: make quantized random weights on the device, layer by layer, instead of reading a directory.
         warm_store: train once before, untimed, so that Wishbone finds the reference's log-probabilities stored.
@@ -44,6 +46,8 @@ class System:
     activations: str | None = None
     cuda_graphs: str | None = None
     apart: bool = False
+    plain: bool = False
+    torch_scans: bool = False
     offload_embedding: bool = False
     in_place: bool = False
     warm_store: bool = False
@@ -79,6 +83,9 @@ SYSTEMS = {
     "unsloth-fp8": System("unsloth", "fp8", "unsloth", checkpointing="unsloth"),
     "wishbone-f32": System("wishbone", "f32"),
     "wishbone-bf16": System("wishbone", "bf16"),
+    "wishbone-recompute": System("wishbone", "bf16", activations="recompute"),
+    "wishbone-plain": System("wishbone", "bf16", plain=True),
+    "wishbone-torch-scans": System("wishbone", "bf16", torch_scans=True),
     "wishbone-fp8": System("wishbone", "fp8", "unsloth", checkpointing=False),
     "wishbone-int8": System("wishbone", "int8", "unsloth", checkpointing=False),
     "wishbone-llm-int8": System("wishbone", "llm-int8", "unsloth", checkpointing=False),
@@ -94,7 +101,9 @@ SYSTEMS = {
     "wishbone-int8-recorded": System("wishbone", "int8", "unsloth", checkpointing=False, cuda_graphs="on"),
 }
 
-WISHBONE_OPTIONS = ("token_budget", "activations", "cuda_graphs", "apart", "offload_embedding", "warm_store")
+WISHBONE_OPTIONS = (
+    "token_budget", "activations", "cuda_graphs", "apart", "plain", "torch_scans", "offload_embedding", "warm_store",
+)  # fmt: skip
 OPTIONS = ("style", "checkpointing", "in_place", *WISHBONE_OPTIONS, "memory_gib")
 
 

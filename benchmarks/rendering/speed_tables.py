@@ -53,6 +53,45 @@ def share_of_ceiling(row: Row, results: Results) -> float | None:
     return row["useful_tflops"] / rate if rate else None
 
 
+def hybrids_table(results: Results) -> Table:
+    """Return one row for each shape, workload and system of the hybrids."""
+    return _shapes_table("Hybrids", results.of("hybrids"))
+
+
+def mixtures_table(results: Results) -> Table:
+    """Return one row for each shape, adapters and system of the mixtures of experts."""
+    return _shapes_table("Mixtures of experts", results.of("mixtures"))
+
+
+def _shapes_table(title: str, rows: list[Row]) -> Table:
+    columns = ("system", "case", "pairs/s", "x TRL", "peak GiB", "start", "first step s", "step-1 loss", "not fast")
+    return Table(title, columns, [_shape_row(row, rows) for row in rows], notes=failures(rows))
+
+
+def _shape_row(row: Row, rows: list[Row]) -> tuple[str, ...]:
+    start = (row["system"], f"{row['size']} {row['case']}")
+    if row["status"] != "ok":
+        return (*start, "failed", *[""] * 6)
+    place = (row["size"], row["case"].partition(":")[0])
+    theirs = [
+        other
+        for other in rows
+        if other["status"] == "ok"
+        and other["system"].startswith("trl")
+        and (other["size"], other["case"].partition(":")[0]) == place
+    ]
+    return (
+        *start,
+        f"{row['pairs_per_s']:.2f}",
+        _times(row, theirs[0] if theirs else None),
+        f"{row['peak_gib']:.1f}",
+        f"{row['start_peak_gib']:.1f}",
+        f"{row['first_step_seconds']:.0f}",
+        f"{row['losses'][0]:.4f}" if row["losses"] else "",
+        row["not_on_fast_path_because"] or "",
+    )
+
+
 def longest_table(results: Results) -> Table:
     """Return one row for each system and limit."""
     columns = ("system", "limit", "longest pair", "too long", "peak GiB", "seconds a step", "ended by")

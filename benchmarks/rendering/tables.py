@@ -15,7 +15,14 @@ from benchmarks.rendering.real_pairs_tables import (
     quality_table,
     reference_store_table,
 )
-from benchmarks.rendering.speed_tables import ceilings_table, longest_table, plan_table, throughput_table
+from benchmarks.rendering.speed_tables import (
+    ceilings_table,
+    hybrids_table,
+    longest_table,
+    mixtures_table,
+    plan_table,
+    throughput_table,
+)
 from benchmarks.rendering.step_tables import first_step_table, one_pass_table
 from benchmarks.rendering.table import Table
 
@@ -23,6 +30,8 @@ WIDTH_OF_FILES = 200
 
 TABLES: dict[str, Callable[[Results], Table]] = {
     "throughput": throughput_table,
+    "hybrids": hybrids_table,
+    "mixtures": mixtures_table,
     "longest": longest_table,
     "quality": quality_table,
     "ceilings": ceilings_table,

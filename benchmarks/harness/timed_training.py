@@ -1,0 +1,135 @@
+"""Some training steps of one system on one workload, timed, with what they took."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.harness.clock import Clock, now, peak_gib
+from benchmarks.harness.loading import Loaded, device_of, trainer_for
+from benchmarks.harness.results import Row
+from benchmarks.harness.systems import System
+from benchmarks.harness.workloads import Case, Lengths, draw_lengths, texts
+
+if TYPE_CHECKING:
+    from benchmarks.harness.worker import Progress
+
+
+@dataclass(frozen=True)
+class TimedTraining:
+    """What was measured.
+
+    Attributes:
+        trainer: after its last step.
+        lengths: of the pairs of the timed steps.
+        seconds: of the timed steps together.
+        row: rates, times, memory, losses and what was trained.
+    """
+
+    trainer: Any
+    lengths: list[Lengths]
+    seconds: float
+    row: Row
+
+
+def timed_training(
+    system: System,
+    load: Callable[[torch.device], Loaded],
+    request: Row,
+    progress: Progress,
+    case: Case,
+    vocabulary: int,
+    **settings: Any,
+) -> TimedTraining:
+    """Train `warm_up` steps that are not timed, then `timed` ones, as `request` says.
+
+    Args:
+        system: whose trainer.
+        load: returns the model on a device.
+        request: what the child was asked for.
+        progress: is told the phases.
+        case: lengths of pairs, and pairs of a step.
+        vocabulary: words of the texts.
+        settings: further arguments of the trainer.
+    """
+    gc.collect()
+    steps = request["warm_up"] + request["timed"]
+    lengths = draw_lengths(case.workload, case.pairs_a_step * steps)
+    clock = Clock(steps, progress)
+    progress.phase("loading the model")
+    begun = time.perf_counter()
+    device = device_of(system)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    loaded = load(device)
+    ready = now()
+    at_rest = torch.cuda.memory_allocated() / 2**30 if on_gpu else None
+    progress.phase("preparing the trainer")
+    trainer = trainer_for(
+        system,
+        loaded,
+        device,
+        request["scratch"],
+        texts(lengths, vocabulary),
+        callbacks=[clock],
+        per_device_train_batch_size=case.batch,
+        gradient_accumulation_steps=case.accumulation,
+        max_steps=steps,
+        **settings,
+    )
+    trainer.train()
+    ours = system.family == "wishbone"
+    timed = lengths[case.pairs_a_step * request["warm_up"] :]
+    seconds = sum(clock.seconds[request["warm_up"] :])
+    between = sum(clock.seconds_between[request["warm_up"] - 1 :])
+    row = {
+        "pairs_per_s": round(len(timed) / seconds, 4),
+        "pairs_per_s_with_data": round(len(timed) / between, 4),
+        "step_seconds": [round(value, 4) for value in clock.seconds],
+        "tokens_per_pair": {
+            name: round(sum(getattr(pair, name) for pair in timed) / len(timed), 1)
+            for name in ("unique", "two_sequences", "scored")
+        },
+        "load_seconds": round(ready - begun, 2),
+        "first_step_seconds": round(clock.first_step_done - ready, 2),
+        "compiled_at_start": clock.compiled_at_start,
+        "compiled_later": clock.compiled_later(),
+        "losses": [round(float(entry["loss"]), 6) for entry in trainer.state.log_history if "loss" in entry],
+        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "frozen_elements": _frozen_elements(trainer.model),
+        "weights_gib": None if at_rest is None else round(at_rest, 3),
+        "start_peak_gib": round(clock.start_peak / 2**30, 3),
+        "not_on_fast_path_because": getattr(trainer, "form_reason", None),
+        "reference": trainer.reference_counts() if ours else {},
+        "rows": _rows(trainer) if ours else {},
+        **peak_gib(),
+    }
+    return TimedTraining(trainer, timed, seconds, row)
+
+
+def _rows(trainer: Any) -> Row:
+    """Return the token budget of a row, and how many of the layers keep their activations in a row that long."""
+    from wishbone.engine.execution import EVERYTHING
+
+    step = getattr(trainer, "preference_step", None)
+    if step is None or trainer.execution.room in (None, EVERYTHING):
+        return {}
+    found = trainer.execution.summary(len(step.policy.layers))
+    return {name: found[name] for name in ("token_budget", "layers", "kept_layers")}
+
+
+def _frozen_elements(model: Any) -> dict[str, int]:
+    """Count the elements that are not trained, by dtype in memory: two 4-bit weights are one uint8."""
+    counts: dict[str, int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.requires_grad:
+            name = str(tensor.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + tensor.numel()
+    return counts
