@@ -59,10 +59,10 @@ CONSTANTS = {
         "COPYING", "CONTEXT", "EIGHT_BITS", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES",
         "PROCESS", "STATE_ELEMENTS",
     ),
-    "planning.mixers": ("KEPT_OF_MIXER", "RECURRENT_TYPES"),
+    "planning.mixers": ("KEPT_OF_MIXER", "LETTERS", "RECURRENT_TYPES"),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "GATED_QUERIES", "HEAD_NORMS", "INSTEAD", "LINEAR_EXPERTS", "ModelShape",
-        "ONLY_MAMBA", "OTHER_NAMES", "QUERY_KEY_VALUE_BIAS", "TIED",
+        "ONE_PART", "ONLY_MAMBA", "OTHER_NAMES", "QUERY_KEY_VALUE_BIAS", "TIED",
     ),
     "planning.room": ("LONGEST",),
     "planning.run_plan": ("DTYPES",),

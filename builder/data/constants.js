@@ -249,6 +249,12 @@
  },
  "planning.mixers": {
   "KEPT_OF_MIXER": 2,
+  "LETTERS": {
+   "M": "mamba",
+   "*": "attention",
+   "-": "mlp",
+   "E": "moe"
+  },
   "RECURRENT_TYPES": [
    "conv",
    "linear_attention",
@@ -325,8 +331,13 @@
    "sharedInner": 0,
    "recurrent": 0,
    "mixer": [],
-   "gatedQueries": false
+   "gatedQueries": false,
+   "mlpAlone": 0,
+   "gated": true
   },
+  "ONE_PART": [
+   "nemotron_h"
+  ],
   "ONLY_MAMBA": [
    "falcon_mamba",
    "mamba"
@@ -353,6 +364,21 @@
    ],
    "vocab_size": [
     "padded_vocab_size"
+   ],
+   "mamba_n_heads": [
+    "mamba_num_heads"
+   ],
+   "mamba_d_head": [
+    "mamba_head_dim"
+   ],
+   "mamba_n_groups": [
+    "n_groups"
+   ],
+   "mamba_d_state": [
+    "ssm_state_size"
+   ],
+   "shared_expert_intermediate_size": [
+    "moe_shared_expert_intermediate_size"
    ]
   },
   "QUERY_KEY_VALUE_BIAS": [

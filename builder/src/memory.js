@@ -39,10 +39,10 @@
   function expertBytes(shape, plan) {
     if (![...EIGHT_BITS, "nf4"].includes(plan.weights)) return elementBytes(plan) * shape.expertParameters;
     const count = shape.expertLayers * shape.experts;
-    const stacks = 3 * count * shape.hidden * shape.expertInner;
+    const stacks = shape.matrices * count * shape.hidden * shape.expertInner;
     const router = elementBytes(plan) * count * shape.hidden;
     if (plan.weights === "nf4") return NF4_BYTES * stacks + router;
-    return stacks + 4 * count * (2 * shape.expertInner + shape.hidden) + router;
+    return stacks + 4 * count * ((shape.matrices - 1) * shape.expertInner + shape.hidden) + router;
   }
 
   function adapted(shape, plan) {
@@ -76,7 +76,8 @@
     if (plan.device === "cpu") attention += shape.query + (4 / 3) * shape.key;
     if (shape.headNorms) attention += shape.query + shape.key;
     if (shape.recurrent) attention = (shape.attending * attention + shape.recurrent * shape.mixed) / shape.layers;
-    const mlp = (isFused(plan) ? 2 : 4) * innerElements(shape);
+    let mlp = (isFused(plan) ? 2 : 4) * innerElements(shape);
+    if (shape.mlpAlone) mlp *= shape.mlpAlone / shape.layers;
     const adapters = plan.method === "lora" ? sum(adapted(shape, plan).map((one) => one.count)) : 0;
     const low = (plan.rank * adapters) / shape.layers;
     return norms + b * (attention + mlp + low) + 4 * (shape.heads + shape.norms);

@@ -8,7 +8,7 @@
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { RECURRENT_TYPES } = constants["planning.mixers"];
+  const { LETTERS, RECURRENT_TYPES } = constants["planning.mixers"];
 
   const linear = (name, inputs, outputs, count = 1) => ({ name, inputs, outputs, count });
 
@@ -18,6 +18,13 @@
     if (Array.isArray(kinds)) return Math.min(kinds.filter((kind) => RECURRENT_TYPES.includes(kind)).length, layers);
     const attending = everyOf(layers, size("attn_layer_period", 0), size("attn_layer_offset", 0));
     return attending ? layers - attending : 0;
+  }
+
+  /** What each layer does in a family whose layers do one thing each; empty where the file does not say. */
+  function singleKinds(fields) {
+    if (Array.isArray(fields.layers_block_type)) return fields.layers_block_type;
+    const pattern = fields.hybrid_override_pattern;
+    return typeof pattern === "string" ? [...pattern].map((letter) => LETTERS[letter] ?? null) : [];
   }
 
   /** How many of `layers` are the `offset`-th of a period; none without a period. */
@@ -55,7 +62,7 @@
     return [linear("in_proj", hidden, 3 * hidden), linear("out_proj", hidden, hidden)]; // a short convolution
   }
 
-  const parts = { everyOf, linear, mixerOf, recurrentLayers };
+  const parts = { everyOf, linear, mixerOf, recurrentLayers, singleKinds };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -6,15 +6,15 @@
 {
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
-  const { everyOf, linear, mixerOf, recurrentLayers } = inNode ? require("./mixers.js") : globalThis.wishbone;
+  const { everyOf, linear, mixerOf, recurrentLayers, singleKinds } = inNode ? require("./mixers.js") : globalThis.wishbone;
   const { showPath } = inNode ? require("./words.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const {
-    EXPERTS, FOUR_NORMS, FUSED, GATED_QUERIES, HEAD_NORMS, INSTEAD, ModelShape: DEFAULTS, ONLY_MAMBA, OTHER_NAMES,
-    QUERY_KEY_VALUE_BIAS, TIED,
+    EXPERTS, FOUR_NORMS, FUSED, GATED_QUERIES, HEAD_NORMS, INSTEAD, ModelShape: DEFAULTS, ONE_PART, ONLY_MAMBA,
+    OTHER_NAMES, QUERY_KEY_VALUE_BIAS, TIED,
   } = constants["planning.model_shape"];
-  const { KEPT_OF_MIXER } = constants["planning.mixers"];
+  const { KEPT_OF_MIXER, RECURRENT_TYPES } = constants["planning.mixers"];
 
   const sum = (numbers) => numbers.reduce((left, right) => left + right, 0);
 
@@ -36,7 +36,7 @@
 
     /** How many layers attend. */
     get attending() {
-      return this.layers - this.recurrent;
+      return this.layers - this.recurrent - this.mlpAlone;
     }
 
     /** Elements a token that a recurrent layer keeps between its two norms. */
@@ -57,7 +57,8 @@
       attention.push(linear("o_proj", this.query, hidden, attending));
       const mixers = this.mixer.map((one) => linear(one.name, one.inputs, one.outputs, this.recurrent));
       const mlps = [
-        ...this.mlp(this.inner, this.layers), ...this.mlp(this.denseInner, this.layers - this.expertLayers),
+        ...this.mlp(this.inner, this.mlpAlone || this.layers),
+        ...this.mlp(this.denseInner, (this.mlpAlone || this.layers) - this.expertLayers),
         ...this.mlp(this.sharedInner, this.expertLayers),
       ];
       return [...attention, ...mixers, ...mlps].filter((one) => one.count);
@@ -69,7 +70,13 @@
       if (!inner) return [];
       const down = linear("down_proj", inner, hidden, count);
       if (FUSED.includes(this.modelType)) return [linear("gate_up_proj", hidden, 2 * inner, count), down];
-      return [...["gate_proj", "up_proj"].map((name) => linear(name, hidden, inner, count)), down];
+      const into = this.gated ? ["gate_proj", "up_proj"] : ["up_proj"];
+      return [...into.map((name) => linear(name, hidden, inner, count)), down];
+    }
+
+    /** Matrices of an MLP or of an expert. */
+    get matrices() {
+      return this.gated ? 3 : 2;
     }
 
     /** Weights of all linear layers. */
@@ -79,7 +86,7 @@
 
     /** Weights of all experts and of their routers. */
     get expertParameters() {
-      return this.expertLayers * this.experts * (3 * this.hidden * this.expertInner + this.hidden);
+      return this.expertLayers * this.experts * (this.matrices * this.hidden * this.expertInner + this.hidden);
     }
 
     /** Weights of norms and biases. */
@@ -133,10 +140,13 @@
     }
 
     const modelType = truth(fields.model_type) ? String(fields.model_type) : "unknown";
+    const single = ONE_PART.includes(modelType) ? singleKinds(fields) : [];
+    const count = (...kinds) => single.filter((kind) => kinds.includes(kind)).length;
     let experts = 0;
     for (const own of EXPERTS) experts ||= size(own, 0);
+    if (single.length && !count("moe")) experts = 0;
     const hidden = size("hidden_size");
-    const layers = size("num_hidden_layers");
+    const layers = single.length || size("num_hidden_layers");
     const alone = ONLY_MAMBA.includes(modelType);
     const heads = size("num_attention_heads", alone ? 0 : null);
     const vocabulary = size("vocab_size");
@@ -148,13 +158,19 @@
     const expertsUsed = experts ? size("num_experts_per_tok") : 0;
     const keyHeads = size("num_key_value_heads", heads) || heads;
     const headSize = size("head_dim", 0) || (heads ? Math.floor(hidden / heads) : 0);
-    const recurrent = alone ? layers : recurrentLayers(fields, size, layers);
+    let recurrent = alone ? layers : recurrentLayers(fields, size, layers);
+    if (single.length) recurrent = count(...RECURRENT_TYPES);
     const mixer = recurrent ? mixerOf(size, hidden, alone ? inner : 0) : [];
     const expertInner = experts ? size("moe_intermediate_size", inner) : 0;
     shared ||= size("shared_expert_intermediate_size", 0) || size("n_shared_experts", 0) * expertInner;
+    const denseInner = size("intermediate_size_mlp", 0); // Llama 4, whose experts and shared expert are of one size
+    if (denseInner) shared = inner;
     const dense = Math.min(size("first_k_dense_replace", 0) || size("num_dense_layers", 0), layers);
+    const step = experts && !single.length ? size("interleave_moe_layer_step", 0) : 0;
     const period = size("expert_layer_period", 0);
-    const expertLayers = everyOf(layers, period, size("expert_layer_offset", 0)) || layers - dense;
+    let expertLayers = everyOf(layers, period, size("expert_layer_offset", 0)) || layers - dense;
+    if (single.length) expertLayers = count("moe");
+    else if (step) expertLayers = everyOf(layers, step, step - 1);
     if (missing.length || wrong.length) {
       const problems = [];
       if (missing.length) problems.push(`${showPath(name)}: its config.json lacks ${missing.join(", ")}; ${INSTEAD}`);
@@ -168,10 +184,10 @@
     const tied = given(fields.tie_word_embeddings) ? truth(fields.tie_word_embeddings) : TIED.includes(modelType);
     return new ModelShape({
       modelType, hidden, inner: experts || alone ? 0 : inner, layers, heads, keyHeads, headSize, vocabulary, tied,
-      norms: alone ? 1 : FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
+      norms: alone || single.length ? 1 : FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
       biases, experts, expertsUsed, expertInner, positions: size("max_position_embeddings", 0),
-      expertLayers: experts ? expertLayers : 0, denseInner: experts ? inner : 0, sharedInner: experts ? shared : 0, recurrent,
-      mixer, gatedQueries: GATED_QUERIES.includes(modelType),
+      expertLayers: experts ? expertLayers : 0, denseInner: experts ? denseInner || inner : 0, sharedInner: experts ? shared : 0, recurrent,
+      mixer, gatedQueries: GATED_QUERIES.includes(modelType), mlpAlone: count("mlp", "moe"), gated: !ONE_PART.includes(modelType),
     });
   }
 

@@ -26,7 +26,7 @@
     if (plan.weights === "int8" && gpu.int8_tflops) linearRate = (measured.int8_tflops / gpus[YARDSTICK].int8_tflops) * gpu.int8_tflops * 1e12;
     const passes = work.passes + work.recomputed;
     const linear = 2 * shape.linearParameters * work.tokens;
-    const experts = 2 * (shape.expertLayers * shape.expertsUsed * 3 * shape.hidden * shape.expertInner) * work.tokens;
+    const experts = 2 * (shape.expertLayers * shape.expertsUsed * shape.matrices * shape.hidden * shape.expertInner) * work.tokens;
     const head = 2 * shape.hidden * shape.vocabulary * work.scored;
     const attention = 4 * shape.query * shape.attending * work.contexts;
     const traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);

@@ -31,12 +31,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "jamba": {"num_experts": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
     "falcon_mamba": {"state_size": 16},
     "glm4_moe": {**EXPERTS, "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "nemotron_h": {
+        "num_hidden_layers": None, "layers_block_type": ["mamba", "mlp", "mamba", "moe", "attention", "mlp"], **EXPERTS,
+        "mamba_num_heads": 32, "mamba_head_dim": 64, "ssm_state_size": 64, "n_groups": 2, "n_routed_experts": 8,
+        "moe_shared_expert_intermediate_size": 512,
+    },
+    "llama4_text": {
+        "intermediate_size_mlp": 4096, "num_local_experts": 8, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+    },
     "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
 }  # fmt: skip
 
 
 def shape_and_weights(family: str) -> tuple[ModelShape, int]:
-    config = CONFIG_MAPPING[family](**COMMON, **FAMILIES[family])
+    config = CONFIG_MAPPING[family](**{**COMMON, **FAMILIES[family]})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return read_shape(config.to_dict()), model.num_parameters()
@@ -56,3 +64,15 @@ def test_adapters_and_activations_follow_the_kind_of_layer() -> None:
     kept = 7 * 2 * (2 * 2048 + 2 * 64 + 32) + (2 * 1024 + 2 * 256)
     by_mixing = layer_bytes(shape, MemoryPlan("bf16", row_tokens=1, rank=8, targets=())) - 2 * (4 * 1024 + 2 * 2048)
     assert by_mixing == pytest.approx(2 * kept / 8 + 4 * (16 + 2))
+
+
+def test_a_pattern_of_letters_says_what_each_layer_does() -> None:
+    sizes = {**COMMON, **FAMILIES["nemotron_h"], "model_type": "nemotron_h", "num_hidden_layers": 6}
+    kinds = sizes.pop("layers_block_type")
+    letters = read_shape({**sizes, "hybrid_override_pattern": "M-ME*-"})
+    assert letters == read_shape({**sizes, "layers_block_type": kinds})
+    assert (letters.recurrent, letters.attending, letters.mlp_alone, letters.expert_layers) == (2, 1, 3, 1)
+    assert {one.name: one.count for one in letters.linears if "up_proj" in one.name} == {"up_proj": 1}
+    dense = read_shape({**sizes, "hybrid_override_pattern": "M-M-*-"})
+    assert (dense.experts, dense.mlp_alone) == (0, 3)
+    assert [one.count for one in dense.linears if one.name == "up_proj"] == [3]

@@ -209,10 +209,11 @@ def expert_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
     if plan.weights not in ("nf4", *EIGHT_BITS):
         return plan.element_bytes * shape.expert_parameters
     count = shape.expert_layers * shape.experts
-    stacks, router = 3 * count * shape.hidden * shape.expert_inner, plan.element_bytes * count * shape.hidden
+    stacks = shape.matrices * count * shape.hidden * shape.expert_inner
+    router = plan.element_bytes * count * shape.hidden
     if plan.weights == "nf4":
         return NF4_BYTES * stacks + router
-    return stacks + 4 * count * (2 * shape.expert_inner + shape.hidden) + router
+    return stacks + 4 * count * ((shape.matrices - 1) * shape.expert_inner + shape.hidden) + router
 
 
 def adapted(shape: ModelShape, plan: MemoryPlan) -> list[Linear]:
@@ -252,7 +253,9 @@ def layer_bytes(shape: ModelShape, plan: MemoryPlan) -> float:
         attention += shape.query + shape.key
     if shape.recurrent:
         attention = (shape.attending * attention + shape.recurrent * shape.mixed) / shape.layers
-    mlp = (2 if plan.fused else 4) * inner_elements(shape)
+    mlp: float = (2 if plan.fused else 4) * inner_elements(shape)
+    if shape.mlp_alone:
+        mlp *= shape.mlp_alone / shape.layers
     low = (
         plan.rank * sum(linear.count for linear in adapted(shape, plan)) / shape.layers if plan.method == "lora" else 0
     )

@@ -1,4 +1,8 @@
-"""Layers that mix tokens by a recurrence or a short convolution: how many a model has, and their linear layers."""
+"""Kinds of layers of a hybrid, and the linear layers of those that mix tokens by a recurrence or a short convolution.
+
+Layers of most hybrids attend or run a recurrence, and all have an MLP. Each layer of Nemotron-H does one thing: its
+config.json names attention, recurrence, MLP or experts for each, in a list or as letters of a pattern.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Any
 
 RECURRENT_TYPES = frozenset({"conv", "linear_attention", "mamba"})
 """Kinds of layers that mix tokens by a recurrence or a short convolution, as `layer_types` names them."""
+LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
+"""Kinds of layers in the pattern of Nemotron-H's published files."""
 KEPT_OF_MIXER = 2
 """Elements that a recurrent layer keeps for its backward pass for each output of its projections: these, convolved
 inputs, and the gated output. A layer of Qwen3.5's shape was measured at 72 KB a token on an H200, with its MLP."""
@@ -33,6 +39,14 @@ def recurrent_layers(config: Mapping[str, Any], size: Size, layers: int) -> int:
         return min(sum(isinstance(kind, str) and kind in RECURRENT_TYPES for kind in kinds), layers)
     attending = every_of(layers, size("attn_layer_period", 0), size("attn_layer_offset", 0))
     return layers - attending if attending else 0
+
+
+def single_kinds(config: Mapping[str, Any]) -> list[Any]:
+    """Return what each layer does in a family whose layers do one thing each; empty where the file does not say."""
+    kinds, pattern = config.get("layers_block_type"), config.get("hybrid_override_pattern")
+    if isinstance(kinds, list):
+        return kinds
+    return [LETTERS.get(letter) for letter in pattern] if isinstance(pattern, str) else []
 
 
 def every_of(layers: int, period: int, offset: int) -> int:

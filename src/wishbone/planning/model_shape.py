@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from wishbone.errors import RequestError
-from wishbone.planning.mixers import KEPT_OF_MIXER, Linear, every_of, mixer_of, recurrent_layers
+from wishbone.planning.mixers import (
+    KEPT_OF_MIXER,
+    RECURRENT_TYPES,
+    Linear,
+    every_of,
+    mixer_of,
+    recurrent_layers,
+    single_kinds,
+)
 
 OTHER_NAMES = {
     "hidden_size": ("n_embd", "d_model", "dim"),
@@ -19,6 +27,11 @@ OTHER_NAMES = {
     "num_attention_heads": ("n_head", "n_heads"),
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size"),
     "vocab_size": ("padded_vocab_size",),
+    "mamba_n_heads": ("mamba_num_heads",),
+    "mamba_d_head": ("mamba_head_dim",),
+    "mamba_n_groups": ("n_groups",),
+    "mamba_d_state": ("ssm_state_size",),
+    "shared_expert_intermediate_size": ("moe_shared_expert_intermediate_size",),
 }
 """Other names that some families give a size."""
 
@@ -37,6 +50,8 @@ GATED_QUERIES = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe
 """Families whose projection to queries also gives a gate of their size."""
 ONLY_MAMBA = frozenset({"mamba", "falcon_mamba"})
 """Families of Mamba layers alone, without attention and MLPs."""
+ONE_PART = frozenset({"nemotron_h"})
+"""Families whose layers each do one thing, behind one norm, and whose MLPs and experts have no gate."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 FUSED = frozenset({"phi3"})
 """Families that keep query, key and value in one matrix, and gate and up in one."""
@@ -70,6 +85,8 @@ class ModelShape:
         recurrent: layers that mix tokens by a recurrence or a short convolution and not by attention.
         mixer: their linear layers; the last one projects out.
         gated_queries: whether the projection to queries also gives a gate of their size.
+        mlp_alone: layers that are an MLP, or experts, and do not mix tokens.
+        gated: whether MLPs and experts have a gate.
         positions: longest sequence that the position encoding was made for; 0 where the file does not say.
     """
 
@@ -95,6 +112,8 @@ class ModelShape:
     recurrent: int = 0
     mixer: tuple[Linear, ...] = ()
     gated_queries: bool = False
+    mlp_alone: int = 0
+    gated: bool = True
 
     @property
     def query(self) -> int:
@@ -109,7 +128,7 @@ class ModelShape:
     @property
     def attending(self) -> int:
         """How many layers attend."""
-        return self.layers - self.recurrent
+        return self.layers - self.recurrent - self.mlp_alone
 
     @property
     def mixed(self) -> int:
@@ -132,8 +151,8 @@ class ModelShape:
         attention.append(Linear("o_proj", self.query, self.hidden, attending))
         mixers = (Linear(one.name, one.inputs, one.outputs, self.recurrent) for one in self.mixer)
         mlps = (
-            *self._mlp(self.inner, self.layers),
-            *self._mlp(self.dense_inner, self.layers - self.expert_layers),
+            *self._mlp(self.inner, self.mlp_alone or self.layers),
+            *self._mlp(self.dense_inner, (self.mlp_alone or self.layers) - self.expert_layers),
             *self._mlp(self.shared_inner, self.expert_layers),
         )
         return tuple(one for one in (*attention, *mixers, *mlps) if one.count)
@@ -145,8 +164,13 @@ class ModelShape:
         down = Linear("down_proj", inner, self.hidden, count)
         if self.model_type in FUSED:
             return (Linear("gate_up_proj", self.hidden, 2 * inner, count), down)
-        up = (Linear(name, self.hidden, inner, count) for name in ("gate_proj", "up_proj"))
-        return (*up, down)
+        into = ("gate_proj", "up_proj") if self.gated else ("up_proj",)
+        return (*(Linear(name, self.hidden, inner, count) for name in into), down)
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of an MLP or of an expert."""
+        return 3 if self.gated else 2
 
     @property
     def linear_parameters(self) -> int:
@@ -156,7 +180,7 @@ class ModelShape:
     @property
     def expert_parameters(self) -> int:
         """Parameters of all experts, which are stacked matrices, and of their routers."""
-        return self.expert_layers * self.experts * (3 * self.hidden * self.expert_inner + self.hidden)
+        return self.expert_layers * self.experts * (self.matrices * self.hidden * self.expert_inner + self.hidden)
 
     @property
     def vector_parameters(self) -> int:
@@ -203,8 +227,10 @@ class _Fields:
 
     def shape(self) -> ModelShape:
         kind = str(self._config.get("model_type") or "unknown")
+        single = single_kinds(self._config) if kind in ONE_PART else []
         experts = next((found for n in EXPERTS if (found := self._size(n, 0))), 0)
-        hidden, layers = self._size("hidden_size"), self._size("num_hidden_layers")
+        experts = 0 if single and "moe" not in single else experts
+        hidden, layers = self._size("hidden_size"), len(single) or self._size("num_hidden_layers")
         alone = kind in ONLY_MAMBA
         heads, vocabulary = self._size("num_attention_heads", 0 if alone else None), self._size("vocab_size")
         inner = self._size("intermediate_size", 0 if experts or alone else None)
@@ -217,10 +243,14 @@ class _Fields:
         key_heads = self._size("num_key_value_heads", heads) or heads
         head_size = self._size("head_dim", 0) or (hidden // heads if heads else 0)
         recurrent = layers if alone else recurrent_layers(self._config, self._size, layers)
+        if single:
+            recurrent = sum(one in RECURRENT_TYPES for one in single)
         mixer = mixer_of(self._size, hidden, inner if alone else 0) if recurrent else ()
         expert_inner = self._size("moe_intermediate_size", inner) if experts else 0
         shared = shared or self._size("shared_expert_intermediate_size", 0)
         shared = shared or self._size("n_shared_experts", 0) * expert_inner
+        dense_inner = self._size("intermediate_size_mlp", 0)  # Llama 4, whose experts and shared expert are of one size
+        shared = inner if dense_inner else shared
         dense = self._size("first_k_dense_replace", 0) or self._size("num_dense_layers", 0)
         if self._missing or self._wrong:
             raise RequestError(self._problems())
@@ -240,23 +270,29 @@ class _Fields:
             head_size=head_size,
             vocabulary=vocabulary,
             tied=kind in TIED if tied is None else bool(tied),
-            norms=1 if alone else 4 if kind in FOUR_NORMS else 2,
+            norms=1 if alone or single else 4 if kind in FOUR_NORMS else 2,
             head_norms=kind in HEAD_NORMS or bool(self._config.get("use_qk_norm")),
             biases=biases,
             experts=experts,
             experts_used=used,
             expert_inner=expert_inner,
             positions=self._size("max_position_embeddings", 0),
-            expert_layers=self._expert_layers(layers, min(dense, layers)) if experts else 0,
-            dense_inner=inner if experts else 0,
+            expert_layers=self._expert_layers(layers, min(dense, layers), single) if experts else 0,
+            dense_inner=(dense_inner or inner) if experts else 0,
             shared_inner=shared if experts else 0,
             recurrent=recurrent,
             mixer=mixer,
             gated_queries=kind in GATED_QUERIES,
+            mlp_alone=sum(one in ("mlp", "moe") for one in single),
+            gated=kind not in ONE_PART,
         )
 
-    def _expert_layers(self, layers: int, dense: int) -> int:
+    def _expert_layers(self, layers: int, dense: int, single: list[Any]) -> int:
         """Return how many layers have experts."""
+        if single:
+            return single.count("moe")
+        if step := self._size("interleave_moe_layer_step", 0):
+            return every_of(layers, step, step - 1)
         if every := every_of(layers, self._size("expert_layer_period", 0), self._size("expert_layer_offset", 0)):
             return every
         return layers - dense

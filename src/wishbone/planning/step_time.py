@@ -93,4 +93,4 @@ def _int8_share() -> float:
 
 def _expert_parameters(shape: ModelShape) -> int:
     """Weights of the experts that a token goes to."""
-    return shape.expert_layers * shape.experts_used * 3 * shape.hidden * shape.expert_inner
+    return shape.expert_layers * shape.experts_used * shape.matrices * shape.hidden * shape.expert_inner
