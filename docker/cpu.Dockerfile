@@ -14,7 +14,7 @@ RUN pip install --no-deps --no-build-isolation . \
     && useradd --create-home --uid 1000 wishbone \
     && mkdir -p /cache /work \
     && chown wishbone:wishbone /cache /work
-USER wishbone
+USER 1000
 WORKDIR /work
 VOLUME ["/cache"]
 ENTRYPOINT ["wishbone"]

@@ -45,14 +45,17 @@ CONSTANTS = {
     ),
     "config.schema": ("EMBEDDED_MODEL",),
     "config.targets": ("AS_ASKED", "Format"),
+    "config.written_numbers": (
+        "COUNTED", "DIGITS", "FRACTION", "GROUPED", "MEASURED", "OF_TEN", "PERCENT", "THOUSANDS",
+    ),
     "engine.execution": ("SHRINK", "SMALL_HEAD_CHUNK", "SMALL_TILE"),
     "engine.fitting": ("LEAST_PROBE", "MOST_ROW_TOKENS", "PROBE_TOKENS", "SPARE"),
     "planning.alternatives": ("SHORTEST",),
     "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
     "planning.gpus": (
-        "BF16_FROM", "FORM", "FP8_FROM", "INT8_FROM", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED", "SAID_AROUND", "SERIES",
-        "SIZE",
+        "BF16_FROM", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED", "SAID_AROUND",
+        "SERIES", "SIZE", "SOLD",
     ),
     "planning.known_models": ("FORMS",),
     "planning.memory": (

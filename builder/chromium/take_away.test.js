@@ -78,6 +78,8 @@ test("a link may name a GPU as people do", { skip }, async () => {
   for (const [name, value, said] of [
     ["H100", "H100 PCIe", /taken for H100 PCIe, the smallest that it may be; it may also be H100 SXM/],
     ["4090 laptop", "RTX 4090 Laptop", /^$/],
+    ["24GB", "24GB", /taken for A10, the smallest and oldest of 8 \(A10G, /],
+    ["a 48 GB card", "A40", /taken for A40, the smallest and oldest of 5/],
     ["mi300x", "RTX 4090", /is an AMD GPU, which is known and not supported yet/],
   ]) {
     const page = await openPlanner(browser, { hash: `#gpu=${encodeURIComponent(name)}` });
@@ -85,4 +87,19 @@ test("a link may name a GPU as people do", { skip }, async () => {
     assert.match(await page.locator("#gpu-assumed").textContent(), said);
     assert.deepEqual(page.troubles, []);
   }
+});
+
+test("who knows the memory alone plans with that", { skip }, async () => {
+  const page = await openPlanner(browser);
+  await page.locator("#gpu").selectOption({ label: "A GPU with 24 GB" });
+  assert.match(await page.locator("#gpu-assumed").textContent(), /'24GB' is taken for A10, .* name yours if you can$/);
+  const text = await page.locator("#text").textContent();
+  assert.match(await page.locator("#verdict-lead").textContent(), /GiB/);
+  await page.locator("#gpu").selectOption("A10");
+  assert.equal(await page.locator("#gpu-assumed").textContent(), "");
+  assert.equal(await page.locator("#text").textContent(), text);
+  await page.locator("#gpu").selectOption("12GB");
+  await page.getByRole("button", { name: "Start again" }).click();
+  assert.equal(await page.locator("#gpu-assumed").textContent(), "");
+  assert.deepEqual(page.troubles, []);
 });

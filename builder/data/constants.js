@@ -96,6 +96,16 @@
    "python"
   ]
  },
+ "config.written_numbers": {
+  "COUNTED": "([0-9][0-9.,_' kKmM]*) ?(?:token|step|pair|gpu)s?",
+  "DIGITS": "[0-9]+",
+  "FRACTION": "([0-9]{1,6}) ?/ ?([1-9][0-9]{0,5})",
+  "GROUPED": "[0-9]{1,3}(?:[,_' ][0-9]{3})+",
+  "MEASURED": "([0-9.][0-9.,eE+-]*) ?(?:epochs?|gi?b|billion|b|f)",
+  "OF_TEN": "(?:([0-9]{1,9}(?:\\.[0-9]{1,9})?) ?[x*\\u00d7\\u00b7] ?)?10 ?(?:\\^|\\*\\*)? ?([-\\u2212][0-9]{1,3})",
+  "PERCENT": "([0-9]{1,3}(?:[.,][0-9]{1,6})?) ?%",
+  "THOUSANDS": "([0-9]{1,6}) ?([kKmM])"
+ },
  "engine.execution": {
   "SHRINK": 0.9,
   "SMALL_HEAD_CHUNK": 134217728,
@@ -148,6 +158,7 @@
   "FORM": "\\d+gb|sxm|pcie",
   "FP8_FROM": 8.9,
   "INT8_FROM": 7.5,
+  "MEMORY": "(?:an? |nvidia |gpu )*(\\d{1,3}) ?g(?:i?b)?(?: of)?(?: v?ram| memory| gpu| card)?",
   "MUCH_FASTER": 1.5,
   "NEAR": 0.5,
   "NOT_SUPPORTED": [
@@ -187,7 +198,26 @@
    "workstation"
   ],
   "SERIES": "[2-5]0",
-  "SIZE": "\\d+gb"
+  "SIZE": "\\d+gb",
+  "SOLD": [
+   4,
+   6,
+   8,
+   10,
+   11,
+   12,
+   16,
+   24,
+   32,
+   40,
+   48,
+   80,
+   94,
+   96,
+   141,
+   192,
+   288
+  ]
  },
  "planning.known_models": {
   "FORMS": [

@@ -33,7 +33,7 @@
   },
   "gpu": {
    "default": "none",
-   "description": "Name of the GPU, such as RTX 4090, or none.",
+   "description": "Name of the GPU, such as RTX 4090, or its memory, such as 24GB, or none.",
    "minLength": 1,
    "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]*$",
    "title": "Gpu",

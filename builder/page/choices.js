@@ -2,7 +2,7 @@
 /* What the form begins with, and what its lists offer. */
 {
   const { FIELDS, NO_GPU, constants, gpuNames, gpus } = globalThis.wishbone;
-  const { BF16_FROM, FP8_FROM, NOT_SUPPORTED } = constants["planning.gpus"];
+  const { BF16_FROM, FP8_FROM, NOT_SUPPORTED, SOLD } = constants["planning.gpus"];
 
   /** A default as the form holds it: text, a list or a boolean; empty text where there is none. */
   const inForm = (value) => (Array.isArray(value) || typeof value === "boolean" ? value : String(value ?? ""));
@@ -19,7 +19,7 @@
     ["Compute in float16", () => true],
   ];
 
-  /** GPUs in groups by what they compute in: `[[heading, [[value, text]...]]...]`. */
+  /** GPUs in groups by what they compute in, then sizes of memory: `[[heading, [[value, text]...]]...]`. */
   function gpuGroups() {
     const left = new Set(gpuNames);
     const groups = GENERATIONS.map(([heading, belongs]) => {
@@ -30,6 +30,7 @@
     const others = NOT_SUPPORTED.map(([, what]) => what.replace(/^an? /, ""));
     return [
       ...groups,
+      ["Only its memory is known", SOLD.map((size) => [`${size}GB`, `A GPU with ${size} GB`])],
       ["Without a GPU", [[NO_GPU, "None: train on the CPU"]]],
       ["Known, not supported yet", [...new Set(others)].map((what) => ["", what])],
     ];

@@ -92,13 +92,19 @@
     at("said").textContent = text;
   }
 
+  /** Say which GPU the one that is chosen was taken for, where its memory alone is known. */
+  function sayAssumed() {
+    const { value } = at("gpu");
+    at("gpu-assumed").textContent = value === NO_GPU || gpuNames.includes(value) ? "" : assumedGpu(value);
+  }
+
   /** Answers whose GPU is one of the list, as the command takes a name that people use; what was assumed is said. */
   function withGpu(answers) {
     at("gpu-assumed").textContent = "";
     if (answers.gpu === NO_GPU || gpuNames.includes(answers.gpu)) return answers;
     try {
       at("gpu-assumed").textContent = assumedGpu(answers.gpu) ?? "";
-      return { ...answers, gpu: findGpu(answers.gpu).name };
+      return [...at("gpu").options].some((option) => option.value === answers.gpu) ? answers : { ...answers, gpu: findGpu(answers.gpu).name };
     } catch (refused) {
       if (!(refused instanceof RequestError)) throw refused;
       at("gpu-assumed").textContent = refused.problems.join(" ");
@@ -119,11 +125,13 @@
     at("own-shape").open = at("shape").value !== "" || at("parameters_billion").value !== "";
     update();
     form.addEventListener("input", update);
+    at("gpu").addEventListener("input", sayAssumed);
     at("model").addEventListener("blur", update);
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", (event) => {
       event.preventDefault();
       writeForm(form, firstAnswers);
+      sayAssumed();
       update();
     });
     at("format").addEventListener("change", showText);

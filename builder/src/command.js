@@ -143,10 +143,10 @@ function run(words, streams) {
       return 0;
     }
     const { situation, format } = checked(given);
-    const outcome = advise(situation, shapeOfDirectory);
-    const text = write(situation.target, format, outcome);
     const assumed = situation.gpu.toLowerCase() === NO_GPU ? null : assumedGpu(situation.gpu);
     if (assumed) streams.error(`note: ${printable(assumed)}\n`);
+    const outcome = advise(situation, shapeOfDirectory);
+    const text = write(situation.target, format, outcome);
     streams.error(`${told(outcome, format === "python" || situation.target !== "wishbone")}\n`);
     if (situation.output === null) streams.out(text);
     else {

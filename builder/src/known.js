@@ -14,11 +14,11 @@
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { EMBEDDED_MODEL } = constants["config.schema"];
-  const { FORM, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE } = constants["planning.gpus"];
+  const { BF16_FROM, FORM, MEMORY, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE, SOLD } = constants["planning.gpus"];
   const { FORMS } = constants["planning.known_models"];
 
   const whole = (pattern) => new RegExp(`^(?:${pattern})$`);
-  const [isForm, isSize, isSeries] = [FORM, SIZE, SERIES].map(whole);
+  const [isForm, isSize, isSeries, isMemory] = [FORM, SIZE, SERIES, MEMORY].map(whole);
   const gpuNames = Object.keys(gpus);
   const modelNames = Object.keys(models);
 
@@ -49,9 +49,28 @@
     return numbered && one.has("laptop") === asked.has("laptop");
   }
 
+  /** The words of a name, in lower case. */
+  const writtenAs = (name) => (name.toLowerCase().match(/[a-z0-9]+/g) ?? []).join(" ");
+  /** GB that a GPU is sold with. */
+  const sold = (gpu) => SOLD.find((size) => size >= gpu.memory_gib);
+  /** GiB of a GPU, rounded. */
+  const rounded = (gpu) => Math.floor(gpu.memory_gib + 0.5);
+
+  /** Names of the GPUs that are meant by their memory alone, none where the name says more; throws RequestError. */
+  function gpusOfMemory(name) {
+    const asked = isMemory.exec(writtenAs(name));
+    if (asked === null) return [];
+    const found = gpuNames.filter((one) => [sold(gpus[one]), rounded(gpus[one])].includes(Number(asked[1])));
+    if (!found.length) {
+      throw new RequestError(`${show(name)} is the memory of no known GPU; known are ${SOLD.join(", ")} GB. Name the GPU, or the next smaller memory`);
+    }
+    const modern = found.filter((one) => gpus[one].capability >= BF16_FROM);
+    return modern.length ? modern : found;
+  }
+
   /** Names of the GPUs that a name may mean, one at least; throws RequestError with the nearest names. */
   function meantGpus(name) {
-    const written = (name.toLowerCase().match(/[a-z0-9]+/g) ?? []).join(" ");
+    const written = writtenAs(name);
     const known_as = NOT_SUPPORTED.find(([pattern]) => whole(pattern).test(written));
     if (known_as) {
       throw new RequestError(`${show(name)} is ${known_as[1]}, which is known and not supported yet: Wishbone trains on NVIDIA GPUs and on processors. Name one of those GPUs, or none`);
@@ -68,24 +87,39 @@
     ].find((some) => some.length);
     if (found) return found;
     const byLower = new Map(gpuNames.map((one) => [one.toLowerCase(), one]));
-    const near = closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
+    const isSold = /^[0-9]+$/.test(written) && SOLD.includes(Number(written));
+    const near = isSold ? [`${written}GB`] : closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
     const hint = near.length ? `did you mean ${near.join(" or ")}?` : `known are ${gpuNames.join(", ")}.`;
     throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint}`);
   }
 
+  /** The first of GPUs by what `order` returns for each, numbers that count in turn. */
+  function least(names, order) {
+    const before = (one, other) => {
+      const at = one.order.findIndex((value, index) => value !== other.order[index]);
+      return at >= 0 && one.order[at] < other.order[at];
+    };
+    const all = names.map((name) => ({ name, ...gpus[name] })).map((gpu) => ({ gpu, order: order(gpu) }));
+    return all.reduce((first, one) => (before(one, first) ? one : first)).gpu;
+  }
+
   /** The GPU that a name means, as a user or a driver writes it; of several, the smallest. */
   function findGpu(name) {
-    const found = meantGpus(name).map((one) => ({ name: one, ...gpus[one] }));
-    return found.reduce((least, one) => (one.memory_gib < least.memory_gib
-      || (one.memory_gib === least.memory_gib && one.bandwidth_gbs < least.bandwidth_gbs) ? one : least));
+    const sized = gpusOfMemory(name);
+    if (sized.length) return least(sized, (gpu) => [rounded(gpu), gpu.capability, gpu.memory_gib, gpu.bandwidth_gbs]);
+    return least(meantGpus(name), (gpu) => [gpu.memory_gib, gpu.bandwidth_gbs]);
   }
 
   /** A sentence that says which GPU a name was taken for, or null where only one is meant. */
   function assumedGpu(name) {
-    const names = meantGpus(name);
-    if (names.length === 1) return null;
+    const sized = gpusOfMemory(name);
     const taken = findGpu(name).name;
-    return `${show(name)} is taken for ${taken}, the smallest that it may be; it may also be ${names.filter((one) => one !== taken).join(" or ")}`;
+    const others = (sized.length ? sized : meantGpus(name)).filter((one) => one !== taken);
+    if (sized.length) {
+      const more = others.length ? `, the smallest and oldest of ${sized.length} (${others.join(", ")})` : "";
+      return `${show(name)} is taken for ${taken}${more}; settings and times are its own, so name yours if you can`;
+    }
+    return others.length ? `${show(name)} is taken for ${taken}, the smallest that it may be; it may also be ${others.join(" or ")}` : null;
   }
 
   /** The last part of a model's name, in lower case, without the words that leave its shape unchanged. */

@@ -9,6 +9,7 @@
   const { nearest } = inNode ? require("./nearest.js") : globalThis.wishbone;
   const { show, sixDigits } = inNode ? require("./words.js") : globalThis.wishbone;
   const { Pointed } = inNode ? require("./plain_value.js") : globalThis.wishbone;
+  const { numberMeant } = inNode ? require("./written_numbers.js") : globalThis.wishbone;
   const { situationSchema } = inNode ? require("../data/situation_schema.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
@@ -38,7 +39,10 @@
   function refusal(name, value, schema) {
     const close = schema.enum && typeof value === "string" ? nearest(value, schema.enum) : null;
     const meant = close ? `Did you mean ${close}? ` : "";
-    return `${flag(name)}: ${show(value)} is not accepted. ${meant}It takes ${schema.accepted}`;
+    const kinds = (schema.anyOf ?? [schema]).map(({ type }) => type);
+    const isNumeric = typeof value === "string" && (kinds.includes("integer") || kinds.includes("number"));
+    const number = isNumeric ? numberMeant(value, kinds.includes("integer")) : null;
+    return `${flag(name)}: ${show(value)} is not accepted. ${meant}${number ? `Write ${number}. ` : ""}It takes ${schema.accepted}`;
   }
 
   /** Problems between answers that are sound by themselves: fields and sentence. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from both_tools import JAVASCRIPT_TOOL, PYTHON_TOOL, Answer, in_javascript, in_python
 
 from wishbone.config.load import parse_config
-from wishbone.planning.gpus import known_gpus
+from wishbone.planning.gpus import SOLD, known_gpus
 from wishbone.planning.known_models import known_shapes
 from wishbone.planning.situation import SYMPTOMS
 
@@ -30,7 +31,7 @@ HOSTILE = [
 WRONG = ["", "line\nbreak", "tab\t", "nul\x00", "\x7f", "\u2028", "\x85"]
 WRONG_NUMBERS = [
     "0", "-1", "1.5", "16.0", "1e3", "abc", "", "null", "true", ".inf", ".nan", "007", "+5", "99999999999999999999",
-    "1e-5", "'3'", "1_000", "\uff11", "-0.0",
+    "1e-5", "'3'", "1_000", "\uff11", "-0.0", "2k", "4,096", "2048 tokens", "8GB", "7b", "5%", "1/20", "1x10^-5", "0,5",
 ]  # fmt: skip
 TOGETHER = [
     "--symptom nan --symptom nan", "--reference given", "--gpu RTX4091 --format xml --gpus 0", "--gpu H100",
@@ -46,7 +47,9 @@ def situation(chance: random.Random) -> list[str]:
         "--model": chance.choice([*names, "smollm2-135m-instruct", "org/unknown", chance.choice(HOSTILE)]),
         "--data": chance.choice(["pairs.jsonl", "org/pairs", "p.csv", chance.choice(HOSTILE)]),
         "--parameters-billion": f"{chance.choice([0.1, 1, 3, 8, 14.5, 70, 500])}",
-        "--gpu": chance.choice(["none", *known_gpus(), *(f"NVIDIA {name.lower()}" for name in known_gpus())]),
+        "--gpu": chance.choice(
+            ["none", *known_gpus(), *(f"NVIDIA {name.lower()}" for name in known_gpus()), *(f"{gb} GB" for gb in SOLD)]
+        ),
         "--prompt-tokens": str(prompt),
         "--completion-tokens": str(completion),
         "--longest-tokens": str((prompt + completion) * chance.choice([1, 2, 5])),
@@ -122,6 +125,18 @@ def test_wrong_answers_are_refused_alike():
             refused += 1
             assert problems(javascript) == problems(python), words
     assert refused > 100
+
+
+def test_which_gpu_was_assumed_is_said_alike():
+    names = ["H100", "RTX 40", "4090 laptop", "24GB", "24", "20 GB", "a 48GB card", "80g", "24GB 4090", "mi300x"]
+    asked = [["--model", "Qwen/Qwen3-8B", "--data", "p.jsonl", "--gpu", name] for name in names]
+    said = 0
+    for words, python, javascript in zip(asked, in_python(asked), in_javascript(asked), strict=True):
+        assert (javascript.status, javascript.text) == (python.status, python.text), words
+        if python.status == 0 and (noted := re.search(r"note: .+? is taken for .+", javascript.said)):
+            said += 1
+            assert " ".join(noted[0].split()) in problems(python), words
+    assert said == 5
 
 
 @pytest.mark.parametrize("words", [["--nonsense", "1"], ["word"], ["--model"], ["--noisy-labels=1"]])

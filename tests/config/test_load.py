@@ -116,7 +116,7 @@ def test_overrides_alone_can_make_a_configuration():
         ("preference: {loss: []}", "preference.loss (line 1): [] is not accepted"),
         ("preference: {f_divergence: js}", "Did you mean js_divergence?"),
         ("preference: {label_smoothing: 0.5}", "It takes a number of at least 0 and below 0.5"),
-        ("preference: {use_weighting: yes}", "'yes' is not accepted. It takes true or false"),
+        ("preference: {use_weighting: yes}", "'yes' is not accepted. Write true. It takes true or false"),
         ("preference: {ld_alpha: 2}", "2 is not accepted. It takes a number from 0 to 1, or null"),
         ("adapter: {rank: 8.0}", "adapter.rank (line 1): 8.0 is not accepted. Write 8. It takes a whole number"),
         ("adapter: {rank: true}", "adapter.rank (line 1): true is not accepted. It takes a whole number"),

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from wishbone.errors import RequestError
-from wishbone.planning.gpus import Gpu, assumed_gpu, find_gpu, known_gpus
+from wishbone.planning.gpus import SOLD, Gpu, assumed_gpu, find_gpu, known_gpus
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,9 @@ def test_a_gpu_is_known_as_people_and_drivers_write_it(name: str, known: str):
         ("M3 Max", "is Apple silicon, which is known"),
         ("Intel Arc B580", "is an Intel accelerator"),
         ("TPU v5e", "is a TPU"),
+        ("24", "did you mean 24GB?"),
+        ("20GB", "'20GB' is the memory of no known GPU; known are 4, 6, 8, 10, "),
+        ("999 GB", "Name the GPU, or the next smaller memory"),
         ("", "known are P100, "),
         ("[bold]\x1b[31m\n", "known are P100, "),
     ],
@@ -78,6 +81,36 @@ def test_less_than_a_name_is_the_smallest_that_it_may_be(name: str, taken: str, 
     said = assumed_gpu(name)
     assert said is not None and f"is taken for {taken}," in said and other in said and "\n" not in said
     assert ("Laptop" in said) == ("laptop" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "others", "never"),
+    [
+        ("24GB", "A10", ["RTX 3090", "RTX 4090", "L4"], ["V100", "RTX 3080"]),
+        ("a 24 GB card", "A10", ["RTX 4090"], []),
+        ("48 GiB of VRAM", "A40", ["RTX 6000 Ada", "L40S"], []),
+        ("80g", "A100 80GB", ["H100 SXM"], []),
+        ("16GB", "RTX 3080 Laptop 16GB", ["RTX 4080"], ["T4", "V100", "P100"]),
+        ("15GB", "T4", [], ["P100"]),
+        ("11 GB", "RTX 2080 Ti", [], []),
+        ("141GB", "H200", [], []),
+    ],
+)
+def test_memory_alone_is_a_gpu_whose_settings_work_on_all_others(
+    name: str, taken: str, others: list[str], never: list[str]
+):
+    gpu, said = find_gpu(name), assumed_gpu(name)
+    assert gpu.name == taken and said is not None and f"is taken for {taken}" in said and "\n" not in said
+    assert [other for other in others if other not in said] == [other for other in never if other in said] == []
+    meant = [known_gpus()[other] for other in others]
+    assert all(other.capability >= gpu.capability and other.memory_gib > gpu.memory_gib - 0.5 for other in meant)
+
+
+def test_every_gpu_is_found_by_the_memory_that_it_is_sold_with():
+    sold = [next(size for size in SOLD if size >= gpu.memory_gib) for gpu in known_gpus().values()]
+    assert set(sold) == set(SOLD)
+    assert all(size * 0.93 < gpu.memory_gib for size, gpu in zip(sold, known_gpus().values(), strict=True))
+    assert [size for size in SOLD if find_gpu(f"{size}GB").memory_gib > size] == []
 
 
 def test_the_memory_of_a_driver_tells_forms_apart():

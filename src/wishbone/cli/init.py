@@ -51,7 +51,7 @@ WITHOUT_GPU = (NO_GPU, "cpu", "no")
 
 LEFT_OUT = {
     "model": f"{EMBEDDED_MODEL} (built in), a model id on the hub or a directory; left out: the built-in one.",
-    "gpu": "Name of the GPU, such as RTX 4090, or none; left out: that of this machine.",
+    "gpu": "Name of the GPU, such as RTX 4090, or its memory, such as 24GB, or none; left out: that of this machine.",
     "output": "File to write; left out: standard output.",
 }
 """What the command does where an option is left out, where the planner page does something else."""

@@ -17,6 +17,7 @@ from wishbone.config.document import FLOAT, show
 from wishbone.config.former_options import SETTINGS
 from wishbone.config.other_names import KEYS, NO_LOSS, SECTIONS, VALUES
 from wishbone.config.schema import RunConfig
+from wishbone.config.written_numbers import number_meant
 
 Where = Callable[[tuple[str, ...]], str]
 
@@ -25,6 +26,7 @@ _EXPLAINED = 100
 _LONGEST_NAME = 80
 
 _NUMBERS = {"integer", "number"}
+_YES, _NO = {"yes", "true", "on", "y"}, {"no", "false", "off", "none", "n"}
 
 
 @cache
@@ -151,14 +153,14 @@ def _remedy(value: Any, schema: dict[str, Any]) -> str:
         return f"Write {value:.0f}. " if abs(value) < 1e15 else ""
     choices = _choices(schema)
     word = _word(str(value))
+    if switched := _switched(word, schema, kinds, choices):
+        return switched
     if schema["title"].endswith((" Fraction", " Ratio")) and isinstance(value, int | float) and 1 <= value <= 100:
         return f"{value:g} % is {value / 100:g}. "
     if isinstance(value, list) and "array" not in kinds:
         return "Write one value, without brackets. "
     if not isinstance(value, str):
         return f"Did you mean {VALUES[word]}? " if VALUES.get(word) in choices else ""
-    if word == "none" and choices and "array" in kinds and not any(branch.get("minItems") for branch in branches):
-        return "Write [] for none. "
     if "sigmoid" in choices and word in NO_LOSS:
         return f"{NO_LOSS[word]}. "
     parts = [part for part in re.split(r"[,+\s]+", value) if part]
@@ -168,7 +170,7 @@ def _remedy(value: Any, schema: dict[str, Any]) -> str:
     of_texts = any(branch.get("items", {}).get("type") == "string" for branch in branches)
     if of_texts and parts and not nearest(value, choices):
         return f"Write a list in brackets, in quotes on a command line: {listed}. "
-    if kinds & _NUMBERS and (number := _number_meant(value)):
+    if kinds & _NUMBERS and (number := number_meant(value, whole="number" not in kinds)):
         return f"Write {number}. "
     close = VALUES.get(word) if VALUES.get(word) in choices else nearest(value, choices)
     if close:
@@ -176,15 +178,21 @@ def _remedy(value: Any, schema: dict[str, Any]) -> str:
     return "Write the number without quotes. " if FLOAT.fullmatch(value) or value.isdecimal() else ""
 
 
-def _number_meant(text: str) -> str | None:
-    """The number as it is written here, of `3%`, `0,5` or `1_000`; None where it is none of these."""
-    if found := re.fullmatch(r"(\d{1,3}(?:[.,]\d{1,6})?)\s?%", text, re.ASCII):
-        return f"{float(found[1].replace(',', '.')) / 100:.9g}"
-    point = text.replace(",", ".", 1)
-    if text.count(",") == 1 and FLOAT.fullmatch(point):
-        return point
-    joined = re.sub(r"(?<=\d)[_' ](?=\d)", "", text)
-    return joined if joined != text and joined.isdecimal() and joined.isascii() else None
+def _switched(word: str, schema: dict[str, Any], kinds: Collection[Any], choices: list[str]) -> str:
+    """What to write for yes and no, where a field has another word for it; empty where it has none."""
+    if "boolean" in kinds:
+        return f"Write {str(word in _YES).lower()}. " if word in _YES | _NO else ""
+    off = next((choice for choice in ("none", "off") if choice in choices), None)
+    if word in _YES and off and schema.get("default") != off:
+        return f"Did you mean {schema['default']}? "
+    if word not in _NO:
+        return ""
+    if off:
+        return f"Did you mean {off}? "
+    if "null" in kinds:
+        return "Write null for none. "
+    empty = choices and "array" in kinds and not any(branch.get("minItems") for branch in schema.get("anyOf", [schema]))
+    return "Write [] for none. " if empty else ""
 
 
 def _choices(schema: dict[str, Any]) -> list[str]:

@@ -6,7 +6,9 @@ bandwidth of its memory (GB/s), what was measured on one, and the source of the 
 case, punctuation and the words that drivers put around them, so `NVIDIA GeForce RTX 4090` and `rtx4090` are the same.
 
 People also write less than a name: `H100` has two forms, `A100` two sizes, `RTX 40` is a series. Such a name is taken
-for the smallest GPU that it may be, because what fits there fits the others, and one sentence says so.
+for the smallest GPU that it may be, because what fits there fits the others, and one sentence says so. Who knows the
+memory alone writes that, `24GB`: it is taken for the smallest and oldest of the GPUs that are sold with it and compute
+in bfloat16, so that the settings work on each of them.
 """
 
 from __future__ import annotations
@@ -43,6 +45,12 @@ FORM = re.compile(r"\d+gb|sxm|pcie")
 
 SIZE = re.compile(r"\d+gb")
 """Words among them that exclude each other."""
+
+MEMORY = re.compile(r"(?:an? |nvidia |gpu )*(\d{1,3}) ?g(?:i?b)?(?: of)?(?: v?ram| memory| gpu| card)?")
+"""A GPU by its memory alone, as lower-case words."""
+
+SOLD = (4, 6, 8, 10, 11, 12, 16, 24, 32, 40, 48, 80, 94, 96, 141, 192, 288)
+"""GB that GPUs are sold with; drivers report up to 7 % less."""
 
 SERIES = re.compile(r"[2-5]0")
 """What a series of GeForce cards is called: the beginning of the numbers of its cards."""
@@ -134,6 +142,8 @@ def find_gpu(name: str, memory_gib: float | None = None) -> Gpu:
     Raises:
         RequestError: none is known by this name; the message names the nearest ones, or says that it is not supported.
     """
+    if found := _of_memory(name):
+        return min(found, key=lambda gpu: (_whole(gpu), gpu.capability, gpu.memory_gib, gpu.bandwidth_gbs))
     wanted = 0.0 if memory_gib is None else memory_gib
     return min(_meant(name), key=lambda gpu: (abs(gpu.memory_gib - wanted), gpu.bandwidth_gbs))
 
@@ -144,16 +154,53 @@ def assumed_gpu(name: str) -> str | None:
     Raises:
         RequestError: as `find_gpu`.
     """
-    names = [gpu.name for gpu in _meant(name)]
-    if len(names) == 1:
+    sized = _of_memory(name)
+    taken = find_gpu(name).name
+    others = [gpu.name for gpu in sized or _meant(name) if gpu.name != taken]
+    if sized:
+        more = f", the smallest and oldest of {len(sized)} ({', '.join(others)})" if others else ""
+        return f"{show(name)} is taken for {taken}{more}; settings and times are its own, so name yours if you can"
+    if not others:
         return None
-    others = " or ".join(other for other in names if other != find_gpu(name).name)
-    return f"{show(name)} is taken for {find_gpu(name).name}, the smallest that it may be; it may also be {others}"
+    return f"{show(name)} is taken for {taken}, the smallest that it may be; it may also be {' or '.join(others)}"
+
+
+def _of_memory(name: str) -> list[Gpu]:
+    """The GPUs that are meant by their memory alone, none where the name says more.
+
+    Raises:
+        RequestError: no known GPU has that memory.
+    """
+    asked = MEMORY.fullmatch(_written(name))
+    if asked is None:
+        return []
+    found = [gpu for gpu in known_gpus().values() if int(asked[1]) in (_sold(gpu), _whole(gpu))]
+    if not found:
+        raise RequestError(
+            f"{show(name)} is the memory of no known GPU; known are {', '.join(map(str, SOLD))} GB. Name the GPU, or "
+            "the next smaller memory"
+        )
+    return [gpu for gpu in found if gpu.capability >= BF16_FROM] or found
+
+
+def _sold(gpu: Gpu) -> int:
+    """GB that a GPU is sold with."""
+    return next(size for size in SOLD if size >= gpu.memory_gib)
+
+
+def _whole(gpu: Gpu) -> int:
+    """GiB of a GPU, rounded."""
+    return math.floor(gpu.memory_gib + 0.5)
+
+
+def _written(name: str) -> str:
+    """The words of a name, in lower case."""
+    return " ".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def _meant(name: str) -> list[Gpu]:
     """The GPUs that a name may mean, one at least."""
-    written = " ".join(re.findall(r"[a-z0-9]+", name.lower()))
+    written = _written(name)
     for pattern, what in NOT_SUPPORTED:
         if re.fullmatch(pattern, written):
             raise RequestError(
@@ -172,6 +219,7 @@ def _meant(name: str) -> list[Gpu]:
         return found
     names = {known.lower(): known for known in known_gpus()}
     near = [names[n] for n in get_close_matches(name.lower(), names, cutoff=NEAR)]
+    near = [f"{written}GB"] if written.isdecimal() and int(written) in SOLD else near
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known_gpus())}."
     raise RequestError(f"{show(name)} is not the name of one known GPU; {hint}")
 

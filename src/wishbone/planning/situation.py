@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from wishbone.config.document import show
 from wishbone.config.explain import accepted, nearest
 from wishbone.config.schema import EMBEDDED_MODEL, Conflict, Line, Section, refuse
+from wishbone.config.written_numbers import number_meant
 from wishbone.errors import RequestError
 
 Symptom = Literal[
@@ -31,7 +32,9 @@ class Situation(Section):
     parameters_billion: float | None = Field(
         default=None, gt=0, le=10_000, description="Size of a model that is not known by name, in billions of weights."
     )
-    gpu: Line = Field(default=NO_GPU, description="Name of the GPU, such as RTX 4090, or none.")
+    gpu: Line = Field(
+        default=NO_GPU, description="Name of the GPU, such as RTX 4090, or its memory, such as 24GB, or none."
+    )
     gpu_memory_gib: float | None = Field(
         default=None, gt=0, le=4096, description="Memory of each GPU in GiB; null: that of the named GPU."
     )
@@ -142,8 +145,12 @@ def _sentence(item: Any) -> str:
     choices = SYMPTOMS if name == "symptoms" else [str(choice) for choice in schema.get("enum", ())]
     close = nearest(value, choices) if isinstance(value, str) else None
     kind = schema["items"] if name == "symptoms" and isinstance(value, str) else schema
+    kinds = {branch.get("type") for branch in schema.get("anyOf", [schema])}
+    numeric = isinstance(value, str) and kinds & {"integer", "number"}
+    number = number_meant(value, whole="integer" in kinds) if numeric else None
     return (
         f"{flag(name)}: {show(value)} is not accepted. "
         + (f"Did you mean {close}? " if close else "")
+        + (f"Write {number}. " if number else "")
         + (f"It takes {accepted(kind)}")
     )
