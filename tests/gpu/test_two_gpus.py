@@ -28,6 +28,8 @@ from wishbone.model.embedded import embedded_directory
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
 
+SEEN = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""GPUs that this process may use, before tests of one hide the others."""
 PAIRS = Path(__file__).parents[2] / "examples" / "plain-answers"
 CONFIG = """\
 model: {{name: {model}}}
@@ -54,6 +56,9 @@ TIME_OUT = 60.0
 def start(folder: Path, name: str, processes: int, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "wishbone", "train", "run.yaml", f"output.dir={folder / name}", *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    if SEEN is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = SEEN
     return subprocess.Popen(
         [*command, "--gpus", str(processes)], cwd=folder, text=True, env=environment, stderr=subprocess.PIPE
     )
@@ -61,8 +66,8 @@ def start(folder: Path, name: str, processes: int, *arguments: str) -> subproces
 
 def logged(run: Path, name: str) -> list[float]:
     file = run / "metrics.jsonl"
-    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
-    return [float(line[name]) for line in lines if name in line]
+    whole = file.read_text().rpartition("\n")[0] if file.exists() else ""  # it may be in the middle of a line
+    return [float(line[name]) for line in map(json.loads, whole.splitlines()) if name in line]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tiny import tiny_tokenizer
 from trainer.preference_runs import adapter, arguments, chat_pairs, losses, model_for, run
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
+from wishbone.model.load import load_model
 
 WITHIN = 240
 """Seconds that a process may take."""
@@ -31,11 +32,16 @@ SHARED: dict[str, dict[str, Any]] = {
 """Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
 
+FP8: dict[str, Any] = {"fp8": True, "max_steps": 2}
+
+
 def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     tokenizer, settings = tiny_tokenizer(), dict(settings)
-    family = settings.pop("family", "llama")
+    family, fp8 = settings.pop("family", "llama"), settings.pop("fp8", False)
     options = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2, **settings}
     model = model_for(tokenizer, family).double()
+    if fp8:
+        model, _ = load_model(str(folder.parent / "whole"), dtype=torch.float32, load_in_fp8=True)
     if family == "mixtral":
         model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.5
     trainer = DPOTrainer(
@@ -64,6 +70,7 @@ def worker(folder: Path, own_batches: bool) -> None:
             shared_run(folder, {"max_steps": 1}, seed=int(os.environ["RANK"]))
         trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
         assert trainer.accelerator.num_processes == 2
+        results["fp8"] = shared_run(folder, FP8)
         results["own"] = {"adapter": adapter(trainer), "losses": losses(trainer), "log": trainer.state.log_history}
     if int(os.environ["RANK"]) == 0:
         torch.save(results, folder / "r")
@@ -77,6 +84,7 @@ def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, An
         port = free.getsockname()[1]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     shared |= {"ACCELERATE_USE_CPU": "true"}
+    folder.mkdir(exist_ok=True)
     children = [
         Forked(lambda: worker(folder, own_batches), folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
@@ -99,10 +107,14 @@ def is_the_run_of_one(several: dict[str, Any], folder: Path, settings: dict[str,
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    found = of_processes(2, tmp_path, own_batches=True)
+    model_for(tiny_tokenizer()).save_pretrained(tmp_path / "whole")
+    tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    found = of_processes(2, tmp_path / "several", own_batches=True)
     for name, settings in SHARED.items():
         is_the_run_of_one(found[name], tmp_path / "one", settings)
 
+    weights = shared_run(tmp_path / "one", FP8)["adapter"]
+    assert (found["fp8"]["adapter"] - weights).norm() <= 1e-3 * weights.norm()  # inputs next to a tie differ
     two = found["own"]
     one = run(DPOTrainer, DPOConfig, tmp_path / "one", gradient_accumulation_steps=4, token_budget=1000)
     weights = adapter(one)

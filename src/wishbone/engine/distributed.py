@@ -10,6 +10,22 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def send_float8_as_bytes(model: nn.Module) -> None:
+    """Give all processes the first one's float8 weights, and have DDP leave these out of what it sends at the start.
+
+    gloo carries no float8. To be called before DDP is constructed; nothing is done in a process alone.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.dtype in FLOAT8}
+    for parameter in named.values():
+        torch.distributed.broadcast(parameter.detach().view(torch.uint8), 0)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(named))
 
 
 def fill_gradients(model: nn.Module) -> None:

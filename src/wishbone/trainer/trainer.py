@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.distributed import fill_gradients, reduce_gradients, sum_over_processes
+from wishbone.engine.distributed import fill_gradients, reduce_gradients, send_float8_as_bytes, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
 from wishbone.engine.first_kernels import compile_tries_ahead
 from wishbone.engine.oom_retry import backward_that_fits
@@ -235,6 +235,7 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self._pending = []
         if not is_sharded(self.model):
             train_in_float32(self.model)
+            send_float8_as_bytes(self.model)
         if self.preference_step is None:
             return super().train(*args, **kwargs)
         if self._shares_steps:
