@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from benchmarks.harness.results import Results
+from benchmarks.rendering.image_tables import images_table
 from benchmarks.rendering.real_pairs_tables import (
     adapter_rounding_table,
     cpu_table,
@@ -32,6 +33,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "throughput": throughput_table,
     "hybrids": hybrids_table,
     "mixtures": mixtures_table,
+    "images": images_table,
     "longest": longest_table,
     "quality": quality_table,
     "ceilings": ceilings_table,
