@@ -307,7 +307,7 @@ def test_where_values_mean_nothing_nothing_is_learned() -> None:
     model = tiny_model("cohere", dtype=torch.float64)
     fused = FusedRotary(model, everywhere=True)
     with fused.running(), torch.no_grad():
-        with handed_over(torch.device("cpu")):
+        with handed_over():
             model(input_ids=IDS, use_cache=False)
         assert not any(rotary.forms for (rotary,) in fused.layers.values())
         model(input_ids=IDS, use_cache=False)

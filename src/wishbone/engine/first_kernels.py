@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from wishbone.fused.norm import FusedNorms
 from wishbone.fused.parts import part_of, text_layers
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.model.host_embedding import compute_device
-from wishbone.ops.compiled_ahead import handed_over
+from wishbone.ops.compiled_ahead import can_compile_ahead, handed_over
 from wishbone.policy.activations import checkpointed_layers
 from wishbone.policy.capability import IMPOSSIBLE, trial_pairs
 from wishbone.policy.policy import Policy
@@ -44,9 +43,9 @@ def compile_ahead(step: PreferenceStep) -> None:
     """
     policy = step.policy
     by_values = policy.fused is None or any(policy.fused.experts.sites()) or bool(policy.recurrence.covered)
-    if policy.device.type != "cuda" or policy.sharded or by_values or find_spec("triton") is None:
+    if policy.sharded or by_values or not can_compile_ahead(policy.device):
         return
-    with handed_over(policy.device):
+    with handed_over():
         run_through(step)
 
 
@@ -56,13 +55,13 @@ def compile_tries_ahead(model: nn.Module) -> None:
     Args:
         model: a transformers model, with or without PEFT's adapters; on a CPU nothing is compiled.
     """
-    if compute_device(model).type != "cuda":
+    if not can_compile_ahead(compute_device(model)):
         return
     layers = checkpointed_layers(text_layers(model)[1])
     kinds = {part_of(module) for module in layers[0].modules()} if layers else {"experts"}
-    if kinds.isdisjoint({"experts", "recurrence"}) and find_spec("triton") is not None:
+    if kinds.isdisjoint({"experts", "recurrence"}):
         quantized = QuantizedInput()
-        with handed_over(compute_device(model)):
+        with handed_over(), _no_harm():
             FusedNorms(layers[0], quantized=quantized)
             FusedLinears(layers[0], quantized)
 
@@ -76,21 +75,29 @@ def run_through(step: PreferenceStep) -> None:
     was_training = model.training
     model.eval()
     try:
-        with torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else []), few_layers(policy):
+        forked = torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else [])
+        with _no_harm(), forked, few_layers(policy):
             batch = policy.collate(pairs)
             step.reference.logps(batch)
             with torch.no_grad(), policy.running():
                 policy.token_scores(batch, statistics=False)
                 policy.token_scores(batch)
             step.backward([pairs], PairMetrics(1.0), Execution(batch.tokens))
-    except torch.OutOfMemoryError:
-        raise
-    except (NotImplementedError, *IMPOSSIBLE) as error:  # the trials say what it is
-        logger.debug("Not all kernels of the first step are compiled ahead: %s", error)
     finally:
         model.train(was_training)
         for parameter in model.parameters():
             parameter.grad = None
+
+
+@contextmanager
+def _no_harm() -> Iterator[None]:
+    """Context of a pass without which a run is the same: what cannot run in it is left to the trials, which say why."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, *IMPOSSIBLE) as error:
+        logger.debug("Not all kernels of the first step are compiled ahead: %s", error)
 
 
 @contextmanager
