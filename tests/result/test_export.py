@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from wishbone.model.agreement import real_sequences, sequence_logps
 from wishbone.model.gguf_architecture import TensorNames
 from wishbone.result.chat_format import chat_format
-from wishbone.result.export import vllm_command
 from wishbone.result.finished_run import finished_run
+from wishbone.result.vllm import vllm_command
 
 
 @pytest.mark.slow

@@ -105,6 +105,15 @@ def test_a_dry_run_prints_the_card_and_publishes_nothing(told: Path, wishbone: C
         assert not hub.repositories
 
 
+@pytest.mark.parametrize(("rank", "said"), [(4, "8"), (12, "16"), (200, "256"), (600, None)])
+def test_the_card_starts_vllm_with_a_rank_that_it_takes(told: Path, wishbone: Command, rank: int, said: str | None):
+    text = (told / "config.yaml").read_text()
+    (told / "config.yaml").write_text(text.replace("rank: 16", f"rank: {rank}"))
+    card = wishbone("push", told, "someone/mine", "--base", "a/b", "--dry-run").stdout
+    command = f"vllm serve a/b --enable-lora --max-lora-rank {said} --lora-modules mine=someone/mine"
+    assert (command in card) == (said is not None) == ("vllm serve" in card)
+
+
 def test_texts_of_a_run_cannot_leave_their_place_in_the_card(told: Path, wishbone: Command):
     summary = json.loads((told / "summary.json").read_text())
     evil = "`</td>\n---\n# Owned | <script>alert(1)</script> ![x](http://e.vil)"

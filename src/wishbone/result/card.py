@@ -19,6 +19,7 @@ from wishbone.paths import user_path
 from wishbone.report.outcome import outcome
 from wishbone.result.base_name import BaseName
 from wishbone.result.finished_run import FinishedRun
+from wishbone.result.vllm import adapter_served
 
 PICTURE, SETTINGS = "curves.svg", "wishbone.yaml"
 
@@ -148,11 +149,8 @@ def _use(repository: str, base: BaseName, config: RunConfig, *, merged: bool) ->
     )
     if merged:
         yield f"```sh\nvllm serve {repository}\n```\n"
-    elif base.hub_id:
-        yield (
-            f"```sh\nvllm serve {base.hub_id} --enable-lora --max-lora-rank {max(8, config.adapter.rank)} "
-            f"--lora-modules {name}={repository}\n```\n"
-        )
+    elif base.hub_id and (served := adapter_served(config.adapter.rank, name, repository)):
+        yield f"```sh\nvllm serve {base.hub_id} {served}\n```\n"
     yield (
         "For Ollama and llama.cpp, the run's owner writes a GGUF file with `wishbone export RUN --ollama DIRECTORY`, "
         f"and `ollama create {name} -f DIRECTORY/Modelfile` takes it.\n"

@@ -37,8 +37,6 @@ PAIRS, TOKENS = 4, 192
 """Pairs that are compared, and tokens of each of their sequences."""
 DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 """Dtype of the merged weights, by kind of GGUF file; all other kinds are made from float32."""
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Largest ranks that vLLM can be started with."""
 
 
 @dataclass(frozen=True)
@@ -210,36 +208,6 @@ def check_places(merged: Path | None, ollama: Path | None, files: Sequence[Path]
             raise RequestError(unwritten(place, error))
     if merged is not None and merged.is_dir():
         _refuse_foreign(merged)
-
-
-def vllm_command(run: FinishedRun, merged: Path | None) -> tuple[str, str | None]:
-    """Return the command that serves a run with vLLM, and a note.
-
-    Args:
-        run: the run.
-        merged: where it was merged to, or None to serve its adapter on the base model.
-
-    Raises:
-        RequestError: vLLM has no base model to put the adapter on.
-    """
-    name = shlex.quote(run.path.absolute().name)
-    if merged is not None or not run.is_adapter:
-        directory = (merged or run.weights).absolute()
-        return f"vllm serve {shlex.quote(str(directory))} --served-model-name {name}", None
-    base = base_name(run.config.model)
-    model = base.hub_id or run.config.model.name
-    if base.hub_id is None:
-        if model.endswith(".gguf"):
-            raise RequestError(
-                f"vLLM puts no adapter on {model!r}; add --merged DIR, and the command is for that model"
-            )
-        model = str(Path(model).expanduser().absolute())
-    rank = next((rank for rank in RANKS if rank >= run.config.adapter.rank), None)
-    if rank is None:
-        raise RequestError(f"vLLM takes adapters up to rank {RANKS[-1]}, and this one has more; add --merged DIR")
-    note = None if base.note is None else f"{base.note}; --merged DIR gives exactly what was trained"
-    adapter = shlex.quote(f"{run.path.absolute().name}={run.weights.absolute()}")
-    return f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {rank} --lora-modules {adapter}", note
 
 
 def _texts(run: FinishedRun, model: TrainedModel) -> tuple[str, list[list[int]]]:
