@@ -26,12 +26,13 @@ from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
 from wishbone.model.eight_bit_linear import inputs_not_rounded
 from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
 from wishbone.policy.layerwise import worst_layer
+from wishbone.policy.long_sequences import CHUNKED, reason_from_long_sequences
 from wishbone.policy.policy import Form, Policy
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
 """Position encodings that look at the longest sequence that is run."""
 
-KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED})
 RECURRENT_LAYER_TYPES = frozenset({"conv", "linear_attention", "mamba"})
 """Layers that mix tokens by a recurrence or a convolution and do not attend."""
 BESIDE_RECURRENT = frozenset({"hybrid", "attention", "moe", "mlp"})
@@ -163,6 +164,8 @@ def _reason_from_config(config: Any, max_length: int | None, recurrence: PrefixR
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - known)
     if foreign:
         return f"it has layers of type {', '.join(foreign)}, which cannot take the shared-prefix mask"
+    if (too_long := reason_from_long_sequences(config, max_length)) is not None:
+        return too_long
     rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     trained = getattr(config, "original_max_position_embeddings", None) or rope.get(

@@ -43,6 +43,7 @@ from wishbone.policy.attention_hook import (
 )
 from wishbone.policy.image_stem import ImageStem
 from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedded, of_policy, reference_of
+from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
 
@@ -113,7 +114,7 @@ class Policy:
         self._configs = attention_configs(causal_lm)
         self.image_stem = ImageStem(causal_lm, self.decoder)
         self._vision_positions = VisionPositions(self.decoder)
-        self._alibi = alibi_attention(causal_lm)
+        self._alibi, self._temperature = alibi_attention(causal_lm), without_temperature(causal_lm)
         self._layout_as_mask, self._image_attention = layout_as_mask, image_attention
         text_config = causal_lm.config.get_text_config()
         self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
@@ -172,6 +173,7 @@ class Policy:
             if self.form == "shared_prefix"
             else nullcontext(),
             self._alibi.replaced() if self.form == "shared_prefix" else nullcontext(),
+            self._temperature.replaced() if self.form == "shared_prefix" else nullcontext(),
             self.recurrence.running() if self.form == "shared_prefix" else nullcontext(),
             self.fused.running(tile_tokens=execution.tile_tokens) if self.fused else nullcontext(),
         ):

@@ -1,0 +1,46 @@
+"""Attention that treats long sequences otherwise: Llama 4's chunks and its temperature.
+
+Layers with chunks attend to the tokens of their own chunk of 8,192. Layers without rotary embedding multiply queries by
+
+    1 + attn_scale log(1 + floor((position + 1) / floor_scale)),    floor_scale = 8,192
+
+(Nakanishi 2025, "Scalable-Softmax Is Superior for Attention", arXiv:2501.19399), with positions counted through the
+row. In sequences of less than a chunk and less than floor_scale tokens the first is causal attention and the second a
+factor of 1. A row of several such sequences may be longer, so the temperature is off while it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from wishbone.fused.instance_attributes import InstanceAttributes
+
+CHUNKED = "chunked_attention"
+TEMPERATURE = "attn_temperature_tuning"
+
+
+def reason_from_long_sequences(config: Any, max_length: int | None) -> str | None:
+    """Return why sequences of a run may be too long for a row with a shared prefix, or None.
+
+    Args:
+        config: of the model for text.
+        max_length: longest sequence of the run in tokens, or None.
+    """
+    chunk = config.attention_chunk_size if CHUNKED in (getattr(config, "layer_types", None) or ()) else None
+    longest = None if chunk is None else int(chunk)
+    if getattr(config, TEMPERATURE, False):
+        longest = min(config.floor_scale - 1, config.floor_scale if longest is None else longest)
+    if longest is None or (max_length is not None and max_length <= longest):
+        return None
+    return f"its attention treats sequences of more than {longest} tokens otherwise, and this run may have such"
+
+
+def without_temperature(model: nn.Module) -> InstanceAttributes:
+    """Return the switches of attention's temperature, off within `replaced()`; nothing of the model is changed."""
+    found = InstanceAttributes()
+    for module in model.modules():
+        if vars(module).get(TEMPERATURE) and hasattr(module, "floor_scale"):
+            found.add(module, TEMPERATURE, False)
+    return found
