@@ -38,7 +38,7 @@ SCRIPT = """\
 """
 
 CONSTANTS = {
-    "cli.init": ("COMMANDS", "OF_SCRIPTS"),
+    "cli.init": ("COMMANDS", "OF_SCRIPTS", "STANDARD_OUTPUT"),
     "config.document": ("FLOAT", "INTEGER", "WORDS"),
     "config.emit": (
         "ESCAPES", "JSON_WORDS", "PLAIN", "PLAIN_FIRST", "PYTHON_WORDS", "WHOLE", "WIDTH", "WORDS",

@@ -18,7 +18,8 @@
   "OF_SCRIPTS": {
    "script.gradient_checkpointing": "gradient checkpointing",
    "script.precompute_reference": "reference"
-  }
+  },
+  "STANDARD_OUTPUT": "-"
  },
  "config.document": {
   "FLOAT": "[-+]?(?:(?:\\d+\\.\\d*|\\.\\d+)(?:[eE][-+]?\\d+)?|\\d+[eE][-+]?\\d+)",

@@ -18,7 +18,7 @@ const { show, showPath } = require("./words.js");
 const { constants } = require("../data/constants.js");
 
 const FORMATS = constants["config.targets"].Format;
-const { OF_SCRIPTS } = constants["cli.init"];
+const { OF_SCRIPTS, STANDARD_OUTPUT } = constants["cli.init"];
 const BY_FLAG = new Map(Object.keys(FIELDS).map((name) => [flag(name), name]));
 
 const kinds = (name) => (FIELDS[name].anyOf ?? [FIELDS[name]]).map((schema) => schema.type);
@@ -61,7 +61,8 @@ function readFlags(words) {
 }
 
 function toAnswers(given) {
-  const entries = Object.entries(given).filter(([, value]) => value !== false);
+  const isAnswer = ([name, value]) => value !== false && !(name === "output" && value === STANDARD_OUTPUT);
+  const entries = Object.entries(given).filter(isAnswer);
   return Object.fromEntries(entries.map(([name, text]) => [name, isNumber(name) ? plainValue(text) : text]));
 }
 

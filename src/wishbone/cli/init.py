@@ -49,6 +49,10 @@ WITHOUT_GPU = (NO_GPU, "cpu", "no")
 """What says that there is no GPU."""
 
 
+STANDARD_OUTPUT = "-"
+"""The file that is none, as other programs write it."""
+
+
 LEFT_OUT = {
     "model": f"{EMBEDDED_MODEL} (built in), a model id on the hub or a directory; left out: the built-in one.",
     "gpu": "Name of the GPU, such as RTX 4090, or its memory, such as 24GB, or none; left out: that of this machine.",
@@ -166,6 +170,8 @@ def _answers(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Answers by field name from flags."""
     given = {name: value for name, value in flags.items() if name in Situation.model_fields}
     answers = {name: value for name, value in given.items() if value is not None and value is not False}
+    if answers.get("output") == STANDARD_OUTPUT:
+        del answers["output"]
     answers |= {name: plain_value(answers[name]) for name in NUMBERS if name in answers}
     answers |= {"gpu": NO_GPU} if answers.get("gpu", "").lower() in WITHOUT_GPU else {}
     return answers | ({"symptoms": flags["symptom"]} if flags.get("symptom") else {})

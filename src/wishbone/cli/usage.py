@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from wishbone.config.document import show
 from wishbone.config.explain import nearest, setting_meant
 from wishbone.config.former_options import SETTINGS
 from wishbone.config.locate import DATA_SUFFIXES, holds_pairs
+from wishbone.config.written_numbers import number_meant
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """What typer raises for words that a command does not take; it exports the subclass alone."""
@@ -147,9 +149,32 @@ def _sentence(error: Any) -> str:
     text = error.format_message().rstrip(".")
     for libraries, ours in _REASONS.items():
         text = text.replace(libraries, ours)
+    if kind == "BadParameter" and (given := _given(error)) is not None:
+        text = _value_refused(text, given)
     if found := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
         text = f"it takes no further word, and {show(found[1])} was given"
     return f"{name or context.command_path}: {text[0].lower()}{text[1:]}; {_example(context) or help_}"
+
+
+def _given(error: Any) -> str | None:
+    """The value of the option that an error is about, as it was written."""
+    words = error.ctx.meta.get(_ARGUMENTS, [])
+    options = error.param.opts if error.param is not None else ()
+    for word, value in pairwise([*words, ""]):
+        option, equals, text = word.partition("=")
+        if option in options:
+            return text if equals else value
+    return None
+
+
+def _value_refused(text: str, given: str) -> str:
+    """A library's sentence on a value, with the value and the number that was meant."""
+    where, _, rule = text.partition(": ")
+    number = number_meant(given, whole="whole" in rule or "integer" in rule)
+    write = f"Write {number}. " if number else ""
+    if rule.startswith("it takes "):
+        return f"{where}: {show(given)} is not accepted. {write}I{rule[1:]}"
+    return f"{text}. {write}".rstrip(". ")
 
 
 def _missing(error: Any) -> str:
