@@ -158,7 +158,7 @@ def _sentence(error: Any) -> str:
 
 def _given(error: Any) -> str | None:
     """The value of the option that an error is about, as it was written."""
-    words = error.ctx.meta.get(_ARGUMENTS, [])
+    words: list[str] = error.ctx.meta.get(_ARGUMENTS, [])
     options = error.param.opts if error.param is not None else ()
     for word, value in pairwise([*words, ""]):
         option, equals, text = word.partition("=")
