@@ -68,7 +68,7 @@ def chat(
         decoding = Decoding(max_new_tokens, temperature, seed)
         conversation = Conversation(model, as_text, None if as_text else asked or None, decoding)
     if model.reads_images:
-        _note("the run was trained on images; questions here are text alone")
+        _note("the run was trained on images; a word with an @ shows one: @cat.png What is it?")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty():
@@ -152,6 +152,10 @@ def _lines() -> Iterator[str]:
 
 def _reply(conversation: Conversation, line: str, as_json: bool) -> Reply:
     """Answer a question, or with /base the last one as the model was, and print it."""
+    from wishbone.result.shown_images import named_without_mark
+
+    for name in named_without_mark(line) if conversation.model.reads_images else []:
+        _note(f"{name} is read as text; @{name} shows the image")
     before = line.strip() == "/base"
     show = _nothing if as_json else _show
     reply = conversation.ask_before(show) if before else conversation.ask(line, show)

@@ -1,7 +1,8 @@
 """A conversation with the model of a run, whose answers arrive piece by piece.
 
 A question is asked in the form that was trained: as a turn of the chat template, with the turns before it, or as a text
-that the model continues, without what came before.
+that the model continues, without what came before. Where the run was trained on images, a question may show some
+(`shown_images.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from wishbone.data.messages import Message
+from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.errors import RequestError
 from wishbone.report.answers import conversation_ids, decode_greedily
+from wishbone.result.shown_images import named_images, parts_of
 from wishbone.result.trained_model import TrainedModel
+from wishbone.trainer.image_rows import ImageRows
 
 Show = Callable[[str], None]
 CUT = " \N{HORIZONTAL ELLIPSIS}"
@@ -63,7 +67,7 @@ class Conversation:
     system: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
     turns: list[Message] = field(default_factory=list)
-    _last: tuple[str, list[Message]] | None = None
+    _last: tuple[str, str | list[Message], list[Message]] | None = None
 
     def ask(self, question: str, show: Show) -> Reply:
         """Ask the trained model, show its answer as it arrives, and return it.
@@ -71,13 +75,15 @@ class Conversation:
         An answer that a KeyboardInterrupt ends stays in the conversation as far as it came.
 
         Raises:
-            RequestError: the template refuses the conversation, or no room is left for an answer.
+            RequestError: the template refuses the conversation, no room is left for an answer, or an image that the
+                question names cannot be read or shown.
         """
-        ids = self._ids(question, self.turns)
-        self._last = question, list(self.turns)
-        reply = self._answered(self.model.trained, ids, show)
+        content = self._content(question)
+        asked = self._encoded(content, self.turns)
+        self._last = question, content, list(self.turns)
+        reply = self._answered(self.model.trained, *asked, show)
         if not self.as_text:
-            self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": reply.text}]
+            self.turns += [{"role": "user", "content": content}, {"role": "assistant", "content": reply.text}]
         return reply
 
     def ask_before(self, show: Show) -> Reply:
@@ -88,9 +94,9 @@ class Conversation:
         """
         if self._last is None:
             raise RequestError("nothing was asked yet; ask a question, and /base answers it without the training")
-        ids = self._ids(*self._last)
+        asked = self._encoded(*self._last[1:])
         with self.model.before() as model:
-            return self._answered(model, ids, show)
+            return self._answered(model, *asked, show)
 
     @property
     def last_question(self) -> str | None:
@@ -102,14 +108,33 @@ class Conversation:
         self.turns.clear()
         self._last = None
 
-    def _ids(self, question: str, earlier: list[Message]) -> list[int]:
-        tokenizer = self.model.tokenizer
-        if self.as_text:
-            return list(tokenizer(question)["input_ids"])
-        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return conversation_ids([*system, *earlier, {"role": "user", "content": question}], tokenizer)
+    def _content(self, question: str) -> str | list[Message]:
+        """A question as a text, or as parts where it shows images."""
+        named = named_images(question)
+        if not named:
+            return question
+        if not self.model.reads_images:
+            raise RequestError(
+                f"the run was trained on text alone, so {named[0]} cannot be shown; leave out the word with the @, or "
+                "train on pairs with images"
+            )
+        return parts_of(question)
 
-    def _answered(self, model: PreTrainedModel | PeftModel, ids: list[int], show: Show) -> Reply:
+    def _encoded(self, content: str | list[Message], earlier: list[Message]) -> tuple[list[int], PairImages | None]:
+        """Token ids of the conversation up to where the answer begins, and its images as the model takes them."""
+        tokenizer = self.model.tokenizer
+        system: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        if self.model.reads_images:
+            turns = [*system, *earlier, {"role": "user", "content": content}]
+            return ImageRows(self.model.processor).asked(content if self.as_text else turns)
+        assert isinstance(content, str)
+        if self.as_text:
+            return list(tokenizer(content)["input_ids"]), None
+        return conversation_ids([*system, *earlier, {"role": "user", "content": content}], tokenizer), None
+
+    def _answered(
+        self, model: PreTrainedModel | PeftModel, ids: list[int], images: PairImages | None, show: Show
+    ) -> Reply:
         if not ids:
             raise RequestError("the question has no tokens; write a question")
         decode_greedily(model, self.model.tokenizer, self._room(model, len(ids)))
@@ -119,6 +144,7 @@ class Conversation:
             torch.manual_seed(self.decoding.seed)
         pieces = _Pieces(self.model.tokenizer, show)
         prompt = torch.tensor([ids], device=model.device)
+        seen = placed_images([(images, [(0, 0)])], (1, len(ids)), model.device)
         end: Literal["token", "length", "person"]
         try:
             with torch.inference_mode():
@@ -127,6 +153,7 @@ class Conversation:
                     attention_mask=torch.ones_like(prompt),
                     streamer=pieces,
                     use_cache=True,
+                    **seen,
                     **sampling,
                 )[0]
             end = "token" if int(sequence[-1]) in (model.generation_config.eos_token_id or []) else "length"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from trl.data_utils import apply_chat_template, extract_prompt, is_conversational, prepare_multimodal_messages
 
 from wishbone.data.batch import TokenizedPair, truncated_pair
+from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.images import image_digest, image_size, read_image, row_images
 from wishbone.data.pair_images import PairImages
 from wishbone.errors import RequestError, one_line
@@ -93,6 +95,32 @@ class ImageRows:
         texts = self._texts(row, cells)
         chosen, rejected = (len(self._text_ids(texts[side], side)) for side in SIDES[1:])
         return self._prompt_length(texts["prompt"], sizes, near), chosen, rejected
+
+    def asked(self, question: str | Sequence[Mapping[str, Any]]) -> tuple[list[int], PairImages | None]:
+        """Return the token ids of a question up to where its answer begins, and its images; None if it has none.
+
+        Args:
+            question: messages, whose parts bring their pictures (PIL) in `image`; or, to continue a text, a text or its
+                parts.
+
+        Raises:
+            RequestError: the processor or its chat template refuses the question; a text in it stands for an image.
+        """
+        if isinstance(question, str):
+            return self._text_ids(question, "the question"), None
+        loose = [part for part in question if "role" not in part]
+        parts = loose or [part for message in question for part in _parts(message)]
+        images = [part["image"] for part in parts if part["type"] == "image"]
+        if loose:
+            text = " ".join(self._mark if part["type"] == "image" else part["text"] for part in loose)
+        else:
+            write = partial(self._processor.apply_chat_template, add_generation_prompt=True, tokenize=False)
+            turns = [{**message, "content": _parts(message)} for message in question]
+            try:
+                text = rendered(lambda: str(write(turns)), conversations=1, characters=len(str(turns)))
+            except REFUSALS as refusal:
+                raise RequestError(f"the chat template refuses the question: {one_line(refusal)}") from refusal
+        return self._encoded(text, images) if images else (self._text_ids(text, "the question"), None)
 
     def _prompt_length(self, text: str, sizes: Sequence[tuple[int, int]], near: int | None) -> int:
         if not sizes:
@@ -192,6 +220,12 @@ def completion_has_image(row: Mapping[str, Any]) -> bool:
             if isinstance(parts, list) and any(isinstance(p, Mapping) and p.get("type") == "image" for p in parts):
                 return True
     return False
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a message says, as parts."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _without_nothing(message: Mapping[str, Any]) -> dict[str, Any]:
