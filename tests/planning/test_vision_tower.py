@@ -94,11 +94,41 @@ def test_memory_grows_with_images_and_with_what_is_trained() -> None:
     assert of.bytes(plan, 0, learns=True) > weights + 16 * 4 * 2 * 24 * 8 * 1024
 
 
-def planned(images: int, **settings: Any) -> Any:
+@pytest.mark.parametrize(("kind", "size"), [("qwen3_vl", (24, 16)), ("gemma3", (16, 16))])
+def test_operations_are_those_of_the_tower(kind: str, size: tuple[int, int]) -> None:
+    import torch
+    from tiny_vision import picture, vision_family
+    from torch.utils.flop_counter import FlopCounterMode
+
+    processor, model = vision_family(kind)
+    model.set_attn_implementation("eager")
+    mark = processor.image_token if kind != "gemma3" else processor.boi_token
+    made = processor(images=[[picture(*size, seed=0)] * 2], text=[f"{mark} {mark}"], return_tensors="pt")
+    inputs = {name: made[name] for name in ("pixel_values", "image_grid_thw") if name in made}
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        features = model.base_model.get_image_features(**inputs)
+    tokens = sum(map(len, features.pooler_output))
+    found = read_tower(model.config.to_dict())
+    assert found is not None
+    patches = tokens * found.patches_a_token
+    known = replace(found, tokens=tokens // 2)
+    pixels = 3 * model.config.vision_config.patch_size**2 * (2 if kind == "qwen3_vl" else 1)
+    embedded = 2 * patches * found.hidden * pixels
+    assert known.forward_flop(tokens) + embedded == pytest.approx(counted.get_total_flops(), rel=0.06)
+
+
+def test_layers_with_windows_attend_to_next_to_nothing() -> None:
+    windows = read_tower({**config("qwen3_vl"), "vision_config": {**QWEN, "fullatt_block_indexes": [7, 15, 23]}})
+    assert windows is not None and windows.attending == 3
+    of_attention = 4 * 1024 * 4000 * 4000
+    assert tower("qwen3_vl").forward_flop(1000) - windows.forward_flop(1000) == pytest.approx(21 * of_attention)
+
+
+def planned(images: int, gpu_name: str = "RTX 4090", **settings: Any) -> Any:
     prompt, chosen, rejected = (np.full(64, tokens) for tokens in (1064, 100, 100))
     lengths = PairLengths(prompt, chosen, rejected, "given", images * 1000)
     described = config("qwen3_vl", tie_word_embeddings=True)
-    gpu = find_gpu("RTX 4090")
+    gpu = find_gpu(gpu_name)
     run = RunConfig.model_validate({"model": {"name": "x"}, "data": {"train": "y"}, "adapter": settings})
     target = Target(read_shape(described, "x"), lengths, gpu_machine(gpu), gpu, tower=read_tower(described))
     return plan_run(run, target)
@@ -114,6 +144,15 @@ def test_a_plan_leaves_room_for_the_tower_where_pairs_have_images() -> None:
     assert images.longest_sequence < text.longest_sequence
     full = planned(64, method="full")
     assert full.rows.memory.items["reference"] > 7 * GIB
+
+
+def test_a_step_has_the_time_of_the_tower() -> None:
+    text, trained = planned(0, "H200"), planned(64, "H200")  # which keeps all activations either way
+    frozen = planned(64, "H200", target_modules="language-linear")
+    once = frozen.seconds - text.seconds
+    flop = tower("qwen3_vl").forward_flop(text.step_tokens * 1000 / 1264)
+    assert once == pytest.approx(0.114 * flop / 34.8e12, rel=0.05)  # benchmarks/results/images-h200.json
+    assert trained.seconds - text.seconds == pytest.approx(4 * once, rel=1e-2)
 
 
 def test_an_estimate_leaves_no_pair_out(tmp_path: Path) -> None:

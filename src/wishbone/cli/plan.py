@@ -181,7 +181,7 @@ def _lines(
     yield "Pairs", f"{found.pairs:,} of {config.data.train}; tokens {target.lengths.source}"
     if target.lengths.image_tokens:
         tower = "counted by estimate" if target.sees_images else "not counted, as its config.json is not here"
-        yield "Images", f"the vision tower is {tower}; its time is not in the time of a step"
+        yield "Images", f"the vision tower is {tower}, in memory and in the time of a step"
     yield "Tokens per pair", _spread(target.lengths, config.data.max_length)
     yield (
         "Rows",

@@ -135,6 +135,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
             contexts=step_tokens * float(lengths.contexts(limit).sum() / tokens.sum()),
             passes=_passes(config, steps.epochs),
             recomputed=1 - rows.kept(row_tokens) / shape.layers,
+            tower=_tower_flop(config, target, step_tokens, steps.epochs) if target.sees_images else 0.0,
         )
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
         if seconds is not None:
@@ -262,9 +263,25 @@ def _weights(config: RunConfig, gpu: Gpu | None) -> Weights:
 def _tower_bytes(config: RunConfig, target: Target, plan: MemoryPlan, row_tokens: float) -> float:
     """What the tower takes beside a row, with the share of tokens of images that all pairs have together."""
     assert target.tower is not None
-    share = min(1.0, target.lengths.image_tokens / float(target.lengths.rows(None).sum()))
-    learns = config.adapter.method == "full" or config.adapter.target_modules == "all-linear"
-    return target.tower.bytes(plan, row_tokens * share, learns=learns)
+    return target.tower.bytes(plan, row_tokens * _share_of_images(target), learns=_trains_tower(config))
+
+
+def _tower_flop(config: RunConfig, target: Target, step_tokens: float, epochs: float) -> float:
+    """Operations of the tower in a step: one pass of a frozen one, for policy and reference; those of a trained one."""
+    assert target.tower is not None
+    recomputed = 0 if config.training.activations == "keep" else 1
+    passes = _passes(config, epochs) + recomputed if _trains_tower(config) else 1
+    return passes * target.tower.forward_flop(step_tokens * _share_of_images(target))
+
+
+def _share_of_images(target: Target) -> float:
+    """Share of the tokens of rows that stand for images."""
+    return min(1.0, target.lengths.image_tokens / float(target.lengths.rows(None).sum()))
+
+
+def _trains_tower(config: RunConfig) -> bool:
+    """Whether the tower is trained, or has adapters."""
+    return config.adapter.method == "full" or config.adapter.target_modules == "all-linear"
 
 
 def _beside_tower(machine: Machine, config: RunConfig, target: Target, plan: MemoryPlan, row_tokens: float) -> Machine:

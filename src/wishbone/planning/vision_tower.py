@@ -7,6 +7,7 @@ size m of its MLPs (3 matrices where they are gated, else 2) and L layers:
     weights        L (4 h^2 + 2 h m or 3 h m), and projections of h or k h elements to those of a token
     forward pass   one layer at a time, 6 h + 2 m elements a patch
     backward pass  of a trained tower: inputs of L layers, h elements each, and 10 h + 4 m of the one that is recomputed
+    operations     of a forward pass: two a weight and patch, and 4 h for each patch that a patch attends to
 
 Norms, biases and embeddings of positions are below a hundredth of that and are not counted.
 """
@@ -35,6 +36,8 @@ class Tower:
         projections: inputs and outputs of the linear layers behind it.
         patches_a_token: patches for each token that the language model reads.
         tokens: tokens an image, where all images have equally many; None where they follow from its size.
+        attending: layers in which a patch attends to all patches of its image; None: all. In the others windows are
+            small enough to be left out.
     """
 
     hidden: int
@@ -44,6 +47,7 @@ class Tower:
     projections: tuple[tuple[int, int], ...]
     patches_a_token: float
     tokens: int | None = None
+    attending: int | None = None
 
     @property
     def tokens_an_image(self) -> int:
@@ -55,6 +59,14 @@ class Tower:
         """Inputs and outputs of all its linear layers."""
         layer = [(self.hidden, self.hidden)] * 4 + [(self.hidden, self.inner)] * (3 if self.gated else 2)
         return [*layer * self.layers, *self.projections]
+
+    def forward_flop(self, image_tokens: float) -> float:
+        """Return the operations of one forward pass over images of so many tokens together."""
+        patches, of_image = (self.patches_a_token * tokens for tokens in (image_tokens, self.tokens_an_image))
+        behind = sum(inputs * outputs for inputs, outputs in self.projections)
+        layers = sum(inputs * outputs for inputs, outputs in self.matrices) - behind
+        attending = self.layers if self.attending is None else self.attending
+        return 2 * (layers * patches + behind * image_tokens) + 4 * self.hidden * attending * patches * of_image
 
     def bytes(self, plan: MemoryPlan, image_tokens: float, *, learns: bool) -> float:
         """Return what it takes in a run beside a row with so many tokens of images.
@@ -112,4 +124,6 @@ def read_tower(config: Mapping[str, Any]) -> Tower | None:
         projections = [(joined, joined), (joined, out)] * (1 + len(vision.get("deepstack_visual_indexes") or ()))
     elif scaled := size("scale_factor", of=config):
         projections = [(hidden * scaled**2, out)]
-    return Tower(hidden, inner, layers, gated, tuple(projections), a_token, tokens or None)
+    whole_view = vision.get("fullatt_block_indexes")
+    attending = len(whole_view) if isinstance(whole_view, list) else None
+    return Tower(hidden, inner, layers, gated, tuple(projections), a_token, tokens or None, attending)
