@@ -142,6 +142,26 @@ def test_rows_are_kept_whole_unless_the_host_is_slow(row_seconds: float, budget:
     assert faster_rows(card, execution, pairs, 8) == Execution(budget, room, offload="as needed")
 
 
+@pytest.mark.parametrize(
+    ("row_seconds", "memory", "budget"),
+    [
+        (0.0, 1e6, 8192),  # the GPU takes 4 s a token, whatever the rows
+        (30_000.0, 1e6, 28_800),  # the host takes as long as the GPU for rows of 7,200 tokens: all of a step in one row
+        (30_000.0, 320_000.0, 14_400),  # 318,000 are more than may be used of that, 174,000 are not
+        (30_000.0, 150_000.0, 9_600),
+        (30_000.0, 126_000.0, 8192),
+    ],
+)
+def test_rows_that_are_all_recomputed_are_as_long_as_memory_holds_where_the_host_is_slow(
+    row_seconds: float, memory: float, budget: int
+):
+    card, execution = Card(memory, row_seconds), Execution.treating(8192, "recompute")
+    pairs = np.full(100, 900)
+    for fixed, expected in ((False, budget), (True, 8192)):
+        found = fitted(card, execution, lambda: 0.96 * memory, pairs, 32, budget_fixed=fixed)
+        assert found == Execution(expected, NOTHING)
+
+
 def test_rows_that_do_not_fit_are_not_timed():
     card = Card(FIXED + 100_000)
     more_than_there_is = Execution(8192, Room(150_000, BASE, LAYER))

@@ -6,7 +6,8 @@ fitted to what they take (`fitting.py`). So a row that does not fit is found bef
 Where rows of a whole step cannot be kept, there is a choice. Of the time of a token in rows of T, recomputing its
 layers takes a share 1 - n(T) / L that falls with 1 / T, and starting a row one that grows with it, so either the rows
 that are kept whole are fastest or the longest ones are. Both are timed, the longest ones at a length that fills a GPU.
-Rows as long as memory holds are taken only where the GPU still waits for the host.
+Rows as long as memory holds are taken only where the GPU still waits for the host. So are they where every layer is
+recomputed because the run asks for it: launches are those of a short row, and nothing else of a row is shorter.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.execution import Execution
+from wishbone.engine.execution import NOTHING, Execution
 from wishbone.engine.fitting import MOST_ROW_TOKENS, SPARE, Usable, fit
 from wishbone.engine.probe import Timing, Trial
 from wishbone.engine.row_lengths import likely_rows, most_in_a_row
@@ -95,8 +97,12 @@ def fitted(
         logger.info("The longest row of this run did not fit at first: %s.", given_up)
     if not found.fits:
         logger.warning("A row of %d tokens does not fit into this GPU's memory.", found.row)
-    if found.execution.measures_room and not budget_fixed:
+    if budget_fixed or not found.fits:
+        return found.execution
+    if found.execution.measures_room:
         return faster_rows(trial, found.execution, tokens, pairs_a_step)
+    if found.execution == Execution(found.execution.token_budget, NOTHING):
+        return fuller_rows(trial, found.execution, usable, tokens, pairs_a_step)
     return found.execution
 
 
@@ -131,6 +137,29 @@ def faster_rows(trial: Trial, execution: Execution, tokens: np.ndarray[Any, Any]
         return replace(execution, token_budget=whole)
     most = min(most_in_a_row(tokens, pairs_a_step), MOST_ROW_TOKENS, room.longest())
     return replace(execution, token_budget=most) if long.waits and most > budget and fits(most) else execution
+
+
+def fuller_rows(
+    trial: Trial, execution: Execution, usable: Usable, tokens: np.ndarray[Any, Any], pairs_a_step: int
+) -> Execution:
+    """Return the execution whose recomputed rows hold as much of a step as memory does, where the GPU waits otherwise.
+
+    Args:
+        trial: of the run's step.
+        execution: what fits; it recomputes every layer.
+        usable: bytes that rows should stay below.
+        tokens: of each pair of the run in a row.
+        pairs_a_step: pairs of one optimizer step.
+    """
+    budget, most = execution.token_budget, most_in_a_row(tokens, pairs_a_step)
+    rows = range(ceil(most / MOST_ROW_TOKENS), ceil(most / budget))
+    if not rows or not trial.timing(round(likely_rows(tokens, pairs_a_step, budget).mean()), execution).waits:
+        return execution
+    for longer in (max(ceil(most / count), int(tokens.max())) for count in rows):
+        peak = trial.peak(longer, execution)
+        if peak is not None and peak <= usable():
+            return replace(execution, token_budget=longer)
+    return execution
 
 
 def usable_bytes(device: torch.device) -> int:
