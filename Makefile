@@ -24,11 +24,14 @@ SOURCES := $(shell find src -name '*.py' -o -name '*.css' -o -name '*.json')
 CHECKED := $(SOURCES) $(EXAMPLE) Makefile $(shell find builder skill tests benchmarks scripts requirements -type f \
   -not -path '*/node_modules/*' -not -name '*.pyc' -not -name '*.md')
 
-# $(call install,ENVIRONMENT,VERSIONS): what the list names and, at the same time, torch as TORCH says; then this project.
+# $(call half,VERSIONS,0 or 1): every other package of a list, as a file
+half = <(awk '/^[a-zA-Z]/ {n++} n % 2 == $(2)' $(1))
+# $(call install,ENVIRONMENT,VERSIONS): what the list names and torch as TORCH says, on two cores; then this project.
 # A list is complete, so that pip resolves nothing. Asked for torch again, pip adds what its wheel alone needs.
 define install
 $(PYTHON) -m venv $(1)
-$(1)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $(2) & \
+$(1)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $(call half,$(2),0) & \
+  $(1)/bin/python $(INSTALL) --no-deps --require-hashes --requirement $(call half,$(2),1) && \
   $(1)/bin/python $(INSTALL) --no-deps $(TORCH) && wait $$!
 $(1)/bin/python $(INSTALL) $(TORCH)
 $(1)/bin/python $(INSTALL) --no-deps --no-build-isolation --editable .
@@ -79,10 +82,13 @@ quick: lint
 test: $(VENV)/documented
 	@echo "lint, types and tests are green"
 
+# While types are checked for the first time, the tests are collected: that compiles what they import and rewrites their
+# assertions, 25 s of processor time, which each process of pytest would do for itself.
 $(VENV)/tested: $(VENV)/installed builder/node_modules/asked-for $(CHECKED) pyproject.toml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	[ -e $(VENV)/record-locked.json ] || $(BIN)/python -m pytest --collect-only --quiet > /dev/null & \
+	  $(BIN)/mypy && wait $$!
 	$(call tests,$(VENV),locked)
 	@touch $@
 

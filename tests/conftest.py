@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jinja2
 import pytest
 from hypothesis import settings
 
@@ -53,8 +54,11 @@ settings.load_profile("reproducible" if "CI" in os.environ else "any machine")
 os.environ["WISHBONE_CACHE"] = str(cache_root())  # for subprocesses, too, whatever their HOME
 os.environ["WISHBONE_REFERENCE_STORE"] = f"{_HF_HOME}/references.sqlite"  # never the user's own
 
-# accelerate asks which version of a package is installed some forty times a training run, five milliseconds each time.
+# A training run asks some fifty times which version of a package is installed, five milliseconds each time, and every
+# checkpoint compiles the template of a model card.
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+importlib.metadata.version = functools.cache(importlib.metadata.version)
+jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
 
 
 WHOLE_RUNS = {"trainer", "unsloth", "benchmarks", "builder", "judge", "soak"}

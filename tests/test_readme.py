@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -124,16 +126,18 @@ def test_own_pairs_from_file_to_answer(tmp_path: Path, smollm2: object):
     assert [command.split()[1] for command in commands] == ["init", "plan", "train", "report", "compare"]
     said(["bash", "-eu", "-c", pairs], tmp_path, dict(os.environ))
 
-    def shown(child: Forked) -> str:
-        out, error = child.communicate()
-        assert child.returncode == 0, f"{out}\n{error}"
-        return out
-
     answers = {command: shown(forked_command(shlex.split(command)[1:], tmp_path, os.environ)) for command in commands}
     assert "Fits: " in answers[commands[1]]
     is_trained(tmp_path / "runs" / "mine")
     assert "Ten minutes." in answers[commands[-1]]
     assert shown(Forked(lambda: exec(use, {}), tmp_path, os.environ)).strip()
+
+
+def shown(child: Forked) -> str:
+    """What a child that must succeed wrote to its standard output."""
+    out, error = child.communicate()
+    assert child.returncode == 0, f"{out}\n{error}"
+    return out
 
 
 def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:
@@ -145,30 +149,22 @@ def said(command: list[str], folder: Path, environment: dict[str, str]) -> str:
     return outcome.stdout
 
 
-FORKED = """
-import os, sys
-import accelerate, datasets, peft, transformers  # what takes the time; each child then begins without wishbone and trl
-
-for lines in {blocks}:
-    if not (child := os.fork()):
-        try:
-            exec(lines)
-            import trl, wishbone
-            assert trl.DPOTrainer is DPOTrainer is wishbone.DPOTrainer is not None
-        except BaseException as error:
-            print(lines, repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-assert not {{"trl", "wishbone"}} & set(sys.modules)
-"""
+def imports_anew(lines: str) -> None:
+    """Run imports where neither `trl` nor `wishbone` was imported; both then have the class that they name."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"trl", "wishbone"}]:
+        del sys.modules[name]
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    ours, theirs = (importlib.import_module(name).DPOTrainer for name in ("wishbone", "trl"))
+    assert theirs is names["DPOTrainer"] is ours is not None
 
 
 @pytest.mark.slow
-def test_migration_takes_three_lines():
-    shown = blocks("Use it from TRL or Unsloth code", "python")
-    assert [len([line for line in imports.splitlines() if line]) for imports in shown] == [3, 3]
-    subprocess.run([sys.executable, "-c", FORKED.format(blocks=shown)], check=True, timeout=300)
+def test_migration_takes_three_lines(tmp_path: Path):
+    imports = blocks("Use it from TRL or Unsloth code", "python")
+    assert [len([line for line in lines.splitlines() if line]) for lines in imports] == [3, 3]
+    for lines in imports:
+        shown(Forked(functools.partial(imports_anew, lines), tmp_path, os.environ))
 
 
 def suite_row(kind: str, system: str, case: str) -> dict[str, Any]:

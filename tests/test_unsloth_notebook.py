@@ -2,18 +2,19 @@
 
 Two scripts make the same calls in the same order as the notebooks do: the one of 2025 (`DPOConfig`, settings given to
 the trainer) and the one of 2024 (`TrainingArguments`, mixed precision by `is_bfloat16_supported`; transformers 5 knows
-`warmup_ratio` as `warmup_steps` below 1). Each runs as a process of its own, on the CPU.
+`warmup_ratio` as `warmup_steps` below 1). Each runs in a process of its own, on the CPU.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("bitsandbytes")
@@ -182,13 +183,12 @@ def run(root: Path, directory: Path, train: str, four_bit: bool) -> tuple[dict[s
     begin = BEGIN.format(model=root / "model", data=root / "pairs.json", four_bit=four_bit)
     directory.mkdir(exist_ok=True)
     (directory / "notebook.py").write_text(begin + train + END + REPORT)
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "notebook.py"], cwd=directory, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(result.removeprefix("RESULT ")), done.stderr
+    script = partial(runpy.run_path, str(directory / "notebook.py"), run_name="__main__")
+    child = Forked(script, directory, os.environ | {"WANDB_MODE": "disabled"})
+    out, error = child.communicate()
+    assert child.returncode == 0, error[-4000:]
+    result = next(line for line in out.splitlines() if line.startswith("RESULT "))
+    return json.loads(result.removeprefix("RESULT ")), error
 
 
 @pytest.mark.slow

@@ -61,15 +61,15 @@ def textbook(policy: nn.Module, rows: Any) -> list[float]:
         scores = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         return torch.stack([scores[len(prompt) - 1 + i, token] for i, token in enumerate(completion)]).sum()
 
+    def log_ratio(model: nn.Module, row: Any) -> Tensor:
+        return logp(model, row["prompt_ids"], row["chosen_ids"]) - logp(model, row["prompt_ids"], row["rejected_ids"])
+
+    with torch.no_grad():
+        others = [log_ratio(reference, row) for row in rows]
     found = []
     for _ in range(STEPS):
-        loss: Any = 0
-        for row in rows:
-            own, other = (
-                logp(m, row["prompt_ids"], row["chosen_ids"]) - logp(m, row["prompt_ids"], row["rejected_ids"])
-                for m in (policy, reference)
-            )
-            loss = loss - F.logsigmoid(BETA * (own - other.detach())) / len(rows)
+        ratios = [BETA * (log_ratio(policy, row) - other) for row, other in zip(rows, others, strict=True)]
+        loss = -F.logsigmoid(torch.stack(ratios)).mean()
         found.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

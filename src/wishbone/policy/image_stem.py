@@ -52,8 +52,9 @@ class ImageStem:
         around = _on_the_way(causal_lm, name)
         head = causal_lm.get_output_embeddings()
         around |= set() if head is None else {id(module) for module in head.modules()}
-        self._outside = [m for m in causal_lm.modules() if id(m) not in inside and id(m) not in around]
-        of_text = {id(m.config) for m in causal_lm.modules() if id(m) in inside | around and hasattr(m, "config")}
+        known = inside | around
+        self._outside = [m for m in causal_lm.modules() if id(m) not in known]
+        of_text = {id(m.config) for m in causal_lm.modules() if id(m) in known and hasattr(m, "config")}
         own = {id(m.config): m.config for m in self._outside if isinstance(m, PreTrainedModel)}
         self.layers = [module for module in self._outside if isinstance(module, GradientCheckpointingLayer)]
         self.towers = [config for key, config in own.items() if key not in of_text]
