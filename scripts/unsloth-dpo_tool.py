@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     sys.exit(
         f"unsloth-dpo_tool: {error.name or error} cannot be imported. This tool needs Wishbone in the same Python:\n"
-        "    pip install wishbone-dpo        (or, in a clone of it: pip install -e .)\n"
+        "    pip install .        (in a clone of it)\n"
         "node scripts/unsloth-dpo_tool.js is the same tool and needs nothing but Node."
     )
 

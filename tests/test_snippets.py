@@ -76,6 +76,8 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize(("command", "whole"), list(commands()))
 def test_a_command_can_be_typed(command: str, whole: bool):
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", command.partition(" # ")[0])
+    assert not set("[*?") & set(unquoted), f"a shell reads brackets and stars unless they are quoted: {command}"
     words = words_of(command)
     if command.startswith("python"):
         return has_flags(words[2], words[3:])

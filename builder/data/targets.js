@@ -789,7 +789,7 @@
      "wishbone"
     ],
     "lines": [
-     "# Direct preference optimization with Wishbone (pip install wishbone-dpo), written by wishbone init.",
+     "# Direct preference optimization with Wishbone (the package wishbone-dpo), written by wishbone init.",
      {
       "include": "several-gpus"
      },

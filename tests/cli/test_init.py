@@ -272,5 +272,5 @@ def test_the_tool_says_how_to_install_wishbone(tmp_path: Path):
         [sys.executable, "-S", str(TOOL)], capture_output=True, text=True, cwd=tmp_path, check=False, env={"PATH": ""}
     )
     assert outcome.returncode == 1
-    assert "pip install wishbone-dpo" in outcome.stderr
+    assert "pip install ." in outcome.stderr
     assert "Traceback" not in outcome.stderr

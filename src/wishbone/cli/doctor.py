@@ -47,7 +47,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "triton": ("", "the GPU kernels; comes with torch for CUDA"),
-    "bitsandbytes": ("0.50", "4-bit base models and 8-bit optimizers; install wishbone-dpo[gpu]"),
+    "bitsandbytes": ("0.50", "4-bit base models and 8-bit optimizers; pip install bitsandbytes"),
 }
 OK, MISSING, TOO_OLD, ABSENT, SLOWER = "ok", "missing", "too old", "absent", "slower"
 _STYLES = {OK: "green", MISSING: "bold red", TOO_OLD: "bold red", ABSENT: "yellow", SLOWER: "yellow"}
