@@ -62,7 +62,7 @@ CONSTANTS = {
         "COPYING", "CONTEXT", "EIGHT_BITS", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES",
         "PROCESS", "STATE_ELEMENTS",
     ),
-    "planning.mixers": ("KEPT_OF_MIXER", "LETTERS", "RECURRENT_TYPES"),
+    "planning.mixers": ("KEPT_OF_MIXER", "LETTERS", "MOST_STATE_BYTES", "RECURRENT_TYPES", "SCAN_CHUNK"),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "GATED_QUERIES", "HEAD_NORMS", "INSTEAD", "LINEAR_EXPERTS", "ModelShape",
         "ONE_PART", "ONLY_MAMBA", "OTHER_NAMES", "QUERY_KEY_VALUE_BIAS", "TIED",
@@ -98,6 +98,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, type) and is_dataclass(value):
         return {camel(field.name): plain(field.default) for field in fields(value) if field.default is not MISSING}
+    if is_dataclass(value):
+        return {camel(field.name): plain(getattr(value, field.name)) for field in fields(value)}
     if choices := get_args(value):
         return list(choices)
     if isinstance(value, re.Pattern):

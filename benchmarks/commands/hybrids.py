@@ -1,8 +1,8 @@
 """Hybrids of attention and recurrent layers, with random weights of a known model's shape, beside TRL.
 
-    python -m benchmarks hybrids --rows lfm2-2.6b/wishbone-recompute/capybara:8 lfm2-2.6b/trl-bf16/capybara:2x4/1+2
+    python -m benchmarks hybrids --rows lfm2-2.6b,wishbone-recompute,capybara:8 lfm2-2.6b,trl-bf16,capybara:2x4,1+2
 
-A row is SHAPE/SYSTEM/WORKLOAD[:BATCH[xACCUMULATION]][/WARM_UP+TIMED]; without `--rows`, every shape runs both workloads
+A row is SHAPE,SYSTEM,WORKLOAD[:BATCH[xACCUMULATION]][,WARM_UP+TIMED]; without `--rows`, every shape runs both workloads
 in four systems. Each trains with LoRA of rank 16 on all linear layers, in a process of its own. `wishbone-plain`
 computes each prompt twice, in the same rows with the same kernels; `wishbone-torch-scans` runs the recurrences in
 PyTorch, as TRL does where no library has kernels for this GPU. A row's result says how many recurrent layers start
@@ -41,7 +41,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
 
 def job(row: str, options: argparse.Namespace) -> Job:
     """Return the job of a row; ValueError for one that does not exist."""
-    shape, system, case, *steps = row.split("/")
+    shape, system, case, *steps = row.split(",")
     if shape not in HYBRIDS:
         raise ValueError(f"shape {shape!r} is not known: choose one of {', '.join(HYBRIDS)}")
     if steps:
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks hybrids", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    everything = ["/".join(parts) for parts in itertools.product(HYBRIDS, SYSTEMS, WORKLOADS)]
+    everything = [",".join(parts) for parts in itertools.product(HYBRIDS, SYSTEMS, WORKLOADS)]
     parser.add_argument("--rows", nargs="+", default=everything, metavar="ROW", help="in this order")
     add_options(parser)
     jobs.add_options(parser)

@@ -113,23 +113,28 @@ HYBRIDS = {
 SHAPES = MIXTURES | HYBRIDS
 
 
-def shaped_model(name: str, device: Any, dtype: Any, *, layers: int | None = None, tiny: bool = False) -> Any:
-    """Return a model with random weights on `device`, the same every time on one kind of device.
+def config_of(name: str, *, layers: int | None = None, tiny: bool = False) -> Any:
+    """Return the configuration of a shape.
 
     Args:
-        name: of a shape.
-        device: where the weights are made.
-        dtype: of the weights.
+        name: of the shape.
         layers: how many, instead of the shape's own.
         tiny: small sizes instead.
     """
-    import torch
     import transformers
 
     shape = SHAPES[name]
     sizes = (shape.small if tiny else shape.sizes) | ({"num_hidden_layers": layers} if layers else {})
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    config = getattr(transformers, shape.kind)(**sizes, **special, max_position_embeddings=2 * MAX_LENGTH)
+    return getattr(transformers, shape.kind)(**sizes, **special, max_position_embeddings=2 * MAX_LENGTH)
+
+
+def shaped_model(name: str, device: Any, dtype: Any, *, layers: int | None = None, tiny: bool = False) -> Any:
+    """Return a model in a shape with random weights on `device`, the same every time on one kind of device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(name, layers=layers, tiny=tiny)
     torch.manual_seed(0)
     with torch.device(device):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -286,11 +286,13 @@
    "-": "mlp",
    "E": "moe"
   },
+  "MOST_STATE_BYTES": 536870912,
   "RECURRENT_TYPES": [
    "conv",
    "linear_attention",
    "mamba"
-  ]
+  ],
+  "SCAN_CHUNK": 64
  },
  "planning.model_shape": {
   "EXPERTS": [
@@ -362,6 +364,10 @@
    "sharedInner": 0,
    "recurrent": 0,
    "mixer": [],
+   "scan": {
+    "held": 0,
+    "states": 0
+   },
    "gatedQueries": false,
    "mlpAlone": 0,
    "gated": true

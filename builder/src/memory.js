@@ -6,6 +6,7 @@
 {
   const inNode = typeof require !== "undefined";
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
+  const { scanBytes } = inNode ? require("./mixers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { SMALL_HEAD_CHUNK, SMALL_TILE } = constants["engine.execution"];
@@ -99,7 +100,11 @@
     passing += b * shape.expertsUsed * shape.hidden;
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
     const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
-    if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) return [tokens * layer, tokens * (2 * b * shape.hidden + passing)];
+    if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) {
+      const gone = shape.mlpAlone ? 0 : tokens * 2 * b * inner;
+      const scan = isFused(plan) ? scanBytes(shape.scan, tokens) - gone : 0;
+      return [tokens * layer, tokens * 2 * b * shape.hidden + Math.max(tokens * passing, scan)];
+    }
     layer -= 2 * b * inner;
     const tile = 2 * b * shape.hidden + 3 * b * inner + passing;
     return [tokens * layer, tokens * 2 * b * shape.hidden + (tokens / tiles) * tile];

@@ -8,7 +8,7 @@
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { LETTERS, RECURRENT_TYPES } = constants["planning.mixers"];
+  const { LETTERS, MOST_STATE_BYTES, RECURRENT_TYPES, SCAN_CHUNK } = constants["planning.mixers"];
 
   const linear = (name, inputs, outputs, count = 1) => ({ name, inputs, outputs, count });
 
@@ -32,6 +32,22 @@
     let found = 0;
     for (let layer = 0; period && layer < layers; layer += 1) found += layer % period === offset ? 1 : 0;
     return found;
+  }
+
+  /** Elements a token that the kernels of the gated delta rule or of Mamba-2 hold in their backward pass. */
+  function scanOf(size) {
+    const delta = size("linear_num_value_heads", 0);
+    const heads = delta || size("mamba_n_heads", 0);
+    if (!heads) return { held: 0, states: 0 };
+    const names = delta ? ["linear_key_head_dim", "linear_value_head_dim"] : ["mamba_d_state", "mamba_d_head"];
+    const [key, value] = names.map((name) => size(name, 0));
+    const states = floorDivide(key * value, SCAN_CHUNK);
+    return { held: heads * (2 * (key + value + states) + (delta ? SCAN_CHUNK + key : 0)), states: heads * states };
+  }
+
+  /** Bytes that these kernels hold for a row. */
+  function scanBytes({ held, states }, tokens) {
+    return (4 * held * tokens) / Math.max(1, Math.ceil((4 * states * tokens) / MOST_STATE_BYTES));
   }
 
   /** The linear layers of a recurrent layer; the last one projects out. `inner`: of a model of Mamba layers alone. */
@@ -62,7 +78,7 @@
     return [linear("in_proj", hidden, 3 * hidden), linear("out_proj", hidden, hidden)]; // a short convolution
   }
 
-  const parts = { everyOf, linear, mixerOf, recurrentLayers, singleKinds };
+  const parts = { everyOf, linear, mixerOf, recurrentLayers, scanBytes, scanOf, singleKinds };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -6,7 +6,7 @@
 {
   const inNode = typeof require !== "undefined";
   const { RequestError } = inNode ? require("./request_error.js") : globalThis.wishbone;
-  const { everyOf, linear, mixerOf, recurrentLayers, singleKinds } = inNode ? require("./mixers.js") : globalThis.wishbone;
+  const { everyOf, linear, mixerOf, recurrentLayers, scanOf, singleKinds } = inNode ? require("./mixers.js") : globalThis.wishbone;
   const { showPath } = inNode ? require("./words.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
@@ -41,7 +41,7 @@
 
     /** Elements a token that a recurrent layer keeps between its two norms. */
     get mixed() {
-      return KEPT_OF_MIXER * sum(this.mixer.slice(0, -1).map((one) => one.outputs));
+      return KEPT_OF_MIXER * sum(this.mixer.slice(0, -1).map((one) => one.outputs)) + this.mixer.at(-1).inputs;
     }
 
     /** Linear layers of the model, with how many it has of each. */
@@ -187,7 +187,7 @@
       norms: alone || single.length ? 1 : FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
       biases, experts, expertsUsed, expertInner, positions: size("max_position_embeddings", 0),
       expertLayers: experts ? expertLayers : 0, denseInner: experts ? denseInner || inner : 0, sharedInner: experts ? shared : 0, recurrent,
-      mixer, gatedQueries: GATED_QUERIES.includes(modelType), mlpAlone: count("mlp", "moe"), gated: !ONE_PART.includes(modelType),
+      mixer, scan: recurrent ? scanOf(size) : { held: 0, states: 0 }, gatedQueries: GATED_QUERIES.includes(modelType), mlpAlone: count("mlp", "moe"), gated: !ONE_PART.includes(modelType),
     });
   }
 

@@ -47,7 +47,7 @@ def measured(job: Job, folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_systems_of_a_hybrid_have_the_same_losses(tmp_path: Path):
     found = {
-        system: measured(hybrids.job(f"lfm2-2.6b/{system}/capybara:8", options()), tmp_path)
+        system: measured(hybrids.job(f"lfm2-2.6b,{system},capybara:8", options()), tmp_path)
         for system in ("wishbone-bf16", "wishbone-recompute", "wishbone-plain")
     }
     shared, plain = (found[f"wishbone-{how}"] for how in ("bf16", "plain"))
@@ -67,11 +67,11 @@ def test_experts_in_codes_train_and_tell_their_auxiliary_loss(tmp_path: Path):
 
 
 def test_rows_that_do_not_exist_are_refused():
-    for row, reason in (("llama/trl-bf16/capybara", "shape"), ("lfm2-2.6b/trl/capybara", "system"),
-                        ("lfm2-2.6b/trl-bf16/capybara:0", "above 0")):  # fmt: skip
+    for row, reason in (("llama,trl-bf16,capybara", "shape"), ("lfm2-2.6b,trl,capybara", "system"),
+                        ("lfm2-2.6b,trl-bf16,capybara:0", "above 0")):  # fmt: skip
         with pytest.raises(ValueError, match=reason):
             hybrids.job(row, options(tiny=False))
     with pytest.raises(ValueError, match="adapters"):
         mixtures.job("all:bf16:trl", options())
-    job = hybrids.job("lfm2-2.6b/trl-bf16/capybara:2x4/1+2", options(tiny=False))
+    job = hybrids.job("lfm2-2.6b,trl-bf16,capybara:2x4,1+2", options(tiny=False))
     assert job.case == "capybara:2x4" and (job.settings["warm_up"], job.settings["timed"]) == (1, 2)

@@ -27,7 +27,8 @@ layer has no queries and keys: it keeps the outputs of its projections twice, be
 tokens, the logits of a chunk of them, and the outputs of the last layer and the last norm for all tokens (three times b
 H a token where inputs stay on the device). In the backward pass an MLP holds the gradients of its input, its output and
 its inner product, and with 8-bit weights the last once more in 8 bits; experts hold one row of H for each that a token
-goes to. Where no layer is kept, the layer that is being recomputed holds what a kept one does. Where memory is short
+goes to. The kernels of a scan hold states and gradients in float32 (`mixers.py`), when gate and up of the MLP behind it
+are gone. Where no layer is kept, the layer that is being recomputed holds what a kept one does. Where memory is short
 (inputs in host memory), MLPs run over tiles of about 1,024 tokens, of which one holds 2 H + 4 I. The optimizer may hold
 a copy of what is trained while it steps. The peak is the largest of the three:
 
@@ -277,7 +278,9 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
     tiles = int(tokens / SMALL_TILE + 1 / 2)
     if not (plan.offload and plan.fused and shape.inner) or tiles < 2:
-        return tokens * layer, tokens * (2 * b * shape.hidden + passing)
+        gone = 0 if shape.mlp_alone else tokens * 2 * b * inner
+        scan = shape.scan.bytes_of(tokens) - gone if plan.fused else 0.0
+        return tokens * layer, tokens * 2 * b * shape.hidden + max(tokens * passing, scan)
     layer -= 2 * b * inner
     tile = 2 * b * shape.hidden + 3 * b * inner + passing
     return tokens * layer, tokens * 2 * b * shape.hidden + tokens / tiles * tile

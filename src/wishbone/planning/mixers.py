@@ -6,6 +6,7 @@ config.json names attention, recurrence, MLP or experts for each, in a list or a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,14 @@ RECURRENT_TYPES = frozenset({"conv", "linear_attention", "mamba"})
 LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 """Kinds of layers in the pattern of Nemotron-H's published files."""
 KEPT_OF_MIXER = 2
-"""Elements that a recurrent layer keeps for its backward pass for each output of its projections: these, convolved
-inputs, and the gated output. A layer of Qwen3.5's shape was measured at 72 KB a token on an H200, with its MLP."""
+"""Elements that a recurrent layer keeps for its backward pass for each output of its projections: these, and convolved
+inputs, the scan's output or the gated one; the other of the two comes on top. With its MLP, a layer of Qwen3.5's shape
+was measured at 72 KB a token on an H200."""
+
+SCAN_CHUNK = 64
+"""Tokens of a chunk of a scan, which keeps one state for each."""
+MOST_STATE_BYTES = 1 << 29
+"""States that a scan's kernels hold at once; more heads run one part after the other."""
 
 Size = Callable[..., int]
 """Returns a size of the file by its name; without a default one that is missing is noted."""
@@ -52,6 +59,44 @@ def single_kinds(config: Mapping[str, Any]) -> list[Any]:
 def every_of(layers: int, period: int, offset: int) -> int:
     """Return how many of `layers` are the `offset`-th of a period; none without a period."""
     return sum(layer % period == offset for layer in range(layers)) if period else 0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the kernels of a scan hold in float32 in their backward pass, in elements a token.
+
+    Attributes:
+        held: all that comes and goes, with the states.
+        states: the states before each chunk, once.
+    """
+
+    held: int = 0
+    states: int = 0
+
+    def bytes_of(self, tokens: float) -> float:
+        """Return the bytes for a row of so many tokens."""
+        parts = max(1, math.ceil(4 * self.states * tokens / MOST_STATE_BYTES))
+        return 4 * self.held * tokens / parts
+
+
+NO_SCAN = Scan()
+
+
+def scan_of(size: Size) -> Scan:
+    """Return what the kernels of the gated delta rule or of Mamba-2 hold; nothing for other recurrences.
+
+    For each head with keys of K and values of V elements these are writes and their gradients (2 V), the gradients of
+    queries and keys (2 K), states and their gradients (2 K V a chunk); in the delta rule the inverse of a chunk and
+    what it reads (64 + K).
+    """
+    delta = size("linear_num_value_heads", 0)
+    heads = delta or size("mamba_n_heads", 0)
+    if not heads:
+        return NO_SCAN
+    names = ("linear_key_head_dim", "linear_value_head_dim") if delta else ("mamba_d_state", "mamba_d_head")
+    key, value = (size(name, 0) for name in names)
+    states = key * value // SCAN_CHUNK
+    return Scan(heads * (2 * (key + value + states) + (SCAN_CHUNK + key if delta else 0)), heads * states)
 
 
 def mixer_of(size: Size, hidden: int, inner: int) -> tuple[Linear, ...]:

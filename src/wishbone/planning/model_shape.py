@@ -13,11 +13,14 @@ from typing import Any
 from wishbone.errors import RequestError
 from wishbone.planning.mixers import (
     KEPT_OF_MIXER,
+    NO_SCAN,
     RECURRENT_TYPES,
     Linear,
+    Scan,
     every_of,
     mixer_of,
     recurrent_layers,
+    scan_of,
     single_kinds,
 )
 
@@ -84,6 +87,7 @@ class ModelShape:
         shared_inner: elements of a token within the MLP that runs beside the experts of a layer.
         recurrent: layers that mix tokens by a recurrence or a short convolution and not by attention.
         mixer: their linear layers; the last one projects out.
+        scan: what the kernels of their scan hold.
         gated_queries: whether the projection to queries also gives a gate of their size.
         mlp_alone: layers that are an MLP, or experts, and do not mix tokens.
         gated: whether MLPs and experts have a gate.
@@ -111,6 +115,7 @@ class ModelShape:
     shared_inner: int = 0
     recurrent: int = 0
     mixer: tuple[Linear, ...] = ()
+    scan: Scan = NO_SCAN
     gated_queries: bool = False
     mlp_alone: int = 0
     gated: bool = True
@@ -133,7 +138,7 @@ class ModelShape:
     @property
     def mixed(self) -> int:
         """Elements a token that a recurrent layer keeps between its two norms."""
-        return KEPT_OF_MIXER * sum(linear.outputs for linear in self.mixer[:-1])
+        return KEPT_OF_MIXER * sum(linear.outputs for linear in self.mixer[:-1]) + self.mixer[-1].inputs
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -282,6 +287,7 @@ class _Fields:
             shared_inner=shared if experts else 0,
             recurrent=recurrent,
             mixer=mixer,
+            scan=scan_of(self._size) if recurrent else NO_SCAN,
             gated_queries=kind in GATED_QUERIES,
             mlp_alone=sum(one in ("mlp", "moe") for one in single),
             gated=kind not in ONE_PART,
