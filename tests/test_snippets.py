@@ -10,6 +10,8 @@ import importlib
 import inspect
 import re
 import shlex
+import shutil
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from wishbone.cli import app
 from wishbone.cli.grid import grid
@@ -147,3 +150,17 @@ def meaning(function: ast.expr, known: dict[str, Any]) -> Any:
 def test_pages_have_commands_and_code():
     assert len(list(commands())) > 120
     assert len(list(programs())) > 8
+
+
+def test_the_plans_on_the_page_are_those_of_the_commands(monkeypatch: pytest.MonkeyPatch):
+    page = (ROOT / "docs" / "plan-and-configure.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    shown = re.findall(r"^```text\n\$ (wishbone .*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert [command.split()[1] for command, _ in shown] == ["init", "plan", "plan"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a short path, which no line of a table breaks
+        monkeypatch.chdir(folder)
+        shutil.copy(ROOT / "examples" / "plain-answers" / "train.jsonl", "pairs.jsonl")
+        for command, text in shown:
+            outcome = CliRunner().invoke(app, shlex.split(command)[1:], env={"COLUMNS": "92"})
+            said = " ".join(outcome.output.replace(str(Path.cwd()), "/data").split())
+            for part in text.split("...\n"):
+                assert " ".join(part.split()) in said, f"{command}\n{outcome.output}"

@@ -20,7 +20,7 @@ def fused_table(record: RunRecord) -> Markup | None:
     parts = _entries(record.summary.get("fused_parts"))
     if not parts:
         return None
-    caption = "Layers that ran fused. The others ran the model's own code, for the reason beside."
+    caption = "Layers that ran fused. The others ran the model's own code; the last column says why."
     head = element("tr", *(element("th", name, scope="col") for name in ("Part", "Layers", "Why not on all")))
     rows = [
         element(
