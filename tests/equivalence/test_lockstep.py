@@ -130,6 +130,17 @@ def test_a_mixture_has_its_auxiliary_loss_from_the_policys_routers(room: Room) -
     assert_close(beside, apart, 1e-12)
 
 
+def test_a_reentrant_checkpoint_recomputes_layers() -> None:
+    model = adapted("llama")
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    policy = policy_of(model)
+    reference = AdapterDisabled(policy)
+    for execution in (Execution(64), Execution(64, NOTHING)):
+        apart, beside = both_ways(policy, reference, lambda: gradients(step_of(policy, reference), execution))  # noqa: B023
+        assert_close(beside, apart, 1e-12)
+
+
 def test_evaluation_and_scores() -> None:
     policy = policy_of(adapted("llama"))
     reference = AdapterDisabled(policy)

@@ -165,7 +165,10 @@ def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., An
             if not given:
                 return bound.func(*bound.args, *policy, **keywords)
             positional, named = given.pop()
-            out = bound.func(*bound.args, *rejoined(policy, positional), **rejoined(keywords, named))
+            mine = policy, keywords
+            if not torch.is_grad_enabled():  # a reentrant checkpoint, which makes the graph itself
+                mine = _detached(mine)
+            out = bound.func(*bound.args, *rejoined(mine[0], positional), **rejoined(mine[1], named))
             found.append(out)
             return half_of(out, "policy")
 
@@ -272,6 +275,14 @@ def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] |
 
 def _has_graph(args: Sequence[Any]) -> bool:
     return any(isinstance(one, Lockstep) and one.policy.grad_fn is not None for one in args)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: _detached(one) for key, one in value.items()}
+    return type(value)(_detached(one) for one in value) if type(value) in (list, tuple) else value
 
 
 def _items(value: Any) -> Any:
