@@ -452,6 +452,8 @@ def test_all_problems_of_a_request_come_at_once() -> None:
         ([], HP, "no loss was named"),
         (["robust"], replace(HP, label_smoothing=0.5), "below 0.5"),
         (["exo_pair"], replace(HP, label_smoothing=1.0), "exo_pair"),
+        (["ipo", "sppo_hard"], replace(HP, beta=0.0), "beta 0 with ipo, sppo_hard"),
+        (["discopop"], replace(HP, discopop_tau=0.0), "discopop_tau 0.0"),
         (["sigmoid"], replace(HP, f_divergence="kl"), "'kl' is not known"),
         (["simpo"], replace(HP, f_divergence="forward_kl"), "is not defined for simpo"),
     ],

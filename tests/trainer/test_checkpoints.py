@@ -163,6 +163,7 @@ def test_saving_and_logging_may_change(tmp_path: Path, whole: DPOTrainer) -> Non
         ({"optim": "sgd"}, "optim was adamw_torch_fused and is sgd"),
         ({"max_length": 100}, "max_length was 128 and is 100"),
         ({"rank": 8}, "adapter: r was 4 and is 8"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config.split_batches was false and is true"),
         ({"seed": 1}, "model: weights was SHA-256"),
         ({"pairs": chat_pairs(38)}, "data: training pairs was 40 rows, SHA-256"),
         ({"pairs": chat_pairs(40).shuffle(seed=1)}, "data: training pairs was 40 rows, SHA-256"),
@@ -215,6 +216,33 @@ def test_other_versions_are_told_and_not_refused(
 
 def test_where_there_is_none(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="there is none"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(RequestError, match=r"no directory .*checkpoint-9; checkpoints beside it: none"):
+        trainer(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-9")
+
+
+def test_another_collator_that_a_script_gave_is_refused(whole: DPOTrainer) -> None:
+    other = trainer(Path(whole.args.output_dir))
+    other.given_collator = dict
+    with pytest.raises(RequestError, match=r"given: data collator was null and is builtins.type"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_fewer_steps_than_were_done_are_refused_and_another_schedule_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path, max_steps=2, lr_scheduler_type="linear").train()
+    with pytest.raises(RequestError, match="written after step 2, and the run is to end after step 1"):
+        trainer(tmp_path, max_steps=1, lr_scheduler_type="linear").train(resume_from_checkpoint=True)
+    trainer(tmp_path, max_steps=2, lr_scheduler_type="linear").train(resume_from_checkpoint=True)
+    assert "schedule" not in caplog.text
+    trainer(tmp_path, max_steps=3, lr_scheduler_type="linear").train(resume_from_checkpoint=True)
+    assert "from step 3 on, the learning rate follows the linear schedule" in caplog.text
+
+
+def test_weights_without_the_state_of_the_optimizer_are_not_continued(tmp_path: Path) -> None:
+    trainer(tmp_path, max_steps=2, save_only_model=True).train()
+    with pytest.raises(RequestError, match=r"no state of the optimizer \(save_only_model\)"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
 
 

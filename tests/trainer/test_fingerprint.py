@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tiny import tiny_model
 
-from wishbone.trainer.fingerprint import changes
+from wishbone.trainer.fingerprint import changes, options_of, reference_facts
 
 START, OTHER = {"weights": "SHA-256 aa"}, {"weights": "SHA-256 bb"}
 
@@ -41,3 +44,25 @@ def test_an_adapter_comes_or_goes_only_in_another_run(was: dict[str, Any], is_no
     assert line == ("adapter was LORA and is none" if was else "adapter was none and is LORA")
     assert changes({"adapter": was}, {"adapter": was}) == []
     assert changes({}, {"adapter": is_now}) == []
+
+
+@pytest.mark.parametrize("config", [LoraConfig(r=2), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")])
+def test_a_reference_with_another_adapter_is_another_reference(config: Any) -> None:
+    model = get_peft_model(tiny_model("llama"), config)
+    first = reference_facts(model)
+    assert changes({"reference": first}, {"reference": reference_facts(model)}) == []
+    [*_, parameter] = [p for p in model.parameters() if p.requires_grad]
+    parameter.data += 1
+    (line,) = changes({"reference": first}, {"reference": reference_facts(model)})
+    assert line.startswith("reference: adapters was SHA-256")
+    plain = reference_facts(tiny_model("llama"))
+    (line,) = changes({"model": plain, "reference": {}}, {"model": plain, "reference": first})
+    assert line.startswith("reference: adapters was none")
+
+
+def test_options_of_an_optimizer_are_those_before_a_schedule_moves_them() -> None:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=2e-3, betas=(0.8, 0.9))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    facts = options_of(optimizer)
+    assert facts["optimizer, group 0: lr"] == 2e-3 and facts["optimizer, group 0: betas"] == [0.8, 0.9]
+    assert options_of(None) == {}

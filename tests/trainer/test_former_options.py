@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny_tokenizer
 
 from trainer.preference_runs import arguments, chat_pairs, model_for
@@ -14,6 +15,7 @@ from wishbone import DPOConfig, DPOTrainer
 from wishbone.config.former_options import SUCCESSORS
 from wishbone.config.load import parse_config
 from wishbone.errors import RequestError
+from wishbone.trainer.ignored_options import name_options_without_effect
 
 
 def test_all_of_them_are_named_at_once_with_their_successors(tmp_path: Path) -> None:
@@ -122,3 +124,43 @@ def test_a_stream_of_which_no_pair_is_left_is_no_run(tmp_path: Path) -> None:
     )
     with pytest.raises(RequestError, match="the stream gave no pair"):
         trainer.train()
+
+
+def test_values_out_of_range_are_refused_at_once_by_name(tmp_path: Path) -> None:
+    wrong = {
+        "ld_alpha": 2.0,
+        "ref_model_mixup_alpha": -0.5,
+        "per_device_train_batch_size": 0,
+        "gradient_accumulation_steps": 0,
+        "learning_rate": -1.0,
+        "label_smoothing": -0.1,
+        "truncation_mode": "middle",
+        "beta": float("nan"),
+    }
+    with pytest.raises(RequestError) as refusal:
+        DPOConfig(**arguments(tmp_path, **wrong))
+    assert {problem.split()[0] for problem in refusal.value.problems} == wrong.keys()
+    with pytest.raises(RequestError, match="max_steps '3' is text"):
+        DPOConfig(**arguments(tmp_path, max_steps="3"))
+
+
+def test_hyperparameters_that_no_loss_reads_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    name_options_without_effect(DPOConfig(**arguments(tmp_path, label_smoothing=0.1, simpo_gamma=1.0)))
+    assert "label_smoothing=0.1 changes nothing: only" in caplog.text and "simpo_gamma=1" in caplog.text
+    caplog.clear()
+    name_options_without_effect(DPOConfig(**arguments(tmp_path, label_smoothing=0.1, loss_type=["sigmoid", "robust"])))
+    assert not caplog.text
+
+
+def test_a_loss_without_reference_synchronizes_none(tmp_path: Path) -> None:
+    """TRL's callback would mix the policy with itself, through the model that stands in for the reference."""
+    losses = []
+    for more in ({}, {"sync_ref_model": True, "ref_model_sync_steps": 1}):
+        torch.manual_seed(0)
+        args = DPOConfig(**arguments(tmp_path / str(len(more)), loss_type="simpo", max_steps=2, **more))
+        trainer = DPOTrainer(
+            model_for(tiny_tokenizer()), args=args, train_dataset=chat_pairs(4), processing_class=tiny_tokenizer()
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1]

@@ -6,7 +6,7 @@ from wishbone.config.schema import PreferenceConfig, RunConfig
 
 ADAPTER_LEARNING_RATE = 5e-5
 
-_READ_BY = {
+READ_BY = {
     "discopop_tau": {"discopop"},
     "simpo_gamma": {"simpo"},
     "dpop_lambda": {"dpop"},
@@ -15,6 +15,7 @@ _READ_BY = {
     "orpo_lambda": {"orpo"},
     "label_smoothing": {"exo_pair", "robust", "aot", "aot_unpaired"},
 }
+"""Hyperparameters that some losses alone read, by their names, which are those of the arguments too."""
 
 
 def cautions(config: RunConfig) -> list[str]:
@@ -33,7 +34,7 @@ def _without_effect(preference: PreferenceConfig) -> list[str]:
     found = [
         f"preference.{name} {getattr(preference, name):g} has no effect: only {', '.join(sorted(losses))} reads it, "
         f"and the loss is {', '.join(preference.loss)}"
-        for name, losses in _READ_BY.items()
+        for name, losses in READ_BY.items()
         if losses.isdisjoint(preference.loss) and getattr(preference, name) != _default(name)
     ]
     if preference.f_alpha != _default("f_alpha") and preference.f_divergence != "alpha_divergence":

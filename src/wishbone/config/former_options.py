@@ -59,7 +59,8 @@ SUCCESSORS = {
     # transformers' TrainingArguments
     "evaluate_during_training": "use eval_strategy='steps'",
     "use_legacy_prediction_loop": "leave it out",
-    "group_by_length": "use train_sampling_strategy='group_by_length'; rows are packed by length in any case",
+    "group_by_length": "rows are packed by length in any case; leave it out, or give a column of lengths and use "
+    "train_sampling_strategy='group_by_length' with remove_unused_columns=False",
     "train_sampling_strategy": "use group_by_length=True with this version of transformers",
     "logging_dir": "set the environment variable TENSORBOARD_LOGGING_DIR",
     "evaluation_strategy": "it is called eval_strategy",

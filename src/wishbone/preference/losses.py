@@ -105,6 +105,10 @@ def check_losses(
             f"label_smoothing {hp.label_smoothing} with robust: it must be at least 0 and below 0.5, "
             "the share of swapped labels"
         )
+    if hp.beta == 0 and (dividing := sorted(chosen & {"ipo", "sppo_hard"})):
+        problems.append(f"beta 0 with {', '.join(dividing)}: its target is 1 / (2 beta), so beta must be above 0")
+    if "discopop" in chosen and not hp.discopop_tau > 0:
+        problems.append(f"discopop_tau {hp.discopop_tau} with discopop: it must be above 0, as a temperature")
     if problems:
         raise RequestError(problems)
 

@@ -26,6 +26,7 @@ else:
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
 LOST_TEXT = ("refuse", "drop", "allow")
+TRUNCATION_MODES = ("keep_start", "keep_end")
 GUARDS = ("off", "report", "slow", "stop")
 
 
@@ -139,7 +140,11 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        words = [option.name for option in fields(self) if isinstance(option.default, float)]
+        words = [
+            option.name
+            for option in fields(self)
+            if isinstance(option.default, int | float) and not isinstance(option.default, bool)
+        ]
         if words := [name for name in words if isinstance(getattr(self, name), str)]:
             raise RequestError(
                 [
@@ -193,12 +198,28 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
         if self.sync_ref_model and self.ref_model_sync_steps < 1:
             problems.append(f"ref_model_sync_steps {self.ref_model_sync_steps} must be 1 or more")
-        if self.beta < 0:
+        if not self.beta >= 0:
             problems.append(f"beta {self.beta} must be 0 or more: below 0 the rejected completion would be preferred")
+        problems += self._out_of_range()
         if self.save_minutes is not None and not self.save_minutes > 0:
             problems.append(f"save_minutes {self.save_minutes!r} must be above 0, or None for no saves by the clock")
         if problems:
             raise RequestError(problems)
+
+    def _out_of_range(self) -> list[str]:
+        """Return a sentence for each value that is outside of its range."""
+        shares = {name: getattr(self, name) for name in ("ld_alpha", "ref_model_mixup_alpha")}
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        problems = [f"{n} {share} must be from 0 to 1" for n, share in shares.items() if share and not 0 <= share <= 1]
+        problems += [f"{name} {getattr(self, name)} must be 1 or more" for name in counts if getattr(self, name) < 1]
+        if not self.learning_rate >= 0:
+            problems.append(f"learning_rate {self.learning_rate} must be 0 or more")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing {self.label_smoothing} is not a share of wrong labels, from 0 to below 1")
+        if self.truncation_mode not in TRUNCATION_MODES:
+            known = " or ".join(TRUNCATION_MODES)
+            problems.append(f"truncation_mode {self.truncation_mode!r} is not known: choose {known}")
+        return problems
 
     @classmethod
     def from_arguments(cls, arguments: TrainingArguments) -> DPOConfig:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
+from datasets import IterableDataset
 from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerState
@@ -24,6 +25,7 @@ from transformers.trainer_utils import TrainOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.config.run_directory import checkpoints_in
+from wishbone.data.json_text import parse_json
 from wishbone.errors import RequestError, RunError, one_line
 from wishbone.paths import room_at, writable_again
 from wishbone.strict_json import without_nan
@@ -44,9 +46,11 @@ from wishbone.trainer.fingerprint import (
     changes,
     kind_of,
     model_facts,
+    options_of,
     other_versions,
     pairs_facts,
     read_fingerprint,
+    reference_facts,
     refuse_changes,
     settings_of,
     versions,
@@ -62,6 +66,12 @@ _ARCHIVE = ("inline_container", "iostream")
 """Words of the errors that PyTorch's archive raises where a file cannot grow."""
 
 
+STEADY = ("constant", "constant_with_warmup")
+"""Schedules that do not depend on the number of steps."""
+OPTIMIZER_FILES = ("*optimizer*", "global_step*")
+"""What transformers, FSDP and DeepSpeed call the state of the optimizer in a checkpoint."""
+
+
 class CheckpointNotWritten(RunError):
     """A checkpoint could not be written; the message says why and which one is the last."""
 
@@ -75,11 +85,13 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         deciding: the settings that decide the result, by the names that the caller knows them by. A run that continues
             must have the same. None: the arguments.
         continued: the checkpoint that training continued from, or None.
+        given_collator: the data collator that a script gave, or None.
     """
 
     args: DPOConfig
     deciding: dict[str, Any] | None = None
     continued: Path | None = None
+    given_collator: object | None = None
     _total_train_tokens: int
 
     def _checkpoint_by_the_clock(self) -> None:
@@ -129,9 +141,14 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 "settings": self.deciding or settings_of(self.args, self.accelerator.num_processes),
                 "data": {"training pairs": pairs_facts(self.train_dataset), "held out": pairs_facts(self.eval_dataset)},
                 "model": self._weights or model_facts(self.model),
-                "reference": {} if self.ref_model is None or self._weights else model_facts(self.ref_model),
+                "reference": {} if self.ref_model is None or self._weights else reference_facts(self.ref_model),
                 "adapter": adapter_facts(self.model),
-                "given": {"optimizer": kind_of(self.optimizer), "scheduler": kind_of(self.lr_scheduler)},
+                "given": {
+                    "optimizer": kind_of(self.optimizer),
+                    "scheduler": kind_of(self.lr_scheduler),
+                    "data collator": kind_of(self.given_collator),
+                    **options_of(self.optimizer),
+                },
                 "versions": versions(),
             }
         return self._recorded
@@ -180,13 +197,22 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
                     f"no checkpoint in {folder} can be continued, because {why}; start anew in another directory"
                 )
             path = choice.path
+        if not path.is_dir():
+            beside = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
+            raise RequestError(f"resume_from_checkpoint: there is no directory {path}; checkpoints beside it: {beside}")
+        if (path / STATE).is_file() and not any(any(path.glob(name)) for name in OPTIMIZER_FILES):
+            raise RequestError(
+                f"{path} holds weights and no state of the optimizer (save_only_model), so the run cannot be continued "
+                "exactly; train on from these weights as the model of a new run"
+            )
         recorded = read_fingerprint(path)
         if recorded is not None:
             refuse_changes(changes(recorded, self._record()), path)
             if others := other_versions(recorded, self._record()):
                 logger.warning("%s", others)
-        if path.is_dir():
-            _say_what_cannot_be_checked(path, recorded)
+        _say_what_cannot_be_checked(path, recorded)
+        if isinstance(self.train_dataset, IterableDataset):
+            logger.warning("%s: whether the stream gives the same pairs in the same order is not checked.", path)
         return path
 
     @property
@@ -200,11 +226,39 @@ class CheckpointedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         `num_tokens` goes on from the count of the checkpoint; in TRL it begins at 0 again.
         """
         begun = super()._init_training_state(max_steps, *args, **kwargs)
+        if self.continued is not None:
+            self._compare_steps(self.continued, max_steps)
         self.state.compute_steps(self.args, max_steps)
         if self.continued is not None and self.args.include_num_input_tokens_seen == "no":
             self._earlier_tokens += self.state.num_input_tokens_seen - self._total_train_tokens
             self._total_train_tokens = self.state.num_input_tokens_seen
         return begun
+
+    def _compare_steps(self, continued: Path, max_steps: int) -> None:
+        """Refuse to continue behind the end; say where the learning rate follows another schedule than it did.
+
+        Raises:
+            RequestError: the checkpoint was written after the last step that is asked for.
+        """
+        done = self.state.global_step
+        if done > max_steps:
+            raise RequestError(
+                f"{continued} was written after step {done}, and the run is to end after step {max_steps}: ask "
+                "for more steps or epochs, or continue from an earlier checkpoint"
+            )
+        if not self.is_world_process_zero():
+            return
+        before = parse_json((continued / STATE).read_bytes()).get("max_steps")
+        own = self._record()["given"]["scheduler"] is None and self.args.lr_scheduler_type not in STEADY
+        if own and before and before != max_steps and done < max_steps:
+            logger.warning(
+                "The run was to end after step %d and now ends after step %d: from step %d on, the learning rate "
+                "follows the %s schedule of that many steps.",
+                before,
+                max_steps,
+                done + 1,
+                self.args.lr_scheduler_type.value,
+            )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run an epoch, unless all steps are done or training was stopped: transformers asks only after a step."""

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
-from wishbone.data.columns import token_lengths
+from wishbone.data.columns import arrow_batches, token_lengths
 from wishbone.data.formats.prompt import CONTEXT, IMAGES
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
-from wishbone.data.tokenize import LOST_COLUMN, tokenize_pairs
+from wishbone.data.tokenize import ID_COLUMNS, LOST_COLUMN, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
 
 LOOKED_AT = 100
@@ -79,6 +80,34 @@ def prepare_pairs(
         longest,
     )
     return tokenized.select(kept)
+
+
+def refuse_tokens_without_embedding(model: Any, datasets: Any) -> None:
+    """Refuse token ids beyond the embedding of a model, which a GPU reports as a failed assertion of no place.
+
+    Args:
+        model: the trainer's.
+        datasets: the prepared training or evaluation set, a dict of those, or None; a stream is not read.
+
+    Raises:
+        RequestError: with the largest id and the remedy.
+    """
+    if isinstance(datasets, Mapping):
+        for dataset in datasets.values():
+            refuse_tokens_without_embedding(model, dataset)
+        return
+    embedding = model.get_input_embeddings()
+    rows = getattr(getattr(embedding, "base_layer", embedding), "num_embeddings", None)
+    if rows is None or not isinstance(datasets, Dataset) or not set(ID_COLUMNS) <= set(datasets.column_names):
+        return
+    batches = (pc.max(lists.flatten()).as_py() for batch in arrow_batches(datasets, ID_COLUMNS) for lists in batch)
+    largest = max((found for found in batches if found is not None), default=0)
+    if largest >= rows:
+        raise RequestError(
+            f"the pairs hold token {largest}, and the model has embeddings for tokens 0 to {rows - 1}: the tokenizer "
+            "has more tokens than the model (call model.resize_token_embeddings(len(tokenizer))), or is that of "
+            "another model"
+        )
 
 
 def _left_out(dataset: Dataset) -> list[str]:

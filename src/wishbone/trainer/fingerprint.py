@@ -59,6 +59,10 @@ _FREE = frozenset(
 """Arguments that may change; so may those that begin with one of `_FREE_KINDS`."""
 _FREE_KINDS = ("logging_", "save_", "eval_", "hub_", "ddp_", "dataloader_", "trackio_")
 _DECIDING = frozenset({"dataloader_drop_last"})
+_DECIDING_OF_ACCELERATOR = ("split_batches", "use_seedable_sampler")
+"""What of `accelerator_config` decides which pairs come when."""
+ADAPTERS = "adapters"
+"""The fact that holds what the adapters of a second model add to it."""
 _COMPUTED = frozenset({"ref_chosen_logps", "ref_rejected_logps"})
 """Columns that TRL adds with values of the reference, whose weights are recorded themselves."""
 MAY_CHANGE = (
@@ -78,6 +82,8 @@ def settings_of(args: TrainingArguments, processes: int) -> dict[str, Any]:
         for name, value in args.to_dict().items()
         if name in _DECIDING or not (name in _FREE or name.startswith(_FREE_KINDS) or name.startswith("_"))
     }
+    for name in _DECIDING_OF_ACCELERATOR:
+        chosen[f"accelerator_config.{name}"] = getattr(args.accelerator_config, name)
     batches = 1 if getattr(args, "shared_steps", False) else processes
     return chosen | {"micro-batches in a step": args.gradient_accumulation_steps * batches}
 
@@ -109,6 +115,20 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
     return {"weights": f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()}", "dtype": ", ".join(dtypes), **facts}
 
 
+def reference_facts(model: nn.Module) -> dict[str, Any]:
+    """Return the same of a second model that is the reference, with a hash of what its adapters and prompts add."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    below = {id(tensor) for tensor in base_tensors(base).values()}
+    added = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in below}
+    facts = model_facts(model)
+    if added:
+        rows = zip(sorted(added), tensor_hashes([added[name] for name in sorted(added)]), strict=True)
+        active = model.active_adapters if isinstance(model, PeftModel) else []
+        text = json.dumps([*map(list, rows), active, adapter_facts(model)])
+        facts[ADAPTERS] = f"SHA-256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return facts
+
+
 def adapter_facts(model: nn.Module) -> dict[str, Any]:
     """Return the configuration of the adapter that is trained; empty without one."""
     if not isinstance(model, PeftModel):
@@ -133,6 +153,18 @@ def pairs_facts(dataset: Any) -> Any:
 def kind_of(given: object | None) -> str | None:
     """Return the class of an optimizer or a scheduler that a script made; None where the arguments decide."""
     return None if given is None else f"{type(given).__module__}.{type(given).__qualname__}"
+
+
+def options_of(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Return the options of an optimizer that a script made, by group: a checkpoint brings those of its own back."""
+    facts = {}
+    for number, group in enumerate(optimizer.param_groups if optimizer is not None else ()):
+        start = {"lr": group["initial_lr"]} if "initial_lr" in group else {}  # a scheduler moves lr
+        for name, value in {**group, **start}.items():
+            value = float(value) if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            if name not in ("params", "initial_lr") and isinstance(value, int | float | str | tuple):
+                facts[f"optimizer, group {number}: {name}"] = _plain(value)
+    return facts
 
 
 def versions() -> dict[str, str]:
@@ -180,7 +212,7 @@ def _kind(adapter: Mapping[str, Any]) -> str:
 def _weights_of_reference(facts: Facts) -> dict[str, Any]:
     """The hash of the reference's weights, where it is known: its own, or those that the model starts with."""
     held = facts.get("reference") or facts.get("model", {})
-    return {name: value for name, value in held.items() if name == "weights"}
+    return {ADAPTERS: "none"} | {name: value for name, value in held.items() if name in ("weights", ADAPTERS)}
 
 
 def refuse_changes(lines: list[str], checkpoint: Path) -> None:

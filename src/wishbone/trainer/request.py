@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftConfig, PeftModel, PeftType
-from transformers import TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from trl.trainer.utils import create_model_from_path
 
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
@@ -61,7 +64,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
 
     Args:
         model: a model or the name of one; it gets the adapter of `peft_config` if that one is on the output head.
-        ref_model: a second model as the reference, or None.
+        ref_model: a second model as the reference, or the name of one, or None.
         args: TRL's or Wishbone's `DPOConfig`, transformers' `TrainingArguments`, or None.
         options: the trainer's other arguments by name.
 
@@ -77,6 +80,8 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
             check_losses(config.loss_type, None, LossParameters(f_divergence=config.f_divergence_type))
         config = name_options_without_effect(config)
     model, ref_model = resolved(model), resolved(ref_model)
+    if isinstance(ref_model, str):
+        ref_model = _loaded_reference(ref_model, model, config or DPOConfig())
     _refuse_adapter_of_another_name(model, ref_model)
     _refuse_adapters_without_logps(model, options.get("peft_config"), config or DPOConfig())
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
@@ -108,9 +113,28 @@ def resolved(model: Any) -> Any:
     These are the embedded model's and GGUF files, which are converted first; directories and hub ids stay as they are.
 
     Raises:
-        RequestError: a path that does not exist, or a name that no hub takes.
+        RequestError: a path that does not exist or that holds an adapter alone, or a name that no hub takes.
     """
-    return resolve_model(model) if isinstance(model, str) else model
+    if not isinstance(model, str):
+        return model
+    name = resolve_model(model)
+    holds = [(Path(name) / file).is_file() for file in ("adapter_config.json", "config.json")]
+    if holds == [True, False]:
+        raise RequestError(
+            f"{model!r} holds an adapter and no model: load its base model, give both to PeftModel.from_pretrained "
+            "(with is_trainable=True where it is the one to train), and give what that returns"
+        )
+    return name
+
+
+def _loaded_reference(name: str, model: Any, args: DPOConfig) -> nn.Module:
+    """Load a reference that is given by its name, as TRL loads one: in the dtype of the model."""
+    settings = dict(args.model_init_kwargs or {})
+    settings.setdefault("trust_remote_code", args.trust_remote_code)
+    if isinstance(model, PreTrainedModel | PeftModel):
+        settings.setdefault("dtype", model.dtype)
+    loaded: nn.Module = create_model_from_path(name, **settings)
+    return loaded
 
 
 def _unknown_trackers(config: DPOConfig) -> list[str]:

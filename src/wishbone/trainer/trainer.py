@@ -44,7 +44,7 @@ from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.collator import ImagePairCollator, PairCollator, load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
-from wishbone.trainer.dataset import prepare_pairs
+from wishbone.trainer.dataset import prepare_pairs, refuse_tokens_without_embedding
 from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
@@ -116,12 +116,15 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
     def _construct_trl(self, request: Request, data_collator: Any) -> None:
         """Let TRL and transformers construct themselves; then put right what they changed."""
         given = parameter_values(request.model)
+        self.given_collator = data_collator
         with (
             head_hidden(request.model) if request.head_adapted else nullcontext(),
             harmless_copies(request.model),
         ):
             super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
         refuse_untrainable(self.model)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            refuse_tokens_without_embedding(self.model, dataset)
         undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
