@@ -46,6 +46,9 @@ class Card(Trial):
         peak = FIXED + tokens * (base + self.kept(tokens, execution) * LAYER) + bent
         return int(peak) if peak <= self.memory else None
 
+    def at_rest(self) -> int:
+        return int(FIXED)
+
     def timing(self, tokens: int, execution: Execution) -> Timing:
         """The host takes `row_seconds` to launch a row, the GPU 4 seconds a token, less where layers are kept."""
         if self.peak(tokens, execution) is None:
@@ -81,6 +84,30 @@ def test_rows_are_halved_before_inputs_wait_in_host_memory(caplog: pytest.LogCap
     assert "did not fit at first: rows now have at most 2400 tokens" in caplog.text
     fixed = fitted(card, UNMEASURED, lambda: 0.96 * card.memory, np.full(100, 300), 14, budget_fixed=True)
     assert (fixed.token_budget, fixed.offload) == (8192, "always")  # 4200 tokens take 72,000, in host memory 46,800
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize(
+    ("memory", "first", "alone"), [(1e7, 6000, True), (4e5, 6000, True), (3.4e5, 6000, False), (3e5, 2048, False)]
+)
+def test_where_memory_seems_plenty_the_longest_row_is_tried_first(
+    memory: float, first: int, alone: bool, fixed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    card, tokens = Card(memory), np.full(100, 300)
+    measured = fitted(card, UNMEASURED, lambda: 0.96 * memory, tokens, 20, budget_fixed=fixed)
+    tried: list[int] = []
+    peak = card.peak
+    monkeypatch.setattr(card, "peak", lambda row, execution: [tried.append(row), peak(row, execution)][1])
+    estimate = Execution(8192, Room(0.8 * (memory - FIXED), 2.0, 2 * LAYER), offload="as needed")
+    found = fitted(card, estimate, lambda: 0.96 * memory, tokens, 20, budget_fixed=fixed)
+    assert found.token_budget == measured.token_budget and found.offload == measured.offload
+    assert card.kept(6000, found) == card.kept(6000, measured)
+    assert tried[0] == first and (len(tried) == 1) == alone
+    if alone:
+        assert found.room is not None and found.room.keeps_all(6000, LAYERS)
+        assert found.room.total == 0.96 * memory - FIXED and found.room.base == 2.0
+        smaller = found.smaller([6000], 300, LAYERS)
+        assert smaller is not None and card.kept(6000, smaller[0]) == LAYERS - 1
 
 
 @pytest.mark.parametrize(

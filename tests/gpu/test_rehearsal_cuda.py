@@ -98,3 +98,21 @@ def test_where_memory_is_plenty_rows_are_whole_steps(step: PreferenceStep) -> No
     execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
     assert execution.token_budget == PAIR * PAIRS
     assert execution.room is not None and execution.room.keeps_all(PAIR * PAIRS, LAYERS)
+
+
+def test_where_memory_seems_plenty_one_row_is_run(step: PreferenceStep, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    rows: list[int] = []
+    run = Trial.run
+    monkeypatch.setattr(
+        Trial, "run", lambda trial, tokens, execution: [rows.append(tokens), run(trial, tokens, execution)][1]
+    )
+    estimate = Execution(8192, Room(1e11, LAYERS * 2048.0, 8e4), offload="as needed")
+    execution = rehearse(step, estimate, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    assert rows == [PAIR * PAIRS] and execution.token_budget == measured.token_budget
+    assert execution.room is not None and measured.room is not None
+    assert execution.room.keeps_all(PAIR * PAIRS, LAYERS)
+    a_row = execution.room.base + LAYERS * execution.room.layer
+    assert a_row == pytest.approx(
+        measured.room.base + LAYERS * measured.room.layer, rel=0.3
+    )  # what is fixed counts here

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from wishbone.reference import tensor_hash
 from wishbone.reference.tensor_hash import tensor_hashes
 
 BLOCK = 4096
@@ -124,3 +125,13 @@ def test_blocks_cannot_change_places() -> None:
     torch.manual_seed(0)
     first, second = random_tensor(BLOCK, torch.int64), random_tensor(BLOCK, torch.int64)
     assert one(torch.cat([first, second])) != one(torch.cat([second, first]))
+
+
+def test_multipliers_are_made_once_for_tensors_of_any_sizes(monkeypatch: pytest.MonkeyPatch):
+    tensors = [torch.arange(words) for words in (3, 9 * BLOCK, 2 * BLOCK + 1, 9 * BLOCK, 20 * BLOCK)]
+    alone = [tensor_hashes([tensor])[0] for tensor in tensors]
+    made: list[int] = []
+    own = tensor_hash._multipliers
+    monkeypatch.setattr(tensor_hash, "_multipliers", lambda count, *rest: [made.append(count), own(count, *rest)][1])
+    assert tensor_hashes(tensors * 10) == alone * 10
+    assert made == [BLOCK, 1, 16, 32]

@@ -63,6 +63,10 @@ class Trial:
             for parameter in self.policy.model.parameters():
                 parameter.grad = None
 
+    def at_rest(self) -> int:
+        """Return the bytes that are allocated while no row is run."""
+        return torch.cuda.memory_allocated(self.policy.device)
+
     def peak(self, tokens: int, execution: Execution) -> int | None:
         """Return the peak of allocated bytes of a row, or None where it does not fit into the GPU's memory."""
         torch.cuda.empty_cache()

@@ -1,7 +1,8 @@
 """Before the first step: how much memory do this run's rows take, and which `Execution` fits?
 
 A GPU's memory is measured, not estimated. Rows of made-up pairs are run forward and backward, and the execution is
-fitted to what they take (`fitting.py`). So a row that does not fit is found before training and not at step 900.
+fitted to what they take (`fitting.py`). So a row that does not fit is found before training and not at step 900. Where
+memory seems to be plenty, the longest row of the run is kept whole first: if it fits, nothing else is run.
 
 Where rows of a whole step cannot be kept, there is a choice. Of the time of a token in rows of T, recomputing its
 layers takes a share 1 - n(T) / L that falls with 1 / T, and starting a row one that grows with it, so either the rows
@@ -22,14 +23,17 @@ import numpy as np
 import torch
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.execution import NOTHING, Execution
-from wishbone.engine.fitting import MOST_ROW_TOKENS, SPARE, Usable, fit
+from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
+from wishbone.engine.fitting import LEAST_PROBE, MOST_ROW_TOKENS, SPARE, Usable, fit
 from wishbone.engine.probe import Timing, Trial
 from wishbone.engine.row_lengths import likely_rows, most_in_a_row
 from wishbone.engine.step import PreferenceStep
 
 LEAST_WHOLE = 512
 """Tokens of a row below which it is not worth keeping it whole."""
+
+CAREFUL = 2.0
+"""How many times what a row takes the rule says that estimates it before anything is measured; measured: 2 to 3."""
 
 ADAM_BYTES = 8
 """Optimizer state of one trained float32 parameter."""
@@ -84,6 +88,9 @@ def fitted(
         execution, tokens, pairs_a_step, budget_fixed: as for `rehearse`.
         usable: bytes that rows should stay below.
     """
+    whole = kept_whole(trial, execution, usable, tokens, pairs_a_step, budget_fixed=budget_fixed)
+    if whole is not None:
+        return whole
     found = fit(
         execution,
         trial.peak,
@@ -104,6 +111,41 @@ def fitted(
     if found.execution == Execution(found.execution.token_budget, NOTHING):
         return fuller_rows(trial, found.execution, usable, tokens, pairs_a_step)
     return found.execution
+
+
+def kept_whole(
+    trial: Trial,
+    execution: Execution,
+    usable: Usable,
+    tokens: np.ndarray[Any, Any],
+    pairs_a_step: int,
+    *,
+    budget_fixed: bool,
+) -> Execution | None:
+    """Return the execution that keeps the longest row of the run whole, where a trial shows that it fits.
+
+    It is the one that measuring would find. Of a token's bytes in its room, those of a recomputed row stay an estimate,
+    which counts only once memory has run out. None where the room is given, or is estimated or seen to be too small.
+
+    Args:
+        trial, execution, usable, tokens, pairs_a_step, budget_fixed: as for `fitted`.
+    """
+    estimated, layers = execution.room, len(trial.policy.layers)
+    if not execution.measures_room or estimated is None:
+        return None
+    most = min(execution.token_budget if budget_fixed else MOST_ROW_TOKENS, most_in_a_row(tokens, pairs_a_step))
+    row = max(int(tokens.max()), most)
+    if row * (estimated.base + layers * estimated.layer) > CAREFUL * estimated.total:
+        return None
+    at_rest = trial.at_rest()
+    peak = trial.peak(row, replace(execution, room=EVERYTHING))
+    room = usable() - at_rest
+    if peak is None or peak - at_rest > room:
+        return None
+    of_a_token = (peak - at_rest) / row
+    base = min(estimated.base, of_a_token)
+    budget = execution.token_budget if budget_fixed else max(row, LEAST_PROBE)
+    return replace(execution, token_budget=budget, room=Room(room, base, (of_a_token - base) / max(layers, 1)))
 
 
 def faster_rows(trial: Trial, execution: Execution, tokens: np.ndarray[Any, Any], pairs_a_step: int) -> Execution:

@@ -7,6 +7,7 @@ trying (`norm.py`, `mlp.py`, `rotary.py`), whatever the class is called.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any, Literal
 
 from torch import nn
@@ -27,22 +28,34 @@ _ROTARY = re.compile(r"Rotary\w*Embedding")
 def part_of(module: nn.Module) -> Part | None:
     """Return which part a module is, by the name of its class; None for what has no fused form and needs none."""
     name = type(module).__name__
-    if _NORM.search(name):
+    if _is(name, _NORM):
         return "norm"
-    if _RECURRENCE.search(name):
+    if is_recurrence(module):
         return "recurrence"
-    if _EXPERTS.search(name):
+    if _is(name, _EXPERTS):
         return "experts"
-    if _ATTENTION.search(name) and not _within(module, _ATTENTION):
+    if _is(name, _ATTENTION) and not _within(module, _ATTENTION):
         return "attention"
-    if _MLP.search(name) and not _within(module, _EXPERTS) and not _within(module, _MLP):
+    if _is(name, _MLP) and not _within(module, _EXPERTS) and not _within(module, _MLP):
         return "MLP"
     return None
 
 
+def is_recurrence(module: nn.Module) -> bool:
+    """Return whether a module is the part "recurrence"."""
+    name = type(module).__name__
+    return _is(name, _RECURRENCE) and not _is(name, _NORM)
+
+
+@cache
+def _is(name: str, kind: re.Pattern[str]) -> bool:
+    """Return whether a class of this name is of a kind; a model has few classes and is searched many times."""
+    return kind.search(name) is not None
+
+
 def _within(module: nn.Module, kind: re.Pattern[str]) -> bool:
     """Return whether a module below this one is of a kind."""
-    return any(kind.search(type(child).__name__) for child in module.modules() if child is not module)
+    return any(_is(type(child).__name__, kind) for child in module.modules() if child is not module)
 
 
 def has_rotary_embedding(model: nn.Module) -> bool:

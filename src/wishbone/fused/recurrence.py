@@ -27,7 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
 from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
-from wishbone.fused.parts import part_of
+from wishbone.fused.parts import is_recurrence
 from wishbone.fused.rebound_function import names_in, rebound
 from wishbone.ops.chunked_scan import MOST_KEY_DIM, TRIED_ROW, has_kernels
 from wishbone.ops.gated_delta_rule import gated_delta_rule
@@ -139,9 +139,11 @@ class PrefixRecurrence:
         self._attributes = InstanceAttributes()
         self._row = _Row()
         self._libraries: set[Library] = set()
+        if not any(is_recurrence(module) for module in model.modules()):
+            return
         for name, layer in model.named_modules():
             if isinstance(layer, GradientCheckpointingLayer):
-                inside = [(f"{name}.{n}", one) for n, one in layer.named_modules() if part_of(one) == "recurrence"]
+                inside = [(f"{name}.{n}", one) for n, one in layer.named_modules() if is_recurrence(one)]
                 slot = slot_of(layer)
                 for recurrent_name, module in inside:
                     self._find(recurrent_name, module, slot is not None)
@@ -149,7 +151,7 @@ class PrefixRecurrence:
                     self._attributes.add(layer, slot, self._row.told_by(getattr(layer, slot), layer))
         found = self.covered | {model.get_submodule(name) for name in self.left}
         for name, module in model.named_modules():
-            if part_of(module) == "recurrence" and module not in found:
+            if is_recurrence(module) and module not in found:
                 self.left[name] = "they lie outside of the layers that are told about the row"
 
     @contextmanager

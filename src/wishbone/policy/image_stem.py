@@ -52,9 +52,9 @@ class ImageStem:
         around = _on_the_way(causal_lm, name)
         head = causal_lm.get_output_embeddings()
         around |= set() if head is None else {id(module) for module in head.modules()}
-        known = inside | around
-        self._outside = [m for m in causal_lm.modules() if id(m) not in known]
-        of_text = {id(m.config) for m in causal_lm.modules() if id(m) in known and hasattr(m, "config")}
+        for_text, modules = inside | around, list(causal_lm.modules())
+        self._outside = [m for m in modules if id(m) not in for_text]
+        of_text = {id(m.config) for m in modules if id(m) in for_text and hasattr(m, "config")}
         own = {id(m.config): m.config for m in self._outside if isinstance(m, PreTrainedModel)}
         self.layers = [module for module in self._outside if isinstance(module, GradientCheckpointingLayer)]
         self.towers = [config for key, config in own.items() if key not in of_text]

@@ -37,10 +37,10 @@ def tensor_hashes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
             equal hashes, whatever the strides.
     """
     sums: list[Tensor] = []
-    tables: dict[torch.device, Tensor] = {}
+    tables: dict[torch.device, _Tables] = {}
     for tensor in tensors:
         if tensor.device not in tables:
-            tables[tensor.device] = _multipliers(BLOCK, 0, tensor.device)
+            tables[tensor.device] = _Tables(tensor.device)
         sums.append(_sums(tensor, tables[tensor.device]))
     rows: list[tuple[int, ...]] = [()] * len(sums)
     for device in tables:
@@ -51,13 +51,14 @@ def tensor_hashes(tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
 
 
 @torch.no_grad()
-def _sums(tensor: Tensor, table: Tensor) -> Tensor:
-    """The four sums of one tensor, int64 [4], on its device; `table` has the places' multipliers, [4, BLOCK]."""
+def _sums(tensor: Tensor, tables: _Tables) -> Tensor:
+    """The four sums of one tensor, int64 [4], on its device."""
     words, rest = _words(tensor)
+    table = tables.places
     total = table.new_zeros(_SUMS)
     whole = words.numel() // BLOCK
     piece = 16 if tensor.device.type == "cpu" else 4096  # what a core's cache holds, or 128 MiB of a GPU
-    blocks = _multipliers(whole + 1, 1, tensor.device)
+    blocks = tables.blocks(whole + 1)
     for first in range(0, whole, piece):
         last = min(first + piece, whole)
         part = words[first * BLOCK : last * BLOCK].view(-1, BLOCK)
@@ -85,6 +86,23 @@ def _words(tensor: Tensor) -> tuple[Tensor, Tensor]:
     if not rest.numel():
         return words, words[:0]
     return words, torch.nn.functional.pad(rest, (0, 8 - rest.numel())).view(torch.int64)
+
+
+class _Tables:
+    """Multipliers on a device: of the places in a block, [4, BLOCK], and of as many blocks as were asked for.
+
+    A model has hundreds of tensors of a few sizes, and making multipliers takes as many launches as using them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.places = _multipliers(BLOCK, 0, device)
+        self._blocks = _multipliers(1, 1, device)
+
+    def blocks(self, count: int) -> Tensor:
+        """Return those of the first `count` blocks, [4, count]."""
+        if self._blocks.shape[1] < count:
+            self._blocks = _multipliers(1 << (count - 1).bit_length(), 1, self.places.device)
+        return self._blocks[:, :count]
 
 
 def _multipliers(count: int, level: int, device: torch.device) -> Tensor:
