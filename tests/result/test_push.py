@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -103,6 +104,8 @@ def test_a_dry_run_prints_the_card_and_publishes_nothing(told: Path, wishbone: C
         result = wishbone("push", told, "someone/mine", "--base", "a/b", "--dry-run")
         assert result.exit_code == 0 and "# mine" in result.stdout and "adapter_model.safetensors" in result.stdout
         assert not hub.repositories
+    sizes = re.findall(r"^file: .+ \((\d+) (KiB|MiB)\)$", result.stdout, re.MULTILINE)
+    assert len(sizes) >= 5 and all(int(size) > 0 for size, _ in sizes)
 
 
 @pytest.mark.parametrize(("rank", "said"), [(4, "8"), (12, "16"), (200, "256"), (600, None)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -103,5 +104,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def binary_size(size: int) -> str:
-    """A size in bytes as GiB or, below 1 GiB, as MiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """A size in bytes as GiB or, below 1 GiB, as MiB or, below 1 MiB, as KiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 2**20 else f"{math.ceil(size / 2**10)} KiB"
