@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from fractions import Fraction
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from wishbone.report.axis import linear_axis, log_axis
+from wishbone.report.chart import Chart, Line, draw
+from wishbone.report.html import STYLE
 from wishbone.report.outcome import in_words
 from wishbone.report.series import ends, running_mean, thin
 
@@ -101,3 +104,10 @@ def test_numbers_in_words() -> None:
     assert in_words(5e-6) == "5.000e-06"
     assert in_words(0.8612, percent=True) == "86.1 %"
     assert in_words(math.nan) == "not finite"
+
+
+def test_a_line_of_one_point_is_a_dot_that_can_be_seen() -> None:
+    lines = (Line([(1, 0.5)]), Line([(1, 0.5), (2, 0.25)], tone="two"))
+    drawn = draw(Chart("loss", "Loss", "", lines))
+    assert drawn.count('class="alone"') == 1
+    assert re.search(r"\.alone { stroke-width: [4-9]", STYLE.read_text(encoding="utf-8"))

@@ -238,7 +238,9 @@ def _print_table(combinations: Sequence[Combination], rows: Sequence[dict[str, A
         own = [plain(row["settings"][name]) for name in varied] or [plain(Path(row["run"]).name)]
         table.add_row(*own, *cells, plain(said))
     screen().print(table)
-    pairs = "held-out pairs" if all(row.get("heldout") for row in rows) else "held-out pairs, or training pairs without"
+    pairs = "held-out pairs"
+    if not all(row.get("heldout") for row in rows):
+        pairs += ", or on training pairs where none are held out"
     say(
         f"Measured on {pairs}; the highest accuracy first. Losses and margins grow with beta: compare them at one beta."
     )

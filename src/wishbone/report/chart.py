@@ -136,7 +136,8 @@ def _drawn(line: Line, x: Axis, y: Axis) -> Markup:
         shown.append(element("path", d=_path(thin(line.training, MOST_POINTS), x, y), class_="raw"))
         shown.append(element("path", d=_path(thin(smooth, MOST_POINTS), x, y)))
     elif count:
-        shown.append(element("path", d=_path(thin(line.training, MOST_POINTS), x, y)))
+        alone = {"class_": "alone"} if count == 1 else {}
+        shown.append(element("path", d=_path(thin(line.training, MOST_POINTS), x, y), **alone))
     for step, value in thin(finite(line.heldout), MOST_MARKS):
         tip = element("title", f"held out, step {step:,.0f}: {in_words(value)}")
         shown.append(_mark(line.tone, x.at(step), y.at(value), tip))
