@@ -154,7 +154,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     import torch
 
     import wishbone.trainer.trainer as trainer_module
-    from benchmarks.harness.loading import Origin, load, trainer_for
+    from benchmarks.harness.loading import Origin, load, trainer_for, versions
     from wishbone.engine import distributed
     from wishbone.model.device import choose_device
 
@@ -185,7 +185,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         trainer = trainer_for(
             system, loaded, device, folder, texts(lengths, size.vocabulary), callbacks=[times.callback()],
             per_device_train_batch_size=BATCH, gradient_accumulation_steps=pairs // BATCH, max_steps=steps,
-            shared_steps=True, guard="off", **settings,
+            shared_steps=True, guard="off", reference_store="off", **settings,
         )  # fmt: skip
         trainer.train()
     finally:
@@ -201,7 +201,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         useful_flop(size, lengths[pairs * options.warm_up :]) / row["seconds"] / options.timed / 1e12, 1
     )
     row["losses"] = [round(float(entry["loss"]), 6) for entry in trainer.state.log_history if "loss" in entry]
-    row["not_on_fast_path_because"] = trainer.form_reason
+    row["not_on_fast_path_because"], row["versions"] = trainer.form_reason, versions(system)
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         row["held_before_gib"] = round(held / 2**30, 2)  # what the case before left

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from wishbone.process_logs import hide_kernel_advice
+from wishbone.process_logs import hide_kernel_advice, let_first_process_speak
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 from wishbone.process_threads import let_waiting_threads_sleep
 from wishbone.version import __version__
@@ -55,6 +55,7 @@ def __getattr__(name: str) -> Any:
     let_device_memory_grow()
     let_waiting_threads_sleep()
     hide_kernel_advice()
+    let_first_process_speak()
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

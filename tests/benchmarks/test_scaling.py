@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from benchmarks.commands.scaling import launches, main, parse_case
+from benchmarks.commands.shares import extrapolated, imbalance
 from benchmarks.harness.random_model import model_of_one_layer
-from benchmarks.harness.workloads import SIZES, draw_lengths
+from benchmarks.harness.workloads import SIZES, Lengths, draw_lengths
 from wishbone.config.schema import RunConfig
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
@@ -21,6 +22,7 @@ from wishbone.planning.memory import GIB
 from wishbone.planning.run_plan import Target, gpu_machine, plan_run
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "scaling-h200.json"
+LARGE = RESULTS.with_name("70b-h200.json")
 ROWS: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
 
 
@@ -88,3 +90,37 @@ def test_a_plan_is_within_a_tenth_of_what_was_measured(row: dict[str, Any]) -> N
     assert row["pairs"] / plan.seconds == pytest.approx(row["pairs_per_s"], rel=0.1)
     if "peak_gib" in row:
         assert plan.rows.memory.allocated / GIB == pytest.approx(row["peak_gib"], rel=0.1)
+
+
+def test_a_plan_of_70b_in_nf4_is_within_a_tenth_of_what_was_measured() -> None:
+    rows = json.loads(LARGE.read_text(encoding="utf-8"))["results"]
+    row = next(row for row in rows if row["system"].startswith("wishbone-nf4"))
+    gpu, shape = find_gpu("H200"), known_shapes()["meta-llama/Llama-3.1-70B-Instruct"]
+    drawn = draw_lengths("ultrafeedback", 12)[4:]  # without the step that was not timed
+    prompt, chosen, rejected = np.array([(pair.prompt, pair.chosen, pair.rejected) for pair in drawn]).T
+    config = RunConfig.model_validate(
+        {
+            "model": {"name": "m", "quantization": "nf4"},
+            "data": {"train": "d", "max_length": 2048, "eval_fraction": 0},
+            "training": {"batch_size": 4, "gradient_accumulation": 1},
+        }
+    )
+    plan = plan_run(config, Target(shape, PairLengths(prompt, chosen, rejected, "drawn"), gpu_machine(gpu), gpu))
+    assert plan.seconds is not None and 4 / plan.seconds == pytest.approx(row["pairs_per_s"], rel=0.1)
+    assert plan.rows.memory.allocated / GIB == pytest.approx(row["peak_gib"], rel=0.1)
+
+
+def test_the_fullest_process_sets_the_imbalance() -> None:
+    step = [Lengths(2, tokens, tokens) for tokens in (7, 4, 3, 4)]  # 16, 10, 8, 10 tokens: 26 and 18, or 24 and 20
+    assert imbalance(step, 1) == 0
+    assert imbalance(step, 2) == pytest.approx(24 / 22 - 1)
+    assert imbalance(step, 8) == pytest.approx(16 * 8 / 44 - 1)
+
+
+def test_what_two_gpus_lose_beyond_imbalance_grows_as_a_ring_does() -> None:
+    one = {"system": "s", "case": "strong x1", "pairs": 32, "seconds": 4.0, "imbalance": 0.0}
+    two = {"system": "s", "case": "strong x2", "pairs": 32, "seconds": 2.2, "imbalance": 0.05}
+    rows = [one, two, one | {"system": "other"}]
+    assert extrapolated(rows, 32, 2, 0.05) == {"s": round(4 / 2.2, 2)}
+    assert extrapolated(rows, 32, 4, 0.1) == {"s": round(4 / (1.1 + 0.1 * 1.5), 2)}
+    assert extrapolated(rows, 64, 4, 0.1) == {}

@@ -108,7 +108,8 @@ def test_the_run_is_that_of_one_process(folder: Path) -> None:
 
 @pytest.mark.long
 def test_it_continues_with_another_number_of_processes(folder: Path) -> None:
-    for name, parts in {"at once": [(6, [])], "in parts": [(3, ["--processes", "2"]), (6, ["--resume"])]}.items():
+    in_parts = [(2, ["--processes", "4"]), (4, ["--processes", "2", "--resume"]), (6, ["--resume"])]
+    for name, parts in {"at once": [(6, [])], "in parts": in_parts}.items():
         for steps, options in parts:
             process = train(
                 folder, f"training.max_steps={steps}", "training.scheduler=constant", f"output.dir={name}", *options
@@ -120,11 +121,11 @@ def test_it_continues_with_another_number_of_processes(folder: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, 1)])
-def test_signals(folder: Path, number: signal.Signals, status: int) -> None:
+@pytest.mark.parametrize(("number", "status", "count"), [(signal.SIGTERM, 143, 2), (signal.SIGKILL, 1, 4)])
+def test_signals(folder: Path, number: signal.Signals, status: int, count: int) -> None:
     """SIGTERM to the launcher saves a checkpoint; SIGKILL of one process ends the run with its reason."""
     run = folder / number.name
-    process = train(folder, "training.max_steps=100000", f"output.dir={run.name}", "--processes", "2")
+    process = train(folder, "training.max_steps=100000", f"output.dir={run.name}", "--processes", str(count))
     while not (run / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.1)

@@ -19,6 +19,7 @@ from trainer.preference_runs import adapter, arguments, chat_pairs, losses, mode
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 from wishbone.model.load import load_model
+from wishbone.preference.losses import LOSSES
 
 WITHIN = 240
 """Seconds that a process may take."""
@@ -32,13 +33,19 @@ SHARED: dict[str, dict[str, Any]] = {
 """Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
 
+HELD_OUT = ("eval_loss", "eval_rewards/margins", "eval_logps/chosen")
+"""Of five pairs in batches of two: one of two and of four processes has only pairs of others in the end."""
 FP8: dict[str, Any] = {"fp8": True, "max_steps": 2}
+EACH_LOSS: dict[str, dict[str, Any]] = {
+    name: {"loss_type": name, "max_steps": 2, "label_smoothing": 0.1 if name == "exo_pair" else 0.0} for name in LOSSES
+}
 
 
 def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[str, Any]:
     tokenizer, settings = tiny_tokenizer(), dict(settings)
     family, fp8 = settings.pop("family", "llama"), settings.pop("fp8", False)
     options = {"gradient_accumulation_steps": 2, "max_steps": -1, "num_train_epochs": 2, **settings}
+    options |= {"per_device_eval_batch_size": 2}
     model = model_for(tokenizer, family).double()
     if fp8:
         model, _ = load_model(str(folder.parent / "whole"), dtype=torch.float32, load_in_fp8=True)
@@ -52,19 +59,21 @@ def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[st
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
     trainer.train()
+    held_out = trainer.evaluate(Dataset.from_list(list(chat_pairs(5, seed=9))))
     assert ("aux_loss" in trainer.state.log_history[0]) is (family == "mixtral")
     return {
         "adapter": adapter(trainer),
         "log": trainer.state.log_history,
         "pairs": trainer.trained_pairs,
         "tokens": trainer.trained_tokens,
+        "held out": {name: value for name, value in held_out.items() if name in HELD_OUT},
     }
 
 
-def worker(folder: Path, own_batches: bool) -> None:
+def worker(folder: Path, runs: dict[str, dict[str, Any]], own_batches: bool) -> None:
     for state in (AcceleratorState, GradientState, PartialState):  # of the process that this one was forked from
         state._reset_state()
-    results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in SHARED.items()}
+    results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in runs.items()}
     if own_batches:
         with pytest.raises(RequestError, match="processes have read other training data"):
             shared_run(folder, {"max_steps": 1}, seed=int(os.environ["RANK"]))
@@ -77,8 +86,10 @@ def worker(folder: Path, own_batches: bool) -> None:
     torch.distributed.barrier()
 
 
-def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, Any]:
-    """What the first of several processes found; they are forked from this one."""
+def of_processes(
+    count: int, folder: Path, runs: dict[str, dict[str, Any]], *, own_batches: bool = False
+) -> dict[str, Any]:
+    """What the first of several processes found in runs; they are forked from this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +97,7 @@ def of_processes(count: int, folder: Path, *, own_batches: bool) -> dict[str, An
     shared |= {"ACCELERATE_USE_CPU": "true"}
     folder.mkdir(exist_ok=True)
     children = [
-        Forked(lambda: worker(folder, own_batches), folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        Forked(lambda: worker(folder, runs, own_batches), folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
     said = [child.communicate(WITHIN)[1] for child in children]
@@ -99,7 +110,8 @@ def is_the_run_of_one(several: dict[str, Any], folder: Path, settings: dict[str,
     one = shared_run(folder, settings)
     assert (several["pairs"], several["tokens"]) == (one["pairs"], one["tokens"])
     assert (several["adapter"] - one["adapter"]).norm() <= 1e-9 * one["adapter"].norm()
-    assert len(several["log"]) == len(one["log"])
+    assert several["held out"] == pytest.approx(one["held out"], rel=1e-6, abs=1e-9)
+    assert len(one["held out"]) == len(HELD_OUT) and len(several["log"]) == len(one["log"])
     for mine, other in zip(several["log"], one["log"], strict=True):
         for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate"):
             if name in other:
@@ -109,7 +121,7 @@ def is_the_run_of_one(several: dict[str, Any], folder: Path, settings: dict[str,
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     model_for(tiny_tokenizer()).save_pretrained(tmp_path / "whole")
     tiny_tokenizer().save_pretrained(tmp_path / "whole")
-    found = of_processes(2, tmp_path / "several", own_batches=True)
+    found = of_processes(2, tmp_path / "several", SHARED, own_batches=True)
     for name, settings in SHARED.items():
         is_the_run_of_one(found[name], tmp_path / "one", settings)
 
@@ -126,8 +138,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [3, 4])
-def test_more_processes_equal_one(count: int, tmp_path: Path) -> None:
-    found = of_processes(count, tmp_path, own_batches=False)
-    for name, settings in SHARED.items():
+@pytest.mark.parametrize(("count", "runs"), [(3, SHARED), (4, SHARED | EACH_LOSS)], ids=["3", "4, each loss"])
+def test_more_processes_equal_one(count: int, runs: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    found = of_processes(count, tmp_path, runs)
+    for name, settings in runs.items():
         is_the_run_of_one(found[name], tmp_path / "one", settings)

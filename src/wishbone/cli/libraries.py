@@ -15,6 +15,7 @@ import warnings
 from contextlib import redirect_stdout
 
 from wishbone.cli.console import say
+from wishbone.process_logs import let_first_process_speak
 from wishbone.process_threads import let_waiting_threads_sleep
 from wishbone.run.processes import is_first_process
 
@@ -55,7 +56,9 @@ def settle_libraries() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws without asking, as for GGUF files
     own = logging.getLogger("wishbone")
-    own.setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    if is_first_process():
+        own.setLevel(logging.INFO)
+    let_first_process_speak()
     own.propagate = False
     notes = [handler for handler in own.handlers if isinstance(handler, _Notes)]
     for handler in notes:

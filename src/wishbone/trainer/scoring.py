@@ -6,16 +6,17 @@ TRL's names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
-from wishbone.data.batch import images_of_padded
+from wishbone.data.batch import TokenizedPair, images_of_padded
 from wishbone.engine.differentiable import differentiable_loss
 from wishbone.engine.distributed import sum_over_processes
 from wishbone.engine.execution import Execution
@@ -35,6 +36,7 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
     execution: Execution
     guard: Guard | None
     _losses: FiniteLosses
+    _evaluates = False
     _pair_metrics: dict[str, PairMetrics]
 
     def reference_counts(self) -> dict[str, int]:
@@ -62,14 +64,37 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.model.training and torch.is_grad_enabled():
             loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
         else:
-            observe = self.guard.observe if self.guard else None
-            loss = self.preference_step.evaluate(inputs["pairs"], metrics, self.execution, observe)
+            loss = self._held_out_loss(self.preference_step, inputs["pairs"], metrics)
         if not return_outputs:
             return loss
         padded = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         padded |= images_of_padded(inputs["pairs"], inputs["input_ids"].shape, inputs["input_ids"].device)
         with torch.no_grad():
             return loss, model(**padded, use_cache=False)
+
+    def _held_out_loss(self, step: PreferenceStep, pairs: Sequence[TokenizedPair], metrics: PairMetrics) -> Tensor:
+        """Return the mean loss of a batch, without the pairs that fill up the last batches of several processes.
+
+        accelerate fills them with pairs from the beginning, and transformers' loop drops as many copies of the losses;
+        in a process that has no others, whatever is returned is dropped.
+        """
+        observe, loader = self.guard.observe if self.guard else None, self.accelerator.gradient_state
+        if self._evaluates and loader.end_of_dataloader and loader.remainder > 0:
+            own = max(0, loader.remainder - self.accelerator.process_index * len(pairs))
+            if own:
+                pairs = pairs[:own]
+            else:  # a sharded model runs equally often in all processes
+                metrics.add_nothing(self.args.device)
+                metrics, observe = PairMetrics.like(metrics), None
+        return step.evaluate(pairs, metrics, self.execution, observe)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate as transformers does; each pair counts once, in one process or in several."""
+        self._evaluates = True
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._evaluates = False
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
