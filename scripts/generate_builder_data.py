@@ -38,7 +38,7 @@ SCRIPT = """\
 """
 
 CONSTANTS = {
-    "cli.init": ("COMMANDS", "OF_SCRIPTS", "STANDARD_OUTPUT"),
+    "cli.init": ("COMMANDS", "OF_SCRIPTS", "STANDARD_OUTPUT", "SUFFIXES", "WITHOUT_GPU"),
     "config.document": ("FLOAT", "INTEGER", "WORDS"),
     "config.emit": (
         "ESCAPES", "JSON_WORDS", "PLAIN", "PLAIN_FIRST", "PYTHON_WORDS", "WHOLE", "WIDTH", "WORDS",

@@ -78,6 +78,7 @@ test("a link may name a GPU as people do", { skip }, async () => {
   for (const [name, value, said] of [
     ["H100", "H100 PCIe", /taken for H100 PCIe, the smallest that it may be; it may also be H100 SXM/],
     ["4090 laptop", "RTX 4090 Laptop", /^$/],
+    ["CPU", "none", /^$/],
     ["24GB", "24GB", /taken for A10, the smallest and oldest of 8 \(A10G, /],
     ["a 48 GB card", "A40", /taken for A40, the smallest and oldest of 5/],
     ["mi300x", "RTX 4090", /is an AMD GPU, which is known and not supported yet/],

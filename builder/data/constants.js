@@ -19,7 +19,16 @@
    "script.gradient_checkpointing": "gradient checkpointing",
    "script.precompute_reference": "reference"
   },
-  "STANDARD_OUTPUT": "-"
+  "STANDARD_OUTPUT": "-",
+  "SUFFIXES": {
+   "yml": "yaml",
+   "py": "python"
+  },
+  "WITHOUT_GPU": [
+   "none",
+   "cpu",
+   "no"
+  ]
  },
  "config.document": {
   "FLOAT": "[-+]?(?:(?:\\d+\\.\\d*|\\.\\d+)(?:[eE][-+]?\\d+)?|\\d+[eE][-+]?\\d+)",

@@ -5,7 +5,7 @@
  */
 {
   const {
-    assumedGpu, checkSituation, copyText, describePlan, downloadText, drawMemory, drawRow, fillChoices, findGpu, firstAnswers,
+    assumedGpu, checkSituation, constants, copyText, describePlan, downloadText, drawMemory, drawRow, fillChoices, findGpu, firstAnswers,
     fromHash, gpuGroups, gpuNames, modelNames, NO_GPU, pastedShape, readForm, RequestError, showProblems, sizeAsked, themeSwitch, toAnswers,
     toHash, writeAdvice, writeFigures, writeForm, writeMemory,
   } = globalThis.wishbone;
@@ -101,7 +101,8 @@
   /** Answers whose GPU is one of the list, as the command takes a name that people use; what was assumed is said. */
   function withGpu(answers) {
     at("gpu-assumed").textContent = "";
-    if (answers.gpu === NO_GPU || gpuNames.includes(answers.gpu)) return answers;
+    if (constants["cli.init"].WITHOUT_GPU.includes(answers.gpu.toLowerCase())) return { ...answers, gpu: NO_GPU };
+    if (gpuNames.includes(answers.gpu)) return answers;
     try {
       at("gpu-assumed").textContent = assumedGpu(answers.gpu) ?? "";
       return [...at("gpu").options].some((option) => option.value === answers.gpu) ? answers : { ...answers, gpu: findGpu(answers.gpu).name };

@@ -18,7 +18,7 @@ const { show, showPath } = require("./words.js");
 const { constants } = require("../data/constants.js");
 
 const FORMATS = constants["config.targets"].Format;
-const { OF_SCRIPTS, STANDARD_OUTPUT } = constants["cli.init"];
+const { OF_SCRIPTS, STANDARD_OUTPUT, SUFFIXES, WITHOUT_GPU } = constants["cli.init"];
 const BY_FLAG = new Map(Object.keys(FIELDS).map((name) => [flag(name), name]));
 
 const kinds = (name) => (FIELDS[name].anyOf ?? [FIELDS[name]]).map((schema) => schema.type);
@@ -63,7 +63,8 @@ function readFlags(words) {
 function toAnswers(given) {
   const isAnswer = ([name, value]) => value !== false && !(name === "output" && value === STANDARD_OUTPUT);
   const entries = Object.entries(given).filter(isAnswer);
-  return Object.fromEntries(entries.map(([name, text]) => [name, isNumber(name) ? plainValue(text) : text]));
+  const answers = Object.fromEntries(entries.map(([name, text]) => [name, isNumber(name) ? plainValue(text) : text]));
+  return WITHOUT_GPU.includes(answers.gpu?.toLowerCase()) ? { ...answers, gpu: NO_GPU } : answers;
 }
 
 /** The situation and the format, or all problems of both. */
@@ -71,7 +72,10 @@ function checked({ format: asked, ...given }) {
   const format = asked || "yaml";
   const answers = toAnswers(given);
   const problems = [];
-  if (!FORMATS.includes(format)) problems.push(`--format: ${show(format)} is not accepted. It takes one of ${FORMATS.join(", ")}`);
+  if (!FORMATS.includes(format)) {
+    const meant = (Object.hasOwn(SUFFIXES, format) ? SUFFIXES[format] : null) ?? nearest(format, FORMATS);
+    problems.push(`--format: ${show(format)} is not accepted. ${meant ? `Did you mean ${meant}? ` : ""}It takes one of ${FORMATS.join(", ")}`);
+  }
   const { gpu = NO_GPU } = answers;
   if (gpu.toLowerCase() !== NO_GPU) noting(problems, "--gpu", () => findGpu(gpu));
   let situation = null;

@@ -36,6 +36,7 @@ WRONG_NUMBERS = [
 TOGETHER = [
     "--symptom nan --symptom nan", "--reference given", "--gpu RTX4091 --format xml --gpus 0", "--gpu H100",
     "--prompt-tokens 900", "--gpus 2", "--gpu-memory-gib 8", "--reference-model other", "--target trl --method full",
+    "--format yml", "--format py", "--format constructor", "--gpu cpu --gpus 2",
 ]  # fmt: skip
 
 
@@ -128,7 +129,20 @@ def test_wrong_answers_are_refused_alike():
 
 
 def test_which_gpu_was_assumed_is_said_alike():
-    names = ["H100", "RTX 40", "4090 laptop", "24GB", "24", "20 GB", "a 48GB card", "80g", "24GB 4090", "mi300x"]
+    names = [
+        "H100",
+        "RTX 40",
+        "4090 laptop",
+        "24GB",
+        "24",
+        "20 GB",
+        "a 48GB card",
+        "80g",
+        "24GB 4090",
+        "mi300x",
+        "CPU",
+        "no",
+    ]
     asked = [["--model", "Qwen/Qwen3-8B", "--data", "p.jsonl", "--gpu", name] for name in names]
     asked[0] += ["--output", "-"]
     said = 0

@@ -45,6 +45,8 @@ COMMANDS = {"wishbone": "wishbone train", "trl": "trl dpo --config"}
 OF_SCRIPTS = {"script.gradient_checkpointing": "gradient checkpointing", "script.precompute_reference": "reference"}
 
 
+SUFFIXES = {"yml": "yaml", "py": "python"}
+"""Formats by the ends of their files' names."""
 WITHOUT_GPU = (NO_GPU, "cpu", "no")
 """What says that there is no GPU."""
 
@@ -219,7 +221,7 @@ def _checked(answers: dict[str, Any], form: str) -> tuple[Situation, Format]:
     problems = []
     chosen = next((known for known in FORMATS if known == form), None)
     if chosen is None:
-        meant = {"yml": "yaml", "py": "python"}.get(form) or nearest(form, FORMATS)
+        meant = SUFFIXES.get(form) or nearest(form, FORMATS)
         close = f"Did you mean {meant}? " if meant else ""
         problems.append(f"--format: {show(form)} is not accepted. {close}It takes one of {', '.join(FORMATS)}")
     if answers.get("gpu", NO_GPU).lower() != NO_GPU:
