@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ def push(
         typer.Option("--license", metavar="NAME", help="Of the result, such as apache-2.0.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print card and files, publish nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print address, files and card as JSON.")] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
     ] = False,
@@ -39,10 +41,15 @@ def push(
         from wishbone.result.publish import publication
 
         with publication(finished, repository, merged=merged, base=base, licence=licence) as directory:
-            if dry_run:
-                screen().print(plain((directory / "README.md").read_text(encoding="utf-8")), soft_wrap=True)
-                for path in sorted(directory.iterdir()):
-                    say(f"{path.name} ({binary_size(path.stat().st_size)})", marker="file: ", style="bold")
-                return
-            address = Upload(repository, private=private or None).send(directory)
-    say(address, marker="published: ", style="bold green")
+            card = (directory / "README.md").read_text(encoding="utf-8")
+            files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
+            address = None if dry_run else Upload(repository, private=private or None).send(directory)
+    if as_json:
+        shown = {"repository": repository, "published": address, "files": files, "card": card}
+        typer.echo(json.dumps(shown, indent=2))
+    elif address is not None:
+        say(address, marker="published: ", style="bold green")
+    else:
+        screen().print(plain(card), soft_wrap=True)
+        for name, size in files.items():
+            say(f"{name} ({binary_size(size)})", marker="file: ", style="bold")
