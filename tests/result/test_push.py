@@ -108,8 +108,6 @@ def test_a_dry_run_prints_the_card_and_publishes_nothing(told: Path, wishbone: C
     shown = json.loads(asked.stdout)
     assert shown["published"] is None and "# mine" in shown["card"]
     assert shown["files"]["adapter_model.safetensors"] > 999
-        shown["published"] is None and "# mine" in shown["card"] and shown["files"]["adapter_model.safetensors"] > 999
-    )
     sizes = re.findall(r"^file: .+ \((\d+) (KiB|MiB)\)$", result.stdout, re.MULTILINE)
     assert len(sizes) >= 5 and all(int(size) > 0 for size, _ in sizes)
 
