@@ -51,8 +51,8 @@ def trained(model: PeftModel, scale: float) -> PeftModel:
 
 
 def policy_of(model: PeftModel, **options: Any) -> Policy:
-    capability = choose_form(model)
-    return Policy(model, form=capability.form, fused=FusedLayers(model, norms_everywhere=True), **options)
+    """A policy, by default in the form that the trial finds for FAMILIES (`test_model_families.py`)."""
+    return Policy(model, fused=FusedLayers(model, norms_everywhere=True), **options)
 
 
 def step_of(policy: Policy, reference: AdapterDisabled, losses: Sequence[Any] = ("sigmoid",)) -> PreferenceStep:
@@ -384,7 +384,7 @@ def test_what_cannot_run_in_one_pass_is_said(reason: str) -> None:
         layer.forward = lambda x, *args, **kwargs: own(look(x), *args, **kwargs)
     if reason == "hooks":
         model.get_base_model().model.layers[0].register_full_backward_hook(lambda *_: None)
-    policy = Policy(model, form=choose_form(model).form) if reason == "unfused" else policy_of(model)
+    policy = Policy(model) if reason == "unfused" else policy_of(model, form=choose_form(model).form)
     found = why_apart(policy, AdapterDisabled(policy))
     expected = {
         "values": "looks at values",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
-from wishbone.fused.parts import part_of
+from wishbone.fused.parts import is_norm
 from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.gated_norm import GatedNorm, gated_norm
 
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, tor
 
 def gated_norm_of(module: nn.Module) -> GatedNorm | None:
     """Return which gated norm a module is, or None; its weight must be frozen."""
-    if part_of(module) != "norm":
+    if not is_norm(module):
         return None
     own, inputs = dict(module.named_parameters()), list(inspect.signature(module.forward).parameters)
     weight = own.get("weight")

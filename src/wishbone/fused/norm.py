@@ -29,7 +29,7 @@ from wishbone.fused.gated_norm import gated_norm_forward, gated_norm_of
 from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
 from wishbone.fused.lockstep import Lockstep
-from wishbone.fused.parts import part_of
+from wishbone.fused.parts import is_norm
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.carried_difference import rms_norm_of_halves
@@ -82,7 +82,7 @@ class FusedNorms:
         self.norms: list[str] = []
         gathered = GatheredUnits(model)
         for name, module in model.named_modules():
-            beside = next(module.parameters(), None) if part_of(module) != "norm" else _first_parameter(module, model)
+            beside = next(module.parameters(), None) if not is_norm(module) else _first_parameter(module, model)
             if beside is None:
                 continue
             found: _Formula | str = NO_GPU
@@ -98,7 +98,7 @@ class FusedNorms:
             elif found is not NO_GPU and slot is not None and (gated := gated_norm_of(module)) is not None:
                 self.norms.append(name)
                 self._attributes.add(module, slot, gated_norm_forward(module, getattr(module, slot), gated))
-            elif part_of(module) == "norm":
+            elif is_norm(module):
                 self._left[name] = REPLACED if isinstance(found, _Formula) else found
 
     def sites(self) -> Iterator[Site]:
@@ -238,14 +238,15 @@ def _formula_of(module: nn.Module, beside: Tensor) -> _Formula | str:
         beside: its weight, or a parameter with the device and dtype that its input will have.
     """
     kind = type(module).__name__
-    parameters = dict(module.named_parameters())
-    epsilons = [value for value in vars(module).values() if isinstance(value, float) and 0 <= value < LARGEST_EPSILON]
     if isinstance(module, nn.LayerNorm):
         return LAYER_NORM
-    shaped = list(parameters) == ["weight"] or (not parameters and part_of(module) == "norm")
-    epsilons = epsilons or [*USUAL_EPSILONS]
-    if not shaped or any(True for _ in module.children()):
+    if any(True for _ in module.children()):
         return f"{kind} is not a norm of a known kind"
+    parameters = dict(module.named_parameters())
+    if list(parameters) != ["weight"] and (parameters or not is_norm(module)):
+        return f"{kind} is not a norm of a known kind"
+    epsilons = [value for value in vars(module).values() if isinstance(value, float) and 0 <= value < LARGEST_EPSILON]
+    epsilons = epsilons or [*USUAL_EPSILONS]
     if beside.requires_grad and parameters:
         return "their weights are trained"
     if beside.is_meta or beside.dtype not in TOLERANCE or (parameters and beside.ndim != 1):

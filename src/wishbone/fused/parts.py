@@ -28,7 +28,7 @@ _ROTARY = re.compile(r"Rotary\w*Embedding")
 def part_of(module: nn.Module) -> Part | None:
     """Return which part a module is, by the name of its class; None for what has no fused form and needs none."""
     name = type(module).__name__
-    if _is(name, _NORM):
+    if is_norm(module):
         return "norm"
     if is_recurrence(module):
         return "recurrence"
@@ -41,10 +41,14 @@ def part_of(module: nn.Module) -> Part | None:
     return None
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is the part "norm"."""
+    return _is(type(module).__name__, _NORM)
+
+
 def is_recurrence(module: nn.Module) -> bool:
     """Return whether a module is the part "recurrence"."""
-    name = type(module).__name__
-    return _is(name, _RECURRENCE) and not _is(name, _NORM)
+    return _is(type(module).__name__, _RECURRENCE) and not is_norm(module)
 
 
 @cache
