@@ -80,7 +80,7 @@ test("a link may name a GPU as people do", { skip }, async () => {
     ["4090 laptop", "RTX 4090 Laptop", /^$/],
     ["CPU", "none", /^$/],
     ["24GB", "24GB", /taken for A10, the smallest and oldest of 8 \(A10G, /],
-    ["a 48 GB card", "A40", /taken for A40, the smallest and oldest of 5/],
+    ["a 48 GB card", "A40", /taken for A40, the smallest and oldest of 6/],
     ["mi300x", "RTX 4090", /is an AMD GPU, which is known and not supported yet/],
   ]) {
     const page = await openPlanner(browser, { hash: `#gpu=${encodeURIComponent(name)}` });

@@ -194,6 +194,7 @@
    ]
   ],
   "SAID_AROUND": [
+   "blackwell",
    "edition",
    "geforce",
    "generation",

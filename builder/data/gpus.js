@@ -854,6 +854,17 @@
   "measured": null,
   "source": "10,496 CUDA cores, 1,824 AI TOPS, 256 bit at 28 Gbps (NVIDIA's announcement, neowin.net 2025); dense FP16 with sums in float32 is a sixteenth of AI TOPS, as for desktop cards in RTX Blackwell GPU architecture, NVIDIA 2025; at the largest power limit"
  },
+ "RTX PRO 5000 Blackwell": {
+  "memory_gib": 47.79,
+  "capability": 12.0,
+  "bf16_tflops": 258,
+  "fp8_tflops": 516,
+  "int8_tflops": 516,
+  "fp16_tflops": 258,
+  "bandwidth_gbs": 1344,
+  "measured": null,
+  "source": "2,064 AI TOPS, 48 GB at 1,344 GB/s (NVIDIA, 2025); dense FP16 is an eighth of AI TOPS and the driver reports 99.6 % of the memory, as for the RTX PRO 6000 in RTX Blackwell PRO GPU architecture, NVIDIA 2025"
+ },
  "RTX PRO 6000 Blackwell": {
   "memory_gib": 95.59,
   "capability": 12.0,

@@ -90,7 +90,7 @@
     const isSold = /^[0-9]+$/.test(written) && SOLD.includes(Number(written));
     const near = isSold ? [`${written}GB`] : closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
     const hint = near.length ? `did you mean ${near.join(" or ")}?` : `known are ${gpuNames.join(", ")}.`;
-    throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint}`);
+    throw new RequestError(`${show(name)} is not the name of one known GPU; ${hint} Of another GPU write the memory, such as 24GB`);
   }
 
   /** The first of GPUs by what `order` returns for each, numbers that count in turn. */

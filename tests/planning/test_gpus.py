@@ -29,6 +29,8 @@ from wishbone.planning.gpus import SOLD, Gpu, assumed_gpu, find_gpu, known_gpus
         ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
         ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000 Blackwell"),
         ("A6000", "RTX A6000"),
+        ("RTX PRO 6000", "RTX PRO 6000 Blackwell"),
+        ("rtx pro 5000", "RTX PRO 5000 Blackwell"),
     ],
 )
 def test_a_gpu_is_known_as_people_and_drivers_write_it(name: str, known: str):
@@ -49,6 +51,8 @@ def test_a_gpu_is_known_as_people_and_drivers_write_it(name: str, known: str):
         ("Intel Arc B580", "is an Intel accelerator"),
         ("TPU v5e", "is a TPU"),
         ("24", "did you mean 24GB?"),
+        ("RTX A5000", "Of another GPU write the memory, such as 24GB"),
+        ("RTX PRO 5000 Blackwell Laptop", "is not the name of one known GPU"),
         ("20GB", "'20GB' is the memory of no known GPU; known are 4, 6, 8, 10, "),
         ("999 GB", "Name the GPU, or the next smaller memory"),
         ("", "known are P100, "),
@@ -88,7 +92,7 @@ def test_less_than_a_name_is_the_smallest_that_it_may_be(name: str, taken: str, 
     [
         ("24GB", "A10", ["RTX 3090", "RTX 4090", "L4"], ["V100", "RTX 3080"]),
         ("a 24 GB card", "A10", ["RTX 4090"], []),
-        ("48 GiB of VRAM", "A40", ["RTX 6000 Ada", "L40S"], []),
+        ("48 GiB of VRAM", "A40", ["RTX 6000 Ada", "L40S", "RTX PRO 5000 Blackwell"], []),
         ("80g", "A100 80GB", ["H100 SXM"], []),
         ("16GB", "RTX 3080 Laptop 16GB", ["RTX 4080"], ["T4", "V100", "P100"]),
         ("15GB", "T4", [], ["P100"]),

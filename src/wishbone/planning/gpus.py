@@ -36,7 +36,7 @@ NEAR = 0.5
 
 SAID_AROUND = frozenset(
     {"nvidia", "geforce", "rtx", "tesla", "quadro", "graphics", "gpu", "generation", "edition", "workstation", "server",
-     "series"}
+     "series", "blackwell"}
 )  # fmt: skip
 """Words of drivers and shops that do not tell two GPUs apart."""
 
@@ -221,6 +221,7 @@ def _meant(name: str) -> list[Gpu]:
     near = [names[n] for n in get_close_matches(name.lower(), names, cutoff=NEAR)]
     near = [f"{written}GB"] if written.isdecimal() and int(written) in SOLD else near
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known_gpus())}."
+    hint += " Of another GPU write the memory, such as 24GB"
     raise RequestError(f"{show(name)} is not the name of one known GPU; {hint}")
 
 
