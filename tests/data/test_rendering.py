@@ -12,7 +12,7 @@ from small_tokenizers import BUILDERS, assistant, user
 from transformers import PreTrainedTokenizerBase
 
 from wishbone.data.lost_text import parts, search
-from wishbone.data.rendering import EARLIER_THOUGHTS, ONE_END, VERBATIM, RenderedPair, render_pairs
+from wishbone.data.rendering import EARLIER_THOUGHTS, ONE_END, UNTRAINED, VERBATIM, RenderedPair, render_pairs
 from wishbone.data.template_writer import TemplateWriter
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
@@ -261,3 +261,21 @@ def test_a_search_finds_what_is_missing_and_what_is_too_short_to_be_sure_of() ->
     assert [(part.message, part.text) for part in found.lost] == [(2, "Whose water is the clearest?")]
     assert [part.text for part in found.unsure] == ["two"]
     assert len(parts(conversation)) == 3
+
+
+def test_keys_that_the_template_does_not_print_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    spoken = ([user("Hi") | {"name": "Alice"}], [assistant("Ho") | {"citations": ["page 9"]}], [assistant("Hu")])
+    notes = written(tokenizer, "qwen3", spoken).notes
+    assert notes == ("the chat template does not print these keys of messages: citations, name",)
+    result = {"role": "tool", "name": "add", "tool_call_id": "c1", "content": "4"}
+    assert written(tokenizer, "qwen3", ([user("2 + 2?"), result], [assistant("4")], [assistant("5")])).notes == ()
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"loss": False}, {"train": False}])
+def test_an_answer_that_is_marked_as_not_to_be_trained_is_named(
+    tokenizer: PreTrainedTokenizerBase, mark: dict[str, Any]
+) -> None:
+    marked = [assistant("Ho") | mark, user("And?"), assistant("Ha")]
+    assert UNTRAINED in written(tokenizer, "qwen3", ([user("Hi")], marked, [assistant("Hu")])).notes
+    earlier = [user("Hi"), assistant("Ho") | mark, user("And?")]
+    assert UNTRAINED not in written(tokenizer, "qwen3", (earlier, [assistant("Ha")], [assistant("Hu")])).notes

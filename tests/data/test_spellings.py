@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from wishbone.data.lost_text import search
 from wishbone.data.message_forms import with_known_keys
+from wishbone.data.messages import message
 from wishbone.data.source import load_pairs
 from wishbone.data.written_values import read_messages
 from wishbone.errors import RequestError
@@ -44,7 +45,7 @@ def test_calls_and_thoughts_of_sharegpt_turns_are_kept():
     answer = {"from": "gpt", "value": None, "tool_calls": [CALL], "reasoning_content": "Use the tool.", "weight": 1}
     row = {"conversations": turns, "chosen": answer, "rejected": {"from": "gpt", "value": "5"}}
     found = load_pairs([row])[0]["chosen"][0]
-    assert found == {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "Use the tool."}
+    assert found == {"role": "assistant", "tool_calls": [CALL], "reasoning_content": "Use the tool.", "weight": 1}
 
 
 @pytest.mark.parametrize("tools", [[json.dumps(TOOL)], TOOL, json.dumps(TOOL), json.dumps([json.dumps(TOOL)])])
@@ -60,16 +61,16 @@ def test_items_of_tools_are_objects():
 @pytest.mark.parametrize("key", ["thought", "thoughts", "think", "reasoning_details"])
 def test_thoughts_under_other_names_are_found_and_given_as_the_templates_name_them(key):
     said = [{"type": "reasoning.text", "text": "Siberia."}] if key == "reasoning_details" else "Siberia."
-    message = {"role": "assistant", "content": "Baikal.", key: said}
-    assert [part.text for part in search([message], "Baikal.").lost] == ["Siberia."]
-    assert with_known_keys(message) == {"role": "assistant", "content": "Baikal.", "reasoning_content": "Siberia."}
+    thought = {"role": "assistant", "content": "Baikal.", key: said}
+    assert [part.text for part in search([thought], "Baikal.").lost] == ["Siberia."]
+    assert with_known_keys(thought) == {"role": "assistant", "content": "Baikal.", "reasoning_content": "Siberia."}
 
 
 @pytest.mark.parametrize("content", ["", None])
 def test_a_refusal_is_the_answer(content):
-    message = {"role": "assistant", "content": content, "refusal": "I cannot help with that."}
-    assert [part.text for part in search([message], "").lost] == ["I cannot help with that."]
-    assert with_known_keys(message) == {"role": "assistant", "content": "I cannot help with that."}
+    refused = {"role": "assistant", "content": content, "refusal": "I cannot help with that."}
+    assert [part.text for part in search([refused], "").lost] == ["I cannot help with that."]
+    assert with_known_keys(refused) == {"role": "assistant", "content": "I cannot help with that."}
 
 
 @pytest.mark.parametrize(("name", "value"), [("context", "Baikal"), ("input", "eepes")])
@@ -200,3 +201,32 @@ def test_files_in_wide_encodings_are_read_whole(encoding, tmp_path):
     line = json.dumps({"prompt": "Größe?", "chosen": "é", "rejected": "e"}, ensure_ascii=False)
     path.write_bytes(f"{line}\n{line}\n".encode(encoding))
     assert load_pairs(path)["chosen"][:] == ["é", "é"]
+
+
+def test_every_key_of_a_sharegpt_turn_is_kept():
+    turn = {"from": "gpt", "value": "Baikal", "thought": "The deepest.", "weight": 0, "images": None}
+    assert message(turn) == {"role": "assistant", "content": "Baikal", "thought": "The deepest.", "weight": 0}
+
+
+def test_text_in_the_words_of_the_responses_api_is_text():
+    said = message(
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}, {"type": "output_text", "text": "Ho"}]}
+    )
+    assert said["content"] == [{"type": "text", "text": "Hi"}, {"type": "text", "text": "Ho"}]
+
+
+def test_a_refusal_beside_no_content_is_the_content():
+    assert message({"role": "assistant", "content": None, "refusal": "No."}) == {"role": "assistant", "content": "No."}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.jsonl", '{"prompt": "A", "prompt": "B", "chosen": "C", "rejected": "D"}\n'),
+        ("p.json", '[{"prompt": "A", "chosen": "C", "chosen": "B", "rejected": "D"}]'),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=r"an object has the key '(prompt|chosen)' twice"):
+        load_pairs(tmp_path / name)

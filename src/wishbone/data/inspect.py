@@ -289,4 +289,4 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
         cut = np.count_nonzero(tokenized.with_format("numpy")[CUT_COLUMN][:])
         if cut:
             rows = counted(int(cut), "row")
-            yield f"in {rows} the end of the prompt is tokenized differently before a completion and is not trained"
+            yield f"in {rows} the end of the prompt is tokenized differently before a completion; that begins there"

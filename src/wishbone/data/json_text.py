@@ -20,17 +20,20 @@ class NotJsonError(ValueError):
     """The text cannot be read as JSON; the message begins with "is"."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Return the value of a JSON text.
 
     Args:
         text: text, or bytes in UTF-8, UTF-16 or UTF-32.
+        unique_keys: whether an object with a key twice is refused; Python keeps the last value and says nothing.
 
     Raises:
-        NotJsonError: it is not JSON, not text, nested too deeply, or has an integer of thousands of digits.
+        NotJsonError: it is not JSON, not text, nested too deeply, has a key twice or thousands of digits.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_unique_keys if unique_keys else None)
+    except NotJsonError:
+        raise
     except UnicodeDecodeError as error:
         raise NotJsonError(f"is not UTF-8 text (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
@@ -40,6 +43,15 @@ def parse_json(text: str | bytes) -> Any:
         raise NotJsonError("is JSON nested too deeply") from None
     except ValueError:
         raise NotJsonError("is JSON with an integer that has too many digits to be read") from None
+
+
+def _with_unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        keys = [key for key, _ in items]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise NotJsonError(f"is JSON in which an object has the key {twice!r:.40} twice")
+    return found
 
 
 def unstorable(value: Any, depth: int = 0) -> str | None:

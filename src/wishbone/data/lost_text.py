@@ -35,6 +35,10 @@ THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 OTHER_THOUGHT_KEYS = ("thought", "thoughts", "think", "reasoning_details")
 """The same as data sets name them; no known template prints these."""
 
+_TRAIN_MARKS = ("loss", "train", "training")
+_LOOKED_FOR = frozenset(
+    ("role", "content", "refusal", "tool_calls", "function_call", "weight", *_TRAIN_MARKS, *THOUGHT_KEYS)
+) | frozenset(OTHER_THOUGHT_KEYS)
 _THOUGHT = re.compile(r"\s*(?:<think>)?(.*)</think>(.*)", re.DOTALL)
 
 
@@ -82,6 +86,32 @@ def search(conversation: Conversation, text: str) -> Search:
 
 def _occurs_twice(part: str, text: str) -> bool:
     return text.find(part, text.find(part) + 1) >= 0
+
+
+def unprinted_keys(conversation: Conversation, text: str, source: str) -> set[str]:
+    """Keys of messages that say something which a rendered text does not hold, and that no part above looks for.
+
+    A number or a truth value counts as printed where the template's source names its key. What a tool's message is
+    called by belongs to its call.
+    """
+    haystack = _Haystack(text)
+    return {
+        str(key)
+        for message in conversation
+        if len(message) > 2
+        for key, value in message.items()
+        if key not in _LOOKED_FOR and not (message["role"] == "tool" and key in ("name", "tool_call_id", "id"))
+        if not all(map(haystack.holds, _leaves(value))) or (isinstance(value, bool | int | float) and key not in source)
+    }
+
+
+def marked_untrained(completion: Conversation) -> bool:
+    """Whether an answer says that it is not to be trained, in the words of OpenAI, ms-swift, Axolotl and others."""
+    return any(
+        message["role"] == "assistant"
+        and (message.get("weight") == 0 or any(message.get(key) is False for key in _TRAIN_MARKS))
+        for message in completion
+    )
 
 
 def lost_tools(tools: list[Any] | None, text: str) -> list[Part]:

@@ -29,6 +29,8 @@ ROLES = {
     "function_response": "tool",
 }
 
+TEXT_PARTS = frozenset(("input_text", "output_text"))
+"""Types of content blocks that are text, in the words of OpenAI's Responses API."""
 IMAGE_PARTS = frozenset(("image", "image_url", "input_image"))
 """Types of content blocks that are an image, in transformers' and OpenAI's words."""
 IMAGE_SOURCES = ("image", "image_url", "bytes", "path", "url")
@@ -128,7 +130,8 @@ def message(value: Any) -> Message:
     """One message with a role of system, user, assistant or tool, and no key that is None.
 
     Other keys of `{role, content}` messages (tool_calls, name, reasoning_content, ...) are kept, because chat templates
-    may print them; of `{from, value}` turns those in `TURN_KEYS`. OpenAI's former `function_call` becomes tool_calls.
+    may print them, and so are those of `{from, value}` turns. OpenAI's former `function_call` becomes tool_calls, and a
+    refusal without content becomes the content.
     Content is text or a list of blocks, {"type": "text", "text": ...} or {"type": "image"} with what it brings.
 
     Raises:
@@ -145,12 +148,14 @@ def message(value: Any) -> Message:
     if name == "function_call":
         return {"role": role, "content": "", "tool_calls": _function_calls(content)}
     value = _with_tool_calls(value)
+    if content is None and isinstance(refusal := value.get("refusal"), str):
+        content, value = refusal, {key: item for key, item in value.items() if key != "refusal"}
     if content is None and not value.get("tool_calls"):
         raise Misfit(f"({name}) has no {content_key}")
     result: Message = {"role": role}
     if content is not None:
         result["content"] = [_block(block) for block in content] if isinstance(content, list) else _content(content)
-    kept = value.keys() - _KEYS if role_key == "role" else TURN_KEYS
+    kept = value.keys() - {role_key, content_key, *_KEYS}
     result |= storable({key: item for key, item in value.items() if key in kept and item is not None})
     for call in result.get("tool_calls") or ():
         called = call.get("function", call)
@@ -160,8 +165,6 @@ def message(value: Any) -> Message:
 
 
 _KEYS = ("role", "content")
-TURN_KEYS = frozenset(("tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"))
-"""Keys of a `{from, value}` turn that a chat template may print."""
 
 
 def _with_tool_calls(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -231,6 +234,8 @@ def _block(value: Any) -> Message:
         value = {"type": "text", "text": value}
     if isinstance(value, Mapping) and value.get("type") is None and isinstance(value.get("text"), str):
         value = {"type": "text", "text": value["text"]}
+    if isinstance(value, Mapping) and value.get("type") in TEXT_PARTS:
+        value = {"type": "text", "text": value.get("text")}
     if isinstance(value, Mapping) and value.get("type") in IMAGE_PARTS:
         brought = image_source(value)
         return {"type": "image"} if brought is None else {"type": "image", "image": brought}

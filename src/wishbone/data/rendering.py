@@ -26,8 +26,10 @@ from wishbone.data.lost_text import (
     TOOLS,
     Part,
     lost_tools,
+    marked_untrained,
     parts,
     search,
+    unprinted_keys,
 )
 from wishbone.data.message_forms import Conversation, Message
 from wishbone.data.template_shapes import Shapes
@@ -38,6 +40,10 @@ Pair = tuple[Conversation, Conversation, Conversation]
 
 EARLIER_THOUGHTS = "the chat template leaves out the thoughts of earlier turns, as it does when the model is used"
 VERBATIM = "the chat template leaves out a part of the answer (its thoughts), so the answer is written as it is given"
+UNTRAINED = (
+    "an answer within a completion is marked as not to be trained (weight 0; loss or train false) and is trained: "
+    "every token of a completion is"
+)
 ONE_END = "the answer ends with the end-of-sequence token, which the chat template writes too; it is written once"
 _FORMS: tuple[tuple[forms.Form, str], ...] = (
     (
@@ -50,6 +56,7 @@ _FORMS: tuple[tuple[forms.Form, str], ...] = (
     (forms.with_block_content, "the chat template takes content as a list of text blocks"),
     (forms.with_null_content, ""),
 )
+_SHOWN_KEYS = 20
 _MARK = "\ue0f0\ue0f1"
 
 
@@ -173,7 +180,21 @@ def _settled(writer: TemplateWriter, shapes: Shapes, pair: Pair, first: _Attempt
     notes += [ONE_END] * ended + [VERBATIM] * verbatim
     notes += [EARLIER_THOUGHTS] * best.earlier_thoughts
     assert best.texts is not None
+    notes += _unread_marks(best.pair, [written.text for written in best.texts[1:]], writer.source)
     return RenderedPair(*best.texts, _told(best.losses, writer.source), tuple(notes), _any_empty(best))
+
+
+def _unread_marks(pair: Pair, texts: Sequence[str], source: str) -> list[str]:
+    """Sentences on keys of messages that the texts do not hold, and on answers that are marked as not to be trained."""
+    prompt, *completions = pair
+    keys = {
+        key
+        for completion, text in zip(completions, texts, strict=True)
+        for key in unprinted_keys(prompt + completion, text, source)
+    }
+    shown = ", ".join(key if key.isprintable() else repr(key) for key in sorted(keys)[:_SHOWN_KEYS])
+    found = [f"the chat template does not print these keys of messages: {shown:.200}"] * bool(keys)
+    return found + [UNTRAINED] * any(map(marked_untrained, completions))
 
 
 def _with_one_end(writer: TemplateWriter, shapes: Shapes, best: _Attempt) -> tuple[_Attempt, bool]:

@@ -155,6 +155,7 @@ class RowReader:
             )
         except NoCommonPrompt:
             self._without_prompt += 1
+            self._columns |= {name: False for name in row if name not in self._columns}
             raise
         for name in row:
             if not self._columns.get(name):

@@ -65,7 +65,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
 
 def _object(line: bytes) -> Any:
     try:
-        row = parse_json(line.rstrip(b"\r\n"))  # an error at the end of the line is then in this line
+        row = parse_json(line.rstrip(b"\r\n"), unique_keys=True)  # an error at the end of the line is then in this line
     except NotJsonError as error:
         return RequestError(str(error))
     return row if isinstance(row, dict) else RequestError("is JSON, but not an object with named fields")
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Iterator[NumberedRow]:
     if not raw.strip():
         return
     try:
-        content = parse_json(raw.removeprefix(_BYTE_ORDER_MARK))
+        content = parse_json(raw.removeprefix(_BYTE_ORDER_MARK), unique_keys=True)
     except NotJsonError as error:
         if "Extra data" in str(error) and raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             del raw

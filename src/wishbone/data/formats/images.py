@@ -105,7 +105,11 @@ def _cell(value: Any, name: str) -> dict[str, Any]:
         content = value.get("bytes") or image_source(value)
     if isinstance(content, bytes | bytearray | memoryview):
         return {"bytes": bytes(content), "path": None}
-    if not isinstance(content, str) or not text(content).strip():
+    try:
+        written = isinstance(content, str) and bool(text(content).strip())
+    except Misfit as misfit:
+        raise Misfit(f"{name} {misfit}") from None
+    if not written:
         raise Misfit(f"{name} is {kind(value)}; an image is a path, a data URL, or the bytes of a file")
     if isinstance(value, Mapping) and content is value.get("bytes"):
         raise Misfit(f"{name} has bytes that are text; write them as a data URL (data:image/png;base64,...)")
