@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from itertools import combinations
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_pairs
 
+from wishbone.data.batch import truncated_pair
+from wishbone.engine import graph_selection
 from wishbone.engine.execution import EVERYTHING, Execution, Room
 from wishbone.engine.graph_selection import (
     HELD_ROWS,
@@ -17,6 +23,7 @@ from wishbone.engine.graph_selection import (
     Lengths,
     keeps_all,
     lengths_by_count,
+    passes_to_come,
     with_cuda_graphs,
     worthwhile,
 )
@@ -29,7 +36,10 @@ from wishbone.policy.cuda_graphs import padded_length
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
 from wishbone.preference.objective import Objective
-from wishbone.reference.reference import AdapterDisabled
+from wishbone.reference.cache import CachedReference
+from wishbone.reference.identity import reference_identity
+from wishbone.reference.reference import AdapterDisabled, NoReference
+from wishbone.reference.store import ReferenceStore
 
 
 def test_rows_of_steps_to_come_are_those_that_packing_makes() -> None:
@@ -158,3 +168,36 @@ def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> 
         found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted="on", steps=1000)
     assert found is execution
     assert "there is no CUDA GPU" in caplog.text
+
+
+def test_the_pass_of_rows_with_stored_references_is_recorded_too(tmp_path: Path) -> None:
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
+    inner, pairs = AdapterDisabled(policy), [truncated_pair(*pair) for pair in tiny_pairs(3)]
+    kept = CachedReference(inner, policy, ReferenceStore(tmp_path / "store"), lambda: reference_identity(policy))
+    step = PreferenceStep(policy, kept, Objective())
+
+    def references(first: int, *, seen_again: bool) -> list[Any]:
+        return [one.reference for one in passes_to_come(step, pairs[:first], seen_again=seen_again)]
+
+    assert references(3, seen_again=True) == [kept], "two passes: the policy's is the same"
+    inner.in_lockstep = True
+    assert references(3, seen_again=False) == [kept]
+    beside, alone = references(3, seen_again=True)
+    assert beside is kept and isinstance(alone, NoReference)
+    kept.logps(policy.collate(pairs[:2]))
+    assert kept.beside(policy.collate(pairs[:2])) is None and kept.beside(policy.collate(pairs)) is not None
+    assert [type(one) for one in references(2, seen_again=False)] == [NoReference]
+    assert references(3, seen_again=False) == [kept]
+    step.reference = inner
+    assert references(3, seen_again=True) == [inner]
+
+
+def test_every_kind_of_pass_is_recorded_for_each_length() -> None:
+    ran: list[tuple[str, int]] = []
+    trials: Any = [
+        SimpleNamespace(run=lambda length, _: ran.append(("beside", length))),
+        SimpleNamespace(run=lambda length, _: ran.append(("alone", length))),
+    ]
+    graphs: Any = SimpleNamespace(recording=nullcontext)
+    graph_selection._record(trials, Execution(512), graphs, [128, 256])
+    assert ran == [("beside", 256), ("alone", 256), ("beside", 128), ("alone", 128)]

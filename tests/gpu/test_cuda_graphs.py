@@ -279,18 +279,27 @@ def test_recordings_are_given_up_where_memory_runs_out(caplog: pytest.LogCapture
     assert_same([loss, *(p.grad for p in parameters if p.grad is not None)], expected)
 
 
-def test_a_run_with_recorded_passes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["off", "in the second run", "from the second epoch on"])
+def test_a_run_with_recorded_passes(store: str, tmp_path: Path) -> None:
     runs = []
+    epochs = 2 if "epoch" in store else 1
     for wanted in ("off", "on"):
         tokenizer = tiny_tokenizer()
         torch.manual_seed(0)
         model = add_adapter(tiny_model("qwen3", vocab_size=len(tokenizer)).cuda(), rank=4, seed=0)
         options = arguments(tmp_path / wanted, use_cpu=False, bf16=True, learning_rate=1e-3, cuda_graphs=wanted)
+        options["reference_store"] = {"off": "off", "in the second run": str(tmp_path / "store.sqlite")}.get(
+            store, str(tmp_path / f"{wanted}.sqlite")
+        )
+        options["num_train_epochs"] = epochs
         trainer = DPOTrainer(model, args=DPOConfig(**options), train_dataset=chat_pairs(24), processing_class=tokenizer)
         trainer.train()
         runs.append((losses(trainer), trainer.execution.graphs))
     (run, none), (replayed, graphs) = runs
-    assert none is None and isinstance(graphs, CudaGraphs) and graphs.replays > 3 * len(graphs.lengths)
+    assert none is None and isinstance(graphs, CudaGraphs)
+    kinds = epochs  # of passes that are recorded; each is replayed forward and backward, the usual length once more
+    in_recordings = 2 * kinds * (len(graphs.lengths) + 1)
+    assert graphs.replays >= in_recordings + 2 * 2 * epochs, "two steps of each epoch at least are replayed"
     assert graphs.padded(graphs.lengths[0] - 1) == graphs.lengths[0] - 1, "released: nothing is padded any more"
     assert replayed == pytest.approx(run, rel=2e-2)
     assert replayed[0] == run[0]

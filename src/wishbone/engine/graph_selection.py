@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution
 from wishbone.engine.probe import Trial
 from wishbone.engine.row_lengths import likely_rows
@@ -31,6 +32,8 @@ from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.cuda_graphs import UNDO, CudaGraphs
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
+from wishbone.reference.cache import CachedReference
+from wishbone.reference.reference import AdapterDisabled, NoReference
 
 RECORDED = 24
 """Most lengths that are recorded."""
@@ -55,6 +58,7 @@ def with_cuda_graphs(
     *,
     wanted: str,
     steps: int,
+    passes: Sequence[PreferenceStep] = (),
 ) -> Execution:
     """Return `execution` with CUDA graphs of the lengths that rows of the run will have, or as it is.
 
@@ -65,6 +69,7 @@ def with_cuda_graphs(
         pairs_a_step: pairs of one optimizer step on this process.
         wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
         steps: optimizer steps that the run still has.
+        passes: what `passes_to_come` says; empty for the step alone.
     """
     policy = step.policy
     rows = likely_rows(tokens, pairs_a_step, execution.token_budget)
@@ -78,21 +83,21 @@ def with_cuda_graphs(
     rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
     if wanted == "auto" and rows_to_come < LEAST_ROWS:
         return execution
-    trial = Trial(step, int(tokens.max()))
+    trials = [Trial(one, int(tokens.max())) for one in passes or [step]]
     usual = min(length for length in lengths if length >= np.median(rows))
-    run = trial.timing(usual, execution)
+    run = trials[0].timing(usual, execution)
     if wanted == "auto" and not run.waits:
         return execution
     graphs = CudaGraphs(policy.model, policy.backbone)
     replaying = replace(execution, graphs=graphs)
     chosen = execution
     try:
-        seconds = _record(trial, replaying, graphs, [usual])
+        seconds = _record(trials, replaying, graphs, [usual])
         if wanted == "auto":
-            replay = trial.timing(usual, replaying).total
+            replay = trials[0].timing(usual, replaying).total
             lengths = worthwhile(choices, rows_to_come, run=run.total, replay=replay, recording=seconds)
         if lengths:
-            seconds += _record(trial, replaying, graphs, lengths)
+            seconds += _record(trials, replaying, graphs, lengths)
             logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(graphs.lengths), seconds)
             chosen = replaying
     except RuntimeError as error:
@@ -188,11 +193,34 @@ def keeps_all(policy: Policy, execution: Execution, tokens: int) -> bool:
     return execution.offload != "always" and execution.room.keeps_all(tokens, len(policy.layers))
 
 
-def _record(trial: Trial, replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int]) -> float:
+def passes_to_come(step: PreferenceStep, first: Sequence[TokenizedPair], *, seen_again: bool) -> list[PreferenceStep]:
+    """Return the step as rows of the run will run it: with its reference, without, or first one and then the other.
+
+    A pass of policy and reference is another one than that of the policy alone, which rows run whose reference values
+    are stored.
+
+    Args:
+        step: of the run, whose reference's identity is known.
+        first: pairs of its first step.
+        seen_again: whether pairs will be seen more than once.
+    """
+    reference = step.reference
+    if not isinstance(reference, CachedReference) or not isinstance(reference.inner, AdapterDisabled):
+        return [step]
+    if not reference.inner.in_lockstep:
+        return [step]  # two passes, of which the policy's is the same
+    alone = PreferenceStep(step.policy, NoReference(), step.objective)
+    if reference.knows(first):
+        return [alone]
+    return [step, alone] if seen_again else [step]
+
+
+def _record(trials: Sequence[Trial], replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int]) -> float:
     """Record rows of these lengths and return the seconds it took."""
     start = time.perf_counter()
     with graphs.recording(), phase("recording", len(lengths), "CUDA graph") as counting:
         for length in lengths[::-1]:
-            trial.run(length, replaying)
+            for trial in trials:
+                trial.run(length, replaying)
             counting.more()
     return time.perf_counter() - start

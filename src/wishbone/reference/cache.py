@@ -120,8 +120,12 @@ class CachedReference(ReferencePolicy):
 
     def beside(self, batch: PreferenceBatch) -> Beside | None:
         """Return what `inner` says if a value is missing."""
-        keys = [self._key(pair) for pair in batch.pairs]
-        return self.inner.beside(batch) if len(self._known(keys)) < len(set(keys)) else None
+        return None if self.knows(batch.pairs) else self.inner.beside(batch)
+
+    def knows(self, pairs: Sequence[TokenizedPair]) -> bool:
+        """Return whether the values of all these pairs are known."""
+        keys = [self._key(pair) for pair in pairs]
+        return len(self._known(keys)) == len(set(keys))
 
     def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
         """Keep values that were missing, and return the known ones in the place of those computed again."""

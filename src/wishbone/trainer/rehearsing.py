@@ -16,7 +16,7 @@ from datasets import Dataset
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.equal_passes import agreed
 from wishbone.engine.execution import Execution
-from wishbone.engine.graph_selection import with_cuda_graphs
+from wishbone.engine.graph_selection import passes_to_come, with_cuda_graphs
 from wishbone.engine.rehearsal import rehearse
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
@@ -85,6 +85,9 @@ class RehearsedTrainer(CheckpointedTrainer):
                 pairs,
                 wanted=graphs,
                 steps=left,
+                passes=passes_to_come(
+                    step, [pair for group in self._pending for pair in group], seen_again=left * pairs > len(tokens)
+                ),
             )
 
     def _asked(self, step: PreferenceStep) -> Asked:
