@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wishbone.data.batch import PlainBatch, SharedPrefixBatch, TokenizedPair, truncated_pair
+from wishbone.data.pair_images import PairImages
 
 TOKEN_IDS = st.lists(st.integers(1, 3), max_size=7)
 
@@ -80,3 +82,14 @@ def test_pair_that_is_all_common() -> None:
     pair = TokenizedPair([1, 2, 3], [1, 2, 3], 1, 1)
     batch = SharedPrefixBatch.from_pairs([pair])
     assert batch.tokens == 3 and batch.targets.tolist() == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("kind", [SharedPrefixBatch, PlainBatch])
+def test_pixels_are_on_the_device_for_a_pass_alone(kind: type[SharedPrefixBatch] | type[PlainBatch]):
+    pixels = torch.randn(2, 3, 4, 4)
+    images = PairImages({"pixel_values": pixels}, {"token_type_ids": [1, 1, 0]}, b"")
+    batch = kind.from_pairs([TokenizedPair([7, 7, 1, 2], [7, 7, 1, 3], 3, 3, images=images)], "meta")
+    assert {tensor.device.type for tensor in batch.images.values()} == {"cpu"}
+    inputs = batch.model_inputs
+    assert {inputs[name].device.type for name in ("input_ids", *batch.images)} == {"meta"}
+    assert torch.equal(batch.images["pixel_values"][:2], pixels)

@@ -149,7 +149,8 @@ class SharedPrefixBatch(PreferenceBatch):
 
     Attributes:
         layout: where stems and branches lie.
-        images: what the model takes besides of the images in the row, each once; empty without images.
+        images: what the model takes besides of the images in the row, each once, in host memory; empty without images.
+            They are on the device for a forward pass alone: the backward pass reads no pixels.
     """
 
     layout: PrefixLayout
@@ -159,7 +160,7 @@ class SharedPrefixBatch(PreferenceBatch):
     def model_inputs(self) -> dict[str, Any]:
         """Ids, positions, images and the layout, which the attention hook reads; there is no mask."""
         inputs = {"input_ids": self.input_ids, "position_ids": self.position_ids, "prefix_layout": self.layout}
-        return inputs | self.images
+        return inputs | {name: to_device(tensor, self.input_ids.device) for name, tensor in self.images.items()}
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield the stem of each pair, which lies in both sequences, and its branches, as `PreferenceBatch.spans`."""
@@ -232,7 +233,7 @@ class SharedPrefixBatch(PreferenceBatch):
             images=placed_images(
                 [(pair.images, [(0, at.start)]) for pair, at in zip(pairs, documents, strict=False)],
                 (1, layout.length),
-                device,
+                "cpu",
             ),
             **scored.tensors(device),
         )
@@ -244,7 +245,7 @@ class PlainBatch(PreferenceBatch):
 
     Attributes:
         attention_mask: 1 for tokens, 0 for padding.
-        images: what the model takes besides of the images, each once for each of its pair's two rows.
+        images: what the model takes besides of the images, each once for each of its pair's two rows, in host memory.
     """
 
     attention_mask: Tensor
@@ -253,7 +254,8 @@ class PlainBatch(PreferenceBatch):
     @property
     def model_inputs(self) -> dict[str, Any]:
         """Ids, mask and images, as every causal model takes them."""
-        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **self.images}
+        images = {name: to_device(tensor, self.input_ids.device) for name, tensor in self.images.items()}
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, **images}
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield each sequence, as `PreferenceBatch.spans`."""
@@ -281,7 +283,7 @@ class PlainBatch(PreferenceBatch):
             images=placed_images(
                 [(pair.images, [(2 * i, 0), (2 * i + 1, 0)]) for i, pair in enumerate(pairs)],
                 (len(sequences), width),
-                device,
+                "cpu",
             ),
             **scored.tensors(device),
         )
