@@ -124,3 +124,12 @@ def test_the_hash_tells_images_apart() -> None:
     red, same = (Image.new("RGB", (4, 4), "red") for _ in range(2))
     assert image_digest(red) == image_digest(same)
     assert len({image_digest(one) for one in (red, red.convert("L"), Image.new("RGB", (2, 8), "red"))}) == 3
+
+
+@pytest.mark.parametrize(("mode", "value", "kind"), [("I;16", 30_000, "PNG"), ("F", 0.5, "TIFF")])
+def test_grey_values_that_become_white_or_black_are_refused(mode: str, value: float, kind: str) -> None:
+    content = BytesIO()
+    Image.new(mode, (2, 2), value).save(content, kind)
+    for read in (read_image, image_size):
+        with pytest.raises(RequestError, match=r"grey values of more than 8 bits.*convert it to 8"):
+            read(content.getvalue())

@@ -15,6 +15,7 @@ from wishbone.report import run_directory
 from wishbone.report.diagnosis import verdict
 from wishbone.report.run_directory import read_run
 from wishbone.report.sections import facts
+from wishbone.report.views import next_steps
 
 
 def with_metrics(run: Path, *lines: Any, end: str = "\n") -> Path:
@@ -168,3 +169,14 @@ def test_a_run_that_failed_says_why_and_is_not_called_sound(write_run: WriteRun)
     assert verdict(record) is None
     (run / "summary.json").write_text(json.dumps(summary))
     assert "Reason" not in facts(read_run(run))
+
+
+def test_a_run_on_images_counts_them_and_names_no_command_that_refuses_it(write_run: WriteRun) -> None:
+    run = write_run()
+    text = read_run(run)
+    summary = run / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"images": 1234}))
+    images = read_run(run)
+    assert facts(images)["Pairs"] == f"{facts(text)['Pairs']}, 1,234 images"
+    assert "--gguf" in str(next_steps(text)) and "--merged DIR" not in str(next_steps(text))
+    assert "--merged DIR" in str(next_steps(images)) and "--gguf" not in str(next_steps(images))

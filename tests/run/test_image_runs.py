@@ -228,6 +228,21 @@ def test_images_that_cannot_be_read_are_refused_by_row(model: Path, tmp_path: Pa
     assert 3 not in [*train_pairs["source_row"][:], *heldout["source_row"][:]]
 
 
+def test_rows_that_do_not_fit_and_images_that_cannot_be_read_are_told_at_once(
+    model: Path, tmp_path: Path, damaged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = (damaged / "pairs.jsonl").read_text().splitlines()
+    for number, image in ((1, 5), (3, "img/text.png")):
+        lines[number] = json.dumps({**json.loads(lines[number]), "images": [image]})
+    (damaged / "pairs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(RequestError) as refused:
+        prepared(config_of(model, damaged / "pairs.jsonl", tmp_path / "run"))
+    misfits, unreadable = refused.value.problems
+    assert "line 2 images, item 1 is a number" in misfits
+    assert "row 4 image 'img/text.png' is not an image that is read" in unreadable
+    assert "dropped" not in caplog.text
+
+
 def test_a_text_model_refuses_images_or_leaves_them_out_where_asked(tmp_path: Path) -> None:
     config = config_of(tmp_path, write_pairs(tmp_path, "parts"), tmp_path / "run")
     with pytest.raises(RequestError, match="only a model that reads images") as refused:

@@ -41,6 +41,8 @@ NEXT = (
     ("push {run} OWNER/NAME", "publish it with a model card"),
 )
 """What to do with a run that is done."""
+WITH_IMAGES = ("export {run} --merged DIR", "the whole model with its processor; also --vllm")
+"""In the place of `--gguf`, which a run on images refuses."""
 
 
 def train(
@@ -166,7 +168,7 @@ def _run(
     print_changes(record, error=True)
     _print_an_answer(record.answers)
     say(str(done), marker="done: ", style="bold green")
-    _print_next(done)
+    _print_next(done, images=bool(record.summary.get("images")))
 
 
 def _print_an_answer(answers: Sequence[Mapping[str, Any]]) -> None:
@@ -185,11 +187,11 @@ def _print_an_answer(answers: Sequence[Mapping[str, Any]]) -> None:
         say(f"The greedy answers to {counted(len(whole), 'held-out prompt')} are the same as before.", error=True)
 
 
-def _print_next(run: Path) -> None:
+def _print_next(run: Path, *, images: bool) -> None:
     """Commands that use the result, each on a line of its own, whole, for copying."""
     name = shlex.quote(str(run))
     say("", marker="next:", style="bold", error=True)
-    for words, what in NEXT:
+    for words, what in (WITH_IMAGES if images and "--gguf" in step[0] else step for step in NEXT):
         screen(error=True).print(
             plain(f"  wishbone {words.format(run=name)}") + plain(f"  # {what}", "dim"), soft_wrap=True
         )

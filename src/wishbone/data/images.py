@@ -32,6 +32,9 @@ MOST_PIXELS = 50_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Kinds of files that are opened; Pillow knows others whose readers run other programs."""
 
+DEEP = ("I", "F")
+"""Beginnings of Pillow's modes of one channel with 16 or 32 bits; as RGB, values above 255 become 255."""
+
 TURNED = frozenset({5, 6, 7, 8})
 """Values of the EXIF tag Orientation that exchange width and height."""
 ORIENTATION = 0x0112
@@ -145,6 +148,10 @@ def _opened(cell: Any, content: bytes) -> Image:
         raise RequestError(
             f"{_named(cell)} has {opened.width} x {opened.height} pixels, and at most {MOST_PIXELS:,} are unpacked; "
             "make it smaller"
+        )
+    if opened.mode.startswith(DEEP):
+        raise RequestError(
+            f"{_named(cell)} has grey values of more than 8 bits, of which processors see white alone; convert it to 8"
         )
     return opened
 

@@ -214,7 +214,12 @@ def _pair_counts(record: RunRecord) -> str | None:
     trained, heldout = (pairs.get("train") if isinstance(pairs, dict) else None), heldout_pairs(record)
     parts = [
         f"{_counted(count)} {what}"
-        for count, what in ((trained, "to train on"), (heldout, "held out"), (dropped, "unusable rows dropped"))
+        for count, what in (
+            (trained, "to train on"),
+            (heldout, "held out"),
+            (dropped, "unusable rows dropped"),
+            (record.summary.get("images"), "images"),
+        )
         if count
     ]
     return ", ".join(parts) or None

@@ -30,6 +30,8 @@ NEXT = (
     ),
     ("push {run} OWNER/NAME", "Publish it with a model card."),
 )
+WITH_IMAGES = ("export {run} --merged DIR", "The whole model with its processor for transformers; --vllm for vLLM.")
+"""In the place of `--gguf`: such a file would hold the language model without its tower."""
 CONTINUES = "The run is not done. Where it was stopped, this continues it from its last checkpoint."
 
 
@@ -210,7 +212,9 @@ def next_steps(record: RunRecord) -> Markup:
         return section("What next", element("ul", command, class_="next"))
     rows = [
         element("li", element("code", f"wishbone {command.format(run=name)}"), element("small", what))
-        for command, what in NEXT
+        for command, what in (
+            WITH_IMAGES if "--gguf" in step[0] and record.summary.get("images") else step for step in NEXT
+        )
     ]
     return section("What next", element("ul", *rows, class_="next"))
 

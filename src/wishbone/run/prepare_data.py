@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from wishbone.config.schema import ModelConfig, RunConfig
+from wishbone.data import rows as rewritten
 from wishbone.data.columns import IdLists, arrow_batches, keys_with_images
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
 from wishbone.data.repeats import Keys, digest, pair_key
@@ -49,7 +51,9 @@ def prepare_data(
     data = config.data
     unreadable: dict[tuple[str, str], int] = {}
 
-    def tokenized(source: str, split: str, invalid_rows: InvalidRows) -> tuple[Dataset, Inspection]:
+    def tokenized(
+        source: str, split: str, invalid_rows: InvalidRows, unreadable_images: InvalidRows
+    ) -> tuple[Dataset, Inspection]:
         def load(turns: bool) -> Dataset:
             pairs: Any = load_pairs(
                 source,
@@ -71,18 +75,26 @@ def prepare_data(
                     "data.truncation: keep_end cuts the beginning of a prompt, where images stand, and tokens of "
                     "images are never cut; set keep_start"
                 )
-            pairs = tokenize_image_pairs(rows, processor(), source, invalid_rows)
+            pairs = tokenize_image_pairs(rows, processor(), source, unreadable_images)
             unreadable[source, split] = len(rows) - len(pairs)
         else:
             pairs = tokenize_pairs(rows, tokenizer)
         return pairs, inspect_pairs(pairs, max_length=data.max_length, truncation=data.truncation)
 
+    def further_problems(source: str, split: str) -> list[str]:
+        """What else would be refused in the rows that fit."""
+        try:
+            with _untold():
+                _, inspection = tokenized(source, split, "drop", "refuse")
+        except RequestError as refused:
+            return list(refused.problems)
+        return unusable(inspection, data.lost_text)
+
     def usable(source: str, split: str) -> tuple[Dataset, int]:
         try:
-            pairs, inspection = tokenized(source, split, data.invalid_rows)
+            pairs, inspection = tokenized(source, split, data.invalid_rows, data.invalid_rows)
         except MalformedRows as malformed:
-            _, inspection = tokenized(source, split, "drop")
-            raise RequestError([*malformed.problems, *unusable(inspection, data.lost_text)]) from malformed
+            raise RequestError([*malformed.problems, *further_problems(source, split)]) from malformed
         kept = refuse_or_drop(pairs, inspection, data.invalid_rows, data.lost_text)
         return kept, len(pairs) - len(kept) + unreadable.get((source, split), 0)
 
@@ -98,6 +110,18 @@ def prepare_data(
         _say_what_is_in_both(train, heldout, data.train)
         return train, heldout, dropped
     return pairs, None, dropped
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Context in which nobody is told that rows are dropped: they are read once more, to be refused with others."""
+    told = logging.getLogger(rewritten.__name__)
+    before = told.level
+    told.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        told.setLevel(before)
 
 
 def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
