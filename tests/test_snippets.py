@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import shlex
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from wishbone.cli import app
@@ -145,6 +148,21 @@ def meaning(function: ast.expr, known: dict[str, Any]) -> Any:
     if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id in known:
         return getattr(known[function.value.id], function.attr)
     return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_other_blocks_can_be_parsed(page: Path):
+    for language, text in fences(page):
+        if language == "yml":  # of other programs; those of runs are `yaml`
+            assert isinstance(yaml.safe_load(text), dict)
+        elif language == "json":
+            decoder = json.JSONDecoder()
+            rest = text.strip()
+            while rest:  # one value, or one a line
+                _, end = decoder.raw_decode(rest)
+                rest = rest[end:].strip()
+        elif language == "sh":
+            subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
 def test_pages_have_commands_and_code():
