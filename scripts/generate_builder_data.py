@@ -71,7 +71,7 @@ CONSTANTS = {
     "planning.run_plan": ("DTYPES",),
     "planning.sharded": ("MASTER_BYTES", "NVLINK_RATE", "WITHOUT_COPY"),
     "planning.situation": ("NO_GPU",),
-    "planning.step_time": ("FULL_ROW", "TRAFFIC", "YARDSTICK"),
+    "planning.step_time": ("FULL_ROW", "SCAN_TRAFFIC", "TRAFFIC", "YARDSTICK"),
 }  # fmt: skip
 """Names that the builder reads, by module of the package."""
 

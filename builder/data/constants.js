@@ -466,6 +466,7 @@
  },
  "planning.step_time": {
   "FULL_ROW": 4096,
+  "SCAN_TRAFFIC": 13.7,
   "TRAFFIC": 33.0,
   "YARDSTICK": "H200"
  }

@@ -9,7 +9,7 @@
   const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { TRAFFIC, YARDSTICK } = constants["planning.step_time"];
+  const { SCAN_TRAFFIC, TRAFFIC, YARDSTICK } = constants["planning.step_time"];
 
   /**
    * The seconds of a step on one GPU, or null where nothing was measured that they could be derived from.
@@ -29,7 +29,8 @@
     const experts = 2 * (shape.expertLayers * shape.expertsUsed * shape.matrices * shape.hidden * shape.expertInner) * work.tokens;
     const head = 2 * shape.hidden * shape.vocabulary * work.scored;
     const attention = 4 * shape.query * shape.attending * work.contexts;
-    const traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);
+    let traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);
+    traffic += ((SCAN_TRAFFIC * passes) / 3) * work.tokens * shape.recurrent * 4 * shape.scan.held;
     return passes * (linear / linearRate + experts / rate + attention / rate) + (work.passes * head) / rate + traffic / (gpu.bandwidth_gbs * 1e9);
   }
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.harness.shapes import config_of
 from wishbone.planning.gpus import find_gpu
 from wishbone.planning.known_models import known_shapes
 from wishbone.planning.memory import MemoryPlan
+from wishbone.planning.mixers import NO_SCAN
+from wishbone.planning.model_shape import read_shape
 from wishbone.planning.step_time import Work, step_seconds
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "suite-h200.json"
@@ -76,3 +80,13 @@ def test_another_gpu_is_slower_by_what_is_published():
 )
 def test_nothing_is_said_where_nothing_was_measured(plan: MemoryPlan, gpu: str):
     assert step_seconds(LLAMA, plan, Work(1, 1, 1, 3), find_gpu(gpu)) is None
+
+
+def test_scans_take_time_in_each_pass():
+    granite = read_shape(config_of("granite-4-2b").to_dict())
+    plan, gpu = MemoryPlan("bf16", row_tokens=8192), find_gpu("H200")
+    without = replace(granite, scan=NO_SCAN)
+    step = [step_seconds(shape, plan, Work(14_290, 0, 0, 3), gpu) for shape in (granite, without)]
+    assert step[0] - step[1] == pytest.approx(granite.recurrent * (1.1e-3 + 5.6e-3), rel=0.02)
+    again = [step_seconds(shape, plan, Work(14_290, 0, 0, 3, recomputed=1), gpu) for shape in (granite, without)]
+    assert again[0] - again[1] == pytest.approx((step[0] - step[1]) * 4 / 3)
