@@ -35,7 +35,8 @@ os.environ.update(
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` under every import mode
 
-from version_record import write_record  # noqa: E402  the environment above comes first
+from quick_interpreter import quicken  # noqa: E402  the environment above comes first
+from version_record import write_record  # noqa: E402
 
 from wishbone.cache import cache_root  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
@@ -122,6 +123,8 @@ def freeze_what_was_imported() -> None:
 
 
 def pytest_collection_finish() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+        quicken()
     freeze_what_was_imported()
 
 
