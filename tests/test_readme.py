@@ -153,6 +153,11 @@ def imports_anew(lines: str) -> None:
     """Run imports where neither `trl` nor `wishbone` was imported; both then have the class that they name."""
     for name in [name for name in sys.modules if name.partition(".")[0] in {"trl", "wishbone"}]:
         del sys.modules[name]
+    from transformers.quantizers import auto
+
+    for registry in (auto.AUTO_QUANTIZATION_CONFIG_MAPPING, auto.AUTO_QUANTIZER_MAPPING):  # each takes a name once
+        for name in [name for name in registry if name.startswith("wishbone")]:
+            del registry[name]
     names: dict[str, Any] = {}
     exec(lines, names)
     ours, theirs = (importlib.import_module(name).DPOTrainer for name in ("wishbone", "trl"))
