@@ -19,12 +19,12 @@ from wishbone.ops.fp8_quantize.kernels import (
     LARGEST_E4M3,
     LARGEST_INT8,
     magnitude,
-    normed_row,
     rotated_row,
     row_scale,
     store_quantized,
     to_8_bits,
 )
+from wishbone.ops.fp8_quantize.norm_kernels import normed_row
 from wishbone.ops.gated_mlp.kernels import sigmoid_of
 from wishbone.ops.kernel_parts import load_row, whole_row
 

@@ -1,4 +1,4 @@
-"""Rows to 8 bits in Triton, with a norm or an activation on the way; `kernels.py` has the kernels.
+"""Rows to 8 bits in Triton, with a norm or an activation on the way.
 
 Memory traffic sets the least time: 2 bytes read and 1 written for each element of a bfloat16 matrix, and 2 more written
 where the 16-bit result of a norm or an activation is kept. Two choices keep arithmetic below that. A row is multiplied
@@ -14,18 +14,12 @@ import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.kernels import (
-    norm,
-    norm_both,
-    norm_gradient,
-    quantize,
-    quantize_both,
-    swiglu,
-    swiglu_both,
-)
+from wishbone.ops.fp8_quantize.kernels import quantize, quantize_both
+from wishbone.ops.fp8_quantize.norm_kernels import norm, norm_both, norm_gradient
 from wishbone.ops.fp8_quantize.register_rotation import elements_in_registers
 from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.fp8_quantize.rows import E4M3_ROWS, LockstepRows, QuantizedRows, RowForm
+from wishbone.ops.fp8_quantize.swiglu_kernels import swiglu, swiglu_both
 from wishbone.ops.launch_sizes import power_of_two
 
 MOST_WARPS = 32
