@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from wishbone.data.lost_text import parts, search
 from wishbone.data.rendering import EARLIER_THOUGHTS, ONE_END, UNTRAINED, VERBATIM, RenderedPair, render_pairs
 from wishbone.data.template_writer import TemplateWriter
+from wishbone.errors import RequestError
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 TOOLS = [{"type": "function", "function": {"name": "add_up", "description": "Adds two figures.", "parameters": {}}}]
@@ -279,3 +280,15 @@ def test_an_answer_that_is_marked_as_not_to_be_trained_is_named(
     assert UNTRAINED in written(tokenizer, "qwen3", ([user("Hi")], marked, [assistant("Hu")])).notes
     earlier = [user("Hi"), assistant("Ho") | mark, user("And?")]
     assert UNTRAINED not in written(tokenizer, "qwen3", (earlier, [assistant("Ha")], [assistant("Hu")])).notes
+
+
+def test_settings_that_the_template_does_not_read_or_that_are_not_its_own_are_named(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.chat_template = (TEMPLATES[0].parent / "qwen3.jinja").read_text(encoding="utf-8")
+    pair = ([user("Hi")], [assistant("Ho")], [assistant("Hu")])
+    [found] = render_pairs(TemplateWriter(tokenizer, None, {"enable_thinking": False, "mood": "glad"}), [pair])
+    assert isinstance(found, RenderedPair)
+    assert found.notes == ("the chat template does not read chat_template_kwargs: mood",)
+    with pytest.raises(RequestError, match=r"chat_template_kwargs names tokenize, tools, which every pair sets"):
+        TemplateWriter(tokenizer, None, {"tokenize": False, "tools": []})

@@ -347,6 +347,15 @@ def test_a_resumed_run_of_a_whole_model(tmp_path: Path) -> None:
 def test_adapters_that_cannot_be_trained_are_refused_with_a_remedy(tmp_path: Path) -> None:
     prefix = peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
     adaption = peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, task_type="CAUSAL_LM")
-    for config, remedy in ((prefix, "gradient_checkpointing=False"), (adaption, "choose another adapter")):
+    poly = peft.PolyConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    refusals = ((prefix, "gradient_checkpointing=False"), (adaption, "choose another adapter"), (poly, "task_ids"))
+    for config, remedy in refusals:
         with pytest.raises(RequestError, match=remedy):
             trainer(tmp_path, base(), config, gradient_checkpointing=True)
+
+
+def test_an_adapter_that_splits_its_base_at_random_is_said_to_fit_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(tmp_path, base(), lora(init_lora_weights="pissa_niter_2"))
+    assert "'pissa_niter_2' splits the weights of the base at random" in caplog.text

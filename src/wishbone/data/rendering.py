@@ -180,6 +180,8 @@ def _settled(writer: TemplateWriter, shapes: Shapes, pair: Pair, first: _Attempt
     notes += [ONE_END] * ended + [VERBATIM] * verbatim
     notes += [EARLIER_THOUGHTS] * best.earlier_thoughts
     assert best.texts is not None
+    if writer.unread_settings:
+        notes.append(f"the chat template does not read chat_template_kwargs: {', '.join(writer.unread_settings):.200}")
     notes += _unread_marks(best.pair, [written.text for written in best.texts[1:]], writer.source)
     return RenderedPair(*best.texts, _told(best.losses, writer.source), tuple(notes), _any_empty(best))
 

@@ -22,6 +22,7 @@ Ids = list[int]
 Conversation = list[dict[str, Any]]
 
 _TEMPLATE_ARGUMENTS = {"conversation", "tools", "documents", "chat_template", "continue_final_message", "kwargs"}
+_RESERVED = {"conversation", "tools", "tokenize", "add_generation_prompt", "return_dict"}
 _TOKENIZER_ARGUMENTS = set(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
 
 
@@ -44,6 +45,7 @@ class TemplateWriter:
     Attributes:
         source: the template's own text; empty if it is not known.
         tools: descriptions of tools that the template gets, or None.
+        unread_settings: names of settings that the template's text does not hold.
     """
 
     def __init__(
@@ -52,9 +54,16 @@ class TemplateWriter:
         self.tools = tools or None
         self._tokenizer = tokenizer
         self._settings = dict(settings or {})
+        if reserved := sorted(self._settings.keys() & _RESERVED):
+            raise RequestError(
+                f"chat_template_kwargs names {', '.join(reserved)}, which every pair sets by itself; leave it out "
+                "(tools belong into a column of their own)"
+            )
         template = self._settings.get("chat_template") or tokenizer.chat_template
         self.source = template if isinstance(template, str) else "".join((template or {}).values())
         own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+        known = _TOKENIZER_ARGUMENTS | {"chat_template", "continue_final_message"}
+        self.unread_settings = [] if own else sorted(n for n in self._settings.keys() - known if n not in self.source)
         self._gives_ids = own or bool(self._settings.keys() & _TOKENIZER_ARGUMENTS)
         if not self._gives_ids and not template:
             raise RequestError(

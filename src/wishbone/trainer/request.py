@@ -6,6 +6,7 @@ adapter. Here they are taken out of what TRL gets to see and noted, so that the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
 from wishbone.trainer.start import reference_of_start, refuse_precomputed_elsewhere, refuse_untrainable
+
+SPLIT_AT_RANDOM = (
+    "init_lora_weights=%r splits the weights of the base at random, so an adapter that is saved fits no base but the "
+    "one in memory: PEFT splits anew where it loads one. Save model.merge_and_unload(), or use 'pissa'."
+)
+logger = logging.getLogger(__name__)
+
+WITH_MORE_INPUTS = frozenset({PeftType.POLY, PeftType.MULTITASK_PROMPT_TUNING, PeftType.CPT})
+"""Adapters whose forward pass takes the number of a task, or computes a loss of its own from labels."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,9 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     refuse_readers_of_codes(model, {"default": options.get("peft_config")})
     liger = config is not None and config.use_liger_kernel
     peft_config = options.get("peft_config")
+    initialization = getattr(peft_config, "init_lora_weights", None)
+    if isinstance(initialization, str) and initialization.startswith("pissa_niter_"):
+        logger.warning(SPLIT_AT_RANDOM, initialization)
     if peft_config is None:
         refuse_untrainable(model)
     elif config is not None and config.precompute_ref_log_probs and ref_model is None:
@@ -195,6 +208,11 @@ def _refuse_adapters_without_logps(model: object, added: PeftConfig | None, conf
         raise RequestError(
             "adaption prompts replace the attention of the model, and TRL cannot read log-probabilities from them: "
             "choose another adapter, such as LoRA or IA3"
+        )
+    if needing := kinds & WITH_MORE_INPUTS:
+        raise RequestError(
+            f"{', '.join(sorted(kind.value for kind in needing))} needs more inputs than tokens (task_ids, or "
+            "labels of its own), which preference pairs do not have: choose another adapter, such as LoRA"
         )
     if PeftType.PREFIX_TUNING in kinds and config.gradient_checkpointing:
         raise RequestError(
