@@ -75,8 +75,12 @@ def worker(folder: Path, runs: dict[str, dict[str, Any]], own_batches: bool) -> 
         state._reset_state()
     results: dict[str, Any] = {name: shared_run(folder, settings) for name, settings in runs.items()}
     if own_batches:
-        with pytest.raises(RequestError, match="processes have read other training data"):
-            shared_run(folder, {"max_steps": 1}, seed=int(os.environ["RANK"]))
+        rank = int(os.environ["RANK"])
+        with pytest.raises(RequestError, match=r"training data is .* in process 0 and .* in process 1"):
+            shared_run(folder, {"max_steps": 1}, seed=rank)
+        for name, values in {"learning_rate": (0.01, 0.001), "max_steps": (1, 2)}.items():
+            with pytest.raises(RequestError, match=f"{name} is {values[0]} in process 0 and {values[1]} in process 1"):
+                shared_run(folder, {"max_steps": 1, name: values[rank]})
         trainer = run(DPOTrainer, DPOConfig, folder, gradient_accumulation_steps=2, token_budget=100)
         assert trainer.accelerator.num_processes == 2
         results["fp8"] = shared_run(folder, FP8)

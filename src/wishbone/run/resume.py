@@ -26,6 +26,8 @@ FREE = frozenset(
     }
 )  # fmt: skip
 """Settings that change no result, and how long the run is."""
+MEETINGS = ("max_steps", "epochs", "eval_steps", "save_steps", "guard", "guard_steps")
+"""Settings of training that change no result, and yet processes that differ in one would wait for each other."""
 SEEN_LATER = frozenset(
     {
         "model.name", "model.revision", "model.dtype", "model.reference", "model.trust_remote_code",
@@ -45,6 +47,12 @@ def deciding_settings(config: RunConfig) -> dict[str, Any]:
         for name, value in fields.items()
         if f"{section}.{name}" not in FREE | SEEN_LATER
     }
+
+
+def settings_of_processes(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that all processes of a run must have: those above, and how often they meet."""
+    training = config.training.model_dump(mode="json")
+    return deciding_settings(config) | {f"training.{name}": training[name] for name in MEETINGS}
 
 
 def nothing_saved(run_dir: Path) -> bool:

@@ -11,6 +11,7 @@ Held-out pairs are evaluated before and after training, so the summary shows wha
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -56,6 +57,7 @@ from wishbone.run.resume import (
     heldout_before,
     nothing_saved,
     refuse_another_run,
+    settings_of_processes,
     template_of_run,
     tracked_before,
 )
@@ -67,7 +69,9 @@ from wishbone.run.stop_signals import StopSignals
 from wishbone.run.tracker_texts import TrackerTexts
 from wishbone.run.trackers import open_trackers, tracked_name
 from wishbone.run.training_arguments import precomputes_reference, training_arguments
+from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.image_tokens import images_of, trained_columns
+from wishbone.trainer.same_run import libraries, refuse_differences
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
 from wishbone.trainer.whole_weights import whole_weights
@@ -120,6 +124,9 @@ def _train(
 ) -> Path:
     """Train in a directory that this process has claimed, or None where another process of the run has."""
     run_dir = agreed_directory(claimed)
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    if several:
+        refuse_differences({**settings_of_processes(config), **libraries()})
     if resume and nothing_saved(run_dir):
         console.print("no checkpoint was written before, so the run begins with its first step", highlight=False)
         resume = False
@@ -138,6 +145,8 @@ def _train(
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
     with phase("pairs", note=_short(config.data.train), own_bars=_may_download(config.model.name)):
         described, train_pairs, heldout, dropped = _pairs(config)
+    if several:
+        refuse_differences({"training data": pairs_facts(train_pairs), "held-out data": pairs_facts(heldout)})
     images = images_of(train_pairs) + (0 if heldout is None else images_of(heldout))
     divided = divides_model(config, described, train_pairs, divided_before(run_dir) if resume else None)
     if divided and images:

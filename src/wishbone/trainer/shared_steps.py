@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from wishbone.errors import RequestError
@@ -44,25 +43,6 @@ def read_every_batch(loader: Any) -> None:
             "set shared_steps=False, and each process adds a batch of its own to a step"
         )
     sampler.num_processes, sampler.process_index, sampler.even_batches = 1, 0, False
-
-
-def refuse_other_pairs(pairs: Any, accelerator: Accelerator) -> None:
-    """Refuse a run whose processes have read other pairs, as happens where machines have copies of a file.
-
-    Args:
-        pairs: how many pairs this process has and the hash of what they hold, or whatever else tells them apart.
-        accelerator: of the run; all processes must call.
-
-    Raises:
-        RequestError: in every process, with what each has.
-    """
-    found = gather_object([str(pairs)])
-    if len(set(found)) > 1:
-        counted = "; ".join(f"process {rank}: {one[:60]}" for rank, one in enumerate(found))
-        raise RequestError(
-            f"processes have read other training data ({counted}), and would divide steps wrongly; put the same file "
-            "on every machine, or on a file system that all of them see"
-        )
 
 
 def sum_of_losses(loss: Tensor, accelerator: Accelerator) -> Tensor:

@@ -62,13 +62,13 @@ from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
+from wishbone.trainer.same_run import arguments_given, refuse_differences
 from wishbone.trainer.scoring import ScoringTrainer
 from wishbone.trainer.sharding import is_sharded, prepared, shard, take_plugin_on_cpus
 from wishbone.trainer.shared_steps import (
     OWN_BATCHES,
     WAITING,
     read_every_batch,
-    refuse_other_pairs,
     sum_of_losses,
 )
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
@@ -239,10 +239,11 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         if not is_sharded(self.model):
             train_in_float32(self.model)
             send_float8_as_bytes(self.model)
+        if self.accelerator.num_processes > 1:
+            pairs = {"training data": pairs_facts(self.train_dataset)} if self._shares_steps else {}
+            refuse_differences({**arguments_given(self.args), **pairs})
         if self.preference_step is None:
             return super().train(*args, **kwargs)
-        if self._shares_steps:
-            refuse_other_pairs(pairs_facts(self.train_dataset), self.accelerator)
         try:
             with self._losses.filtered(self.args):
                 done = super().train(*args, **kwargs)
