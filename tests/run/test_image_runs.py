@@ -348,7 +348,7 @@ def test_an_image_in_a_completion_is_refused(model: Path, tmp_path: Path) -> Non
     for row in rows:
         row["chosen"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "this"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(RequestError, match="chosen holds an image, and the commands read images of prompts only"):
+    with pytest.raises(RequestError, match="chosen holds an image, and images of prompts alone are trained"):
         prepared(config_of(model, path, tmp_path / "run"))
 
 

@@ -63,13 +63,18 @@ def test_prompts_that_fill_the_length_are_dropped_and_images_never_cut(
         trainer("ours", tmp_path, {"max_length": 8}, **makers("qwen3_vl"))
 
 
-def test_an_image_in_a_completion_takes_trls_path(tmp_path: Path) -> None:
-    part = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "this"}]
-    chosen = [{"role": "assistant", "content": part}]
-    data = Dataset.from_list([row(images=[{"bytes": b"x", "path": None}], chosen=chosen, rejected=chosen)] * 4)
-    ours = trainer("ours", tmp_path, **makers("llava", data=lambda: data))
-    assert ours.preference_step is None
-    assert ours.form_reason == "a completion holds an image (row 1), and images share a row only as part of a prompt"
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image", "image": "a.png"}])
+def test_an_image_in_a_completion_is_refused_because_trl_cannot_train_it_either(
+    tmp_path: Path, part: dict[str, str]
+) -> None:
+    chosen = [{"role": "assistant", "content": [part, {"type": "text", "text": "this"}]}]
+    rows = [row(images=[picture(16, 16, seed=1)], chosen=chosen, rejected=chosen)] * 4
+    made = makers("llava", data=lambda: Dataset.from_list(rows))
+    with pytest.raises(RequestError, match=r"a completion holds an image \(row 1\).*leave the row out"):
+        trainer("ours", tmp_path, **made)
+    theirs = trainer("theirs", tmp_path, **made)
+    with pytest.raises(ValueError, match=r"not match|no images were passed"):
+        theirs.train()
 
 
 def test_images_as_bytes_paths_and_data_urls_are_those_that_are_opened(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         trainer: as TRL constructed it; only attributes that TRL and transformers set are read.
         own: Wishbone's trainer class: methods that a derived class overrides are a reason.
         collator_given: whether the caller gave a data collator.
+
+    Raises:
+        RequestError: a completion holds an image, and the caller's collator does not take care of it.
     """
     model, args = trainer.model, trainer.args
     dropout = {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.0}
@@ -61,7 +64,7 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         "dispatch_batches cuts batches of tensors": trainer.accelerator.dataloader_config.dispatch_batches is True
         and not isinstance(trainer.train_dataset, IterableDataset),
     }
-    found = [reason for reason, holds in reasons.items() if holds] + _image_reasons(trainer)
+    found = [reason for reason, holds in reasons.items() if holds] + _image_reasons(trainer, collator_given)
     if sharded := why_not_sharded_in_step(trainer):
         found.append(sharded)
     return " and ".join(found) or None
@@ -74,15 +77,18 @@ def noise_reason(model: nn.Module) -> str | None:
     return None
 
 
-def _image_reasons(trainer: TRLDPOTrainer) -> list[str]:
+def _image_reasons(trainer: TRLDPOTrainer, collator_given: bool) -> list[str]:
     """Return why the images of a run cannot lie in the stems of rows; empty where they can, or there are none."""
     if not trainer._is_vision_dataset:
         return []
-    reasons = []
+    reasons: list[str] = []
     for rows in (trainer.train_dataset, trainer.eval_dataset):
-        number = None if rows is None else completions_with_images(rows)
+        number = None if rows is None or collator_given else completions_with_images(rows)
         if number is not None:
-            reasons = [f"a completion holds an image (row {number:,}), and images share a row only as part of a prompt"]
+            raise RequestError(
+                f"a completion holds an image (row {number:,}), and neither Wishbone nor TRL trains on it: TRL's "
+                "collator shows all images of a row in its prompt; leave the row out, or give a data collator for it"
+            )
     if not Policy(trainer.model, form="own_logits").image_stem.is_found:
         reasons.append(f"{type(trainer.model).__name__} has no method {TOWER}, which would run its images alone")
     return reasons

@@ -28,10 +28,7 @@ NOT_READ = (
     "holds images, and only a model that reads images trains on them; name one in model.name, or set data.columns: "
     "{images: null} to train on the text alone"
 )
-IN_A_COMPLETION = (
-    "holds an image, and the commands read images of prompts only; leave the row out, or train in a script, where "
-    "DPOTrainer takes TRL's path for it (docs/images.md)"
-)
+IN_A_COMPLETION = "holds an image, and images of prompts alone are trained (docs/images.md); leave the row out"
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
