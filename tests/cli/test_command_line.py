@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import inspect
 import json
 import os
 import subprocess
@@ -188,6 +190,7 @@ def test_doctor_finds_missing_and_old_packages(tmp_path: Path, monkeypatch: pyte
     old.mkdir()
     (old / "METADATA").write_text("Name: gguf\nVersion: 0.9.1\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", inspect.unwrap(importlib.metadata.version))  # see conftest.py
     monkeypatch.setitem(REQUIRED, "no-such-package-of-wishbone", "1.0")
     outcome = CliRunner().invoke(app, ["doctor", "--json"])
     rows = {row["name"]: row for row in json.loads(outcome.stdout)["rows"]}
