@@ -7,11 +7,10 @@ What settings do not tell, such as other pairs in the file of the same name, is 
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
-from wishbone.config.load import load_config
+from wishbone.config.load import parse_config, read_text
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, checkpoints_in
 from wishbone.config.schema import DataConfig, ModelConfig, RunConfig
 from wishbone.data.json_text import parse_json
@@ -143,9 +142,8 @@ def _recorded(checkpoints: list[Path]) -> dict[str, Any] | None:
 
 
 def _config(run_dir: Path) -> RunConfig | None:
-    """The settings that the run was last started with; None where they cannot be read."""
+    """The settings that the run was last started with; None where they cannot be read. Its files may have moved."""
     try:
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            return load_config(run_dir / CONFIG_FILE)
+        return parse_config(read_text(run_dir / CONFIG_FILE))
     except RequestError:
         return None
