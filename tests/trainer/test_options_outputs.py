@@ -72,7 +72,8 @@ def test_a_checkpoint_holds_what_trls_holds(tmp_path: Path) -> None:
         {str(path.relative_to(t.args.output_dir)) for path in Path(t.args.output_dir).rglob("*") if path.is_file()}
         for t in (theirs, ours)
     ]
-    assert files[1] == files[0] | {"checkpoint-4/fingerprint.json", "checkpoint-4/manifest.json"}
+    own = {"fingerprint.json", "manifest.json", "execution-0.json"}
+    assert files[1] == files[0] | {f"checkpoint-4/{name}" for name in own}
     folder = Path(ours.args.output_dir) / "checkpoint-4"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA" and config["r"] == 4
