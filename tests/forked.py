@@ -48,6 +48,8 @@ class Forked:
         status: object = 1
         try:
             gc.freeze()  # as in conftest.py
+            if torch := sys.modules.get("torch"):  # makes torch's pool anew; two threads that do it at once may fail
+                torch.set_num_threads(torch.get_num_threads())
             for descriptor, stream in enumerate(self._streams, 1):
                 os.dup2(stream.fileno(), descriptor)
             sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
