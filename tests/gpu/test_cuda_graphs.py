@@ -291,7 +291,7 @@ def test_a_run_with_recorded_passes(store: str, tmp_path: Path) -> None:
         options["reference_store"] = {"off": "off", "in the second run": str(tmp_path / "store.sqlite")}.get(
             store, str(tmp_path / f"{wanted}.sqlite")
         )
-        options["num_train_epochs"] = epochs
+        options.update(max_steps=-1, num_train_epochs=epochs)
         trainer = DPOTrainer(model, args=DPOConfig(**options), train_dataset=chat_pairs(24), processing_class=tokenizer)
         trainer.train()
         runs.append((losses(trainer), trainer.execution.graphs))
