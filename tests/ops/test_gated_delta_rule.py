@@ -90,7 +90,7 @@ def test_two_batches_of_the_familys_own_function_give_the_same(layout: PrefixLay
     """Kernels of libraries are called in the same way as transformers' own function, which computes in float32."""
     from transformers.models.qwen3_5.modeling_qwen3_5 import torch_chunk_gated_delta_rule
 
-    from wishbone.fused.recurrence import delta_rule_in_batches
+    from wishbone.fused.token_mixers import delta_rule_in_batches
 
     leaves = inputs(4, torch.float32, layout)
 

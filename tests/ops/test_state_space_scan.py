@@ -64,7 +64,7 @@ def test_two_batches_of_the_familys_own_function_give_the_same() -> None:
     """Kernels of libraries are called in the same way as transformers' own function, which computes in float32."""
     from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
 
-    from wishbone.fused.recurrence import state_space_in_batches
+    from wishbone.fused.token_mixers import state_space_in_batches
 
     leaves = inputs(2, True, torch.float32)
     ours = results(lambda *x: state_space_in_batches(mamba2_chunk_scan, x[-1], *x[:-1], 8), leaves)

@@ -22,7 +22,8 @@ from wishbone.data.batch import TokenizedPair
 from wishbone.data.pair_images import ImageAttention
 from wishbone.errors import RequestError, one_line
 from wishbone.fused.parts import part_of, text_layers
-from wishbone.fused.recurrence import LayoutNotHandedDown, PrefixRecurrence
+from wishbone.fused.recurrence import PrefixRecurrence
+from wishbone.fused.row_layout import LayoutNotHandedDown
 from wishbone.model.eight_bit_linear import inputs_not_rounded
 from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
 from wishbone.policy.layerwise import worst_layer

@@ -28,7 +28,8 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import text_layers
-from wishbone.fused.recurrence import PrefixRecurrence, mask_with_layout
+from wishbone.fused.recurrence import PrefixRecurrence
+from wishbone.fused.row_layout import mask_with_layout
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.vision_positions import VisionPositions
 from wishbone.ops.token_logps import ReferenceStates, TokenScores, scores_of_logits, token_logps
