@@ -1,7 +1,7 @@
 """A causal language model as the training step needs it: pairs in, log-probabilities of completion tokens out.
 
-`Policy` runs the backbone once over a batch, picks the hidden states that predict completion tokens and hands them with
-the output embedding to `token_logps`. The logits of the prompt, of padding and of whole rows never exist.
+`Policy` runs the backbone once over a batch, picks the hidden states that predict completion tokens and hands them to
+the output head (`head_scores.py`). The logits of the prompt, of padding and of whole rows never exist.
 
 An `Execution` says how a row is computed: which layers are recomputed, how large the pieces are, whether a CUDA graph
 is replayed. Each method takes it as an argument; the policy keeps none.
@@ -16,10 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from wishbone.data.batch import PlainBatch, PreferenceBatch, SharedPrefixBatch, TokenizedPair
@@ -32,7 +29,7 @@ from wishbone.fused.recurrence import PrefixRecurrence
 from wishbone.fused.row_layout import mask_with_layout
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.vision_positions import VisionPositions
-from wishbone.ops.token_logps import ReferenceStates, TokenScores, scores_of_logits, token_logps
+from wishbone.ops.token_logps import TokenScores, scores_of_logits
 from wishbone.policy.activations import activations_of_row, checkpointed_layers
 from wishbone.policy.alibi_attention import alibi_attention
 from wishbone.policy.attention_hook import (
@@ -42,17 +39,15 @@ from wishbone.policy.attention_hook import (
     mask_of_layout,
     shared_prefix_attention,
 )
+from wishbone.policy.head_scores import HeadScores
 from wishbone.policy.image_stem import ImageStem
-from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedded, of_policy, reference_of
+from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedded, of_policy
 from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
-
-HEAD_CHUNK_TOKENS = 256
-"""Tokens whose logits are held at a time where the head is a module with an adapter."""
 
 
 class Passed(NamedTuple):
@@ -117,9 +112,7 @@ class Policy:
         self._vision_positions = VisionPositions(self.decoder)
         self._alibi, self._temperature = alibi_attention(causal_lm), without_temperature(causal_lm)
         self._layout_as_mask, self._image_attention = layout_as_mask, image_attention
-        text_config = causal_lm.config.get_text_config()
-        self.softcap: float | None = getattr(text_config, "final_logit_softcapping", None)
-        self.logit_scale = _logit_scale(text_config)
+        self._head = HeadScores(causal_lm)
 
     @cached_property
     def _lockstep(self) -> LockstepModules:
@@ -290,7 +283,7 @@ class Policy:
             def scores() -> TokenScores:
                 hidden = self._predicting(batch, execution, routing)
                 return self._calls.as_head(
-                    lambda: self._head_scores(hidden, batch.targets, execution.head_chunk, statistics)
+                    lambda: self._head.of(hidden, batch.targets, execution.head_chunk, statistics=statistics)
                 )
 
             return self._calls.as_root(scores)
@@ -313,21 +306,13 @@ class Policy:
             execution: how the row is computed.
             routing: takes the policy's router logits of all layers; None records none.
         """
-        head = self.causal_lm.get_output_embeddings()
 
         def scores() -> tuple[TokenScores, TokenScores]:
             hidden = self._predicting(batch, execution, routing, beside)
             assert isinstance(hidden, Lockstep)
-            return self._calls.as_head(lambda: of_halves(hidden))
-
-        def of_halves(hidden: Lockstep) -> tuple[TokenScores, TokenScores]:
-            if hidden.difference is not None and not _is_trained(head):
-                states = ReferenceStates.of(*(self._to_head(x) for x in hidden.halves()[1:]))
-                own = self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True, states)
-                return own, TokenScores.logps_alone(states.logps)
-            with torch.no_grad(), reference_of(head, beside.adapters):
-                reference = self._head_scores(hidden.reference, batch.targets, execution.head_chunk, False)
-            return self._head_scores(hidden.policy, batch.targets, execution.head_chunk, True), reference
+            return self._calls.as_head(
+                lambda: self._head.of_halves(hidden, batch.targets, execution.head_chunk, beside.adapters)
+            )
 
         with self.autocast(), self._activations(batch, execution):
             return self._calls.as_root(scores)
@@ -341,69 +326,3 @@ class Policy:
         if execution.graphs is None or not torch.is_grad_enabled():
             return tokens
         return execution.graphs.padded(tokens)
-
-    def _to_head(self, hidden: Tensor) -> Tensor:
-        """Return hidden states on the device of the head, in the dtype of its product."""
-        weight = self.causal_lm.get_output_embeddings().weight
-        return hidden.to(weight.device, _compute_dtype(weight))
-
-    def _head_scores(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        chunk_bytes: int | None,
-        statistics: bool,
-        beside: ReferenceStates | None = None,
-    ) -> TokenScores:
-        head = self.causal_lm.get_output_embeddings()
-        if isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper)):
-            return self._scores_through_module(head, hidden, targets)
-        dtype = _compute_dtype(head.weight)
-        return token_logps(
-            self._to_head(hidden),
-            head.weight.to(dtype),
-            targets,
-            bias=None if head.bias is None else head.bias.to(dtype),
-            logit_scale=self.logit_scale,
-            softcap=self.softcap,
-            chunk_bytes=chunk_bytes,
-            statistics=statistics,
-            beside=beside,
-        )
-
-    def _scores_through_module(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
-        """Score through a head that is more than one matrix (an adapter on it), recomputing each chunk in backward."""
-
-        def chunk_scores(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-            logits = head(hidden)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.logit_scale
-            if self.softcap is not None:
-                logits = self.softcap * torch.tanh(logits / self.softcap)
-            return tuple(vars(scores_of_logits(logits, targets)).values())
-
-        parts = [
-            checkpoint(chunk_scores, h, t, use_reentrant=False)
-            for h, t in zip(hidden.split(HEAD_CHUNK_TOKENS), targets.split(HEAD_CHUNK_TOKENS), strict=True)
-        ]
-        return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _is_trained(head: nn.Module) -> bool:
-    """Whether a head is trained, or has an adapter."""
-    wrapped = isinstance(head, (BaseTunerLayer, ModulesToSaveWrapper))
-    return wrapped or any(parameter.requires_grad for parameter in head.parameters())
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """Dtype of the head's matrix product: that of autocast where it is on, else that of the weight."""
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def _logit_scale(text_config: Any) -> float:
-    """Factor by which the model family scales its logits; `capability.py` checks it against the model's own logits."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(text_config, name, None) is not None:
-            return float(getattr(text_config, name))
-    divisor = getattr(text_config, "logits_scaling", None)
-    return 1.0 if divisor is None else 1.0 / float(divisor)
