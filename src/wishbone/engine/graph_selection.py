@@ -28,8 +28,8 @@ from wishbone.engine.row_lengths import likely_rows
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.parts import text_layers
 from wishbone.phases import phase
-from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.cuda_graphs import UNDO, CudaGraphs
+from wishbone.policy.long_sequences import positions_depend_on_length
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
 from wishbone.reference.cache import CachedReference
@@ -167,7 +167,7 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
         return f"PyTorch {torch.__version__} cannot undo a recording that fails"
     if policy.form != "shared_prefix":
         return "the model is not run with a shared prefix"
-    if not LENGTH_DEPENDENT.isdisjoint(rope_types(policy.causal_lm.config.get_text_config())):
+    if positions_depend_on_length(policy.causal_lm.config.get_text_config()):
         return "its position encoding depends on the longest sequence"
     if not isinstance(policy.model, PeftModel):
         return "the model itself is trained, not an adapter"

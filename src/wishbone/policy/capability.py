@@ -21,24 +21,14 @@ from torch import Tensor
 from wishbone.data.batch import TokenizedPair
 from wishbone.data.pair_images import ImageAttention
 from wishbone.errors import RequestError, one_line
-from wishbone.fused.parts import part_of, text_layers
 from wishbone.fused.recurrence import PrefixRecurrence
 from wishbone.fused.row_layout import LayoutNotHandedDown
 from wishbone.model.eight_bit_linear import inputs_not_rounded
-from wishbone.policy.attention_hook import AttentionCall, MaskNotHandedDown, record_calls
+from wishbone.policy.attention_hook import MaskNotHandedDown, record_calls
+from wishbone.policy.layer_types import attending_layers, unknown_layer_types, why_not_all_attend
 from wishbone.policy.layerwise import worst_layer
-from wishbone.policy.long_sequences import CHUNKED, reason_from_long_sequences
+from wishbone.policy.long_sequences import reason_from_long_sequences
 from wishbone.policy.policy import Form, Policy
-
-LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
-"""Position encodings that look at the longest sequence that is run."""
-
-KNOWN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention", CHUNKED})
-RECURRENT_LAYER_TYPES = frozenset({"conv", "linear_attention", "mamba"})
-"""Layers that mix tokens by a recurrence or a convolution and do not attend."""
-BESIDE_RECURRENT = frozenset({"hybrid", "attention", "moe", "mlp"})
-"""Further types that models with recurrent layers name: attention beside a recurrence, attention, single tokens."""
-WITHOUT_ATTENTION = RECURRENT_LAYER_TYPES | {"moe", "mlp"}
 
 IMPOSSIBLE = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
 """What models raise that cannot run in one row."""
@@ -128,17 +118,6 @@ def choose_form(
     return Capability("plain", reason)
 
 
-def rope_types(config: Any) -> set[str]:
-    """Kinds of position encoding that a configuration names, in either spelling, for all layers or by kind of layer."""
-    found: set[str] = set()
-    for name in ("rope_parameters", "rope_scaling"):
-        rope = getattr(config, name, None) or {}
-        for part in (rope, *rope.values()):
-            if isinstance(part, dict):
-                found |= {str(part.get(key)) for key in ("rope_type", "type")}
-    return found
-
-
 def varies_in_training(model: torch.nn.Module) -> bool:
     """Return whether the model in training mode gives other numbers each time it runs, as with dropout.
 
@@ -161,20 +140,9 @@ def _reason_from_config(config: Any, max_length: int | None, recurrence: PrefixR
     if recurrence.left:
         why = next(iter(recurrence.left.values()))
         return f"its recurrent layers cannot start a completion from the state at the prompt's end ({why})"
-    known = KNOWN_LAYER_TYPES | (RECURRENT_LAYER_TYPES | BESIDE_RECURRENT if recurrence.covered else frozenset())
-    foreign = sorted(set(getattr(config, "layer_types", None) or ()) - known)
-    if foreign:
+    if foreign := unknown_layer_types(config, recurrent=bool(recurrence.covered)):
         return f"it has layers of type {', '.join(foreign)}, which cannot take the shared-prefix mask"
-    if (too_long := reason_from_long_sequences(config, max_length)) is not None:
-        return too_long
-    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
-    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
-    trained = getattr(config, "original_max_position_embeddings", None) or rope.get(
-        "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
-    )
-    if kind in LENGTH_DEPENDENT and trained and (max_length is None or max_length > trained):
-        return f"its {kind} position encoding changes beyond {trained} tokens, sequence by sequence"
-    return None
+    return reason_from_long_sequences(config, max_length)
 
 
 def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, layout_as_mask: bool) -> str | None:
@@ -194,9 +162,9 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, l
             raise
         except IMPOSSIBLE as error:
             return f"its layers do not run without a mask of their own ({one_line(error)})"
-    attending = _attending_layers(packed, config)
-    if not _every_layer_called(calls, config, attending):
-        return _how_layers_differ(calls, attending)
+    attending = attending_layers(packed.causal_lm, config, recurrent=bool(packed.recurrence.covered))
+    if (why := why_not_all_attend(calls, config, attending)) is not None:
+        return why
     expected = _hidden(plain)
     difference, dtype = _relative_error(got, expected), plain.computing_dtype
     if difference <= TOLERANCE[dtype]:
@@ -223,40 +191,6 @@ def _reason_from_images(plain: Policy, packed: Policy, pairs: Sequence[Tokenized
     if not difference <= TOLERANCE[plain.causal_lm.dtype]:
         return f"images in a shared prefix change its hidden states (relative difference {difference:.1e})"
     return None
-
-
-def _attending_layers(policy: Policy, config: Any) -> int:
-    """How many layers attend."""
-    if not policy.recurrence.covered:
-        return int(config.num_hidden_layers)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return sum(kind not in WITHOUT_ATTENTION for kind in layer_types)
-    return sum(part_of(module) == "attention" for module in text_layers(policy.causal_lm)[1].modules())
-
-
-def _every_layer_called(calls: list[AttentionCall], config: Any, attending: int) -> bool:
-    """Whether each layer that attends used the hook, equally often, with the window of its type."""
-    times, rest = divmod(len(calls), attending) if attending else (1, len(calls))
-    if rest or not times:
-        return False
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is None:
-        return True
-    kinds = [kind for kind in layer_types if kind not in WITHOUT_ATTENTION]
-    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
-    return [call.window for call in calls] == [window for window in windows for _ in range(times)]
-
-
-def _how_layers_differ(calls: list[AttentionCall], layers: int) -> str:
-    """Return in what the recorded calls are not one for each layer with the window of its type, in words."""
-    if not calls:
-        return "its attention cannot be exchanged for one that takes the shared-prefix mask"
-    if len(calls) < layers:
-        return f"only {len(calls)} of its {layers} layers take the shared-prefix mask"
-    if len(calls) > layers:
-        return f"its {layers} layers attend {len(calls)} times in a pass, not each equally often"
-    return "the windows of its layers are not those that its configuration names"
 
 
 def trial_pairs(vocabulary: int) -> list[TokenizedPair]:

@@ -1,4 +1,6 @@
-"""Attention that treats long sequences otherwise: Llama 4's chunks and its temperature.
+"""What treats long sequences otherwise: some position encodings, Llama 4's chunks and its temperature.
+
+Some position encodings change for all tokens of a pass once a sequence of it is longer than those of pretraining.
 
 Layers with chunks attend to the tokens of their own chunk of 8,192. Layers without rotary embedding multiply queries by
 
@@ -19,6 +21,23 @@ from wishbone.fused.instance_attributes import InstanceAttributes
 
 CHUNKED = "chunked_attention"
 TEMPERATURE = "attn_temperature_tuning"
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
+"""Position encodings that look at the longest sequence that is run."""
+
+
+def positions_depend_on_length(config: Any) -> bool:
+    """Whether a position encoding of a model looks at the longest sequence that is run.
+
+    Args:
+        config: of the model for text, with encodings in either spelling, for all layers or by type of layer.
+    """
+    found: set[str] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(config, name, None) or {}
+        for part in (rope, *rope.values()):
+            if isinstance(part, dict):
+                found |= {str(part.get(key)) for key in ("rope_type", "type")}
+    return not LENGTH_DEPENDENT.isdisjoint(found)
 
 
 def reason_from_long_sequences(config: Any, max_length: int | None) -> str | None:
@@ -32,9 +51,16 @@ def reason_from_long_sequences(config: Any, max_length: int | None) -> str | Non
     longest = None if chunk is None else int(chunk)
     if getattr(config, TEMPERATURE, False):
         longest = min(config.floor_scale - 1, config.floor_scale if longest is None else longest)
-    if longest is None or (max_length is not None and max_length <= longest):
-        return None
-    return f"its attention treats sequences of more than {longest} tokens otherwise, and this run may have such"
+    if longest is not None and (max_length is None or max_length > longest):
+        return f"its attention treats sequences of more than {longest} tokens otherwise, and this run may have such"
+    rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    trained = getattr(config, "original_max_position_embeddings", None) or rope.get(
+        "original_max_position_embeddings", getattr(config, "max_position_embeddings", None)
+    )
+    if kind in LENGTH_DEPENDENT and trained and (max_length is None or max_length > trained):
+        return f"its {kind} position encoding changes beyond {trained} tokens, sequence by sequence"
+    return None
 
 
 def without_temperature(model: nn.Module) -> InstanceAttributes:

@@ -33,8 +33,8 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.errors import RequestError
 from wishbone.ops.to_device import to_device
 from wishbone.paths import user_path
-from wishbone.policy.capability import LENGTH_DEPENDENT, rope_types
 from wishbone.policy.lockstep import Beside
+from wishbone.policy.long_sequences import positions_depend_on_length
 from wishbone.policy.policy import Policy
 from wishbone.reference.identity import Autocast, reference_identity
 from wishbone.reference.reference import ReferencePolicy
@@ -258,6 +258,6 @@ def _obstacle(policy: Policy, trained: torch.nn.Module, adapters: Sequence[str])
         return "some of its weights are trained"
     if any(tensor.is_meta for tensor in tensors):
         return "some of its weights are not in memory, so they cannot be hashed"
-    if policy.form != "shared_prefix" and not LENGTH_DEPENDENT.isdisjoint(rope_types(model.config.get_text_config())):
+    if policy.form != "shared_prefix" and positions_depend_on_length(model.config.get_text_config()):
         return "its position encoding lets the values of a pair depend on the longest sequence beside it"
     return None
