@@ -3,16 +3,15 @@
 A preference pair is one prompt with two completions, of which one is preferred. A run says which model learns from
 which pairs (`model`, `adapter`, `data`), what it minimizes (`preference`), how (`training`) and where the result goes
 (`output`). Every field carries its own bounds, so `RunConfig.model_json_schema()` is the same contract in JSON.
-Rules that involve several fields raise one error of type `conflict` whose context lists all of them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
+from wishbone.config.section import Conflict, Line, Section, refuse
 from wishbone.errors import counted
 
 LossName = Literal[
@@ -31,29 +30,10 @@ Tracker = Literal[
     "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune",
     "swanlab", "tensorboard", "trackio", "wandb",
 ]  # fmt: skip
-Line = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 DIVERGENCE_LOSSES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
 SORTED_LOSSES = frozenset({"aot", "aot_unpaired"})
-
-
-class Conflict(NamedTuple):
-    """Several fields whose values exclude each other.
-
-    `fields` are dotted names, within their section (`loss_weights`) or, if a rule spans sections, from the root
-    (`training.eval_steps`); `text` names values, rule and remedy.
-    """
-
-    fields: tuple[str, ...]
-    text: str
-
-
-def refuse(conflicts: list[Conflict]) -> None:
-    """Raise all conflicts as one pydantic error of type `conflict`; do nothing when there is none."""
-    if conflicts:
-        text = "; ".join(conflict.text for conflict in conflicts)
-        raise PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": conflicts})
 
 
 def _listed(value: Any) -> Any:
@@ -62,14 +42,6 @@ def _listed(value: Any) -> Any:
 
 def _listed_trackers(value: Any) -> Any:
     return value if value == "auto" else _listed(value)
-
-
-class Section(BaseModel):
-    """A section of the configuration. Refuses unknown keys, values of another type, NaN and infinity."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
-    )
 
 
 class ModelConfig(Section):

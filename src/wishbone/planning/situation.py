@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from wishbone.config.document import show
 from wishbone.config.explain import accepted, nearest
-from wishbone.config.schema import EMBEDDED_MODEL, Conflict, Line, Section, refuse
+from wishbone.config.schema import EMBEDDED_MODEL
+from wishbone.config.section import Conflict, Line, Section, refuse
 from wishbone.config.written_numbers import number_meant
 from wishbone.errors import RequestError
 
