@@ -20,35 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 import transformers
-from datasets import Dataset
-from peft import LoraConfig
 from rich.console import Console
-from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
 from wishbone.atomic_file import write_text
 from wishbone.config.load import dump_config
 from wishbone.config.run_directory import CONFIG_FILE, METRICS, claimed_run_directory
-from wishbone.config.schema import EMBEDDED_MODEL, ModelConfig, RunConfig
+from wishbone.config.schema import RunConfig
 from wishbone.config.trackers import chosen_trackers
 from wishbone.errors import RequestError, RunError, counted_of
-from wishbone.model.adapter import ALL_LINEAR, LANGUAGE_LINEAR, lora_config, tower_layers
-from wishbone.model.load import load_model, load_tokenizer, read_model_config
 from wishbone.model.saved_adapter import name_base
-from wishbone.paths import user_path
 from wishbone.phases import heard, listening, phase
-from wishbone.planning.model_files import model_directory
 from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.closing_answers import ClosingAnswers
 from wishbone.run.ending import early_end_noted, now, write_result
 from wishbone.run.heldout import evaluate, evaluated_last
+from wishbone.run.loading import adapter_of, load_pairs, load_policy, load_reference
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.planned_memory import planned_memory
 from wishbone.run.preflight import check_access
-from wishbone.run.prepare_data import prepare_data, processor_of, trained_template
+from wishbone.run.prepare_data import trained_template
 from wishbone.run.processes import agreed_directory, is_first_process
 from wishbone.run.progress import TrainingPhases
 from wishbone.run.resume import (
@@ -62,13 +55,12 @@ from wishbone.run.resume import (
     tracked_before,
 )
 from wishbone.run.run_files import MetricsFile, environment, peak_memory_gib, write_json
-from wishbone.run.sequence_lengths import check_lengths, this_cpu
 from wishbone.run.sharding import FSDP, divided_before, divides_model, loading_place
 from wishbone.run.shown_pairs import write_shown_pairs
 from wishbone.run.stop_signals import StopSignals
 from wishbone.run.tracker_texts import TrackerTexts
 from wishbone.run.trackers import open_trackers, tracked_name
-from wishbone.run.training_arguments import precomputes_reference, training_arguments
+from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.image_tokens import images_of, trained_columns
 from wishbone.trainer.same_run import libraries, refuse_differences
@@ -143,8 +135,7 @@ def _train(
             return run_dir
         config = template_of_run(config, run_dir)
     check_access(config.model_copy(update={"output": config.output.model_copy(update={"dir": str(run_dir)})}))
-    with phase("pairs", note=_short(config.data.train), own_bars=_may_download(config.model.name)):
-        described, train_pairs, heldout, dropped = _pairs(config)
+    described, train_pairs, heldout, dropped = load_pairs(config)
     if several:
         refuse_differences({"training data": pairs_facts(train_pairs), "held-out data": pairs_facts(heldout)})
     images = images_of(train_pairs) + (0 if heldout is None else images_of(heldout))
@@ -155,7 +146,7 @@ def _train(
             "of it; set model.sharding to none, with model.quantization nf4 or fp8 where one GPU does not hold it"
         )
     place = loading_place(config) if divided else {}
-    model, processor = _load(config.model, config.model.name, config.model.revision, images=images > 0, **place)
+    model, processor = load_policy(config, place, images=images > 0)
     tokenizer = getattr(processor, "tokenizer", processor)
     dtype = model.dtype
     lora = config.adapter.method == "lora"
@@ -165,12 +156,12 @@ def _train(
     trackers = opened.enter_context(open_trackers(asked_for, run_dir))
     trainer = DPOTrainer(
         model=model,
-        ref_model=_reference(config, place, images=images > 0),
+        ref_model=load_reference(config, place, images=images > 0),
         args=training_arguments(config, run_dir, dtype, tracked_as, FSDP if divided else {}, images=images > 0),
         train_dataset=trained_columns(train_pairs),
         eval_dataset=None if heldout is None else trained_columns(heldout),
         processing_class=processor,
-        peft_config=_adapter(config, model, images=images > 0) if lora else None,
+        peft_config=adapter_of(config, model, images=images > 0) if lora else None,
         callbacks=[
             metrics,
             TrainingPhases(),
@@ -272,87 +263,7 @@ def _report(run_dir: Path, answers: Sequence[Answer] = ()) -> None:
         raise RunError(f"{error}. The run is done and what it learned is whole; --resume writes the report") from error
 
 
-def _load(
-    model: ModelConfig,
-    name: str,
-    revision: str | None = None,
-    *,
-    images: bool,
-    device: str | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> tuple[PreTrainedModel, Any]:
-    """Return the model of that name, in the dtype or quantization of the run, and its tokenizer or processor."""
-    with phase("model", note=_short(name), own_bars=_may_download(name)):
-        return load_model(
-            name,
-            dtype=dtype or model.dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=model.trust_remote_code,
-            load_in_4bit=model.quantization == "nf4",
-            load_in_fp8=model.quantization == "fp8",
-            load_in_rotated_int8=model.quantization == "int8",
-            images=images,
-        )
-
-
-def _reference(config: RunConfig, place: dict[str, Any], *, images: bool) -> PreTrainedModel | None:
-    """Return another model as the reference, or None where it is the one that is trained.
-
-    Where all weights of a divided model are trained, TRL would load it once more, whole on a GPU. Pairs with images
-    need a copy of it: TRL computes no reference values of them beforehand.
-    """
-    model = config.model
-    if model.reference is not None:
-        return _load(model, model.reference, images=images, **place)[0]
-    again = (bool(place) or images) and precomputes_reference(config)
-    if again and images:
-        logger.warning(
-            "The model is loaded twice: reference values of pairs with images are not computed before a run, so a copy "
-            "of its first weights stays in memory. adapter.method: lora needs none."
-        )
-    return _load(model, model.name, model.revision, images=images, **place)[0] if again else None
-
-
-def _may_download(name: str) -> bool:
-    """Whether a model may come from the hub, whose own bars then show how far the download is."""
-    return name != EMBEDDED_MODEL and not user_path(name).exists() and model_directory(name) is None
-
-
-def _short(name: str) -> str:
-    """The last part of a path; another name as it is."""
-    return Path(name).name if user_path(name).exists() else name
-
-
-def _adapter(config: RunConfig, model: PreTrainedModel, *, images: bool) -> LoraConfig:
-    adapter = config.adapter
-    if images and adapter.target_modules == ALL_LINEAR:
-        logger.info(
-            "Adapters on %d layers of the tower for images, too, as in TRL; adapter.target_modules=%s leaves it as it "
-            "is, which takes less memory and time.",
-            len(tower_layers(model)),
-            LANGUAGE_LINEAR,
-        )
-    return lora_config(
-        model,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        dropout=adapter.dropout,
-        target_modules=adapter.target_modules,
-    )
-
-
 def _execution(trainer: DPOTrainer) -> dict[str, Any] | None:
     """How rows were computed when the run ended; null on TRL's own path."""
     step = trainer.preference_step
     return None if step is None else trainer.execution.summary(len(step.policy.layers))
-
-
-def _pairs(config: RunConfig) -> tuple[dict[str, Any], Dataset, Dataset | None, int]:
-    """What is known of the model before its weights are loaded, and with it what `prepare_data` returns."""
-    model = config.model
-    described = read_model_config(model.name, model.revision, model.trust_remote_code)
-    tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-    train, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described))
-    check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
-    return described, train, heldout, dropped
