@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,3 +174,21 @@ def test_in_bfloat16_it_is_within_that_precision(runs: Any) -> None:
     exact, one, two = (logged(runs[name].result(), "loss") for name in names)
     print("bfloat16: two and one", apart(one, two), "one and float32", apart(one, exact))
     assert apart(one, two) <= 2 * apart(one, exact) + 1e-4
+
+
+def test_two_machines_with_other_settings_are_refused(folder: Path) -> None:
+    """Two launchers under NCCL, each with a GPU of its own; nothing trains, and both say what differs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    seen = (SEEN or "0,1").split(",")
+    both = []
+    for gpu, rate in zip(seen, ("1e-4", "2e-4"), strict=False):
+        command = [sys.executable, "-m", "wishbone", "train", "run.yaml", "output.dir=differ", "--processes", "1"]
+        command += ["--nodes", "2", "--meet-at", place, f"training.learning_rate={rate}"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400"}
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+        both.append(subprocess.Popen(command, cwd=folder, text=True, env=environment, stderr=subprocess.PIPE))
+    said = [process.communicate(timeout=LONGEST)[1] for process in both]
+    assert all(process.returncode for process in both), said
+    assert all("learning_rate is 0.0001 in process 0 and 0.0002 in process 1" in text for text in said), said

@@ -16,6 +16,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from tiny import tiny_tokenizer
 from torch import nn
+from torch.distributed.fsdp._fully_shard import _fsdp_param
+from torch.distributed.tensor import DTensor
 
 from trainer.preference_runs import arguments, chat_pairs, model_for
 from wishbone import DPOConfig, DPOTrainer
@@ -97,7 +99,19 @@ def result(trainer: Any) -> dict[str, Any]:
     return {"weights": torch.cat(values), "log": trainer.state.log_history, "pairs": trainer.trained_pairs}
 
 
+class _Modules211:
+    """torch.nn, but parameters over divided tensors are made as FSDP of torch 2.11 makes them: first with gradients."""
+
+    def Parameter(self, data: Any, requires_grad: bool = True) -> Any:
+        made = nn.Parameter(data) if isinstance(data, DTensor) else nn.Parameter(data, requires_grad=requires_grad)
+        return made.requires_grad_(requires_grad)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(nn, name)
+
+
 def worker(folder: Path, names: list[str], resume: bool) -> None:
+    _fsdp_param.nn = _Modules211()
     results: dict[str, Any] = {}
     for name in names:
         trainer = trained(folder / "run", RUNS[name], sharded=True)

@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from wishbone.errors import RequestError, some_of
@@ -92,7 +93,8 @@ def shard(trainer: Any) -> None:
     if plugin.activation_checkpointing:  # it would wrap layers that the step recomputes by itself
         plugin.activation_checkpointing = False
         trainer.args.gradient_checkpointing = True
-    fsdp2_prepare_model(trainer.accelerator, model)
+    with _codes_without_gradients():
+        fsdp2_prepare_model(trainer.accelerator, model)
     if trainer.args.guard != "off":
         trainer.args.guard = "off"
         if trainer.is_world_process_zero():
@@ -144,6 +146,21 @@ def _let_codes_be_divided(model: nn.Module) -> None:
         layer.quant_state = layer.weight.quant_state
         layer.quant_storage = torch.uint8
         layer.weight = nn.Parameter(layer.weight.data.view(torch.uint8), requires_grad=False)
+
+
+@contextmanager
+def _codes_without_gradients() -> Iterator[None]:
+    """Context in which FSDP divides parameters of integers: that of torch 2.11 asks for their gradients at first."""
+
+    def requires_grad_(tensor: DTensor, wanted: bool = True) -> Any:
+        return torch.Tensor.requires_grad_(tensor, wanted and tensor.is_floating_point())
+
+    kind: Any = DTensor
+    kind.requires_grad_ = requires_grad_
+    try:
+        yield
+    finally:
+        del kind.requires_grad_
 
 
 def is_sharded(model: nn.Module) -> bool:
