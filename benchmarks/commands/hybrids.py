@@ -35,8 +35,13 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     step = getattr(trained.trainer, "preference_step", None)
     if step is None:
         return trained.row
-    recurrence = step.policy.recurrence
-    return trained.row | {"recurrent_layers": len(recurrence.covered), "other_recurrent_layers": recurrence.left}
+    recurrence, graphs = step.policy.recurrence, trained.trainer.execution.graphs
+    return trained.row | {
+        "recurrent_layers": len(recurrence.covered),
+        "other_recurrent_layers": recurrence.left,
+        "recorded_lengths": [] if graphs is None else graphs.lengths,
+        "replays": 0 if graphs is None else graphs.replays,
+    }
 
 
 def job(row: str, options: argparse.Namespace) -> Job:

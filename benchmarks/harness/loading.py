@@ -244,15 +244,26 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         assert isinstance(reference, AdapterDisabled)
         reference.in_lockstep = False
     if system.plain:
+        from wishbone.trainer import rehearsing
+
         policy = trainer.preference_step.policy
         share = policy.collate
         policy.collate = lambda pairs, *more: share([_apart(pair) for pair in pairs], *more)
+        rehearsing.pair_tokens = _tokens_apart  # the lengths of rows that are tried out and recorded
     if system.torch_scans:
         from wishbone.ops import kernel_trial
 
         kernel_trial._found.clear()
         kernel_trial._difference = lambda *_: "this system asks for PyTorch"  # type: ignore[assignment]
     return trainer
+
+
+def _tokens_apart(dataset: Any, max_length: int | None) -> Any:
+    """Return the tokens of each pair in a row that holds its prompt twice."""
+    from wishbone.data.columns import token_lengths
+
+    prompt, chosen, rejected = token_lengths(dataset, ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return sum((prompt + one).clip(max=max_length) for one in (chosen, rejected))
 
 
 def _apart(pair: Any) -> Any:

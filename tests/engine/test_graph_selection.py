@@ -27,11 +27,16 @@ from wishbone.engine.graph_selection import (
     with_cuda_graphs,
     worthwhile,
 )
-from wishbone.engine.row_lengths import likely_rows
+from wishbone.engine.row_lengths import likely_rows, most_pairs_in_a_row
 from wishbone.engine.step import PreferenceStep
+from wishbone.fused.layers import FusedLayers
+from wishbone.fused.parts import text_layers
 from wishbone.model.adapter import add_adapter
+from wishbone.ops.chunked_scan.segments import segments_of
 from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention
-from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables
+from wishbone.ops.prefix_attention.tables import BlockKind, block_tables, overwrite_tables, tables_hold
+from wishbone.ops.prefix_chunks import prefix_chunks
+from wishbone.ops.prefix_convolution.neighbours import neighbours_of
 from wishbone.policy.cuda_graphs import padded_length
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Policy
@@ -46,6 +51,25 @@ def test_rows_of_steps_to_come_are_those_that_packing_makes() -> None:
     tokens = np.array([100] * 50)
     rows = likely_rows(tokens, pairs_a_step=8, budget=450)
     assert set(rows.tolist()) == {400}  # eight pairs of 100 in two rows
+
+
+def test_tables_have_room_for_the_most_pairs_of_a_row() -> None:
+    assert most_pairs_in_a_row(np.array([100] * 50), pairs_a_step=8, budget=450) == 4
+    assert most_pairs_in_a_row(np.array([100] * 50), pairs_a_step=8, budget=10**6) == 8
+
+
+@pytest.mark.parametrize(
+    ("family", "recorded"),
+    [("llama", True), ("nemotron_h", True), ("mamba2", True), ("gpt_neox", True), ("lfm2_moe", False), ("doge", False)],
+)
+def test_layers_are_recorded_unless_values_choose_what_they_launch(family: str, recorded: bool) -> None:
+    model = add_adapter(tiny_model(family), rank=4, seed=0)  # on a CPU experts are not computed in one call
+    assert FusedLayers(model).launches_by_shape(*text_layers(model)) == recorded
+
+
+@pytest.mark.parametrize(("family", "in_steps"), [("jamba", {"mamba_selective_scan"}), ("qwen3_5_text", set())])
+def test_scans_that_run_in_steps_are_known(family: str, in_steps: set[str]) -> None:
+    assert Policy(tiny_model(family)).recurrence.in_steps == in_steps
 
 
 def test_most_rows_are_padded_little() -> None:
@@ -117,6 +141,53 @@ def test_tables_of_another_row_take_the_place() -> None:
     assert all(map(torch.equal, tables, wanted))
     with pytest.raises(ValueError, match="tables of a row of 64 tokens"):
         overwrite_tables(target, PrefixLayout((Document(0, 64),)))
+
+
+@pytest.mark.parametrize("documents", [1, 4, 7])
+def test_tables_of_recurrent_layers_are_those_of_another_row(documents: int) -> None:
+    device, layouts = torch.device("cpu"), [made_up_layout(256, count) for count in (documents, 4)]
+    target, source = layouts[0].with_room(7), layouts[1]
+    convolved, cut = neighbours_of(target, 4, device), segments_of(target, 64, device)
+    assert tables_hold(target, source) and target.room == 7
+    overwrite_tables(target, source)
+    fresh = source.with_room(7)
+    expected = neighbours_of(fresh, 4, device), segments_of(fresh, 64, device)
+    assert torch.equal(convolved.before, expected[0].before) and torch.equal(convolved.after, expected[0].after)
+    assert torch.equal(cut.buffer, expected[1].buffer) and cut.counts == expected[1].counts
+    exact = segments_of(source, 64, device)
+    for own, wanted in ((cut.chunk_bounds, exact.chunk_bounds), (cut.branches_of, exact.branches_of)):
+        assert torch.equal(own[: len(wanted)], wanted) and not own[len(wanted) :].any(), "what is left over is empty"
+    stems, all_stems = exact.counts.stems, cut.counts.stems
+    runs = torch.cat([cut.runs[:stems], cut.runs[all_stems : all_stems + exact.counts.branches]])
+    assert torch.equal(runs, exact.runs) and cut.runs.count_nonzero() == exact.runs.count_nonzero()
+    assert torch.equal(cut.stem_of[: exact.counts.branches], exact.stem_of)
+
+
+def test_any_row_of_so_many_documents_fits_and_one_of_more_is_refused() -> None:
+    target = made_up_layout(640, 2).with_room(9)
+    segments_of(target, 64, torch.device("cpu"))
+    for seed in range(50):
+        assert tables_hold(target, made_up_layout(640, 9, seed))
+    more = made_up_layout(640, 10)
+    assert not tables_hold(target, more)
+    with pytest.raises(ValueError, match="does not fit into tables"):
+        overwrite_tables(target, more)
+
+
+def test_scans_in_pytorch_are_refused() -> None:
+    layout = made_up_layout(64, 2)
+    prefix_chunks(layout, 16, torch.device("cpu"))
+    with pytest.raises(NotImplementedError, match="Triton"):
+        overwrite_tables(layout, made_up_layout(64, 2))
+
+
+def made_up_layout(tokens: int, documents: int, seed: int = 0) -> PrefixLayout:
+    """Documents of two branches each, of random lengths, which fill a row."""
+    ends = np.sort(np.random.default_rng(seed).choice(np.arange(1, tokens), 3 * documents - 1, replace=False))
+    cut = [0, *ends.tolist(), tokens]
+    return PrefixLayout(
+        tuple(Document(a, b, (c, d)) for a, b, c, d in zip(cut[::3], cut[1::3], cut[2::3], cut[3::3], strict=False))
+    )
 
 
 def test_a_row_that_another_backend_computed_is_refused() -> None:

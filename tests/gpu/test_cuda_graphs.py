@@ -3,93 +3,28 @@
 from __future__ import annotations
 
 import logging
-import random
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from tiny import loaded_in_fp8, tiny_model, tiny_tokenizer
+from recorded_rows import LENGTHS, adapted, assert_same, pairs_of, recorded, results, step_of, with_graphs
+from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from trainer.preference_runs import arguments, chat_pairs, losses
 
 from wishbone import DPOConfig, DPOTrainer
-from wishbone.data.batch import PreferenceBatch, TokenizedPair
-from wishbone.engine.execution import Execution
+from wishbone.data.batch import PreferenceBatch
 from wishbone.engine.oom_retry import backward_that_fits
-from wishbone.engine.step import PreferenceStep
-from wishbone.fused.layers import FusedLayers
+from wishbone.fused.parts import text_layers
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle
 from wishbone.policy.cuda_graphs import CudaGraphs
 from wishbone.policy.lockstep import Beside
-from wishbone.policy.policy import Passed, Policy
-from wishbone.preference.load_balancing import LoadBalancing
+from wishbone.policy.policy import Passed
 from wishbone.preference.metrics import PairMetrics
-from wishbone.preference.objective import Objective
-from wishbone.reference.reference import AdapterDisabled
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-
-LENGTHS = (640, 384, 256)
-
-
-def pairs_of(tokens: int, seed: int) -> list[TokenizedPair]:
-    """Random pairs that fill a row of `tokens`, but for less than 128 of them."""
-    rng = random.Random(seed)
-    draw = lambda count: [rng.randrange(3, 120) for _ in range(count)]  # noqa: E731
-    pairs, left = [], tokens
-    while left > 60:
-        prompt, chosen, rejected = draw(rng.randint(2, 20)), draw(rng.randint(2, 19)), draw(rng.randint(2, 19))
-        pairs.append(TokenizedPair(prompt + chosen, prompt + rejected, len(prompt), len(prompt)))
-        left -= pairs[-1].row_tokens
-    return pairs
-
-
-def adapted(family: str, *, fp8: bool = False) -> PeftModel:
-    model = tiny_model(family, hidden_size=64, intermediate_size=128).to("cuda", torch.bfloat16)
-    model = add_adapter(loaded_in_fp8(model) if fp8 else model, rank=4, alpha=8, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator).cuda() * 0.1
-    return model.train()
-
-
-def step_of(model: PeftModel, in_lockstep: bool = False, balanced: bool = False) -> PreferenceStep:
-    policy = Policy(model, row_multiple=128, fused=FusedLayers(model))
-    reference = AdapterDisabled(policy)
-    reference.in_lockstep = in_lockstep
-    return PreferenceStep(policy, reference, Objective(load_balancing=LoadBalancing(0.5, 2) if balanced else None))
-
-
-def results(step: PreferenceStep, pairs: list[TokenizedPair], graphs: CudaGraphs | None = None) -> list[Tensor]:
-    """Loss and gradients of one row, replayed where there are graphs."""
-    step.policy.model.zero_grad()
-    loss = step.backward([pairs], PairMetrics(0.1), with_graphs(graphs))
-    return [loss, *(p.grad.clone() for p in step.policy.model.parameters() if p.grad is not None)]
-
-
-def with_graphs(graphs: CudaGraphs | None) -> Execution:
-    return Execution(token_budget=max(LENGTHS), graphs=graphs)
-
-
-def recorded(step: PreferenceStep) -> CudaGraphs:
-    graphs = CudaGraphs(step.policy.model, step.policy.backbone)
-    with graphs.recording():
-        for length in LENGTHS:
-            results(step, pairs_of(length, seed=0), graphs)
-    step.policy.model.zero_grad()
-    assert graphs.lengths == sorted(LENGTHS)
-    return graphs
-
-
-def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(got) == len(expected) > 1
-    assert all(map(torch.equal, got, expected))
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -190,7 +125,7 @@ def test_one_recording_holds_policy_and_reference() -> None:
 def test_a_mixture_is_recorded_with_what_its_routers_do(balanced: bool) -> None:
     step = step_of(adapted("qwen3_moe"), in_lockstep=True, balanced=balanced)
     fused = step.policy.fused
-    assert fused is not None and fused.launches_by_shape("", 2)
+    assert fused is not None and fused.launches_by_shape(*text_layers(step.policy.model))
     rows = [pairs_of(length, seed=seed) for length in LENGTHS for seed in (1, 2)]
     expected = [results(step, row) for row in rows]
     graphs = recorded(step)

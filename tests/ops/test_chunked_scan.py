@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wishbone.ops.gated_delta_rule import gated_delta_rule_reference
 from wishbone.ops.prefix_attention import Document, PrefixLayout
+from wishbone.ops.prefix_attention.tables import overwrite_tables, tables_hold
 from wishbone.ops.state_space_scan import state_space_scan_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +91,71 @@ def test_state_space_is_its_definition(short_chunks: None) -> None:
     leaves = [normal(g, 2, 24), normal(g, 2).exp(), -normal(g, 2)[0, 0].exp(), normal(g, 1, 20), normal(g, 1, 20)]
     leaves.append(normal(g, 2)[0, 0])
     assert_close(by_kernels, lambda x: state_space_scan_reference(*x, LAYOUT), leaves)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("delta", [True, False])
+def test_tables_of_another_row_give_its_results_bit_by_bit(delta: bool, short_chunks: None) -> None:
+    """As a CUDA graph replays them: with room for more chunks, stems and branches than either row has."""
+    from wishbone.ops.chunked_scan.triton import Rule, chunked_scan
+
+    g = torch.Generator().manual_seed(0)
+    leaves = [normal(g, 1, 16) * 0.3, normal(g, 1, 16) * 0.3, normal(g, 2, 16), -normal(g, 2).exp(), normal(g, 2).abs()]
+    other = PrefixLayout((Document(0, 2, (20, 37)), Document(37, 38)))
+    recorded = other.with_room(5)
+
+    def of(layout: PrefixLayout) -> list[Tensor]:
+        skip = None if delta else torch.tensor([0.5, 2.0], device=DEVICE)
+        rule = Rule(0.25, delta=delta, unit=delta)
+        op: Op = lambda x: chunked_scan(*(one[0] for one in x), layout, rule, skip)[None]  # noqa: E731
+        return results(op, leaves, torch.float32, DEVICE)
+
+    with _Launches() as ours:
+        first = of(recorded)
+    with _Launches() as theirs:
+        expected = of(LAYOUT.with_room(5))
+    assert ours.log == theirs.log and len(ours.log) > 10, "a recording holds the launches of any row"
+    assert all(map(torch.equal, first, of(other))) and all(map(torch.equal, expected, of(LAYOUT)))
+    assert tables_hold(recorded, LAYOUT)
+    overwrite_tables(recorded, LAYOUT)
+    found = of(recorded)
+    assert all(map(torch.equal, found, expected)) and not torch.equal(found[0], first[0])
+
+
+class _Launches(TorchDispatchMode):
+    """Notes each operation of PyTorch and each launch of a kernel, with all that a CUDA graph would fix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Any:
+        from wishbone.ops.chunked_scan import triton
+
+        run = triton.launch
+
+        def noted(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **sizes: Any) -> None:
+            self.log.append(f"{kernel.__name__} {grid} {_fixed(arguments)} {sizes}")
+            run(kernel, grid, device, *arguments, **sizes)
+
+        self._patch.setattr(triton, "launch", noted)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._patch.undo()
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not str(function).startswith(("aten.set_", "aten.as_strided", "aten.view", "aten.detach", "aten.randn")):
+            self.log.append(f"{function} {_fixed(args)} {_fixed(list((kwargs or {}).values()))}")
+        return function(*args, **(kwargs or {}))
+
+
+def _fixed(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_fixed(one) for one in value]
+    return tuple(value.shape) if isinstance(value, Tensor) else str(value)
 
 
 @pytest.mark.kernels

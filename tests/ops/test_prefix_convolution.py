@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.prefix_attention import Document, PrefixLayout
+from wishbone.ops.prefix_attention.tables import overwrite_tables, tables_hold
 from wishbone.ops.prefix_convolution import prefix_convolution, prefix_convolution_reference
 
 LAYOUT = PrefixLayout(
@@ -72,6 +73,27 @@ def test_kernels_give_the_same(layout: PrefixLayout, taps: int, silu: bool) -> N
     got_all = [got, *torch.autograd.grad((got * weights.to(device, torch.float32)).sum(), own)]
     for one, other in zip(got_all, expected_all, strict=True):
         assert (one.cpu().double() - other).norm() <= 1e-6 * other.norm()
+
+
+@pytest.mark.kernels
+def test_tables_of_another_row_give_its_results_bit_by_bit() -> None:
+    from wishbone.ops.prefix_convolution.triton import prefix_convolution_triton
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    own = [leaf.detach().to(device, torch.float32).requires_grad_() for leaf in inputs(4)]
+    row, other = PrefixLayout((Document(0, 60),)), PrefixLayout((*LAYOUT.documents[:5], Document(55, 57, (58, 60))))
+    recorded = row.with_room(6)
+
+    def of(layout: PrefixLayout) -> list[Tensor]:
+        out = prefix_convolution_triton(own[0][0].T, own[1], own[2], layout, silu=True)
+        return [out, *torch.autograd.grad((out * own[0][0].T.detach().cos()).sum(), own)]
+
+    first = of(recorded)
+    assert all(map(torch.equal, first, of(row)))
+    assert tables_hold(recorded, other) and not tables_hold(recorded, LAYOUT), "LAYOUT has three branches in one place"
+    overwrite_tables(recorded, other)
+    found = of(recorded)
+    assert all(map(torch.equal, found, of(other))) and not torch.equal(found[0], first[0])
 
 
 def test_the_reference_is_the_sum_over_the_inputs_of_each_sequence() -> None:

@@ -24,7 +24,7 @@ from peft import PeftModel
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution
 from wishbone.engine.probe import Trial
-from wishbone.engine.row_lengths import likely_rows
+from wishbone.engine.row_lengths import likely_rows, most_pairs_in_a_row
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.parts import text_layers
 from wishbone.phases import phase
@@ -43,6 +43,9 @@ LEAST_PADDING = 1.01
 
 LEAST_ROWS = 24
 """Rows to come below which finding out whether recording pays takes longer than it could save."""
+
+PADDING = 1
+"""Documents of a row that are its padding."""
 
 HELD_ROWS = 2
 """Rows whose activations are in memory at a time: those of the recordings, and those of a row that is run."""
@@ -88,7 +91,8 @@ def with_cuda_graphs(
     run = trials[0].timing(usual, execution)
     if wanted == "auto" and not run.waits:
         return execution
-    graphs = CudaGraphs(policy.model, policy.backbone)
+    documents = most_pairs_in_a_row(tokens, pairs_a_step, execution.token_budget) + PADDING
+    graphs = CudaGraphs(policy.model, policy.backbone, documents)
     replaying = replace(execution, graphs=graphs)
     chosen = execution
     try:
@@ -160,7 +164,6 @@ def worthwhile(choices: Sequence[Lengths], rows: float, *, run: float, replay: f
 
 def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
     """Why rows of up to `longest` tokens cannot be recorded, or None."""
-    layers = policy.causal_lm.config.get_text_config().num_hidden_layers
     if policy.device.type != "cuda":
         return "there is no CUDA GPU"
     if not all(hasattr(torch._C, name) for name in UNDO):
@@ -171,10 +174,11 @@ def _obstacle(policy: Policy, execution: Execution, longest: int) -> str | None:
         return "its position encoding depends on the longest sequence"
     if not isinstance(policy.model, PeftModel):
         return "the model itself is trained, not an adapter"
-    if policy.fused is None or not policy.fused.launches_by_shape(text_layers(policy.model)[0], layers):
+    if policy.fused is None or not policy.fused.launches_by_shape(*text_layers(policy.model)):
         return "not all of its MLPs and experts are fused, and kernels that depend on values cannot be recorded"
-    if policy.recurrence.covered:
-        return "its recurrent layers cut each row at its documents"
+    if policy.recurrence.in_steps:
+        names = ", ".join(sorted(policy.recurrence.in_steps))
+        return f"its recurrent layers run in as many steps as a row needs ({names} has no kernels of Wishbone's)"
     if ModelState(policy.model).hooks_of_others():
         return "its modules have hooks, which a replay would not call"
     if not all(parameter.is_cuda for parameter in policy.model.parameters()):

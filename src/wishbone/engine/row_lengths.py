@@ -50,7 +50,17 @@ def likely_rows(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) ->
         pairs_a_step: pairs that are drawn for a step.
         budget: most tokens of a row of several pairs.
     """
+    return np.array([sum(row) for row in _drawn(tokens, pairs_a_step, budget)])
+
+
+def most_pairs_in_a_row(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> int:
+    """Return the most pairs of one row among `likely_rows`; arguments as theirs."""
+    return max(map(len, _drawn(tokens, pairs_a_step, budget)))
+
+
+def _drawn(tokens: np.ndarray[Any, Any], pairs_a_step: int, budget: int) -> list[list[int]]:
+    """Tokens of the pairs of each row."""
     draw = np.random.default_rng(0)
     drawn = max(1, min(DRAWN_STEPS, DRAWN_PAIRS // pairs_a_step))
     steps = [draw.choice(tokens, pairs_a_step).tolist() for _ in range(drawn)]
-    return np.array([sum(pairs[i] for i in row) for pairs in steps for row in pack_rows(pairs, budget)])
+    return [[pairs[i] for i in row] for pairs in steps for row in pack_rows(pairs, budget)]

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from itertools import chain
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from wishbone.fused.coverage import Site
 from wishbone.fused.experts import FusedExperts
 from wishbone.fused.linear import FusedLinears
+from wishbone.fused.lora_layer import input_features, is_lora_linear
 from wishbone.fused.norm import FusedNorms
+from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rotary import FusedRotary
 
@@ -40,16 +43,18 @@ class FusedLayers:
         """Modules that take both halves of a pass of policy and reference now."""
         return self.linears.switched_on | self.experts.switched_on
 
-    def launches_by_shape(self, text: str, layers: int) -> bool:
-        """Return whether the MLP or the experts of each layer are fused, so that no value decides what is launched.
+    def launches_by_shape(self, text: str, model: nn.Module) -> bool:
+        """Return whether no value decides what a layer launches: an MLP or experts are fused, or every token takes all.
 
         Args:
             text: name of the module that has the layers; "" if it is the model.
-            layers: how many there are.
+            model: that module.
         """
-        found = [name for name in (*self.linears.mlps, *self.experts.in_one_call) if name.startswith(text)]
+        fused = {_layer_of(name) for name in (*self.linears.mlps, *self.experts.in_one_call)}
         apart = any(site.why_not is not None and site.name.startswith(text) for site in self.experts.sites())
-        return not apart and len({_layer_of(name) for name in found}) == layers
+        layers = [layer for layer in model.named_modules() if isinstance(layer[1], GradientCheckpointingLayer)]
+        left = [layer for name, layer in layers if _layer_of(f"{text}.{name}" if text else name) not in fused]
+        return not apart and bool(layers) and all(map(_takes_every_token, left))
 
     @contextmanager
     def running(self, *, tile_tokens: int | None = None) -> Iterator[None]:
@@ -61,6 +66,19 @@ class FusedLayers:
             self.rotary.running(),
         ):
             yield
+
+
+def _takes_every_token(module: nn.Module) -> bool:
+    """Return whether all parameters lie in attention, recurrences, norms and MLPs, none of which chooses tokens."""
+    part = part_of(module)
+    if part in ("attention", "recurrence", "norm"):
+        return True
+    if next(module.parameters(recurse=False), None) is not None:
+        return False
+    if part != "MLP":
+        return all(map(_takes_every_token, module.children()))
+    others = [one for one in module.children() if not is_lora_linear(one) and input_features(one) is None]
+    return all(next(one.parameters(), None) is None for one in others)
 
 
 def _layer_of(name: str) -> str:

@@ -23,7 +23,7 @@ from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
 from wishbone.fused.parts import is_recurrence
 from wishbone.fused.rebound_function import names_in, rebound
 from wishbone.fused.row_layout import RunningRow
-from wishbone.fused.token_mixers import KERNELS, MIXERS, OWN_FORWARDS, linear_attention
+from wishbone.fused.token_mixers import IN_STEPS, KERNELS, MIXERS, OWN_FORWARDS, linear_attention
 from wishbone.ops.chunked_scan import MOST_KEY_DIM
 from wishbone.ops.scan_kernels import Library, why_no_kernels
 
@@ -41,11 +41,13 @@ class PrefixRecurrence:
     Attributes:
         covered: recurrent modules that start branches from their stem's state.
         left: why the others do not, by the name of the module.
+        in_steps: functions of theirs that run in as many steps as a row needs, so that no two rows run alike.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.covered: set[nn.Module] = set()
         self.left: dict[str, str] = {}
+        self.in_steps: set[str] = set()
         self._attributes = InstanceAttributes()
         self._row = RunningRow()
         self._libraries: set[Library] = set()
@@ -96,11 +98,12 @@ class PrefixRecurrence:
             return
         self.covered.add(module)
         longest = max(getattr(module, name, 0) for name in ("head_k_dim", "ssm_state_size"))
-        self._libraries.update(
-            KERNELS[one]
-            for one in names_in(forward) & KERNELS.keys()
-            if longest > MOST_KEY_DIM or one == "chunk_kimi_delta_attention"
-        )
+        names = names_in(forward)
+        by_library = {
+            one for one in names & KERNELS.keys() if longest > MOST_KEY_DIM or one == "chunk_kimi_delta_attention"
+        }
+        self._libraries.update(KERNELS[one] for one in by_library)
+        self.in_steps |= by_library | names & IN_STEPS
         self._attributes.add(module, slot, self._row.told_by(MethodType(copy, module)))
 
     def _ours(self, name: str, own: Any) -> Callable[..., Any] | None:

@@ -226,3 +226,5 @@ KERNELS: dict[str, Library] = {
     "mamba2_chunk_scan": "mamba_ssm",
 }
 """The library that has kernels for a scan which ours do not take: Kimi's, and keys that are too long."""
+IN_STEPS = frozenset({"mamba_selective_scan"})
+"""Scans that have no kernels and run in PyTorch, chunk after chunk, in as many steps as the longest sequence has."""

@@ -4,11 +4,13 @@ A layer launches some forty kernels forward and eighty backward, and each launch
 With a small model or a slow host the GPU waits for them. A CUDA graph holds those kernels with all their arguments and
 starts them by one call. It computes what was recorded, at the addresses of that time, so
 
-    ids, positions, attention's tables    are written over those of the recorded row
-    rows                                  are padded to the next recorded length
-    the model's state                     must be that of the recording; otherwise the row is run, not replayed
+    ids, positions, tables    are written over those of the recorded row
+    rows                      are padded to the next recorded length
+    the model's state         must be that of the recording; otherwise the row is run, not replayed
 
-State is what the layers' Python code looks at in a pass (`model_state.py`).
+Tables say which blocks attention computes, and which segments recurrent layers run through. The latter have room for
+more pairs than the recorded row has; a row of still more is run. State is what the layers' Python code looks at in a
+pass (`model_state.py`).
 
 The router logits of a mixture of experts, from which its auxiliary loss follows, come out beside the hidden states.
 
@@ -24,7 +26,7 @@ import gc
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from wishbone.data.batch import SharedPrefixBatch
 from wishbone.fused.lockstep import Lockstep
 from wishbone.ops.frozen_linear.scratch import held_scratch
-from wishbone.ops.prefix_attention.tables import overwrite_tables
+from wishbone.ops.prefix_attention.tables import overwrite_tables, tables_hold
 from wishbone.policy.lockstep import Beside
 from wishbone.policy.model_state import ModelState
 from wishbone.policy.policy import Passed
@@ -52,6 +54,7 @@ class CudaGraphs:
     Args:
         model: with its adapters; its modules and trained parameters must stay the same objects.
         backbone: `Policy.backbone`: what a pass over a row gives, with its graph where gradients are on.
+        documents: of a row that recorded tables of recurrent layers have room for.
 
     Attributes:
         trained: parameters that hidden states depend on.
@@ -60,8 +63,13 @@ class CudaGraphs:
         replays: number of passes replayed so far.
     """
 
-    def __init__(self, model: nn.Module, backbone: Callable[[SharedPrefixBatch, Beside | None, bool], Passed]) -> None:
-        self._backbone, self._model = backbone, model
+    def __init__(
+        self,
+        model: nn.Module,
+        backbone: Callable[[SharedPrefixBatch, Beside | None, bool], Passed],
+        documents: int = 0,
+    ) -> None:
+        self._backbone, self._model, self._documents = backbone, model, documents
         self._state = ModelState(model)
         self._recordings: dict[tuple[int, bool, Beside | None, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
@@ -130,10 +138,13 @@ class CudaGraphs:
         """
         key = batch.tokens, torch.is_grad_enabled(), beside, routed
         if self._open and key not in self._recordings:
+            roomy = replace(batch, layout=batch.layout.with_room(self._documents))
             with _autocast_without_cache(), self._stand_ins() as leaves:
-                self._recordings[key] = self._record(batch, beside, routed, leaves)
+                self._recordings[key] = self._record(roomy, beside, routed, leaves)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
+            return None
+        if not tables_hold(recording.batch.layout, batch.layout):
             return None
         recording.take(batch)
         hidden, *routers = _Replay.apply(self, recording, *self.trained)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wishbone.ops.chunked_scan.kernels import chunk_rows, decay_between, load_keys, load_rows, load_scalars
+from wishbone.ops.chunked_scan.kernels import chunk_rows, decay_between, has_none, load_keys, load_rows, load_scalars
 
 
 @triton.jit
@@ -46,6 +46,8 @@ def local_gradients(
         d_out_ptr: do [tokens, heads, V].
         d_new_ptr: du [tokens, heads, V], float32, written.
     """
+    if has_none(bounds_ptr, tl.program_id(0)):
+        return
     head = tl.program_id(1)
     rows, inside = chunk_rows(bounds_ptr, tl.program_id(0), C)
     column = tl.arange(0, BLOCK_K)
@@ -171,6 +173,8 @@ def state_gradients(
         d_last_ptr: of exp(G_last), in parts, [chunks, heads, K / BLOCK_K], written.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
+    if has_none(bounds_ptr, chunk):
+        return
     rows, inside = chunk_rows(bounds_ptr, chunk, C)
     column = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     d_read = tl.zeros((C, BLOCK_K), tl.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wishbone.ops.chunked_scan.kernels import chunk_rows, decay_between, load_rows, load_scalars
+from wishbone.ops.chunked_scan.kernels import chunk_rows, decay_between, has_none, load_rows, load_scalars
 
 
 @triton.jit
@@ -69,6 +69,8 @@ def input_gradients(
         d_skip_ptr: [chunks, heads], float32, written if SKIP.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
+    if has_none(bounds_ptr, chunk):
+        return
     rows, inside = chunk_rows(bounds_ptr, chunk, C)
     i = tl.arange(0, C)
     g = load_scalars(g_ptr, rows, inside, head, heads)

@@ -27,6 +27,12 @@ def chunk_rows(bounds_ptr, chunk, C: tl.constexpr):
 
 
 @triton.jit
+def has_none(bounds_ptr, chunk):
+    """Return whether a chunk has no tokens, as those have that a recorded row has room for."""
+    return tl.load(bounds_ptr + 2 * chunk) >= tl.load(bounds_ptr + 2 * chunk + 1)
+
+
+@triton.jit
 def load_rows(ptr, rows, inside, stride_token, head, stride_head, width, column):
     """Return rows of one head, [C, columns], in float32; 0 where there is none."""
     at = ptr + rows[:, None] * stride_token + head * stride_head + column[None, :]
@@ -91,6 +97,8 @@ def solve_chunks(
         new_ptr: U [tokens, heads, V], written.
         PRECISION: of products.
     """
+    if has_none(bounds_ptr, tl.program_id(0)):
+        return
     head = tl.program_id(1)
     rows, inside = chunk_rows(bounds_ptr, tl.program_id(0), C)
     column = tl.arange(0, BLOCK_K)
@@ -228,6 +236,8 @@ def chunk_outputs(
         out_ptr: [tokens, heads, V], written in its dtype.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
+    if has_none(bounds_ptr, chunk):
+        return
     rows, inside = chunk_rows(bounds_ptr, chunk, C)
     column = tl.arange(0, BLOCK_K)
     at = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)

@@ -122,7 +122,7 @@ def _rows_of(
     """Yield slices of heads that take bounded memory each, the slices of their keys' heads, and their rows."""
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     heads, group = value.shape[1], value.shape[1] // key.shape[1]
-    states = 4 * segments.chunks * key.shape[2] * value.shape[2]
+    states = 4 * segments.counts.chunks * key.shape[2] * value.shape[2]
     size = _heads_at_once(heads, group, max(1, MOST_STATE_BYTES // max(states, 1)))
     for first in range(0, heads, size):
         of, keys = slice(first, first + size), slice(first // group, (first + size - 1) // group + 1)
@@ -153,9 +153,9 @@ class _Row:
     def outputs(self) -> Tensor:
         _inverse, _reading, new, states = self._states()
         out = torch.empty(self.value.shape, dtype=self.value.dtype, device=self.value.device)
-        s, sizes = self.segments, self._sizes(OUTPUT_V)
+        s, n, sizes = self.segments, self.segments.counts, self._sizes(OUTPUT_V)
         launch(
-            kernels.chunk_outputs, (s.chunks, self._heads, tiles(self._v, OUTPUT_V)), self.query.device,
+            kernels.chunk_outputs, (n.chunks, self._heads, tiles(self._v, OUTPUT_V)), self.query.device,
             self.query, self.key, self.value, self.log_decay, self.skip, new, states, s.chunk_bounds, out,
             *self._strides(self.query, self.key, self.value), self._heads, self._group, self.rule.scale,
             self._k, self._v, SKIP=self.skip is not None, UNIT=self.rule.unit,
@@ -165,23 +165,23 @@ class _Row:
 
     def _states(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """T, W, u, and the states before the chunks."""
-        s, tokens, sizes = self.segments, len(self.query), self._sizes(CARRIED_V)
-        new, states = self._empty(tokens, self._heads, self._v), self._empty(s.chunks, self._heads, self._k, self._v)
-        ends = self._empty(s.stems, self._heads, self._k, self._v)
+        s, n, tokens, sizes = self.segments, self.segments.counts, len(self.query), self._sizes(CARRIED_V)
+        new, states = self._empty(tokens, self._heads, self._v), self._empty(n.chunks, self._heads, self._k, self._v)
+        ends = self._empty(n.stems, self._heads, self._k, self._v)
         inverse = reading = None
         if self.rule.delta:
             inverse, reading = self._empty(tokens, self._heads, CHUNK), self._empty(tokens, self._heads, self._k)
             launch(
-                kernels.solve_chunks, (s.chunks, self._heads), self.query.device,
+                kernels.solve_chunks, (n.chunks, self._heads), self.query.device,
                 self.key, self.value, self.log_decay, self.weight, s.chunk_bounds, inverse, reading, new,
                 *self._strides(self.key, self.value), self._heads, self._group, self._k, self._v,
                 UNIT=self.rule.unit, **sizes,
             )  # fmt: skip
-        for stems, count in ((True, s.stems), (False, s.branches)):
+        for stems, count in ((True, n.stems), (False, n.branches)):
             launch(
                 kernels.carry_states, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.key, self.value, self.log_decay, self.weight, reading, new, s.chunk_bounds, s.runs, s.stem_of,
-                states, ends, *self._strides(self.key, self.value), self._heads, self._group, s.stems,
+                states, ends, *self._strides(self.key, self.value), self._heads, self._group, n.stems,
                 self._k, self._v, STEMS=stems, DELTA=self.rule.delta, UNIT=self.rule.unit,
                 **sizes,
             )  # fmt: skip
@@ -189,32 +189,32 @@ class _Row:
 
     def gradients(self, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """Gradients of query and key in float32, of their heads; of value, log_decay, weight and skip."""
-        s, rule, tokens = self.segments, self.rule, len(self.query)
+        s, n, rule, tokens = self.segments, self.segments.counts, self.rule, len(self.query)
         inverse, reading, new, states = self._states()
         d_new, d_states = torch.empty_like(new), torch.empty_like(states)
-        d_starts = self._empty(s.branches, self._heads, self._k, self._v)
+        d_starts = self._empty(n.branches, self._heads, self._k, self._v)
         keys, all_strides = self._strides(self.query, self.key), self._strides(self.query, self.key, self.value)
         common = self._heads, self._group, rule.scale
         launch(
-            gradient_kernels.local_gradients, (s.chunks, self._heads, tiles(self._v, OUTPUT_V)), self.query.device,
+            gradient_kernels.local_gradients, (n.chunks, self._heads, tiles(self._v, OUTPUT_V)), self.query.device,
             self.query, self.key, self.log_decay, d_out, s.chunk_bounds, d_new, *keys, *common, self._k, self._v,
             UNIT=rule.unit, **self._sizes(OUTPUT_V),
         )  # fmt: skip
-        for stems, count in ((False, s.branches), (True, s.stems)):
+        for stems, count in ((False, n.branches), (True, n.stems)):
             launch(
                 gradient_kernels.carry_gradients, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.query, self.key, self.log_decay, d_out, reading, d_new, s.chunk_bounds, s.runs, s.branches_of,
-                d_states, d_starts, *keys, *common, s.stems, self._k, self._v, STEMS=stems, DELTA=rule.delta,
+                d_states, d_starts, *keys, *common, n.stems, self._k, self._v, STEMS=stems, DELTA=rule.delta,
                 UNIT=rule.unit, **self._sizes(CARRIED_V),
             )  # fmt: skip
         del d_starts
         d_read, d_kept = (self._empty(tokens, self._heads, self._k) for _ in range(2))
         block_k = min(GRADIENT_K, max(16, power_of_two(self._k)))
         parts = tiles(self._k, block_k)
-        d_last = self._empty(s.chunks, self._heads, parts)
+        d_last = self._empty(n.chunks, self._heads, parts)
         sizes = self._sizes(GRADIENT_V) | {"BLOCK_K": block_k}
         launch(
-            gradient_kernels.state_gradients, (s.chunks, self._heads, parts), self.query.device,
+            gradient_kernels.state_gradients, (n.chunks, self._heads, parts), self.query.device,
             d_out, new, d_new, states, d_states, s.chunk_bounds, d_read, d_kept, reading, d_last,
             self._heads, self._k, self._v, DELTA=rule.delta, **sizes,
         )  # fmt: skip
@@ -222,9 +222,9 @@ class _Row:
         d_query, d_key = torch.empty_like(d_read), torch.empty_like(d_kept)
         d_value = torch.empty(self.value.shape, dtype=self.value.dtype, device=new.device)
         d_log_decay, d_weight = torch.empty_like(self.log_decay), torch.empty_like(self.weight)
-        d_skip = None if self.skip is None else self._empty(s.chunks, self._heads)
+        d_skip = None if self.skip is None else new.new_zeros(n.chunks, self._heads)
         launch(
-            input_kernels.input_gradients, (s.chunks, self._heads), self.query.device,
+            input_kernels.input_gradients, (n.chunks, self._heads), self.query.device,
             self.query, self.key, self.value, self.log_decay, self.weight, self.skip, d_out, inverse, new, d_new,
             d_read, d_kept, reading, d_last, s.chunk_bounds, d_query, d_key, d_value, d_log_decay, d_weight, d_skip,
             *all_strides, *common, self._k, self._v, DELTA=rule.delta, SKIP=self.skip is not None, UNIT=rule.unit,

@@ -21,10 +21,12 @@ since(k) <= q takes the place of k <= q, where since(k) is a for k in such a spa
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import UserDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +66,7 @@ class PrefixLayout:
         documents: stems with their branches.
         together: spans of tokens that all see each other, each within a stem.
         together_with_window: whether they do so only in layers with a sliding window.
+        room: documents, each of two branches, that tables of segments have room for; 0 for those of this row.
 
     Raises:
         ValueError: if the documents leave a gap, overlap, or run backwards, or a span is in no stem.
@@ -72,6 +75,7 @@ class PrefixLayout:
     documents: tuple[Document, ...]
     together: tuple[tuple[int, int], ...] = ()
     together_with_window: bool = False
+    room: int = field(default=0, compare=False)
     _cache: UserDict[object, object] = field(default_factory=UserDict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +97,10 @@ class PrefixLayout:
     def length(self) -> int:
         """Tokens in the row."""
         return self.documents[-1].end if self.documents else 0
+
+    def with_room(self, documents: int) -> PrefixLayout:
+        """Return the same layout, without tables so far, which will have room for so many documents."""
+        return replace(self, room=max(documents, len(self.documents)), _cache=UserDict())
 
     def segments(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield `(start, end, stem_start, stem_end)` of every stem and branch; the stem of a stem is empty."""
@@ -135,7 +143,24 @@ class PrefixLayout:
 
 
 @dataclass(frozen=True)
-class TokenTables:
+class HostTables:
+    """Keys of tables in host memory, which no kernel reads."""
+
+
+class RowTables(ABC):
+    """Tables of a row that kernels read, kept in the cache of its layout. Those of another row can take their place."""
+
+    def holds(self, source: PrefixLayout) -> bool:
+        """Return whether the tables of a row of this length fit here."""
+        return True
+
+    @abstractmethod
+    def overwrite(self, kind: Any, source: PrefixLayout) -> None:
+        """Write the tables of a row over these; `kind` is their key in the cache."""
+
+
+@dataclass(frozen=True)
+class TokenTables(RowTables):
     """For each token of a row, where it stops being visible and its position in its sequence.
 
     Attributes:
@@ -153,3 +178,6 @@ class TokenTables:
     def position(self) -> Tensor:
         """[tokens]: the position in the sequence of stem and branch, from 0."""
         return self.buffer[1]
+
+    def overwrite(self, kind: Any, source: PrefixLayout) -> None:  # noqa: D102
+        self.buffer.copy_(source.token_tables(self.buffer.device).buffer)

@@ -7,13 +7,14 @@ recorded; to replay the graph for another row of that length, the tables of that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wishbone.ops.prefix_attention.blocks import Blocks, visible_blocks
-from wishbone.ops.prefix_attention.layout import PrefixLayout, TokenTables
+from wishbone.ops.prefix_attention.layout import HostTables, PrefixLayout, RowTables
 from wishbone.ops.to_device import to_device
 
 FINEST_KEYS = 32
@@ -35,7 +36,7 @@ class BlockKind:
 
 
 @dataclass(frozen=True)
-class BlockTables:
+class BlockTables(RowTables):
     """The blocks that hold a visible pair, the ones that are visible throughout first; three parts of one buffer.
 
     Each part begins at a multiple of 16 bytes whatever the length of the row, because Triton compiles a kernel again
@@ -65,6 +66,9 @@ class BlockTables:
         full, count, order = self.buffer.split((padded, padded, self.blocks * self.width))
         return full[: self.blocks], count[: self.blocks], order.view(self.blocks, self.width)
 
+    def overwrite(self, kind: Any, source: PrefixLayout) -> None:  # noqa: D102
+        self.buffer.copy_(block_tables(source, kind).buffer)
+
 
 def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
     """Return the block tables of a row on `kind.device`, made once."""
@@ -76,26 +80,30 @@ def block_tables(layout: PrefixLayout, kind: BlockKind) -> BlockTables:
     return tables
 
 
+def tables_hold(target: PrefixLayout, source: PrefixLayout) -> bool:
+    """Return whether the tables of `source` fit into those of `target` that kernels have read."""
+    tables = [ours for ours in target._cache.values() if isinstance(ours, RowTables)]
+    return target.length == source.length and all(ours.holds(source) for ours in tables)
+
+
 def overwrite_tables(target: PrefixLayout, source: PrefixLayout) -> None:
     """Write the tables of `source` over those of `target` that kernels have read.
 
     Raises:
-        ValueError: if the rows differ in length.
-        NotImplementedError: if another backend than the Triton kernels has computed attention of `target`.
+        ValueError: if the rows differ in length, or `source` has more segments than `target` has room for.
+        NotImplementedError: if something else than the Triton kernels has computed layers of `target`.
     """
     if target.length != source.length:
         raise ValueError(f"tables of a row of {source.length} tokens do not fit one of {target.length}")
     for kind, ours in list(target._cache.items()):
-        if isinstance(kind, BlockKind) and isinstance(ours, BlockTables):
-            ours.buffer.copy_(block_tables(source, kind).buffer)
-        elif isinstance(ours, TokenTables):
-            ours.buffer.copy_(source.token_tables(ours.buffer.device).buffer)
-        elif not isinstance(kind, _HostKind):
-            raise NotImplementedError("attention of this row was not computed by the Triton kernels")
+        if isinstance(ours, RowTables):
+            ours.overwrite(kind, source)
+        elif not isinstance(kind, HostTables):
+            raise NotImplementedError("some layers of this row were not computed by the Triton kernels")
 
 
 @dataclass(frozen=True)
-class _HostKind:
+class _HostKind(HostTables):
     """Which blocks two bool arrays on the host are of."""
 
     window: int | None

@@ -90,6 +90,6 @@ def _weight_gradient(x: Tensor, d_total: Tensor, before: Tensor) -> Tensor:
     """The gradient of the weights, [channels, taps], in float32; they are frozen where adapters are trained."""
     taps = [torch.einsum("tc,tc->c", x.float(), d_total.float())]
     for source in before:
-        (readers,) = (source >= 0).nonzero(as_tuple=True)
-        taps.append(torch.einsum("tc,tc->c", x[source[readers].long()].float(), d_total[readers].float()))
+        read = x.index_select(0, source.clamp(min=0)).masked_fill((source < 0)[:, None], 0)  # nothing waits for a count
+        taps.append(torch.einsum("tc,tc->c", read.float(), d_total.float()))
     return torch.stack(taps[::-1], 1)
