@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.distributed import fill_gradients, reduce_gradients, send_float8_as_bytes, sum_over_processes
@@ -36,35 +35,27 @@ from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
 from wishbone.model.frozen_copy import harmless_copies
-from wishbone.phases import phase
 from wishbone.preference.losses import are_reference_free
 from wishbone.preference.metrics import PairMetrics
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
-from wishbone.trainer.collator import ImagePairCollator, PairCollator, load_whole_pairs
+from wishbone.trainer.collator import load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
-from wishbone.trainer.dataset import prepare_pairs, refuse_tokens_without_embedding
+from wishbone.trainer.dataset import refuse_tokens_without_embedding
 from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
 from wishbone.trainer.head_adapter import head_hidden
-from wishbone.trainer.image_dataset import (
-    ImagePairs,
-    longest_image_pair,
-    prepare_evaluated,
-    prepare_image_pairs,
-    trial_image_pairs,
-)
-from wishbone.trainer.image_rows import ImageRows
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.same_run import arguments_given, refuse_differences
 from wishbone.trainer.scoring import ScoringTrainer
-from wishbone.trainer.sharding import is_sharded, prepared, shard, take_plugin_on_cpus
+from wishbone.trainer.sharded_trainer import ShardedTrainer
+from wishbone.trainer.sharding import is_sharded, shard
 from wishbone.trainer.shared_steps import (
     OWN_BATCHES,
     WAITING,
@@ -73,13 +64,13 @@ from wishbone.trainer.shared_steps import (
 )
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
+from wishbone.trainer.tokenizing import TokenizingTrainer
 from wishbone.trainer.trl_path import noise_reason, refuse_on_trl_path, trl_path_reason
-from wishbone.trainer.whole_weights import whole_weights
 
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
+class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTrainer, RehearsedTrainer):
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
     Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
@@ -147,8 +138,8 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         self._losses = FiniteLosses()
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
         self._rehearsed = False
-        self._image_pairs: ImagePairs | None = None
-        self._pairs_with_images: list[TokenizedPair] = []
+        self._image_pairs = None
+        self._pairs_with_images = []
         self._start_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
@@ -168,9 +159,7 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
             if self.args.guard != "off":
                 logger.warning("The guard does not watch runs on TRL's own path.")
             return
-        images = self._read_images() if self._is_vision_dataset else []
-        if not self._is_vision_dataset:
-            self.data_collator = PairCollator(**self._collating)
+        images = self._collate_pairs()
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
             self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
@@ -198,41 +187,6 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
 
-    @property
-    def _collating(self) -> dict[str, Any]:
-        """What collators of both kinds of data take."""
-        return {
-            "pad_token_id": self._tokenizer.pad_token_id,
-            "max_length": self.args.max_length,
-            "truncation_mode": self.args.truncation_mode,
-            "pad_to_multiple_of": self.args.pad_to_multiple_of,
-        }
-
-    def _read_images(self) -> list[TokenizedPair]:
-        """Let batches be made of rows with images; return some pairs of the run, for trials."""
-        encoder = ImageRows(self.processing_class)
-        with phase("images", note="tokens of each pair with its images"):
-            self._image_pairs = prepare_image_pairs(self.train_dataset, encoder, self.args, "train")
-            self.train_dataset = self._image_pairs.rows
-            self.eval_dataset = prepare_evaluated(self.eval_dataset, encoder, self.args)
-        self.data_collator = ImagePairCollator(
-            rows=encoder, longest_prompt=self.args.max_prompt_length, **self._collating
-        )
-        trial = trial_image_pairs(self.train_dataset, encoder, self.args)
-        self._pairs_with_images = [*longest_image_pair(self._image_pairs, encoder, self.args), *trial]
-        return trial
-
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: DPOConfig, dataset_name: str
-    ) -> Dataset | IterableDataset:
-        """Tokenize in batches instead of row by row; the ids are TRL's. With a processor, TRL tokenizes the texts."""
-        if isinstance(processing_class, PreTrainedTokenizerBase):
-            return prepare_pairs(dataset, processing_class, args, dataset_name)
-        whole = copy(args)
-        whole.max_length = None  # rows that are too long are dropped below, after prompts were cut
-        tokenized = super()._prepare_dataset(dataset, processing_class, whole, dataset_name)
-        return prepare_pairs(tokenized, self._tokenizer, args, dataset_name)
-
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; batches that an earlier, interrupted call left are dropped."""
         self._pending = []
@@ -252,45 +206,6 @@ class DPOTrainer(ScoringTrainer, FiniteTrainer, RehearsedTrainer):
         finally:
             if self.execution.graphs is not None:
                 self.execution.graphs.release()  # what comes after training can use their memory
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator as transformers does, and let it shard on CPUs, too."""
-        super().create_accelerator_and_postprocess()
-        take_plugin_on_cpus(self)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as transformers does; of a sharded model with an adapter, the adapter alone is gathered."""
-        if not is_sharded(self.model):
-            super().save_model(output_dir, _internal_call)
-            return
-        weights = whole_weights(self.model, keep=self.args.should_save)
-        if self.args.should_save:
-            self._save(output_dir, state_dict=weights)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate as transformers does; before training, accelerate would refuse to prepare a sharded model alone."""
-        with prepared(self.accelerator, self.model):
-            return super().evaluation_loop(*args, **kwargs)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the optimizer as transformers does; of a sharded model, note whose parameters it has."""
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if is_sharded(self.model):
-            self._learned = [list(group["params"]) for group in optimizer.param_groups]
-        return optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the scheduler as transformers does, once accelerate has prepared the optimizer.
-
-        accelerate finds a sharded model's parameters again by the address of this process's part, and where there is no
-        part it takes one for another.
-        """
-        if is_sharded(self.model):
-            for group, parameters in zip(self.optimizer.param_groups, self._learned, strict=True):
-                group["params"] = parameters
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def _refuse_empty_stream(self) -> None:
         """A stream tells only when it is read that no pair of it is left; transformers then ends without a step."""
