@@ -35,6 +35,22 @@ __all__ = [
     "train",
 ]
 
+_OF_UNSLOTH = {
+    "FastModel": "FastLanguageModel loads models of text, FastVisionModel those that read images",
+    "FastTextModel": "FastLanguageModel loads models of text",
+    "PatchORPOTrainer": "PatchDPOTrainer() and loss_type='orpo' train with ORPO",
+    "PatchKTOTrainer": "KTO learns from single answers; loss_type='bco_pair' is the nearest for pairs",
+    "ORPOTrainer": "DPOTrainer with loss_type='orpo' trains with ORPO",
+    "CPOTrainer": "DPOTrainer with loss_type='cpo' or 'simpo' trains with CPO or SimPO",
+    "UnslothTrainer": "DPOTrainer trains; the rate of embeddings is that of the rest",
+    "UnslothTrainingArguments": "DPOConfig has the settings; there is no rate for embeddings alone",
+    "is_bf16_supported": "it is called is_bfloat16_supported",
+    "unsloth_train": "call trainer.train()",
+    "add_new_tokens": "tokenizer.add_tokens(...), and resize_model_vocab=len(tokenizer) of from_pretrained",
+    "standardize_sharegpt": "pairs in ShareGPT's layout are read as they are",
+    "get_chat_template": "the tokenizer's own chat template is used; tokenizer.chat_template = ... changes it",
+}
+"""Names that code for Unsloth imports and that are not here, and what to write instead."""
 _HOME = {
     "DPOConfig": "wishbone.trainer.arguments",
     "DPOTrainer": "wishbone.trainer.trainer",
@@ -49,6 +65,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
+    if name in _OF_UNSLOTH:
+        raise ImportError(f"wishbone has no {name}: {_OF_UNSLOTH[name]}")  # `from ... import` hides other errors' text
     if name not in _HOME:
         raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
     keep_host_memory()

@@ -117,7 +117,7 @@ def test_what_was_meant_is_named(place: Path, words: str, expected: str, monkeyp
         ("training.optimizer=lion", "Did you mean lion_32bit?"),
         ("model.dtype=fp16", "Did you mean float16?"),
         ("model.quantization=4bit", "Did you mean nf4?"),
-        ("model.quantization=8", "Did you mean int8?"),
+        ("model.quantization=8", "Did you mean int8? It rounds rotated rows and is not LLM.int8"),
         ("data.eval_fraction=10%", "Write 0.1. "),
         ("data.eval_fraction=5", "5 % is 0.05. "),
         ("training.learning_rate=0,00001", "Write 0.00001. "),

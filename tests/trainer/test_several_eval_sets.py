@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from tiny import tiny_tokenizer
 
 from trainer.preference_runs import arguments, chat_pairs, model_for
@@ -13,15 +14,17 @@ from trainer.side_by_side import lora
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.errors import RequestError
 
+KTO = Dataset.from_list([{"prompt": "a", "completion": "b", "label": True}] * 4)
 
-def trainer(folder: Path, data: Any = None, heldout: Any = None, **options: Any) -> DPOTrainer:
+
+def trainer(folder: Path, data: Any = None, heldout: Any = None, peft: Any = None, **options: Any) -> DPOTrainer:
     return DPOTrainer(
         model_for(tiny_tokenizer()),
         args=DPOConfig(**arguments(folder, max_steps=1, **options)),
         train_dataset=chat_pairs(8) if data is None else data,
         eval_dataset=heldout,
         processing_class=tiny_tokenizer(),
-        peft_config=lora(),
+        peft_config=peft or lora(),
     )
 
 
@@ -42,6 +45,13 @@ def test_every_metric_is_under_the_name_of_its_set(tmp_path: Path) -> None:
     [
         ({"data": chat_pairs(4).select([])}, "train_dataset has no rows"),
         ({"heldout": {"a": chat_pairs(4), "b": chat_pairs(4).select([])}}, r"eval_dataset\['b'\] has no rows"),
+        (
+            {"data": KTO},
+            r"train_dataset has the columns completion, label, prompt, .*KTO's rows of single answers are no",
+        ),
+        ({"heldout": {"a": KTO}}, r"eval_dataset\['a'\] has the columns"),
+        ({"peft": {"r": 4}}, "peft_config is a dict; give one of PEFT's, such as peft.LoraConfig"),
+        ({"peft": lora(modules_to_save="lm_head")}, r"modules_to_save is a text.*give a list: \['lm_head'\]"),
         ({"max_length": 2}, "every train pair would be dropped"),
         ({"report_to": "clearml"}, "report_to names 'clearml', and its package is not installed"),
     ],
@@ -49,3 +59,18 @@ def test_every_metric_is_under_the_name_of_its_set(tmp_path: Path) -> None:
 def test_what_cannot_run_is_refused(tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         trainer(tmp_path, **given)
+
+
+def test_without_arguments_trls_defaults_hold_on_a_processor_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TRL's own defaults ask for bfloat16, which it refuses without a GPU."""
+    monkeypatch.chdir(tmp_path)
+    made = DPOTrainer(
+        model_for(tiny_tokenizer()),
+        train_dataset=chat_pairs(4),
+        processing_class=tiny_tokenizer(),
+        peft_config=lora(modules_to_save=["foo"]),
+    )
+    assert made.args.output_dir == "-DPO" and made.args.learning_rate == 1e-6 and made.preference_step is not None
+    assert "modules_to_save names 'foo', and the model has no such module" in caplog.text

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from wishbone.config.document import FLOAT, show
 from wishbone.config.former_options import SETTINGS
-from wishbone.config.other_names import KEYS, NO_LOSS, SECTIONS, VALUES
+from wishbone.config.other_names import KEYS, LLM_INT8, NO_LOSS, SECTIONS, VALUES
 from wishbone.config.schema import RunConfig
 from wishbone.config.written_numbers import number_meant
 
@@ -159,6 +159,11 @@ def _remedy(value: Any, schema: dict[str, Any]) -> str:
         return f"{value:g} % is {value / 100:g}. "
     if isinstance(value, list) and "array" not in kinds:
         return "Write one value, without brackets. "
+    if word in LLM_INT8 and "int8" in choices:
+        return (
+            "Did you mean int8? It rounds rotated rows and is not LLM.int8 of bitsandbytes, which no setting has "
+            "(FastLanguageModel has it: load_in_8bit). "
+        )
     if not isinstance(value, str):
         return f"Did you mean {VALUES[word]}? " if VALUES.get(word) in choices else ""
     if "sigmoid" in choices and word in NO_LOSS:

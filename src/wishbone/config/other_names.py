@@ -42,6 +42,7 @@ KEYS = {
     "per_device_train_batch_size": "training.batch_size",
     "pref_beta": "preference.beta",
     "pref_loss": "preference.loss",
+    "quantization_bit": "model.quantization",
     "r": "adapter.rank",
     "rl_beta": "preference.beta",
     "sequence_len": "data.max_length",
@@ -72,7 +73,9 @@ VALUES = {
     **dict.fromkeys(("fp16", "f16", "half", "torch.float16"), "float16"),
     **dict.fromkeys(("fp32", "f32", "float", "full", "torch.float32"), "float32"),
     **dict.fromkeys(("4bit", "4_bit", "4", "int4", "bnb", "bnb_4bit", "fp4", "qlora"), "nf4"),
-    **dict.fromkeys(("8bit", "8_bit", "8", "bnb_8bit", "llm.int8", "w8a8"), "int8"),
+    **dict.fromkeys(("w8a8", "rotated_int8", "int8_rotated", "load_in_rotated_int8"), "int8"),
+    "load_in_4bit": "nf4",
+    "load_in_fp8": "fp8",
     **dict.fromkeys(("float8", "e4m3"), "fp8"),
     **dict.fromkeys(("checkpointing", "gradient_checkpointing"), "recompute"),
     "cosine_annealing": "cosine",
@@ -81,6 +84,10 @@ VALUES = {
     "right": "keep_start",
 }
 """Values by the names that people use, where the spelling of another one is nearer."""
+LLM_INT8 = frozenset(
+    {"8bit", "8_bit", "8", "bnb_8bit", "bitsandbytes_8bit", "llm.int8", "llm.int8()", "llm_int8", "load_in_8bit"}
+)
+"""What people call bitsandbytes' 8 bits, which are another form than int8 here."""
 NO_LOSS = {
     **dict.fromkeys(
         ("kto", "kto_pair"), "KTO learns from single answers; of the losses for pairs bco_pair is the nearest"

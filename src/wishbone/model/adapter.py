@@ -6,7 +6,7 @@ layers. A and B are float32 whatever the dtype of W, because updates smaller tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.quantization import is_quantized
 
 ALL_LINEAR, LANGUAGE_LINEAR = "all-linear", "language-linear"
+BIASES = ("none", "all", "lora_only")
 FUSED_OUTPUT = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"})
 """Model types whose fused kernels read the weight of `out_proj` directly, so that an adapter on it has no effect."""
 
@@ -58,7 +59,7 @@ def lora_config(
     everything = names in ([ALL_LINEAR], [LANGUAGE_LINEAR])
     excluded = _not_adapted(model) if everything else []
     excluded += tower_layers(model) if names == [LANGUAGE_LINEAR] else []
-    problems = _out_of_range(rank, alpha, dropout)
+    problems = _out_of_range(rank, alpha, dropout) + _unusable(model, further)
     stacked = [] if everything else _stacked(model, names)
     linear = [name for name in names if name not in stacked]
     if linear or not stacked:
@@ -71,14 +72,17 @@ def lora_config(
         further = {"target_parameters": [*(further.get("target_parameters") or ()), *stacked]} | {
             name: value for name, value in further.items() if name != "target_parameters"
         }
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=ALL_LINEAR if everything else linear,
-        task_type="CAUSAL_LM",
-        **({"exclude_modules": excluded} if excluded else {}) | further,
-    )
+    try:
+        return LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=ALL_LINEAR if everything else linear,
+            task_type="CAUSAL_LM",
+            **({"exclude_modules": excluded} if excluded else {}) | further,
+        )
+    except (ValueError, ImportError) as error:
+        raise RequestError(f"PEFT refuses this adapter: {one_line(error)}") from error
 
 
 def _not_adapted(model: PreTrainedModel) -> list[str]:
@@ -122,7 +126,7 @@ def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> Pe
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config, autocast_adapter_dtype=True)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise RequestError(f"PEFT cannot put an adapter on {config.target_modules}: {error}") from error
 
 
@@ -189,6 +193,10 @@ def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Paramete
 
 
 def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
+    if not isinstance(rank, int):
+        return [f"adapter rank {rank!r} is no whole number; 8 to 64 are usual"]
+    if not isinstance(alpha, int | float) or not isinstance(dropout, int | float):
+        return [f"adapter alpha {alpha!r} and dropout {dropout!r} must be numbers"]
     problems = []
     if rank < 1:
         problems.append(f"adapter rank {rank} is below 1; 8 to 64 are usual")
@@ -197,6 +205,39 @@ def _out_of_range(rank: int, alpha: float, dropout: float) -> list[str]:
     if not 0 <= dropout < 1:
         problems.append(f"adapter dropout {dropout} is not in [0, 1); use 0 for none")
     return problems
+
+
+def _unusable(model: PreTrainedModel, further: Mapping[str, Any]) -> list[str]:
+    """Return what PEFT leaves out without a word, or meets in the middle of its work, in fields of `LoraConfig`."""
+    bias = further.get("bias", "none")
+    problems = [] if bias in BIASES else [f"bias {bias!r} is not known; use one of {', '.join(BIASES)}"]
+    unknown, quantized = modules_trained_whole(model, further.get("modules_to_save") or ())
+    return problems + unknown + quantized
+
+
+def modules_trained_whole(model: nn.Module, wanted: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a sentence for each of the modules to be trained whole that does not exist, and that holds codes.
+
+    Args:
+        model: without adapter.
+        wanted: `modules_to_save`: ends of names, as PEFT reads them.
+    """
+    if isinstance(wanted, str):
+        return [], [f"modules_to_save is a text, whose letters PEFT would look for; give a list: [{wanted!r}]"]
+    modules = dict(model.named_modules())
+    meant = {end: [module for name, module in modules.items() if name.endswith(end)] for end in wanted}
+    unknown = [
+        f"modules_to_save names {end!r}, and the model has no such module; correct the name"
+        for end, found in meant.items()
+        if not found
+    ]
+    quantized = [
+        f"modules_to_save names {end!r}, whose weights are quantized and cannot be trained; take it out, or load the "
+        "model in 16 bits"
+        for end, found in meant.items()
+        if any(map(is_quantized, found))
+    ]
+    return unknown, quantized
 
 
 def _stacked(model: PreTrainedModel, names: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 
 from torch import Tensor
 
+from wishbone.config.other_names import NO_LOSS
 from wishbone.errors import RequestError
 from wishbone.preference import reference_based, reference_free
 from wishbone.preference.divergence import DIVERGENCES
@@ -77,11 +78,11 @@ def check_losses(
     if not names:
         problems.append("no loss was named: name at least one, for example 'sigmoid' (DPO)")
     for name in sorted(chosen - LOSSES.keys()):
-        nearest = get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
-        problems.append(
-            f"loss {name!r} is not known: did you mean {nearest!r}? DPO itself is 'sigmoid'; "
-            f"the losses are {', '.join(sorted(LOSSES))}"
+        near = get_close_matches(name, LOSSES, n=1)
+        meant = NO_LOSS.get(name) or (
+            f"did you mean {near[0]!r}? DPO itself is 'sigmoid'" if near else "DPO is 'sigmoid'"
         )
+        problems.append(f"loss {name!r} is not known: {meant}; the losses are {', '.join(sorted(LOSSES))}")
     if weights is not None and len(weights) != len(names):
         problems.append(f"{len(weights)} loss weights for {len(names)} losses: give one weight for each loss, or none")
     if hp.f_divergence not in DIVERGENCES:

@@ -53,12 +53,13 @@ MEANINGLESS = frozenset({"is_encoder_decoder", "label_pad_token_id", "padding_va
 logger = logging.getLogger(__name__)
 
 
-def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | None, dict[str, Any]]:
+def modern_arguments(args: Any, options: dict[str, Any], model: Any) -> tuple[DPOConfig, dict[str, Any]]:
     """Return the configuration and the remaining keyword arguments of a trainer, as TRL takes them today.
 
     Args:
         args: None, a `DPOConfig` of TRL's or ours, or transformers' `TrainingArguments`.
         options: the trainer's keyword arguments.
+        model: a model or its name, which names the output directory where `args` is None, as in TRL.
 
     Raises:
         RequestError: arguments that no version of the trainer has, all of them at once.
@@ -86,10 +87,10 @@ def modern_arguments(args: Any, options: dict[str, Any]) -> tuple[DPOConfig | No
         raise RequestError(problems)
     if args is not None and not isinstance(args, TrainingArguments):
         raise RequestError(f"args is a {type(args).__name__}; give a DPOConfig (or transformers' TrainingArguments)")
-    if args is None and not moved:
-        return None, rest
-    config = DPOConfig(**moved) if args is None else DPOConfig.from_arguments(args)
-    return (config if args is None else config.changed(moved)), rest
+    if args is None:
+        name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+        return DPOConfig(output_dir=f"{name.split('/')[-1]}-DPO", **moved), rest
+    return DPOConfig.from_arguments(args).changed(moved), rest
 
 
 def _unknown_argument(name: str, known: Collection[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
@@ -21,6 +21,7 @@ from trl.trainer.utils import create_model_from_path
 
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError
+from wishbone.model.adapter import modules_trained_whole
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.load import resolve_model
 from wishbone.preference.divergence import DIVERGENCES
@@ -48,7 +49,7 @@ class Request:
 
     Attributes:
         model: the model or its name, as TRL takes it.
-        args: the configuration, or None for TRL's default.
+        args: the configuration.
         options: TRL's other arguments by name.
         adapter_added: whether the adapter of `peft_config` is on the model already.
         head_adapted: whether an adapter is on the model's output head.
@@ -59,7 +60,7 @@ class Request:
     """
 
     model: Any
-    args: DPOConfig | None
+    args: DPOConfig
     options: dict[str, Any]
     adapter_added: bool
     head_adapted: bool
@@ -81,38 +82,38 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     Raises:
         RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
     """
-    config, options = modern_arguments(args, options)
-    asked = [] if config is None else [*_unknown_trackers(config), *_best_of_no_set(config, options)]
-    if problems := [*asked, *_without_rows(options)]:
+    config, options = modern_arguments(args, options, model)
+    peft_config = options.get("peft_config")
+    problems = [*_unknown_trackers(config), *_best_of_no_set(config, options), *_without_pairs(options)]
+    if not isinstance(peft_config, PeftConfig | None):
+        problems.append(f"peft_config is a {type(peft_config).__name__}; give one of PEFT's, such as peft.LoraConfig")
+    if problems:
         raise RequestError(problems)
-    if config is not None:
-        if not set(config.loss_type) <= LOSSES.keys() or config.f_divergence_type not in DIVERGENCES:
-            check_losses(config.loss_type, None, LossParameters(f_divergence=config.f_divergence_type))
-        config = name_options_without_effect(config)
+    if not set(config.loss_type) <= LOSSES.keys() or config.f_divergence_type not in DIVERGENCES:
+        check_losses(config.loss_type, None, LossParameters(f_divergence=config.f_divergence_type))
+    config = name_options_without_effect(config)
     model, ref_model = resolved(model), resolved(ref_model)
     if isinstance(ref_model, str):
-        ref_model = _loaded_reference(ref_model, model, config or DPOConfig())
+        ref_model = _loaded_reference(ref_model, model, config)
     _refuse_adapter_of_another_name(model, ref_model)
-    _refuse_adapters_without_logps(model, options.get("peft_config"), config or DPOConfig())
-    refuse_readers_of_codes(model, {"default": options.get("peft_config")})
-    liger = config is not None and config.use_liger_kernel
-    peft_config = options.get("peft_config")
+    _refuse_adapters_without_logps(model, peft_config, config)
+    refuse_readers_of_codes(model, {"default": peft_config})
+    _refuse_modules_in_codes(model, peft_config)
     initialization = getattr(peft_config, "init_lora_weights", None)
     if isinstance(initialization, str) and initialization.startswith("pissa_niter_"):
         logger.warning(SPLIT_AT_RANDOM, initialization)
     if peft_config is None:
         refuse_untrainable(model)
-    elif config is not None and config.precompute_ref_log_probs and ref_model is None:
+    elif config.precompute_ref_log_probs and ref_model is None:
         refuse_precomputed_elsewhere(peft_config)
-    adapter_added = adapts_head(model, options.get("peft_config"), liger)
+    adapter_added = adapts_head(model, peft_config, config.use_liger_kernel)
     if adapter_added:
-        model = add_adapter_on_head(model, options.pop("peft_config"), (config or DPOConfig).seed)
-    head_adapted = head_is_adapted(model, liger)
+        model = add_adapter_on_head(model, options.pop("peft_config"), config.seed)
+    head_adapted = head_is_adapted(model, config.use_liger_kernel)
     has_adapter = isinstance(model, PeftModel) or bool(options.get("peft_config"))
-    synchronized = config is not None and config.sync_ref_model and has_adapter
-    if config is not None:
-        _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
-        config = config.changed({"sync_ref_model": False}) if synchronized else config
+    synchronized = config.sync_ref_model and has_adapter
+    _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
+    config = config.changed({"sync_ref_model": False}) if synchronized else config
     adapter_is_new = peft_config is not None
     start = reference_of_start(model, ref_model, config, adapter_added=adapter_is_new)
     return Request(
@@ -174,8 +175,8 @@ def _best_of_no_set(config: DPOConfig, options: dict[str, Any]) -> list[str]:
     ]
 
 
-def _without_rows(options: dict[str, Any]) -> list[str]:
-    """Return one sentence for each data set that has no rows."""
+def _without_pairs(options: dict[str, Any]) -> list[str]:
+    """Return one sentence for each data set that has no rows, or no columns of pairs."""
     heldout = options.get("eval_dataset")
     sets = {"train_dataset": options.get("train_dataset")}
     if isinstance(heldout, Mapping):
@@ -184,11 +185,19 @@ def _without_rows(options: dict[str, Any]) -> list[str]:
         sets |= {f"eval_dataset[{name!r}]": dataset for name, dataset in heldout.items()}
     else:
         sets["eval_dataset"] = heldout
-    return [
-        f"{name} has no rows; check what it was filtered by" + ", or leave it out" * (name != "train_dataset")
-        for name, dataset in sets.items()
-        if isinstance(dataset, Dataset) and not len(dataset)
-    ]
+    problems = []
+    for name, dataset in sets.items():
+        columns = set((dataset.column_names or ()) if isinstance(dataset, Dataset | IterableDataset) else ())
+        if isinstance(dataset, Dataset) and not len(dataset):
+            out = ", or leave it out" * (name != "train_dataset")
+            problems.append(f"{name} has no rows; check what it was filtered by{out}")
+        elif columns and not columns >= {"chosen", "rejected"} and not columns >= {"chosen_ids", "rejected_ids"}:
+            single = " (KTO's rows of single answers are no pairs)" * (columns >= {"completion", "label"})
+            problems.append(
+                f"{name} has the columns {', '.join(sorted(columns))}, and pairs have prompt, chosen and rejected"
+                f"{single}; wishbone.data.source.load_pairs reads other layouts"
+            )
+    return problems
 
 
 def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
@@ -219,6 +228,17 @@ def _refuse_adapters_without_logps(model: object, added: PeftConfig | None, conf
             "prefix tuning puts keys and values before the prompt, which gradient checkpointing drops: set "
             "gradient_checkpointing=False, or choose another adapter"
         )
+
+
+def _refuse_modules_in_codes(model: object, config: PeftConfig | None) -> None:
+    """Refuse to train modules whole that hold codes, and name those that do not exist, over which PEFT passes."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    unknown, quantized = modules_trained_whole(model, getattr(config, "modules_to_save", None) or ())
+    if quantized:
+        raise RequestError(quantized)
+    for sentence in unknown:
+        logger.warning("peft_config: %s.", sentence)
 
 
 def _refuse_stale_values(config: DPOConfig, *, head_adapted: bool, synchronized: bool) -> None:

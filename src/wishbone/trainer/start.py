@@ -97,13 +97,13 @@ def _refuse_adapters_that_do_not_run(model: PeftModel, learns: Sequence[str]) ->
         )
 
 
-def reference_of_start(model: Any, ref_model: Any, args: DPOConfig | None, *, adapter_added: bool) -> Any:
+def reference_of_start(model: Any, ref_model: Any, args: DPOConfig, *, adapter_added: bool) -> Any:
     """Return the reference model to construct TRL's trainer with, and drop what an earlier trainer left on the model.
 
     Args:
         model: the model or its name, as the trainer got it.
         ref_model: a second model as the reference, or None.
-        args: the trainer's configuration, or None for the default one.
+        args: the trainer's configuration.
         adapter_added: whether the trainer will put an adapter on the model.
     """
     if ref_model is not None:
@@ -117,10 +117,14 @@ def reference_of_start(model: Any, ref_model: Any, args: DPOConfig | None, *, ad
                 model.active_adapters[0],
             )
         return None
-    precomputed = args is not None and args.precompute_ref_log_probs
-    if adapter_added or precomputed or not isinstance(model, PreTrainedModel) or not is_whole_in_memory(model):
+    if (
+        adapter_added
+        or args.precompute_ref_log_probs
+        or not isinstance(model, PreTrainedModel)
+        or not is_whole_in_memory(model)
+    ):
         return None
-    if args is None or not are_reference_free(args.loss_type):
+    if not are_reference_free(args.loss_type):
         return copied_model(model)
     divided = any(parse_flag_from_env(name) for name in DIVIDING) or args.fsdp or args.deepspeed
     return None if divided else stand_in(model)

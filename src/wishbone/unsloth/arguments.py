@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,20 +36,29 @@ LOADING_IGNORED = {
     "fullgraph": "nothing is compiled",
 }
 ADAPTER_IGNORED = {
+    "task_type": "it is CAUSAL_LM",
     "temporary_location": "nothing is put there",
     "qat_scheme": "there is no quantization-aware training",
     "offload_layers": "layers stay on the device",
     "checkpoint_skip_layers": "what fits is kept, row by row",
 }
-LORA_FIELDS = frozenset(field.name for field in dataclasses.fields(LoraConfig))
-TREATMENTS: dict[Any, Treatment] = {True: "recompute", False: "keep", "unsloth": "offload", "True": "recompute"}
+LORA_FIELDS = frozenset(field.name for field in dataclasses.fields(LoraConfig)) - {"task_type"}
+TREATMENTS: dict[Any, Treatment] = {
+    True: "recompute",
+    False: "keep",
+    "unsloth": "offload",
+    "True": "recompute",
+    "False": "keep",
+}
+SWITCHES = ("load_in_4bit", "load_in_8bit", "load_in_16bit", "load_in_rotated_int8", "full_finetuning")
+FP8_FORMS = (None, True, False, "row", "block")
 
 logger = logging.getLogger(__name__)
 
 
 def treatment_of(asked: bool | str) -> Treatment:
     """Return how activations are treated for a value of `use_gradient_checkpointing`."""
-    if asked not in TREATMENTS:
+    if not isinstance(asked, int | str) or asked not in TREATMENTS:
         raise RequestError(f"use_gradient_checkpointing {asked!r} is not known; use True, False or 'unsloth'")
     return TREATMENTS[asked]
 
@@ -70,6 +79,37 @@ def device_of(device_map: Any) -> torch.device:
         return choose_device(torch.device("cuda", device_map) if isinstance(device_map, int) else device_map)
     except (RuntimeError, TypeError) as error:
         raise RequestError(f"device_map {device_map!r} is no device; use 'cuda', 'cuda:1', 'cpu' or 'auto'") from error
+
+
+def refuse_other_values(asked: Mapping[str, Any]) -> None:
+    """Raise if an argument of `from_pretrained` has a value that says nothing, all of them at once.
+
+    Args:
+        asked: values by name; a text such as "no" would count as yes.
+    """
+    name, length = asked["model_name"], asked["max_seq_length"]
+    problems = [
+        f"{switch} is {asked[switch]!r}; give True or False"
+        for switch in SWITCHES
+        if switch in asked and asked[switch] not in (None, True, False)
+    ]
+    if asked["load_in_fp8"] not in FP8_FORMS:
+        problems.append(f"load_in_fp8 is {asked['load_in_fp8']!r}; give True, False or 'block'")
+    if not isinstance(name, str):
+        problems.append(f"model_name is {name!r}; give a hub id, a directory or a .gguf file")
+    if length is not None and (not isinstance(length, int) or length < 1):
+        problems.append(f"max_seq_length is {length!r}; give a number of tokens, or None for the model's own limit")
+    if problems:
+        raise RequestError(problems)
+
+
+def refuse_smaller_vocabulary(rows: int, tokenizer: Any) -> None:
+    """Raise if embeddings of so many rows have none for some tokens of the tokenizer."""
+    known = len(getattr(tokenizer, "tokenizer", tokenizer))
+    if not isinstance(rows, int) or rows < known:
+        raise RequestError(
+            f"resize_model_vocab is {rows!r}, and the tokenizer has {known:,} tokens; give at least that"
+        )
 
 
 def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: bool) -> int:
@@ -96,40 +136,89 @@ def bits_of(values: dict[str, bool], given: frozenset[str], *, full_finetuning: 
 
 
 def targets_of(
-    model: Any, target_modules: str | Sequence[str], modules_to_save: Sequence[str] | None
+    model: Any,
+    target_modules: str | Sequence[str] | None,
+    modules_to_save: str | Sequence[str] | None,
+    layers: Sequence[int] | None = None,
+    pattern: str | Sequence[str] | None = None,
 ) -> tuple[str | list[str], list[str] | None]:
-    """Return the linear layers that get an adapter and the modules that are trained whole, embeddings among them."""
-    if isinstance(target_modules, str) and target_modules != ALL_LINEAR:
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        try:
-            names = [name for name in linear if re.fullmatch(target_modules, name)]
-        except re.error as error:
-            raise RequestError(f"target_modules {target_modules!r} is no regular expression ({error})") from error
-        if not names:
-            raise RequestError(f"target_modules {target_modules!r} matches no linear layer of this model")
-        return names, list(modules_to_save) if modules_to_save else None
-    if isinstance(target_modules, str):
-        return ALL_LINEAR, list(modules_to_save) if modules_to_save else None
-    whole = [name for name in target_modules if name in EMBEDDINGS]
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = [name for name in target_modules if name not in EMBEDDINGS]
-    absent = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear)]
-    if absent and len(absent) < len(names):
-        logger.warning("target_modules %s are not in this model and get no adapter.", ", ".join(absent))
-        names = [name for name in names if name not in absent]
-    saved = list(dict.fromkeys([*(modules_to_save or []), *whole]))
-    return names, saved or None
+    """Return the linear layers that get an adapter and the modules that are trained whole, embeddings among them.
+
+    Args:
+        model: without adapter, or with one.
+        target_modules: endings of names, a regular expression, or "all-linear", which None means, too.
+        modules_to_save: one name or several.
+        layers: indices of layers; PEFT reads them only beside endings, so for the others whole names are chosen here.
+        pattern: what the list of layers is called.
+    """
+    whole = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or [])
+    names: str | list[str]
+    if target_modules is None or target_modules == ALL_LINEAR:
+        names = ALL_LINEAR if layers is None else _of_layers(_linear_layers(model, without_head=True), layers, pattern)
+    elif isinstance(target_modules, str):
+        names = _matching(model, target_modules)
+        names = names if layers is None else _of_layers(names, layers, pattern)
+    else:
+        whole += [name for name in target_modules if name in EMBEDDINGS]
+        names = [name for name in target_modules if name not in EMBEDDINGS]
+        linear = _linear_layers(model)
+        absent = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear)]
+        if absent and len(absent) < len(names):
+            logger.warning("target_modules %s are not in this model and get no adapter.", ", ".join(absent))
+            names = [name for name in names if name not in absent]
+    return names, list(dict.fromkeys(whole)) or None
+
+
+def _linear_layers(model: Any, *, without_head: bool = False) -> list[str]:
+    head = model.get_output_embeddings() if without_head else None
+    return [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+
+
+def _matching(model: Any, expression: str) -> list[str]:
+    """Return the names of the linear layers that a regular expression matches as a whole, as in PEFT."""
+    linear = _linear_layers(model)
+    try:
+        names = [name for name in linear if re.fullmatch(expression, name)]
+    except re.error as error:
+        raise RequestError(f"target_modules {expression!r} is no regular expression ({error})") from error
+    if not names:
+        ends = any(f".{name}".endswith(f".{expression}") for name in linear)
+        listed = f"; as a list, target_modules=[{expression!r}], it names endings" if ends else ""
+        raise RequestError(f"target_modules {expression!r} matches no linear layer of this model{listed}")
+    return names
+
+
+def _of_layers(names: Sequence[str], layers: Sequence[int], pattern: str | Sequence[str] | None) -> list[str]:
+    """Return those of the names whose first number is one of the indices: "model.layers.3.mlp.up_proj"."""
+    lists = [pattern] if isinstance(pattern, str) else pattern
+    chosen = []
+    for name in names:
+        parts = name.split(".")
+        place = next((place for place, part in enumerate(parts) if part.isdecimal()), None)
+        if place and int(parts[place]) in layers and (not lists or parts[place - 1] in lists):
+            chosen.append(name)
+    if not chosen:
+        raise RequestError(
+            f"layers_to_transform {', '.join(map(str, layers))} leaves no linear layer to adapt; indices count from 0"
+            + (f", and layers_pattern is {pattern!r}" if pattern else "")
+        )
+    return chosen
 
 
 def layers_of(model: Any, chosen: int | Sequence[int] | None, last: int | None) -> list[int] | None:
     """Return the indices of the layers that get an adapter, or None for all."""
-    if chosen is not None:
-        return [chosen] if isinstance(chosen, int) else list(chosen)
-    if last is None:
+    if chosen is None and last is None:
         return None
+    if chosen is not None and last is not None:
+        raise RequestError("layers_to_transform and finetune_last_n_layers both choose layers; keep one of them")
     count = model.config.get_text_config().num_hidden_layers
-    if not 1 <= last <= count:
-        raise RequestError(f"finetune_last_n_layers {last} is not between 1 and the model's {count} layers")
+    if chosen is not None:
+        indices = [chosen] if isinstance(chosen, int | str) else list(chosen)
+        if odd := [index for index in indices if not isinstance(index, int) or index < 0]:
+            raise RequestError(f"layers_to_transform names {odd[0]!r}; give indices of layers, from 0 to {count - 1}")
+        return indices
+    if not isinstance(last, int) or not 1 <= last <= count:
+        raise RequestError(f"finetune_last_n_layers {last!r} is not between 1 and the model's {count} layers")
     return list(range(count - last, count))
 
 

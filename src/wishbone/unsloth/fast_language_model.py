@@ -8,6 +8,7 @@ an adapter), with methods to merge, save and publish itself.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class FastLanguageModel:
     @staticmethod
     @foreign_signature(ignored=LOADING_IGNORED)
     def from_pretrained(
-        model_name: str = "unsloth/Llama-3.2-1B-Instruct",
+        model_name: str | os.PathLike[str] = "unsloth/Llama-3.2-1B-Instruct",
         max_seq_length: int | None = 2048,
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = True,
@@ -106,7 +107,7 @@ class FastLanguageModel:
     def get_peft_model(
         model: Any,
         r: int = 16,
-        target_modules: str | Sequence[str] = TARGET_MODULES,
+        target_modules: str | Sequence[str] | None = TARGET_MODULES,
         lora_alpha: float = 16,
         lora_dropout: float = 0.0,
         bias: Literal["none", "all", "lora_only"] = "none",
@@ -117,7 +118,7 @@ class FastLanguageModel:
         random_state: int = 3407,
         max_seq_length: int = 2048,
         use_rslora: bool = False,
-        modules_to_save: Sequence[str] | None = None,
+        modules_to_save: str | Sequence[str] | None = None,
         init_lora_weights: bool | str = True,
         loftq_config: Mapping[str, Any] | Any | None = {},  # noqa: B006 (Unsloth's default; never changed)
         temporary_location: str = "_unsloth_temporary_saved_buffers",
@@ -137,8 +138,8 @@ class FastLanguageModel:
                 one that already has this adapter.
             r, lora_alpha, lora_dropout, bias, layers_to_transform, layers_pattern, use_rslora, modules_to_save,
                 init_lora_weights, target_parameters, ensure_weight_tying: as PEFT's `LoraConfig` takes them.
-            target_modules: endings of module names, "all-linear" or a regular expression; `embed_tokens` and `lm_head`
-                are trained whole, as `modules_to_save`.
+            target_modules: endings of module names, "all-linear" (None is the same) or a regular expression;
+                `embed_tokens` and `lm_head` are trained whole, as `modules_to_save`.
             finetune_last_n_layers: add the adapter to the last so many layers.
             random_state: seed of the adapter's first values; the global random state stays as it was.
             further: other fields of `LoraConfig`.
@@ -147,15 +148,23 @@ class FastLanguageModel:
             RequestError: impossible values, all at once, or the model has another adapter.
         """
         treatment = treatment_of(use_gradient_checkpointing)
+        if not isinstance(random_state, int):
+            raise RequestError(f"random_state is {random_state!r}; give a whole number, the seed of the adapter")
         if getattr(model, "full_finetuning", False):
             logger.warning("The model is trained in full, so get_peft_model adds nothing.")
             choose_activations(model, treatment)
             return model
-        targets, saved = targets_of(model, target_modules, modules_to_save)
+        layers = layers_of(model, layers_to_transform, finetune_last_n_layers)
+        by_endings = target_modules is not None and not isinstance(target_modules, str)
+        targets, saved = targets_of(
+            model, target_modules, modules_to_save, None if by_endings else layers, layers_pattern
+        )
+        if loftq_config and init_lora_weights != "loftq":
+            logger.warning("loftq_config changes nothing without init_lora_weights='loftq'.")
         settings: dict[str, Any] = {
             "bias": bias,
-            "layers_to_transform": layers_of(model, layers_to_transform, finetune_last_n_layers),
-            "layers_pattern": layers_pattern,
+            "layers_to_transform": layers if by_endings else None,
+            "layers_pattern": layers_pattern if by_endings or layers is None else None,
             "use_rslora": use_rslora,
             "modules_to_save": saved,
             "init_lora_weights": init_lora_weights,

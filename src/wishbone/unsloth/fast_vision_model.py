@@ -7,6 +7,7 @@ language model, in attention or in an MLP.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -40,7 +41,7 @@ class FastVisionModel:
     @staticmethod
     @foreign_signature(ignored=LOADING_IGNORED | IGNORED)
     def from_pretrained(
-        model_name: str = "unsloth/Llama-3.2-11B-Vision-Instruct",
+        model_name: str | os.PathLike[str] = "unsloth/Llama-3.2-11B-Vision-Instruct",
         max_seq_length: int | None = 2048,
         dtype: str | torch.dtype | None = None,
         load_in_4bit: bool = True,
@@ -61,6 +62,7 @@ class FastVisionModel:
         offload_embedding: bool | str = False,
         float32_mixed_precision: bool | None = None,
         load_in_fp8: bool | str = False,
+        load_in_rotated_int8: bool = False,
         *,
         given: frozenset[str],
     ) -> tuple[PreTrainedModel | PeftModel, ProcessorMixin]:
@@ -71,7 +73,7 @@ class FastVisionModel:
         return load_for_training(**locals(), images=True)
 
     @staticmethod
-    @foreign_signature(ignored=ADAPTER_IGNORED | {"task_type": "it is CAUSAL_LM"}, further=LORA_FIELDS)
+    @foreign_signature(ignored=ADAPTER_IGNORED, further=LORA_FIELDS)
     def get_peft_model(
         model: Any,
         r: int = 16,
@@ -89,7 +91,7 @@ class FastVisionModel:
         random_state: int = 3407,
         max_seq_length: int = 2048,
         use_rslora: bool = False,
-        modules_to_save: Sequence[str] | None = None,
+        modules_to_save: str | Sequence[str] | None = None,
         init_lora_weights: bool | str = True,
         loftq_config: Mapping[str, Any] | Any | None = {},  # noqa: B006 (Unsloth's default; never changed)
         task_type: str = "CAUSAL_LM",

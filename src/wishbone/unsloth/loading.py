@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import MethodType
 from typing import Any
 
@@ -16,7 +17,13 @@ from wishbone.model.load import load_model, load_tokenizer
 from wishbone.model.quantization import is_quantized, quantization_obstacle
 from wishbone.model.saved_adapter import adapter_config, adapter_directory, load_adapter
 from wishbone.policy.activations import choose_activations
-from wishbone.unsloth.arguments import bits_of, device_of, treatment_of
+from wishbone.unsloth.arguments import (
+    bits_of,
+    device_of,
+    refuse_other_values,
+    refuse_smaller_vocabulary,
+    treatment_of,
+)
 from wishbone.unsloth.modes import for_inference, for_training
 from wishbone.unsloth.saving import attach_saving
 
@@ -25,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def load_for_training(
     *,
-    model_name: str,
+    model_name: str | os.PathLike[str],
     max_seq_length: int | None,
     dtype: str | torch.dtype | None,
     load_in_4bit: bool,
@@ -54,6 +61,8 @@ def load_for_training(
 
     The other arguments and the errors are those of `FastLanguageModel.from_pretrained`.
     """
+    model_name = os.fspath(model_name) if isinstance(model_name, os.PathLike) else model_name
+    refuse_other_values(locals())
     treatment = treatment_of(use_gradient_checkpointing)
     device = device_of(device_map)
     values = {
@@ -100,6 +109,7 @@ def load_for_training(
             "exact; with load_in_4bit=True they are, in less memory."
         )
     if resize_model_vocab is not None:
+        refuse_smaller_vocabulary(resize_model_vocab, tokenizer)
         model.resize_token_embeddings(resize_model_vocab)
     if offload_embedding is True:
         keep_embedding_on_host(model)
