@@ -249,7 +249,8 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         policy = trainer.preference_step.policy
         share = policy.collate
         policy.collate = lambda pairs, *more: share([_apart(pair) for pair in pairs], *more)
-        rehearsing.pair_tokens = _tokens_apart  # the lengths of rows that are tried out and recorded
+        # The lengths of rows that are tried out and recorded.
+        rehearsing.pair_tokens = _tokens_apart  # type: ignore[attr-defined]
     if system.torch_scans:
         from wishbone.ops import kernel_trial
 
@@ -263,7 +264,8 @@ def _tokens_apart(dataset: Any, max_length: int | None) -> Any:
     from wishbone.data.columns import token_lengths
 
     prompt, chosen, rejected = token_lengths(dataset, ("prompt_ids", "chosen_ids", "rejected_ids"))
-    return sum((prompt + one).clip(max=max_length) for one in (chosen, rejected))
+    cut = max_length or 2**62
+    return (prompt + chosen).clip(max=cut) + (prompt + rejected).clip(max=cut)
 
 
 def _apart(pair: Any) -> Any:
