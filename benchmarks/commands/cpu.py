@@ -84,13 +84,11 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="pairs in any layout that Wishbone reads")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--systems", default=SYSTEMS, help="systems, by commas; the first is the baseline")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of 4 pairs, after one that is not timed")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each system, in turns")
+    parser.add_argument("--steps", type=jobs.one_or_more, default=3, help="timed steps of 4 pairs, after one more")
+    parser.add_argument("--rounds", type=jobs.one_or_more, default=2, help="runs of each system, in turns")
     parser.add_argument("--limit-seconds", type=float, default=1800, help="time for one run")
     jobs.add_options(parser)
     options = parser.parse_args()
-    if options.steps < 1 or options.rounds < 1:
-        parser.error("--steps and --rounds must be 1 or more")
     from wishbone.model.load import resolve_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -80,21 +80,13 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     constructed = now()
 
     def found() -> Row:
-        seconds = clock.seconds[request["warm_up"] : timed]
-        pairs = BATCH * ACCUMULATION * len(seconds)
-        between = clock.seconds_between[request["warm_up"] - 1 : timed - 1]
-        return {
-            "pairs_per_s": round(pairs / sum(seconds), 4),
+        figures = clock.figures(request["warm_up"], request["timed"], BATCH * ACCUMULATION, ready)
+        return figures | {
             "pairs_a_step": BATCH * ACCUMULATION,
-            "pairs_per_s_with_data": round(pairs / sum(between), 4),
-            "step_seconds": [round(value, 4) for value in clock.seconds],
             "load_seconds": round(ready - begun, 2),
             "construction_seconds": round(constructed - ready, 2),
-            "first_step_seconds": round(clock.first_step_done - ready, 2),
-            "compiled_later": clock.compiled_later(),
             "losses": [round(float(one["loss"]), 6) for one in trainer.state.log_history if "loss" in one],
             "weights_gib": None if at_rest is None else round(at_rest, 3),
-            "start_peak_gib": round(clock.start_peak / 2**30, 3),
             "form_reason": getattr(trainer, "form_reason", None),
             "execution": str(getattr(trainer, "execution", "")),
         }
@@ -128,13 +120,10 @@ def main() -> None:
     parser.add_argument("--systems", required=True, help="systems, separated by commas, as in throughput")
     parser.add_argument("--shapes", default="qwen3-vl-4b", help=f"by commas, of {', '.join(SHAPES)}")
     parser.add_argument("--images", type=int, default=0, help="images a pair, instead of the shape's own number")
-    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not timed, at least 1")
-    parser.add_argument("--timed", type=int, default=TIMED, help="steps that are timed")
+    jobs.add_step_options(parser, WARM_UP, TIMED)
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
-    if options.warm_up < 1 or options.timed < 1:
-        parser.error("--warm-up and --timed must be 1 or more")
     if unknown := set(options.shapes.split(",")) - set(SHAPES):
         parser.error(f"shape {unknown.pop()!r} is not known: choose of {', '.join(SHAPES)}")
     try:

@@ -173,13 +173,11 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--recorded", action="store_true", help="replay CUDA graphs instead of running rows")
     parser.add_argument("--carried", action="store_true", help="a third way: the difference carried, or not")
-    parser.add_argument("--steps", type=int, default=4, help="different steps, each with pairs of its own")
-    parser.add_argument("--rounds", type=int, default=5, help="times that each is run in each way")
+    parser.add_argument("--steps", type=jobs.one_or_more, default=4, help="different steps, each with pairs of its own")
+    parser.add_argument("--rounds", type=jobs.one_or_more, default=5, help="times that each is run in each way")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
-    if options.steps < 1 or options.rounds < 1:
-        parser.error("--steps and --rounds must be 1 or more")
     asked = {name: getattr(options, name) for name in ("recorded", "carried", "steps", "rounds", "limit_seconds")}
     try:
         planned = [job(system, options.case, options.size, **asked) for system in options.systems.split(",")]

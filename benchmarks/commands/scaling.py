@@ -27,6 +27,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import jobs
 from benchmarks.harness.results import Results, Row
 from benchmarks.harness.systems import System
 from benchmarks.harness.workloads import SIZES, draw_lengths, texts, useful_flop
@@ -61,8 +62,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--workload", default="ultrafeedback", help="lengths of the pairs")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs in a step of one GPU, a multiple of {BATCH}")
-    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not timed, at least 1")
-    parser.add_argument("--timed", type=int, default=TIMED, help="steps that are timed")
+    jobs.add_step_options(parser, WARM_UP, TIMED)
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="take over the rows of this file")
     parser.add_argument("--commit", help="commit of this code, where git cannot tell")
@@ -73,8 +73,8 @@ def main() -> None:
         counts = [int(text) for text in options.processes.split(",")]
     except ValueError as error:
         parser.error(str(error))
-    if options.warm_up < 1 or options.timed < 1 or options.pairs % BATCH or options.pairs < 1 or min(counts) < 1:
-        parser.error(f"steps and processes must be 1 or more, and pairs a multiple of {BATCH}")
+    if options.pairs % BATCH or options.pairs < 1 or min(counts) < 1:
+        parser.error(f"processes must be 1 or more, and pairs a multiple of {BATCH}")
     if options.write_rows:
         _measure_all(cases, options)
         return

@@ -63,13 +63,10 @@ def main() -> None:
     parser.add_argument("--systems", required=True, help="systems, separated by commas")
     parser.add_argument("--cases", default="ultrafeedback:8", help="WORKLOAD[:BATCH[xACCUMULATION]], by commas")
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
-    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="steps that are not timed, at least 1")
-    parser.add_argument("--timed", type=int, default=TIMED, help="steps that are timed")
+    jobs.add_step_options(parser, WARM_UP, TIMED)
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
-    if options.warm_up < 1 or options.timed < 1:
-        parser.error("--warm-up and --timed must be 1 or more")
     try:
         planned = [
             job(system, case, options.size, options.warm_up, options.timed, limit_seconds=options.limit_seconds)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.harness.results import Row
 from benchmarks.harness.worker import Progress
 
 
@@ -84,6 +85,28 @@ class Clock(TrainerCallback):  # type: ignore[misc]
                 self.start_peak = torch.cuda.max_memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
         self._ended, self._processor = moment, time.process_time()
+
+    def figures(self, warm_up: int, timed: int, pairs_a_step: int, ready: float) -> Row:
+        """Return the figures of a row about the steps so far.
+
+        Args:
+            warm_up: the first steps, which do not count, at least 1.
+            timed: those after them that do.
+            pairs_a_step: pairs that each trained on.
+            ready: when the model was loaded.
+        """
+        seconds = self.seconds[warm_up : warm_up + timed]
+        between = self.seconds_between[warm_up - 1 : warm_up + timed - 1]
+        pairs = pairs_a_step * len(seconds)
+        return {
+            "pairs_per_s": round(pairs / sum(seconds), 4),
+            "pairs_per_s_with_data": round(pairs / sum(between), 4),
+            "step_seconds": [round(value, 4) for value in self.seconds],
+            "first_step_seconds": round(self.first_step_done - ready, 2),
+            "compiled_at_start": self.compiled_at_start,
+            "compiled_later": self.compiled_later(),
+            "start_peak_gib": round(self.start_peak / 2**30, 3),
+        }
 
     def compiled_later(self) -> dict[str, int]:
         """Return what was compiled after the first step."""

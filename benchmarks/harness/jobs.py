@@ -71,6 +71,19 @@ class Job:
         return {"kind": self.kind, "size": self.size, "system": self.system, "case": self.case}
 
 
+def one_or_more(text: str) -> int:
+    """Read an option that is a whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def add_step_options(parser: argparse.ArgumentParser, warm_up: int, timed: int) -> None:
+    """Add the options of every benchmark that times training steps."""
+    parser.add_argument("--warm-up", type=one_or_more, default=warm_up, help="steps that are not timed, at least 1")
+    parser.add_argument("--timed", type=one_or_more, default=timed, help="steps that are timed")
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every benchmark that runs jobs."""
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.jobs import Job
+from benchmarks.harness.jobs import Job, add_step_options
 from benchmarks.harness.results import Row
 from benchmarks.harness.shapes import SHAPES, STACKS, shaped_model
 from benchmarks.harness.systems import parse_system
@@ -69,8 +69,7 @@ def shaped_job(
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that train shapes."""
-    parser.add_argument("--warm-up", type=int, default=3, help="steps that are not timed, at least 1")
-    parser.add_argument("--timed", type=int, default=8, help="steps that are timed")
+    add_step_options(parser, 3, 8)
     parser.add_argument("--layers", type=int, help="instead of the shape's own")
     parser.add_argument("--tiny", action="store_true", help="small sizes and short pairs, which a CPU trains, too")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")

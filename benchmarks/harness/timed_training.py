@@ -88,24 +88,16 @@ def timed_training(
     ours = system.family == "wishbone"
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])
-    between = sum(clock.seconds_between[request["warm_up"] - 1 :])
-    row = {
-        "pairs_per_s": round(len(timed) / seconds, 4),
-        "pairs_per_s_with_data": round(len(timed) / between, 4),
-        "step_seconds": [round(value, 4) for value in clock.seconds],
+    row = clock.figures(request["warm_up"], request["timed"], case.pairs_a_step, ready) | {
         "tokens_per_pair": {
             name: round(sum(getattr(pair, name) for pair in timed) / len(timed), 1)
             for name in ("unique", "two_sequences", "scored")
         },
         "load_seconds": round(ready - begun, 2),
-        "first_step_seconds": round(clock.first_step_done - ready, 2),
-        "compiled_at_start": clock.compiled_at_start,
-        "compiled_later": clock.compiled_later(),
         "losses": [round(float(entry["loss"]), 6) for entry in trainer.state.log_history if "loss" in entry],
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "frozen_elements": _frozen_elements(trainer.model),
         "weights_gib": None if at_rest is None else round(at_rest, 3),
-        "start_peak_gib": round(clock.start_peak / 2**30, 3),
         "not_on_fast_path_because": getattr(trainer, "form_reason", None),
         "reference": trainer.reference_counts() if ours else {},
         "rows": _rows(trainer) if ours else {},
