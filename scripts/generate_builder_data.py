@@ -54,8 +54,8 @@ CONSTANTS = {
     "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
     "planning.gpus": (
-        "BF16_FROM", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED", "SAID_AROUND",
-        "SERIES", "SIZE", "SOLD",
+        "BF16_FROM", "COUNTED", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED",
+        "SAID_AROUND", "SERIES", "SIZE", "SOLD", "SPELLED",
     ),
     "planning.known_models": ("FORMS",),
     "planning.memory": (

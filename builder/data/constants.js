@@ -165,6 +165,7 @@
  },
  "planning.gpus": {
   "BF16_FROM": 8.0,
+  "COUNTED": "([0-9]{1,3})(?: ?x ?| )([a-z].*)|(.*[a-z0-9]) ?(?<![rt])x ?([0-9]{1,3})",
   "FORM": "\\d+gb|sxm|pcie",
   "FP8_FROM": 8.9,
   "INT8_FROM": 7.5,
@@ -173,24 +174,24 @@
   "NEAR": 0.5,
   "NOT_SUPPORTED": [
    [
-    "(amd |instinct |radeon )*mi ?\\d{2,3}[ax]?",
+    "(?:amd|radeon|instinct)\\b.*|mi ?[0-9]{2,3}[a-z]?|rx ?[0-9]{3,4}.*",
     "an AMD GPU"
    ],
    [
-    "(amd |radeon )*rx ?\\d{3,4}.*",
-    "an AMD GPU"
-   ],
-   [
-    "(apple )?m[1-9]( pro| max| ultra)?|apple silicon|mps",
+    "(?:apple|mac|macbook)\\b.*|m[1-9]( pro| max| ultra)?|mps",
     "Apple silicon"
    ],
    [
-    "(intel )?(arc .*|gaudi ?\\d?|max 1\\d{3})",
+    "intel\\b.*|arc .*|gaudi ?[0-9]?|max 1[0-9]{3}",
     "an Intel accelerator"
    ],
    [
     "(google )?tpu.*",
     "a TPU"
+   ],
+   [
+    "(aws )?(trainium|inferentia).*",
+    "an AWS accelerator"
    ]
   ],
   "SAID_AROUND": [
@@ -228,7 +229,8 @@
    141,
    192,
    288
-  ]
+  ],
+  "SPELLED": "\\b([0-9]{1,3})[ -]?gi?b?\\b"
  },
  "planning.known_models": {
   "FORMS": [

@@ -14,17 +14,18 @@
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { EMBEDDED_MODEL } = constants["config.schema"];
-  const { BF16_FROM, FORM, MEMORY, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE, SOLD } = constants["planning.gpus"];
+  const { BF16_FROM, COUNTED, FORM, MEMORY, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE, SOLD, SPELLED } = constants["planning.gpus"];
   const { FORMS } = constants["planning.known_models"];
 
   const whole = (pattern) => new RegExp(`^(?:${pattern})$`);
-  const [isForm, isSize, isSeries, isMemory] = [FORM, SIZE, SERIES, MEMORY].map(whole);
+  const [isForm, isSize, isSeries, isMemory, isCounted] = [FORM, SIZE, SERIES, MEMORY, COUNTED].map(whole);
   const gpuNames = Object.keys(gpus);
   const modelNames = Object.keys(models);
 
   /** The words that identify a GPU. */
   function words(name) {
-    const text = name.toLowerCase().replaceAll("rtx", "rtx ").replaceAll("hbm3", "sxm").replace(/(\p{Nd})(ti|super)/gu, "$1 $2");
+    const sized = name.toLowerCase().replace(new RegExp(SPELLED, "g"), "$1gb");
+    const text = sized.replaceAll("rtx", "rtx ").replaceAll("hbm3", "sxm").replace(/(\p{Nd})(ti|super)/gu, "$1 $2");
     const all = (text.match(/[a-z0-9]+/g) ?? []).map((word) => word.replace(/^sxm\p{Nd}/u, "sxm"));
     return new Set(all.filter((word) => !SAID_AROUND.includes(word)));
   }
@@ -68,10 +69,27 @@
     return modern.length ? modern : found;
   }
 
+  /** How many GPUs the words of a name count, and the words for one; of words that count none: null, and all. */
+  function counted(written) {
+    const found = isCounted.exec(written);
+    return found === null ? [null, written] : [Number(found[1] ?? found[4]), found[2] ?? found[3]];
+  }
+
+  function isKnown(name) {
+    try {
+      return meantGpus(name).length > 0;
+    } catch (error) {
+      if (error instanceof RequestError) return false;
+      throw error;
+    }
+  }
+
   /** Names of the GPUs that a name may mean, one at least; throws RequestError with the nearest names. */
   function meantGpus(name) {
     const written = writtenAs(name);
-    const known_as = NOT_SUPPORTED.find(([pattern]) => whole(pattern).test(written));
+    const [count, single] = counted(written);
+    if (count === 1) return meantGpus(single);
+    const known_as = NOT_SUPPORTED.find(([pattern]) => whole(pattern).test(single));
     if (known_as) {
       throw new RequestError(`${show(name)} is ${known_as[1]}, which is known and not supported yet: Wishbone trains on NVIDIA GPUs and on processors. Name one of those GPUs, or none`);
     }
@@ -86,6 +104,9 @@
       written.includes("rtx") ? choose((one) => isInSeries(one, asked)) : [],
     ].find((some) => some.length);
     if (found) return found;
+    if (single !== written && isKnown(single)) {
+      throw new RequestError(`${show(name)} is ${count} GPUs; name one of them, ${show(single)}, and say how many there are with --gpus ${count}`);
+    }
     const byLower = new Map(gpuNames.map((one) => [one.toLowerCase(), one]));
     const isSold = /^[0-9]+$/.test(written) && SOLD.includes(Number(written));
     const near = isSold ? [`${written}GB`] : closeMatches(name.toLowerCase(), [...byLower.keys()], 3, NEAR).map((one) => byLower.get(one));
@@ -119,7 +140,8 @@
       const more = others.length ? `, the smallest and oldest of ${sized.length} (${others.join(", ")})` : "";
       return `${show(name)} is taken for ${taken}${more}; settings and times are its own, so name yours if you can`;
     }
-    return others.length ? `${show(name)} is taken for ${taken}, the smallest that it may be; it may also be ${others.join(" or ")}` : null;
+    const also = others.length > 1 ? `${others.slice(0, -1).join(", ")} or ${others.at(-1)}` : others[0];
+    return others.length ? `${show(name)} is taken for ${taken}, the smallest that it may be; it may also be ${also}` : null;
   }
 
   /** The last part of a model's name, in lower case, without the words that leave its shape unchanged. */

@@ -140,6 +140,11 @@ def test_which_gpu_was_assumed_is_said_alike():
         "80g",
         "24GB 4090",
         "mi300x",
+        "A100 80 GB",
+        "1x V100 32g",
+        "H200x8",
+        "2x RTX 4090",
+        "Radeon 7900",
         "CPU",
         "no",
     ]

@@ -43,6 +43,7 @@ RESULT = [*CALL, *said(("tool", "42"), ("assistant", "It is 42."))]
         (("The sky is", " blue.", " green and full of fish."), set()),
         ((None, said(("assistant", " \n\t"))), {"empty"}),
         ((None, CALL), set()),
+        ((None, [{"role": "assistant", "tool_calls": CALL[0]["tool_calls"]}]), set()),  # without content, as OpenAI's
         (("The sky is", "", " green."), {"empty"}),
         ((None, said(("assistant", "Same.")), said(("assistant", "Same."))), {"identical"}),
         ((None, said(("assistant", "Same.")), said(("assistant", "Different entirely!"))), set()),

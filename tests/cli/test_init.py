@@ -144,7 +144,7 @@ def test_what_is_written_can_be_trained(tmp_path: Path):
     assert outcome.exit_code == 0, outcome.stderr
     assert outcome.stderr.count("note:") == 1 and "as one user turn and one answer" in outcome.stderr
     lines = {line[:17].strip(): line[17:].strip() for line in outcome.stdout.splitlines()}
-    assert lines["Learning rate"].startswith("1e-05, linear")
+    assert lines["Learning rate"].startswith("1e-5, linear")
     assert "of 4 pairs, epochs: 3" in lines["Steps"]
     config = load_config("run.yaml")
     assert (config.data.max_length, config.data.eval_fraction) == (512, 0.1)

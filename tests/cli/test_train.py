@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
 from wishbone.cli.request import TRACEBACK_VARIABLE
+from wishbone.cli.train import _print_an_answer
 from wishbone.config.run_directory import ERROR_LOG
+from wishbone.errors import RequestError
 from wishbone.run import run
 from wishbone.run.training_arguments import training_arguments
 
@@ -52,6 +55,30 @@ def train(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["train", "tiny.yaml", *arguments])
 
 
+def test_bars_are_off_in_a_pipe_before_the_checks_import_datasets(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def check(*_: object, **__: object) -> None:
+        seen.extend(os.environ.get(name) for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"))
+        raise RequestError("enough")
+
+    monkeypatch.setattr(sys.modules["wishbone.cli.train"], "check_access", check)
+    for name in ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert train().exit_code == 2 and seen == ["1", "1"]
+
+
+@pytest.mark.parametrize(("heldout", "kind"), [(True, "held-out"), (False, "training")])
+def test_answers_that_stayed_are_those_of_the_pairs_that_there_are(
+    heldout: bool, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_an_answer([{"prompt": "Hi", "before": "Hello.", "after": "Hello."}], heldout=heldout)
+    assert f"The greedy answers to 1 prompt of the {kind} pairs are the same as before." in capsys.readouterr().err
+
+
 def test_the_plan_is_printed_and_nothing_is_written(workplace: Path):
     before = sorted(workplace.iterdir())
     outcome = train("--dry-run", "training.max_steps=null", "training.epochs=3", "data.eval_fraction=0.2")
@@ -63,7 +90,7 @@ def test_the_plan_is_printed_and_nothing_is_written(workplace: Path):
     assert lines["Held out"] == "2 pairs"
     assert lines["Loss"] == "sigmoid, beta 0.1"
     assert lines["Steps"] == "6 optimizer steps of 4 pairs, epochs: 3"
-    assert lines["Learning rate"] == "5e-06, linear after 3 steps of warm-up"
+    assert lines["Learning rate"] == "5e-6, linear after 3 steps of warm-up"
     assert lines["Run directory"].startswith(f"{workplace}/runs/tiny-")
     assert sorted(workplace.iterdir()) == before
 

@@ -20,7 +20,7 @@ RUN: dict[str, Any] = {
 
 def test_collapse_names_the_settings_of_the_rules_beside_those_of_the_run() -> None:
     text = advice_for("collapse", RUN)
-    assert "training.learning_rate 5e-06 instead of 0.0002" in text
+    assert "training.learning_rate 5e-6 instead of 0.0002" in text
     assert "preference.loss [sigmoid, sft] instead of [sigmoid]" in text
     assert "training.epochs 1 instead of 3" in text
     reason = next(rule.reason for rule in rule_book().rules if rule.id == "collapse-beta")

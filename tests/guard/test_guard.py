@@ -85,7 +85,7 @@ def test_a_run_that_goes_wrong_stops_with_the_best_weights(tmp_path: Path) -> No
     assert torch.equal(adapter(trainer), weights.weights[restored])
     problem = next(alarm for alarm in rows(tmp_path, "alarm") if alarm["severity"] == "problem")
     assert restored < problem["since"] < problem["step"] == stopped
-    assert "training.learning_rate 5e-06 instead of 0.03" in problem["advice"]
+    assert "training.learning_rate 5e-6 instead of 0.03" in problem["advice"]
     clean = {row["step"]: row["pair_loss"] for row in rows(tmp_path, "measurement") if not row["signs"]}
     assert clean[restored] == min(clean.values())
 

@@ -15,7 +15,7 @@ from wishbone.data.source import load_pairs
 from wishbone.data.tokenize import tokenize_pairs
 from wishbone.engine.row_lengths import pair_tokens
 from wishbone.errors import RequestError
-from wishbone.planning.lengths import PairLengths, given_lengths, measured_lengths
+from wishbone.planning.lengths import PairLengths, estimated_pairs, given_lengths, measured_lengths
 
 ROWS = [
     {"prompt": "What is green? " * n, "chosen": "Grass is. " * (n + 1), "rejected": "Nothing at all is, ever. " * n}
@@ -59,6 +59,22 @@ def test_without_a_tokenizer_characters_are_counted(pairs: Path):
     assert "estimated" in raw.source
     assert raw.prompt.tolist() == [-(-len(row["prompt"]) // 4) for row in ROWS]
     assert turns.prompt.tolist() == [count + 4 for count in raw.prompt.tolist()]
+
+
+def test_without_a_tokenizer_other_scripts_and_tools_count_more():
+    """SmolLM2 cuts the three texts into 60, 37 and 63 tokens; by four characters they were 8, 12 and 8."""
+    texts = (
+        "それはとても興味深い質問ですね。まず山の歴史から始めましょう。",
+        "Это очень интересный вопрос; начнём издалека.",
+        "정말 멋진 질문이에요! 먼저 하늘의 역사를 살펴봅시다.",
+    )
+    call = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome, in the south of Italy"}'}}
+    tool = {"type": "function", "function": {"name": "weather", "description": "w" * 400}}
+    found = estimated_pairs([{"prompt": "p" * 8, "chosen": text, "rejected": "r"} for text in texts])
+    assert found.chosen.tolist() == [31, 40, 24]
+    asked, answer = {"role": "user", "content": "Hi."}, {"role": "assistant", "content": None, "tool_calls": [call]}
+    one = estimated_pairs([{"prompt": [asked], "chosen": [answer], "rejected": [asked], "tools": [tool]}])
+    assert one.chosen[0] > len(json.dumps(call)) / 4 and one.prompt[0] > 100
 
 
 def test_conversations_without_a_prompt_share_what_they_begin_with(tmp_path: Path):

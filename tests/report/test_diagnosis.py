@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,24 @@ def test_the_outcome_is_what_the_summary_measured(write_run: WriteRun) -> None:
     assert (loss.before, loss.after) == (of.summary["heldout_before"]["loss"], of.summary["heldout_after"]["loss"])
     assert accuracy.shown()[0] == "ties", "equal rewards rank no pair, which is not an accuracy of 0 %"
     assert margin.shown()[2].startswith("+1.28")
+
+
+def test_a_result_that_ranks_no_pair_is_no_accuracy_of_zero() -> None:
+    """As after a run that was stopped with the weights of its first step."""
+    first = {"rewards/accuracies": 0.0, "rewards/margins": 0.0}
+    for before, after, shown in (
+        (first, first, ("ties", "ties", "\N{EN DASH}")),
+        (first | {"rewards/accuracies": 0.5}, first, ("50.0 %", "ties", "\N{EN DASH}")),
+        (first, {"rewards/accuracies": 0.0, "rewards/margins": -1.0}, ("ties", "0.0 %", "\N{EN DASH}")),
+    ):
+        of = replace(record(), summary={"heldout_before": before, "heldout_after": after, "pairs": {"heldout": 1}})
+        assert outcome(of).changes[0].shown() == shown
+        assert outcome(of).caption == "Measured on the 1 held-out pair, which was not trained on."
+
+
+def test_a_run_that_ended_before_its_second_evaluation_has_held_out_pairs() -> None:
+    of = replace(record(loss=[(s, float(s)) for s in STEPS]), summary={"pairs": {"heldout": 5}})
+    assert "because the 5 held-out pairs were not measured twice yet" in outcome(of).caption
 
 
 def test_the_outcome_of_an_unfinished_run_is_that_of_its_evaluations(write_run: WriteRun) -> None:

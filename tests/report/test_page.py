@@ -12,7 +12,9 @@ import pytest
 from fake_run import WriteRun
 
 from wishbone.errors import RequestError
+from wishbone.report import views
 from wishbone.report.html import write_report
+from wishbone.report.run_directory import RunRecord
 
 EVIL = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"' & &amp; [bold]\x1b[31m\x00\x9b\ud800"
 VOID = {"meta", "br", "hr"}
@@ -274,6 +276,14 @@ def test_settings_that_differ_from_their_default_show_it(write_run: WriteRun) ->
     rate, beta = shown["training", "learning_rate"], shown["preference", "beta"]
     assert (rate.texts[0], [note.text for note in rate.all("span")]) == ("1e-05", ["default 5e-06"])
     assert (beta.text, beta.all("span")) == ("0.1", [])
+
+
+def test_tokens_that_only_together_are_a_character_are_all_shown() -> None:
+    pair = {"prompt": ["a", "\N{CHECK MARK}"], "chosen": ["b"] * 400, "rejected": ["c"], "lengths": [4, 900, 1]}
+    shown = views.pairs(RunRecord(path=Path("run"), pairs=[pair]))
+    assert shown and re.findall(r"<h4>(.*?)</h4>", shown) == [
+        "prompt, 4 tokens", "chosen, 900 tokens, the first 400 shown", "rejected, 1 token"
+    ]  # fmt: skip
 
 
 def test_writing_again_gives_the_same_page_and_leaves_nothing_behind(write_run: WriteRun) -> None:

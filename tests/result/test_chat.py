@@ -148,6 +148,15 @@ def test_a_pipe_asks_each_line_by_itself(run: Path, wishbone: Command):
     assert (base["model"], base["question"]) == ("base", "Hi") and base["answer"] != first["answer"]
 
 
+def test_a_pipe_takes_the_commands_of_a_terminal_and_refuses_others(run: Path, wishbone: Command):
+    lines = ("Hi", "/system Be kind.", "Hi", "/help", "/sytem", "/usr/bin/env is what?", "/reset", "/exit", "later")
+    result = wishbone("chat", run, "--max-new-tokens", 8, "--json", typed="\n".join(lines))
+    asked = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [one["question"] for one in asked] == ["Hi", "Hi", "/usr/bin/env is what?"], "a command was asked"
+    assert asked[0]["answer"] != asked[1]["answer"], "the system prompt changed nothing"
+    assert "line 5: /sytem is not a command" in result.stderr and result.exit_code == 2
+
+
 def test_a_pipe_prints_answers_without_control_characters(
     run: Path, wishbone: Command, monkeypatch: pytest.MonkeyPatch
 ):

@@ -39,7 +39,7 @@ def message_texts(message: Mapping[str, Any]) -> Iterator[str]:
         yield content
     elif isinstance(content, list):
         yield from (str(block["text"]) for block in content if isinstance(block, Mapping) and "text" in block)
-    if len(message) > 2:
+    if not is_plain(message):
         rest = {key: value for key, value in message.items() if key not in ("role", "content") and value}
         yield from (json.dumps(value, ensure_ascii=False, default=repr) for value in rest.values())
 

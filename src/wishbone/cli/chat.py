@@ -29,6 +29,8 @@ COMMANDS = {
     "/help": "show this",
     "/quit": "end",
 }
+NAMES = ", ".join(name.split()[0] for name in COMMANDS)
+ENDS = ("/quit", "/exit")
 
 
 def chat(
@@ -55,11 +57,11 @@ def chat(
         if sys.stdin is None:
             raise RequestError("standard input is closed, so there is no question; type one or pipe it in")
         finished = opened_run(run, trust_remote_code=trust_remote_code)
-        from wishbone.result.conversation import Conversation, Decoding
-        from wishbone.result.finished_run import was_trained_on_texts
-        from wishbone.result.trained_model import TrainedModel
+        with screen(error=True).status("loading torch and the model"):
+            from wishbone.result.conversation import Conversation, Decoding
+            from wishbone.result.finished_run import was_trained_on_texts
+            from wishbone.result.trained_model import TrainedModel
 
-        with screen(error=True).status("loading the model"):
             model = TrainedModel(finished)
             as_text = was_trained_on_texts(finished, model.tokenizer)
         if system and as_text:
@@ -82,7 +84,7 @@ def _converse(conversation: Conversation, as_json: bool) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  (lines can be edited and come back with the arrow keys)
     form = "each line is continued as a text, the form that was trained" if conversation.as_text else "chat"
-    _note(f"{form}; Ctrl-C stops an answer; {', '.join(name.split()[0] for name in COMMANDS)}")
+    _note(f"{form}; Ctrl-C stops an answer; {NAMES}")
     while True:
         try:
             line = input("> ")
@@ -95,14 +97,19 @@ def _converse(conversation: Conversation, as_json: bool) -> None:
             continue
         word, _, rest = line.strip().partition(" ")
         try:
-            if word in ("/quit", "/exit"):
+            if word in ENDS:
                 return
-            if word.startswith("/") and word != "/base":
+            if _is_command(word):
                 _obey(conversation, word, rest.strip())
             elif word:
                 _reply(conversation, line, as_json)
         except RequestError as error:
             refuse(error.problems)
+
+
+def _is_command(word: str) -> bool:
+    """Whether a line that begins with this word asks nothing; a path with further slashes is a question."""
+    return word.startswith("/") and "/" not in word[1:] and word != "/base"
 
 
 def _obey(conversation: Conversation, word: str, rest: str) -> None:
@@ -116,24 +123,28 @@ def _obey(conversation: Conversation, word: str, rest: str) -> None:
         conversation.system = rest or None
         conversation.reset()
         _note("a new conversation " + ("with this system prompt" if rest else "without a system prompt"))
-    else:
-        if word != "/help":
-            _note(f"{word} is not a command; to ask it, put a word before it")
+    elif word == "/help":
         for name, what in COMMANDS.items():
             say(what, marker=f"  {name:<13} ", style="bold", error=True)
+    else:
+        raise RequestError(f"{word} is not a command; {NAMES} are. To ask it, put a word before it")
 
 
 def _answer_lines(conversation: Conversation, as_json: bool) -> None:
     """Answer each line of standard input by itself; a question that cannot be asked is named and left out."""
     refused = False
     for number, line in enumerate(_lines(), 1):
-        if line == "/quit":
+        word, _, rest = line.partition(" ")
+        if word in ENDS:
             break
-        if not line or line == "/reset":
+        if not line:
             continue
         if line != "/base":
             conversation.turns.clear()
         try:
+            if _is_command(word):
+                _obey(conversation, word, rest.strip())
+                continue
             reply = _reply(conversation, line, as_json)
         except RequestError as error:
             refuse([f"line {number}: {problem}" for problem in error.problems])

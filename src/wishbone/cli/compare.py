@@ -42,14 +42,14 @@ def compare(
     """Compare the model's answers before and after the run, side by side, and keep them in its report."""
     settle_libraries()
     with requested():
-        from wishbone.report.answers import answer_before_and_after, to_json, write_answers
-
         finished = opened_run(run, trust_remote_code=trust_remote_code)
         config = finished.config
         as_text = config.data.template == "none"
         if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
             config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
         with screen(error=True).status("answering before and after"):
+            from wishbone.report.answers import answer_before_and_after, to_json, write_answers
+
             questions = _questions(config, prompt or [], count, as_text=as_text)
             answers = answer_before_and_after(finished.path, config.model, questions, max_new_tokens=max_new_tokens)
     if as_json:

@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
+from wishbone.config.emit import number_text
 from wishbone.config.schema import AdapterConfig, PreferenceConfig, RunConfig
 from wishbone.data.inspect import Inspection, inspect_pairs
 from wishbone.errors import counted
@@ -71,11 +72,13 @@ def _lines(config: RunConfig, inspection: Inspection, heldout: int, dropped: int
     )
     yield (
         "Learning rate",
-        f"{training.learning_rate:g}, {training.scheduler} after {counted(plan.warmup_steps, 'step')} of warm-up",
+        f"{number_text(training.learning_rate)}, {training.scheduler} after {counted(plan.warmup_steps, 'step')} of "
+        "warm-up",
     )
     yield (
         "Optimizer",
-        f"{training.optimizer}, weight decay {training.weight_decay:g}, gradient norm up to {training.max_grad_norm:g}",
+        f"{training.optimizer}, weight decay {number_text(training.weight_decay)}, gradient norm up to "
+        f"{training.max_grad_norm:g}",
     )
     yield "Run directory", str(config.output.dir)
 

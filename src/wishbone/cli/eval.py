@@ -45,7 +45,8 @@ def evaluate(
         if (Path(data) / CONFIG).is_file() and not any((run / CONFIG).is_file() for run in runs):
             raise RequestError(f"{show(data)} is a run, and the pairs come last: wishbone eval RUN... DATA")
         finished = [opened_run(run, trust_remote_code=trust_remote_code) for run in runs]
-        from wishbone.result.evaluation import evaluate as measured
+        with screen(error=True).status("loading torch"):
+            from wishbone.result.evaluation import evaluate as measured
 
         found: list[Evaluation] = []
         for run in finished:

@@ -52,9 +52,10 @@ def export(
         if not (merged or gguf or ollama or adapter_gguf or vllm):
             raise RequestError("nothing to write; give --merged, --gguf, --ollama, --adapter-gguf or --vllm")
         finished = opened_run(run, trust_remote_code=trust_remote_code)
-        from wishbone.model.gguf_export import check_quantizer, gguf_kinds
-        from wishbone.result.export import Exporter, check_places
-        from wishbone.result.vllm import vllm_command
+        with screen(error=True).status("loading torch"):
+            from wishbone.model.gguf_export import check_quantizer, gguf_kinds
+            from wishbone.result.export import Exporter, check_places
+            from wishbone.result.vllm import vllm_command
 
         (kind,) = gguf_kinds(quantize, option="--quantize")
         merged, gguf, ollama, adapter_gguf = (

@@ -41,6 +41,14 @@ class _Notes(logging.Handler):
         say(text, marker="note: ", style=style, error=True)
 
 
+def keep_bars_out_of_pipes() -> None:
+    """Turn progress bars off where nobody sees them move; call it before anything imports tqdm, which reads it once."""
+    if not (sys.stderr.isatty() and is_first_process()):
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws without asking, as for GGUF files
+
+
 def settle_libraries() -> None:
     """Make the settings of the libraries that commands use; call it before they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -51,10 +59,7 @@ def settle_libraries() -> None:
     if os.environ.get("WANDB_MODE") == "offline":  # transformers prints that it is, at its import
         with redirect_stdout(sys.stderr):
             importlib.import_module("transformers.integrations.integration_utils")
-    if not (sys.stderr.isatty() and is_first_process()):
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # bars that transformers draws without asking, as for GGUF files
+    keep_bars_out_of_pipes()
     own = logging.getLogger("wishbone")
     if is_first_process():
         own.setLevel(logging.INFO)

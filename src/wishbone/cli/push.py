@@ -37,10 +37,12 @@ def push(
     settle_libraries()
     with requested():
         finished = opened_run(run, trust_remote_code=trust_remote_code)
-        from wishbone.model.publishing import Upload
-        from wishbone.result.publish import publication
+        with screen(error=True).status("loading torch"):
+            from wishbone.model.publishing import Upload
+            from wishbone.result.publish import publication
 
-        with publication(finished, repository, merged=merged, base=base, licence=licence) as directory:
+        waiting = screen(error=True).status("writing the model and its card")
+        with waiting, publication(finished, repository, merged=merged, base=base, licence=licence) as directory:
             card = (directory / "README.md").read_text(encoding="utf-8")
             files = {path.name: path.stat().st_size for path in sorted(directory.iterdir())}
             address = None if dry_run else Upload(repository, private=private or None).send(directory)

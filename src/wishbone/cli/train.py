@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from wishbone.cli.console import plain, say, screen
-from wishbone.cli.libraries import settle_libraries
+from wishbone.cli.libraries import keep_bars_out_of_pipes, settle_libraries
 from wishbone.cli.outcome import Attempt
 from wishbone.cli.request import requested
 from wishbone.cli.result import print_changes, result_data
@@ -73,6 +73,7 @@ def train(
     ] = None,
 ) -> None:
     """Train on preference pairs."""
+    keep_bars_out_of_pipes()  # the checks before a run import datasets
     if not (dry_run or is_launched()) and (gpus or processes or nodes > 1):
         with lasting_output(), requested():
             number = gpus_asked_for(gpus) if gpus else processes or gpus_asked_for("all")
@@ -166,12 +167,12 @@ def _run(
         typer.echo(json.dumps(without_nan(result_data(record)), indent=2))
         return
     print_changes(record, error=True)
-    _print_an_answer(record.answers)
+    _print_an_answer(record.answers, heldout=bool(record.summary.get("pairs", {}).get("heldout")))
     say(str(done), marker="done: ", style="bold green")
     _print_next(done, images=bool(record.summary.get("images")))
 
 
-def _print_an_answer(answers: Sequence[Mapping[str, Any]]) -> None:
+def _print_an_answer(answers: Sequence[Mapping[str, Any]], *, heldout: bool) -> None:
     """The first answer that changed, before and after; nothing where there are none."""
     from wishbone.cli.compare import print_answer
     from wishbone.report.answers import Answer
@@ -184,7 +185,8 @@ def _print_an_answer(answers: Sequence[Mapping[str, Any]]) -> None:
     if changed is not None:
         print_answer(1, changed, error=True)
     elif whole:
-        say(f"The greedy answers to {counted(len(whole), 'held-out prompt')} are the same as before.", error=True)
+        asked = f"{counted(len(whole), 'prompt')} of the {'held-out' if heldout else 'training'} pairs"
+        say(f"The greedy answers to {asked} are the same as before.", error=True)
 
 
 def _print_next(run: Path, *, images: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wishbone.config.emit import number_text
 from wishbone.config.schema import PreferenceConfig, RunConfig
 
 ADAPTER_LEARNING_RATE = 5e-5
@@ -24,8 +25,9 @@ def cautions(config: RunConfig) -> list[str]:
     rate = config.training.learning_rate
     if config.adapter.method == "lora" and rate >= ADAPTER_LEARNING_RATE:
         found.append(
-            f"training.learning_rate {rate:g} is a rate for supervised fine-tuning; preference losses usually collapse "
-            f"there. With adapters 5e-7 to 2e-5 is common; stay below {ADAPTER_LEARNING_RATE:g}"
+            f"training.learning_rate {number_text(rate)} is a rate for supervised fine-tuning; preference losses "
+            "usually collapse there. With adapters 5e-7 to 2e-5 is common; stay below "
+            f"{number_text(ADAPTER_LEARNING_RATE)}"
         )
     return found + _without_effect(config.preference)
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from wishbone.config.emit import number_text
 from wishbone.config.rules import Value, rule_book, value_text
 from wishbone.config.schema import EMBEDDED_MODEL
 from wishbone.planning.advisor import advise
@@ -77,4 +78,4 @@ def _touches(rule: Mapping[str, Value], changes: Mapping[str, Value]) -> bool:
 
 
 def _shown(value: Any) -> str:
-    return f"[{value_text(list(value))}]" if isinstance(value, list | tuple) else f"{value:g}"
+    return f"[{value_text(list(value))}]" if isinstance(value, list | tuple) else number_text(float(f"{value:g}"))

@@ -46,6 +46,9 @@ FORM = re.compile(r"\d+gb|sxm|pcie")
 SIZE = re.compile(r"\d+gb")
 """Words among them that exclude each other."""
 
+SPELLED = r"\b([0-9]{1,3})[ -]?gi?b?\b"
+"""Sizes as people write them: `80 GB`, `80GiB`, `80g`."""
+
 MEMORY = re.compile(r"(?:an? |nvidia |gpu )*(\d{1,3}) ?g(?:i?b)?(?: of)?(?: v?ram| memory| gpu| card)?")
 """A GPU by its memory alone, as lower-case words."""
 
@@ -55,12 +58,15 @@ SOLD = (4, 6, 8, 10, 11, 12, 16, 24, 32, 40, 48, 80, 94, 96, 141, 192, 288)
 SERIES = re.compile(r"[2-5]0")
 """What a series of GeForce cards is called: the beginning of the numbers of its cards."""
 
+COUNTED = re.compile(r"([0-9]{1,3})(?: ?x ?| )([a-z].*)|(.*[a-z0-9]) ?(?<![rt])x ?([0-9]{1,3})")
+"""Several GPUs of one kind: `2x H100`, `8 A100`, `H200x8`, as lower-case words."""
+
 NOT_SUPPORTED = (
-    (r"(amd |instinct |radeon )*mi ?\d{2,3}[ax]?", "an AMD GPU"),
-    (r"(amd |radeon )*rx ?\d{3,4}.*", "an AMD GPU"),
-    (r"(apple )?m[1-9]( pro| max| ultra)?|apple silicon|mps", "Apple silicon"),
-    (r"(intel )?(arc .*|gaudi ?\d?|max 1\d{3})", "an Intel accelerator"),
+    (r"(?:amd|radeon|instinct)\b.*|mi ?[0-9]{2,3}[a-z]?|rx ?[0-9]{3,4}.*", "an AMD GPU"),
+    (r"(?:apple|mac|macbook)\b.*|m[1-9]( pro| max| ultra)?|mps", "Apple silicon"),
+    (r"intel\b.*|arc .*|gaudi ?[0-9]?|max 1[0-9]{3}", "an Intel accelerator"),
     (r"(google )?tpu.*", "a TPU"),
+    (r"(aws )?(trainium|inferentia).*", "an AWS accelerator"),
 )
 """Names that are known and cannot be trained on yet, as lower-case words, and what they are."""
 
@@ -162,7 +168,8 @@ def assumed_gpu(name: str) -> str | None:
         return f"{show(name)} is taken for {taken}{more}; settings and times are its own, so name yours if you can"
     if not others:
         return None
-    return f"{show(name)} is taken for {taken}, the smallest that it may be; it may also be {' or '.join(others)}"
+    also = " or ".join([", ".join(others[:-1]), others[-1]] if others[1:] else others)
+    return f"{show(name)} is taken for {taken}, the smallest that it may be; it may also be {also}"
 
 
 def _of_memory(name: str) -> list[Gpu]:
@@ -201,8 +208,11 @@ def _written(name: str) -> str:
 def _meant(name: str) -> list[Gpu]:
     """The GPUs that a name may mean, one at least."""
     written = _written(name)
+    count, one = _counted(written)
+    if count == 1:
+        return _meant(one)
     for pattern, what in NOT_SUPPORTED:
-        if re.fullmatch(pattern, written):
+        if re.fullmatch(pattern, one):
             raise RequestError(
                 f"{show(name)} is {what}, which is known and not supported yet: Wishbone trains on NVIDIA GPUs and on "
                 "processors. Name one of those GPUs, or none"
@@ -219,10 +229,30 @@ def _meant(name: str) -> list[Gpu]:
         return found
     names = {known.lower(): known for known in known_gpus()}
     near = [names[n] for n in get_close_matches(name.lower(), names, cutoff=NEAR)]
+    if one != written and _is_known(one):
+        raise RequestError(
+            f"{show(name)} is {count} GPUs; name one of them, {show(one)}, and say how many there are with --gpus "
+            f"{count}"
+        )
     near = [f"{written}GB"] if written.isdecimal() and int(written) in SOLD else near
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known_gpus())}."
     hint += " Of another GPU write the memory, such as 24GB"
     raise RequestError(f"{show(name)} is not the name of one known GPU; {hint}")
+
+
+def _counted(written: str) -> tuple[int | None, str]:
+    """How many GPUs the words of a name count, and the words for one; of words that count none: None, and all."""
+    found = COUNTED.fullmatch(written)
+    if found is None:
+        return None, written
+    return int(found[1] or found[4]), found[2] or found[3]
+
+
+def _is_known(name: str) -> bool:
+    try:
+        return bool(_meant(name))
+    except RequestError:
+        return False
 
 
 def _is_alike(words: frozenset[str], asked: frozenset[str]) -> bool:
@@ -243,6 +273,7 @@ def _is_in_series(words: frozenset[str], asked: frozenset[str]) -> bool:
 
 def _words(name: str) -> frozenset[str]:
     """The words that tell a GPU from others."""
-    text = re.sub(r"(\d)(ti|super)", r"\1 \2", name.lower().replace("rtx", "rtx ").replace("hbm3", "sxm"))
+    text = re.sub(SPELLED, r"\1gb", name.lower())
+    text = re.sub(r"(\d)(ti|super)", r"\1 \2", text.replace("rtx", "rtx ").replace("hbm3", "sxm"))
     words = (re.sub(r"^sxm\d", "sxm", word) for word in re.findall(r"[a-z0-9]+", text))
     return frozenset(word for word in words if word not in SAID_AROUND)

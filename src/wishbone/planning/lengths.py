@@ -4,13 +4,15 @@ A pair has a prompt of p tokens and completions of c and r. Cut to M tokens a se
 
     min(p + c, M) + min(p + r, M) - min(p, M)        tokens, all but the prompt's scored.
 
-Where the tokenizer is not on this machine, a token counts as four characters of text, which holds for English but not
-for other scripts, and each message as four more tokens for what a chat template writes around it.
+Where the tokenizer is not on this machine, four ASCII characters count as a token, as in English, and so does each
+other character: tokenizers of English models cut a character of another script into one to three. Each message counts
+four more tokens for what a chat template writes around it; tool calls and tools count as their JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +112,10 @@ def measured_lengths(data: DataConfig, tokenizer_directory: Path | None) -> Pair
 def estimated_pairs(rows: Iterable[Mapping[str, Any]]) -> PairLengths:
     """Return the lengths of pairs of texts or messages, by their characters."""
     prompt, chosen, rejected = np.array([_estimated_pair(row) for row in rows], dtype=np.int64).reshape(-1, 3).T
-    source = f"estimated, {CHARACTERS_A_TOKEN} characters a token: the model's tokenizer is not on this machine"
+    source = (
+        f"estimated, {CHARACTERS_A_TOKEN} characters a token, or 1 of other scripts: the model's tokenizer is not on "
+        "this machine"
+    )
     images = sum(len(row.get("images") or ()) for row in rows)
     if images:
         source += f"; {ESTIMATED_TOKENS:,} tokens an image"
@@ -206,7 +211,8 @@ def _estimated_pair(row: Mapping[str, Any]) -> list[int]:
     if prompt is None:
         prompt, chosen, rejected = common_prompt(chosen, rejected)
     images = ESTIMATED_TOKENS * len(row.get("images") or ())
-    return [_estimated(prompt) + images, _estimated(chosen), _estimated(rejected)]
+    tools = _estimated(_json(row["tools"])) if row.get("tools") else 0
+    return [_estimated(prompt) + tools + images, _estimated(chosen), _estimated(rejected)]
 
 
 def _estimated(text: Any) -> int:
@@ -214,6 +220,17 @@ def _estimated(text: Any) -> int:
     if text is None:
         return 0
     if isinstance(text, str):
-        return -(-len(text) // CHARACTERS_A_TOKEN)
+        others = len(text) - len(text.encode("ascii", "ignore"))
+        return others - (others - len(text)) // CHARACTERS_A_TOKEN
     messages = [message for message in text if isinstance(message, Mapping)]
-    return sum(TOKENS_A_MESSAGE + _estimated(str(message.get("content") or "")) for message in messages)
+    return sum(TOKENS_A_MESSAGE + sum(map(_estimated, _said(message))) for message in messages)
+
+
+def _said(message: Mapping[str, Any]) -> Iterator[str]:
+    """The content of a message, and whatever else it says (tool calls, thoughts) as JSON."""
+    yield str(message.get("content") or "")
+    yield from (_json(value) for key, value in message.items() if key not in ("role", "content") and value)
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wishbone.errors import counted
 from wishbone.report.run_directory import HELDOUT_PREFIX, RunRecord
 from wishbone.report.series import ends, finite
 
@@ -29,11 +30,11 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Change:
-    """One metric of the same pairs at two times; `before` is None if all rewards were equal, so no pair was ranked."""
+    """One metric of the same pairs at two times; a value is None where all rewards were equal: no pair was ranked."""
 
     metric: str
     before: float | None
-    after: float
+    after: float | None
 
     @property
     def label(self) -> str:
@@ -43,15 +44,14 @@ class Change:
     def shown(self) -> tuple[str, str, str]:
         """Before, after and difference, as text."""
         percent = self.metric == ACCURACY
-        if self.before is None:
-            return "ties", in_words(self.after, percent=percent), "\N{EN DASH}"
+        before, after = (
+            "ties" if value is None else in_words(value, percent=percent) for value in (self.before, self.after)
+        )
+        if self.before is None or self.after is None:
+            return before, after, "\N{EN DASH}"
         difference = self.after - self.before
         sign = "+" if difference > 0 else ""
-        return (
-            in_words(self.before, percent=percent),
-            in_words(self.after, percent=percent),
-            sign + in_words(difference, percent=percent, points=True),
-        )
+        return before, after, sign + in_words(difference, percent=percent, points=True)
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def outcome(record: RunRecord) -> Outcome:
     """Return what the run changed: on held-out pairs if there are some, otherwise on training pairs."""
     before, after = record.summary.get("heldout_before"), record.summary.get("heldout_after")
     heldout = heldout_pairs(record)
-    pairs = f"the {heldout:,} held-out pairs" if heldout else "the held-out pairs"
+    pairs = f"the {counted(heldout, 'held-out pair')}" if heldout else "the held-out pairs"
     if isinstance(before, dict) and isinstance(after, dict):
-        return Outcome(f"Measured on {pairs}, which were not trained on.", ("Before", "After"), _changes(before, after))
+        caption = f"Measured on {pairs}, which {'was' if heldout == 1 else 'were'} not trained on."
+        return Outcome(caption, ("Before", "After"), _changes(before, after))
     logged = {name: finite(record.metrics.get(HELDOUT_PREFIX + name, [])) for name in MEASURES}
     logged = {name: points for name, points in logged.items() if len(points) > 1}
     if logged:
@@ -81,8 +82,9 @@ def outcome(record: RunRecord) -> Outcome:
             _changes(*({name: points[at][1] for name, points in logged.items()} for at in (0, -1))),
         )
     trained = {name: both for name in MEASURES if (both := ends(record.metrics.get(name, [])))}
+    why = f"{pairs} were not measured twice yet" if heldout else "none are held out"
     return Outcome(
-        "Measured on the training pairs, because none are held out: means over the first and the last tenth.",
+        f"Measured on the training pairs, because {why}: means over the first and the last tenth.",
         ("First tenth", "Last tenth"),
         _changes(*({name: both[at] for name, both in trained.items()} for at in (0, 1))),
     )
@@ -120,12 +122,16 @@ def in_words(value: float, *, percent: bool = False, points: bool = False) -> st
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    ties = before.get("rewards/margins") == 0 and before.get(ACCURACY) == 0
     return [
-        Change(name, None if ties and name == ACCURACY else float(before[name]), float(after[name]))
+        Change(name, _ranked(before, name), _ranked(after, name))
         for name in MEASURES
         if _is_number(before.get(name)) and _is_number(after.get(name))
     ]
+
+
+def _ranked(values: Mapping[str, Any], name: str) -> float | None:
+    ties = name == ACCURACY and values.get("rewards/margins") == 0 and values[name] == 0
+    return None if ties else float(values[name])
 
 
 def _is_number(value: Any) -> bool:

@@ -64,7 +64,7 @@ def _pair(pair: Mapping[str, Any]) -> Markup | None:
     rows = []
     for (name, texts), count in zip(sides.items(), counts, strict=True):
         tokens_of = f"{count:,} token{'' if count == 1 else 's'}"
-        more = f", the first {len(texts):,} shown" if count > len(texts) else ""
+        more = f", the first {MOST_TOKENS:,} shown" if texts and count > MOST_TOKENS else ""
         rows.append(element("h4", f"{name}, {tokens_of}{more}"))
         tokens = [element("span", text) for text in texts]
         rows.append(element("div", *tokens, class_=f"tokens {name}", dir="auto"))
