@@ -85,6 +85,7 @@ def measure(size: str, layers: int, weights: str, counts: list[int], profiled: i
             row = {"tokens": count * pair.unique, "seconds": round(seconds, 5)}
             row["launched"] = round(median(share for _, share in times), 3)
             rows.append(row | _planned(name, weights, count, pair))
+            print(f"{name}, {weights}: {rows[-1]}", flush=True)
         found: Row = {"rows": rows, "one_pass": getattr(step.reference, "in_lockstep", None), "status": "ok"}
         if profiled is not None:
             found["profile"] = _profile(lambda: run(max(1, profiled // pair.unique)), profiled)
@@ -153,8 +154,6 @@ def main() -> None:
     for text, size, layers, weights in cases:
         row = measure(size, layers, weights, counts, options.profile)
         results.add({"kind": "row-times", "size": size, "system": f"wishbone-{weights}", "case": text} | row)
-        for one in row["rows"]:
-            print(f"{text}: {one}", flush=True)
         if options.out:
             results.write(options.out)
 

@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--workload", default="ultrafeedback", help="lengths of the pairs")
     parser.add_argument("--pairs", type=int, default=PAIRS, help=f"pairs in a step of one GPU, a multiple of {BATCH}")
+    parser.add_argument("--token-budget", type=int, help="tokens of a row; without it as trainers choose")
     jobs.add_step_options(parser, WARM_UP, TIMED)
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="take over the rows of this file")
@@ -138,7 +139,7 @@ def _measure_all(cases: list[tuple[str, str, str]], options: argparse.Namespace)
                 "kind": "scaling",
                 "size": options.size,
                 "system": f"wishbone-{weights}",
-                "case": f"{how} x{count}",
+                "case": f"{how} x{count}" + (f" rows of {options.token_budget}" if options.token_budget else ""),
             } | row
             print(json.dumps({"case": text, "processes": count} | row), flush=True)
             with options.write_rows.open("a", encoding="utf-8") as stream:
@@ -171,7 +172,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     lengths = draw_lengths(options.workload, pairs * steps)
     one_layer = how == "sharded" and count > 1 and weights in ("f32", "bf16")
     loaded = load(system, Origin(options.size, None, one_layer), device)
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {} if options.token_budget is None else {"token_budget": options.token_budget}
     if how in DIVIDED:
         settings["fsdp"] = True
         settings["fsdp_config"] = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}

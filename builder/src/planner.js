@@ -15,7 +15,6 @@
   const { stepSeconds } = inNode ? require("./step_time.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { ROW_TOKENS } = constants["planning.budget"];
   const { FULL_ROW } = constants["planning.step_time"];
   const { DTYPES } = constants["planning.run_plan"];
 
@@ -80,8 +79,7 @@
   function chosenRows(settings, { machine, reference, shape, facts }, plan, longest, most, sharded) {
     const { "training.activations": treatment, "training.token_budget": budget } = settings;
     const room = sharded ? machineOfShards(shape, plan, machine, facts.gpus) : machine;
-    const asked = sharded && budget === "auto" ? ROW_TOKENS[machine.kind] : budget; // rows of a divided model are not rehearsed
-    const rows = chooseRows(shape, sharded ? uncopied(plan) : plan, room, asked, treatment, longest, most);
+    const rows = chooseRows(shape, sharded ? uncopied(plan) : plan, room, budget, treatment, longest, most, !sharded);
     const memory = withReference(rows.memory, reference, plan);
     return { ...rows, room, memory: sharded ? shardedMemory(shape, plan, memory, facts.gpus) : memory };
   }

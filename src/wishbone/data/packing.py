@@ -52,3 +52,24 @@ def evened(lengths: Sequence[int], count: int) -> list[list[int]]:
         rows[row].append(index)
         filled[row] += lengths[index]
     return rows
+
+
+def alongside(rows: list[list[int]], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Return the rows that run beside those of other processes: as many as they have if pairs suffice, longest first.
+
+    Args:
+        rows: indices of pairs.
+        lengths: tokens of each pair.
+        most: how many rows other processes have, at most.
+    """
+
+    def tokens(row: Sequence[int]) -> int:
+        return sum(lengths[index] for index in row)
+
+    indices = sorted(index for row in rows for index in row)
+    if indices and len(rows) < most:
+        divided = evened([lengths[index] for index in indices], most)
+        more = [sorted(indices[place] for place in row) for row in divided if row]
+        if max(map(tokens, more)) <= max(map(tokens, rows)):
+            rows = more
+    return sorted(rows, key=tokens, reverse=True)

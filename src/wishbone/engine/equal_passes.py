@@ -2,10 +2,12 @@
 
 Each pass gathers every layer's parameters from all processes, so a process that runs the model once more than the
 others waits for them for ever. Rows are packed from other pairs in each process, and their number differs. So before a
-round of rows the processes agree on the most that any of them has, and those with fewer run the model on a made-up row,
-whose loss counts nothing:
+round of rows the processes agree on the most that any of them has. Those with fewer divide their pairs into as many,
+and where pairs are too few they run the model on a made-up row, whose loss counts nothing:
 
     L = sum_rows loss(row) + 0 sum_fillers loss(filler)
+
+Layer by layer all wait for the one with the longest row of a round, so each process runs its longest row first.
 """
 
 from __future__ import annotations
@@ -27,22 +29,24 @@ def largest_over_processes(value: int, device: torch.device) -> int:
     return int(largest)
 
 
-def fillers(policy: Policy, rows: int, execution: Execution) -> list[PreferenceBatch]:
-    """Return the rows that this process runs beyond its own; none where the model is not sharded.
+def most_rows(policy: Policy, rows: int) -> int:
+    """Return how many rows the processes of a sharded model run: the most that one has; else this one's own."""
+    return largest_over_processes(rows, policy.device) if policy.sharded else rows
+
+
+def fillers(policy: Policy, count: int, execution: Execution) -> list[PreferenceBatch]:
+    """Return made-up rows that this process runs beyond its own.
 
     Args:
         policy: whose model is run.
-        rows: how many this process has.
+        count: how many.
         execution: how they are computed.
     """
-    if not policy.sharded:
-        return []
-    missing = largest_over_processes(rows, policy.device) - rows
-    if not missing:
+    if not count:
         return []
     vocabulary = policy.causal_lm.config.get_text_config().vocab_size
     pair = replace(trial_pairs(vocabulary)[0], ref_chosen_logps=0.0, ref_rejected_logps=0.0)
-    return [policy.collate([pair], execution)] * missing
+    return [policy.collate([pair], execution)] * count
 
 
 def agreed(execution: Execution, device: torch.device) -> Execution:

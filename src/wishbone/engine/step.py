@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
-from wishbone.data.packing import pack_rows
+from wishbone.data.packing import alongside, pack_rows
 from wishbone.engine.balance import StepBalance
-from wishbone.engine.equal_passes import fillers
+from wishbone.engine.equal_passes import fillers, most_rows
 from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
 from wishbone.policy.lockstep import Beside
@@ -201,10 +201,12 @@ class PreferenceStep:
         packed = range(len(pairs)) if own is None else own
         rows = pack_rows([pairs[i].row_tokens for i in packed], execution.token_budget)
         chosen = list(filter(wanted, ([packed[i] for i in row] for row in rows)))
-        further = fillers(self.policy, len(chosen), execution)  # agreed on before the first pass
+        most = most_rows(self.policy, len(chosen))  # agreed on before the first pass
+        if self.policy.sharded and self.objective.load_balancing is None:  # whose rows are counted ahead
+            chosen = alongside(chosen, [pair.row_tokens for pair in pairs], most)
         for row in chosen:
             yield row, self.policy.collate([pairs[i] for i in row], execution)
-        for filler in further:
+        for filler in fillers(self.policy, most - len(chosen), execution):
             yield [], filler
 
     def _fill(
@@ -226,9 +228,9 @@ class PreferenceStep:
         """Run the passes of a process that has no group of a step, and return its loss, zero."""
         two_passes = self.objective.coupled
         if two_passes or self.objective.load_balancing is not None:
-            for filler in fillers(self.policy, 0, execution):
+            for filler in fillers(self.policy, most_rows(self.policy, 0), execution):
                 self._fill(filler, execution, reference=two_passes)
-        for filler in fillers(self.policy, 0, execution):
+        for filler in fillers(self.policy, most_rows(self.policy, 0), execution):
             self._fill(filler, execution, backward, reference=not two_passes)
         return torch.zeros((), dtype=self._dtype, device=self.policy.device)
 

@@ -85,6 +85,8 @@ def choose_rows(
     treatment: Treatment,
     longest: int,
     most: int,
+    *,
+    rehearsed: bool = True,
 ) -> Rows:
     """Return what training would choose.
 
@@ -96,6 +98,7 @@ def choose_rows(
         treatment: training.activations.
         longest: tokens of the run's longest pair in a row.
         most: tokens of the pairs of a step; no row has more.
+        rehearsed: whether a GPU tries rows out before the first step; those of a divided model are estimated.
     """
     execution = _asked(shape, plan, machine, token_budget(asked, machine.kind), treatment)
 
@@ -106,8 +109,11 @@ def choose_rows(
         memory = estimate(tokens, execution)
         return memory.allocated if memory.total <= machine.limit else None
 
-    if machine.kind == "cpu":
+    if machine.kind == "cpu" or not rehearsed:
         row = max(longest, min(execution.token_budget, most))
+        assert execution.room is not None
+        if machine.kind == "cuda" and execution.offload == "as needed" and not execution.room.holds(row):
+            execution = replace(execution, offload="always")
     else:
         found = fit(
             execution,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from math import ceil
 from statistics import fmean
 from typing import Any
@@ -15,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
-from wishbone.data.packing import evened, pack_rows
+from wishbone.data.packing import alongside, evened, pack_rows
 from wishbone.errors import RequestError
-from wishbone.planning.budget import token_budget
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes, trained_parameters
@@ -120,7 +120,8 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     rows = chosen_rows(config, target, processes=processes)
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     machine = _beside_tower(machine, config, target, plan, rows.largest)
-    packed = list(_simulated_rows(tokens, min(steps.pairs_a_step, pairs), processes, rows.budget, training.seed))
+    packing = Packing(min(steps.pairs_a_step, pairs), processes, rows.budget, in_step=sharded)
+    packed = list(_simulated_rows(tokens, packing, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
     fitting = longest_pair(shape, plan, machine, training.activations, scored_share)
@@ -193,11 +194,11 @@ def _chosen_rows(config: RunConfig, target: Target, processes: int, *, sharded: 
     longest, most = int(tokens[-1]), int(tokens[-on_device:].sum())
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     run = uncopied(plan) if sharded else plan
-    budget = token_budget(training.token_budget, machine.kind) if sharded else training.token_budget  # not rehearsed
-    rows = choose_rows(shape, run, machine, budget, training.activations, longest, most)
+    budget = training.token_budget
+    rows = choose_rows(shape, run, machine, budget, training.activations, longest, most, rehearsed=not sharded)
     if target.sees_images:
         smaller = _beside_tower(machine, config, target, plan, rows.largest)
-        rows = choose_rows(shape, run, smaller, training.token_budget, training.activations, longest, most)
+        rows = choose_rows(shape, run, smaller, budget, training.activations, longest, most, rehearsed=not sharded)
         tower = _tower_bytes(config, target, plan, rows.largest)
         rows = replace(rows, memory=MemoryEstimate({**rows.memory.items, "vision tower": tower}))
     if target.reference is not None:
@@ -295,14 +296,42 @@ def _with_reference(memory: MemoryEstimate, reference: ModelShape, plan: MemoryP
     return MemoryEstimate({**memory.items, "reference": frozen_bytes(reference, plan)})
 
 
-def _simulated_rows(tokens: Any, pairs: int, processes: int, budget: int, seed: int) -> Iterator[list[int]]:
-    """Yield the tokens of the rows of steps on the device with the most, pairs drawn as an epoch draws them."""
+@dataclass(frozen=True)
+class Packing:
+    """How the pairs of a step become rows: their number, devices, and tokens of a row.
+
+    Attributes:
+        in_step: devices run their rows together, layer by layer, because the model is divided among them.
+    """
+
+    pairs: int
+    devices: int
+    budget: int
+    in_step: bool
+
+
+def _simulated_rows(tokens: Any, packing: Packing, seed: int) -> Iterator[list[int]]:
+    """Yield the tokens of the rows of steps on the device with the most, pairs drawn as an epoch draws them.
+
+    Where devices run rows together, each takes as long as the longest of them.
+    """
     order = np.random.default_rng(seed).permutation(len(tokens))
-    for start in range(0, min(len(order), pairs * SIMULATED_STEPS), pairs):
-        step = tokens[order[start : start + pairs]].tolist()
-        if processes > 1:
-            step = max(([step[index] for index in share] for share in evened(step, processes)), key=sum)
-        yield [sum(step[index] for index in row) for row in pack_rows(step, budget)]
+    for start in range(0, min(len(order), packing.pairs * SIMULATED_STEPS), packing.pairs):
+        step = tokens[order[start : start + packing.pairs]].tolist()
+        shares = [[step[index] for index in share] for share in evened(step, packing.devices)]
+        if not packing.in_step:
+            yield _row_tokens(max(shares, key=sum), packing.budget)
+            continue
+        most = max(len(pack_rows(share, packing.budget)) for share in shares)
+        together = [_row_tokens(share, packing.budget, most) for share in shares]
+        yield [max(rows) for rows in zip_longest(*together, fillvalue=0)]
+
+
+def _row_tokens(step: list[int], budget: int, most: int = 0) -> list[int]:
+    """Return the tokens of the rows of a device, divided into `most` where other devices have so many."""
+    rows = pack_rows(step, budget)
+    rows = alongside(rows, step, most) if most else rows
+    return [sum(step[index] for index in row) for row in rows]
 
 
 def _reads_reference(config: RunConfig) -> bool:

@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 from wishbone.errors import RequestError, some_of
 from wishbone.model.adapter import train_in_float32
 
-BYTES_BESIDE = 16
-"""Bytes of a trained float32 parameter with its gradient and Adam's two moments."""
+BYTES_BESIDE = 12
+"""Bytes of a trained float32 parameter's gradient and Adam's two moments; the parameter itself is there already."""
 
 FOUR = "Params4bit"
 """bitsandbytes' class of weights in 4 bits."""
