@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.jobs import Job, add_step_options
@@ -26,7 +28,9 @@ def train_shape(request: Row, progress: Progress) -> TimedTraining:
     from benchmarks.harness.codes import in_codes_of
     from benchmarks.harness.loading import RANK, Loaded
     from benchmarks.harness.random_model import word_tokenizer
+    from benchmarks.harness.step_work import kernels_of
     from benchmarks.harness.timed_training import timed_training
+    from wishbone.preference.metrics import PairMetrics
 
     system, shape = parse_system(request["system"]), SHAPES[request["size"]]
 
@@ -39,7 +43,13 @@ def train_shape(request: Row, progress: Progress) -> TimedTraining:
 
     vocabulary = (shape.small if request["tiny"] else shape.sizes)["vocab_size"]
     settings = {"guard": "off"} if system.family == "wishbone" else {}
-    return timed_training(system, loaded, request, progress, Case.parse(request["pairs"]), vocabulary, **settings)
+    trained = timed_training(system, loaded, request, progress, Case.parse(request["pairs"]), vocabulary, **settings)
+    step = getattr(trained.trainer, "preference_step", None)
+    if request["look"] and step is not None:
+        (pairs,) = (batch["pairs"] for batch in islice(trained.trainer.get_train_dataloader(), 1))
+        execution = replace(trained.trainer.execution, graphs=None)
+        trained.row["looked_at"] = kernels_of(lambda: step.backward([pairs], PairMetrics(0.1), execution))
+    return trained
 
 
 def shaped_job(
@@ -62,7 +72,7 @@ def shaped_job(
     parse_system(system), Case.parse(pairs)
     settings = {
         "warm_up": options.warm_up, "timed": options.timed, "layers": options.layers, "tiny": options.tiny,
-        "pairs": pairs, "stacks": stacks,
+        "pairs": pairs, "stacks": stacks, "look": options.look,
     }  # fmt: skip
     return Job(kind, system, shape, case, settings, options.limit_seconds, options.expected_seconds)
 
@@ -72,5 +82,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_step_options(parser, 3, 8)
     parser.add_argument("--layers", type=int, help="instead of the shape's own")
     parser.add_argument("--tiny", action="store_true", help="small sizes and short pairs, which a CPU trains, too")
+    parser.add_argument("--look", action="store_true", help="profile one more row after the steps: kernels by time")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     parser.add_argument("--expected-seconds", type=float, default=60, help="with --minutes: time that a row needs")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -72,6 +72,16 @@ class StepWork(TrainerCallback):  # type: ignore[misc]
             del self._module.forward
             self.found |= _sums(self._profile.key_averages())
             self._profile = None
+
+
+def kernels_of(run: Callable[[], Any]) -> Row:
+    """Return which kernels something runs, and what the host does meanwhile, as `StepWork` sums them up."""
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=kinds) as profiled:
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return {name: value for name, value in _sums(profiled.key_averages()).items() if not name.startswith("module_")}
 
 
 class Sampler:

@@ -98,6 +98,20 @@ def test_one_pass_gives_the_loss_and_gradients_of_two(family: str, execution: Ex
     assert_close(beside, apart, 1e-12)
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_scales_only_embeddings_of_its_own(dtype: torch.dtype, hooked: bool) -> None:
+    """Published Falcon-H1 models do, by 5.7."""
+    policy = policy_of(adapted("falcon_h1", dtype, embedding_multiplier=5.0, num_hidden_layers=1))
+    reference = AdapterDisabled(policy)
+    assert policy.carry == (dtype == torch.bfloat16)
+    if hooked:
+        policy.model.enable_input_require_grads()
+    apart, beside = both_ways(policy, reference, lambda: gradients(step_of(policy, reference), Execution(64)))
+    assert "forward" not in vars(policy.causal_lm.get_input_embeddings())
+    assert_close(beside, apart, 0.1 if policy.carry else 1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("room", [EVERYTHING, NOTHING, Room(total=3e6, base=1e4, layer=1e4)])

@@ -17,16 +17,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
-from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
+from wishbone.fused.instance_attributes import InstanceAttributes
 from wishbone.fused.lockstep import only_adapters, together
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import text_layers
-from wishbone.policy.lockstep import Beside, reference_of
+from wishbone.policy.lockstep import Beside
 
 TOWER = "get_image_features"
 """The method of transformers' models that runs the tower and projects its results."""
@@ -47,7 +47,6 @@ class ImageStem:
     def __init__(self, causal_lm: PreTrainedModel, decoder: Any) -> None:
         name, text = text_layers(causal_lm)
         self._decoder = decoder
-        self._embedding: Any = causal_lm.get_input_embeddings()
         inside = {id(module) for module in text.modules()}
         around = _on_the_way(causal_lm, name)
         head = causal_lm.get_output_embeddings()
@@ -69,15 +68,10 @@ class ImageStem:
         """Context of the forward pass of a row with images.
 
         Args:
-            beside: the reference that is computed in the same pass; embeddings are a `Lockstep` then.
+            beside: the reference that is computed in the same pass.
         """
         replaced = InstanceAttributes()
         replaced.add(self._decoder, TOWER, self._tower(getattr(self._decoder, TOWER), beside))
-        if beside is not None:
-            slot = slot_of(self._embedding)
-            if slot is None:
-                raise NotImplementedError("something else has replaced the forward of the model's embedding")
-            replaced.add(self._embedding, slot, self._embedded(getattr(self._embedding, slot), beside))
         with replaced.replaced():
             yield
 
@@ -96,16 +90,6 @@ class ImageStem:
             return _both(policy, reference, beside.adapters)
 
         return features
-
-    def _embedded(self, embed: Callable[[Tensor], Tensor], beside: Beside) -> Callable[[Tensor], Any]:
-        """The embedding's forward, within `running`, of policy and reference."""
-
-        def both(ids: Tensor) -> Any:
-            policy = embed(ids)
-            with torch.no_grad(), reference_of(self._embedding, beside.adapters):
-                return together(policy, embed(ids), beside.adapters)
-
-        return both
 
 
 def _on_the_way(model: nn.Module, name: str) -> set[int]:

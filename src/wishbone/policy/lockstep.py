@@ -116,7 +116,31 @@ def carries(model: nn.Module, fused: FusedLayers | None) -> bool:
     return asked == "on" or (asked == "" and sizes == {2})
 
 
-def embedded(embedding: nn.Module, input_ids: Tensor, adapters: tuple[str, ...], carry: bool = False) -> Lockstep:
+@contextmanager
+def embedding_of_both(embedding: Any, adapters: tuple[str, ...], carry: bool = False) -> Iterator[None]:
+    """Context in which a model's embedding gives both halves of the ids that the model's own code hands it.
+
+    Arguments as `embedded`.
+
+    Raises:
+        NotImplementedError: something else has replaced its forward.
+    """
+    slot = slot_of(embedding)
+    if slot is None:
+        raise NotImplementedError("something else has replaced the forward of the model's embedding")
+    embed, replaced = getattr(embedding, slot), InstanceAttributes()
+    replaced.add(embedding, slot, lambda ids: embedded(embedding, ids, adapters, carry, embed))
+    with replaced.replaced():
+        yield
+
+
+def embedded(
+    embedding: nn.Module,
+    input_ids: Tensor,
+    adapters: tuple[str, ...],
+    carry: bool = False,
+    embed: Callable[[Tensor], Tensor] | None = None,
+) -> Lockstep:
     """Return the embeddings of a row in both halves, [1, tokens, hidden_size].
 
     Args:
@@ -125,10 +149,12 @@ def embedded(embedding: nn.Module, input_ids: Tensor, adapters: tuple[str, ...],
         adapters: names of those that are on in the reference.
         carry: whether what the halves differ by travels in a tensor of its own, through the whole model. Not where the
             reference has adapters: layers would round what two adapters add, and not what they differ by.
+        embed: its own forward, where that is replaced.
     """
-    policy = embedding(input_ids)
+    embed = embedding if embed is None else embed
+    policy = embed(input_ids)
     with torch.no_grad(), reference_of(embedding, adapters):
-        reference = embedding(input_ids) if _has_adapter(embedding) else policy.detach().clone()
+        reference = embed(input_ids) if _has_adapter(embedding) else policy.detach().clone()
     difference = difference_of(policy, reference) if carry and not adapters else None
     return Lockstep(policy, reference, adapters, difference)
 

@@ -41,7 +41,7 @@ from wishbone.policy.attention_hook import (
 )
 from wishbone.policy.head_scores import HeadScores
 from wishbone.policy.image_stem import ImageStem
-from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedded, of_policy
+from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedding_of_both, of_policy
 from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
@@ -222,11 +222,14 @@ class Policy:
         """
         inputs = batch.model_inputs | ({"output_router_logits": True} if routed else {})
         has_images = isinstance(batch, SharedPrefixBatch) and bool(batch.images)
-        if beside is not None and not has_images:
-            embedding = self.causal_lm.get_input_embeddings()
-            inputs["inputs_embeds"] = embedded(embedding, inputs.pop("input_ids"), beside.adapters, self.carry)
+        lockstep: AbstractContextManager[None] = nullcontext()
+        embedding: AbstractContextManager[None] = nullcontext()
+        if beside is not None:
+            own, carry = self.causal_lm.get_input_embeddings(), self.carry and not has_images
+            lockstep, embedding = self._lockstep.running(), embedding_of_both(own, beside.adapters, carry)
         with (
-            self._lockstep.running() if beside is not None else nullcontext(),
+            embedding,
+            lockstep,
             self.image_stem.running(beside) if has_images else nullcontext(),
         ):
             output = self._decoded(inputs)
