@@ -5,9 +5,12 @@
     one pass, carried   only with --carried: what the halves differ by in a tensor of its own, where a run rounds it
     one pass, rounded   the other way round
 
+The adapter is not new: its second factors get small random values. Those of a new one are zero, so the halves would not
+differ, and a GPU multiplies zeros faster.
+
 Every round runs each step's pairs in every way, forward and backward, the ways in turn. Speeds are those of the median
 and of the best time of each step's pairs; a host or a GPU that others disturb shows in the difference. With --recorded
-all rows are replayed from CUDA graphs.
+all rows are replayed from CUDA graphs. With --with, parts are computed in other ways (`benchmarks variants`).
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ if TYPE_CHECKING:
     from benchmarks.harness.worker import Progress
 
 SYSTEMS = "wishbone-bf16,wishbone-fp8:in_place=True,wishbone-nf4:in_place=True"
+MOVED = 1e-3
+"""Standard deviation of the second factors, about what a thousand steps at a rate of 1e-6 give."""
 TWO, ONE, OTHER = "two passes", "one pass", "one pass, {}"
 
 
 def measure(request: dict[str, Any], progress: Progress) -> Row:
     """Run the steps in all ways (in the child)."""
+    from benchmarks.harness.choices import choose
     from benchmarks.harness.clock import now
     from benchmarks.harness.loading import Origin, device_of, load, trainer_for
     from wishbone.engine.step import PreferenceStep
@@ -45,6 +51,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     system, case = parse_system(request["system"]), Case.parse(request["workload"])
     steps, size = request["steps"], SIZES[request["size"]]
     device = device_of(system)
+    choose(request["choices"])
     progress.phase("loading the model")
     loaded = load(system, Origin(request["size"], request.get("directory")), device)
     progress.phase("preparing the trainer")
@@ -60,6 +67,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     reference = uncached(trainer.preference_step)
     if not isinstance(reference, AdapterDisabled) or not reference.in_lockstep:
         raise SystemExit("policy and reference of this system do not run in one pass here")
+    move_adapter(trainer.model)
     step = PreferenceStep(trainer.preference_step.policy, reference, trainer.preference_step.objective)
     groups = [batch["pairs"] for batch in islice(trainer.get_train_dataloader(), steps)]
     carry = step.policy.carry
@@ -110,6 +118,17 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     return _figures(found, case.pairs_a_step)
 
 
+def move_adapter(model: Any) -> None:
+    """Give the second factors of a new adapter values as training does, in place."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name and parameter.requires_grad:
+                parameter.normal_(std=MOVED)
+
+
 def _recorded(step: Any, groups: Any, execution: Any) -> Any:
     """Return the execution with CUDA graphs of these steps' rows."""
     from wishbone.engine.probe import Trial
@@ -154,13 +173,23 @@ def _figures(found: dict[str, Row], pairs: int) -> Row:
 
 
 def job(
-    system: str, case: str, size: str, *, recorded: bool, carried: bool, steps: int, rounds: int, limit_seconds: float
+    system: str,
+    case: str,
+    size: str,
+    *,
+    recorded: bool,
+    carried: bool,
+    steps: int,
+    rounds: int,
+    limit_seconds: float,
+    choices: str,
 ) -> Job:
     """Return the job of one row; ValueError for a system or case that does not exist."""
     parse_system(system)
     settings = {"workload": str(Case.parse(case)), "recorded": recorded, "carried": carried}
     name = f"{case}, recorded" if recorded else case
-    settings |= {"steps": steps, "rounds": rounds}
+    name = f"{name}, {choices}" if choices else name
+    settings |= {"steps": steps, "rounds": rounds, "choices": choices}
     return Job("one_pass", system, size, name, settings, limit_seconds=limit_seconds, expected_seconds=60)
 
 
@@ -173,12 +202,15 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--recorded", action="store_true", help="replay CUDA graphs instead of running rows")
     parser.add_argument("--carried", action="store_true", help="a third way: the difference carried, or not")
+    parser.add_argument("--with", dest="choices", default="", help="other ways of parts, as `variants --choose` prints")
     parser.add_argument("--steps", type=jobs.one_or_more, default=4, help="different steps, each with pairs of its own")
     parser.add_argument("--rounds", type=jobs.one_or_more, default=5, help="times that each is run in each way")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
-    asked = {name: getattr(options, name) for name in ("recorded", "carried", "steps", "rounds", "limit_seconds")}
+    asked = {
+        name: getattr(options, name) for name in ("recorded", "carried", "steps", "rounds", "limit_seconds", "choices")
+    }
     try:
         planned = [job(system, options.case, options.size, **asked) for system in options.systems.split(",")]
     except ValueError as error:

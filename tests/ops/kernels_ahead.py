@@ -104,7 +104,7 @@ def a_pass_and_what_comes_after() -> None:
         told["one thread"] = not torch._C._is_multithreading_enabled()
         with launched():
             add(64)
-        other = threading.Thread(target=add, args=(128,))
+        other = threading.Thread(target=add, args=(64,))
         other.start()
         other.join()
         part("within")

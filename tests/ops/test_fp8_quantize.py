@@ -13,6 +13,7 @@ from wishbone.ops.fp8_quantize import (
     QuantizedRows,
     quantize_both,
     quantize_rows,
+    quantize_side_by_side,
     rms_norm,
     rms_norm_backward,
     rms_norm_quantize,
@@ -212,6 +213,32 @@ def test_swiglu_of_policy_and_reference_in_one_pass(backend: Any, dtype: torch.d
     assert same(rows.difference, quantize_both(product, of_reference).difference)
     nothing, alone = swiglu_quantize_both(*halves, keep=False, backend=backend)
     assert nothing is None and same(alone.reference, rows.reference) and same(alone.difference, rows.difference)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_swiglu_that_holds_its_rows_is_the_one_that_reads_them_twice(dtype: torch.dtype) -> None:
+    from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
+
+    reference, both = (4 * rows for rows in close_rows(5, 260, dtype))
+    halves = both[:, :130], both[:, 130:], reference[:, :130], reference[:, 130:]
+    expected, rows = swiglu_quantize_both_triton(*halves, held_warps=0)
+    product, held = swiglu_quantize_both_triton(*halves, held_warps=16)
+    assert product is not None and expected is not None and torch.equal(product, expected)
+    assert same(held.reference, rows.reference) and same(held.difference, rows.difference)
+    nothing, alone = swiglu_quantize_both_triton(*halves, keep=False, held_warps=16)
+    assert nothing is None and same(alone.difference, rows.difference)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sizes", [(64, 16, 16), (5, 90), (7, 9, 11, 13), (33,)])
+def test_matrices_side_by_side_are_one(backend: Any, sizes: tuple[int, ...]) -> None:
+    parts = [normal(5, size + 3, seed=i, dtype=torch.bfloat16)[:, 1 : size + 1] for i, size in enumerate(sizes)]
+    scale = normal(sum(sizes), seed=9).abs()
+    got = quantize_side_by_side(parts, scale, backend=backend)
+    assert same(got, quantize_rows(torch.cat(parts, 1), scale)) and got.dtype == torch.bfloat16
+    empty = quantize_side_by_side([part[:0] for part in parts], scale, backend=backend)
+    assert empty.values.shape == (0, sum(sizes))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

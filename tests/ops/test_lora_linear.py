@@ -202,6 +202,29 @@ def test_layers_over_fp8_weights() -> None:
     assert relative_error(got, expected.detach()) < 1e-5
 
 
+def test_gradients_of_fp8_layers_in_one_buffer_are_quantized_as_one_row() -> None:
+    """One product instead of one a layer; its error is that of products for themselves."""
+    generator = torch.Generator().manual_seed(1)
+    sizes, k = (64, 32, 32), 256
+    rows = quantize_rows(torch.randn(sum(sizes), k, generator=generator) / 16)
+    together = [FP8Weight(q, s) for q, s in zip(rows.values.split(sizes), rows.scale.split(sizes), strict=True)]
+    apart = [FP8Weight(weight.qweight.clone(), weight.scale.clone()) for weight in together]
+    grads = [
+        (size * torch.randn(50, n, generator=generator)).bfloat16() for n, size in zip(sizes, (1, 0.3, 3), strict=True)
+    ]
+    exact = sum(g.double() @ weight.dense().double() for g, weight in zip(grads, apart, strict=True))
+    errors = []
+    for weights in (together, apart):
+        group = LinearGroup(weights, [None] * 3, [None] * 3, torch.bfloat16)
+        dx = group.input_gradient(grads, None)
+        assert dx.dtype == torch.bfloat16
+        errors.append(relative_error(dx, exact))
+    assert errors[0] < 1.05 * errors[1] and errors[0] < 0.03
+    joined = FP8Weight(rows.values, rows.scale)
+    group = LinearGroup(together, [None] * 3, [None] * 3, torch.bfloat16)
+    assert torch.equal(group.input_gradient(grads, None), joined.backward(torch.cat(grads, 1)))
+
+
 def test_no_tokens() -> None:
     layers = Layers()
     x = layers.x[:, :0]

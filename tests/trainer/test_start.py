@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainer.preference_runs import arguments, chat_pairs, losses
-from wishbone import DPOConfig, DPOTrainer
+from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
 
 LN_2 = pytest.approx(math.log(2), abs=1e-5)
@@ -148,6 +148,22 @@ def test_constructing_a_trainer_leaves_the_policy_as_it_is(tmp_path: Path, start
         assert torch.equal(model.eval()(input_ids=ids).logits, before)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
     assert "add_adapter" not in vars(model)
+
+
+def test_no_second_adapter_is_made_where_none_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT takes half a second for one of an 8B model, and it would be deleted again."""
+    made: list[str] = []
+    monkeypatch.setattr(PeftModel, "add_adapter", lambda model, name, *_, **__: made.append(name))
+    empty = FastLanguageModel.get_peft_model(base(), r=4, use_gradient_checkpointing=False)
+    before = {name: parameter.clone() for name, parameter in empty.named_parameters()}
+    ours = trainer(tmp_path, empty)
+    assert made == [] and list(empty.peft_config) == ["default"] and "get_parameter" not in vars(empty)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in empty.named_parameters())
+    ours.train()
+    assert losses(ours)[0] == LN_2
+    with pytest.raises(AttributeError, match="ref"):  # of a trained adapter TRL fills the second
+        trainer(tmp_path, empty)
+    assert made == ["ref"]
 
 
 def test_virtual_tokens_are_part_of_the_reference(tmp_path: Path) -> None:

@@ -80,10 +80,16 @@ def add_frozen(model: PeftModel, config: PeftConfig) -> None:
 
 
 @contextmanager
-def harmless_copies(model: Any) -> Iterator[None]:
+def harmless_copies(model: Any, *, read: bool = True) -> Iterator[None]:
     """Context in which a second adapter that TRL adds to `model` leaves the model as it is.
 
-    TRL adds it with the first one's configuration, so PiSSA would split the base's weights once more.
+    TRL adds it with the first one's configuration, so PiSSA would split the base's weights once more, and copies the
+    first one's values into it.
+
+    Args:
+        model: what TRL's trainer gets; without PEFT's adapters nothing happens.
+        read: whether the second adapter will be the reference. One that will not is not made, and TRL copies the first
+            adapter into itself.
     """
     if not isinstance(model, PeftModel):
         yield
@@ -92,13 +98,18 @@ def harmless_copies(model: Any) -> Iterator[None]:
     def add_adapter(name: str, config: PeftConfig, **_: Any) -> None:
         assert name == FROZEN
         del model.add_adapter
-        add_frozen(model, config)
+        if read:
+            add_frozen(model, config)
+            return
+        first = {name.replace(".default.", f".{FROZEN}."): own for name, own in model.named_parameters()}
+        model.get_parameter = first.__getitem__
 
     model.add_adapter = add_adapter
     try:
         yield
     finally:
-        vars(model).pop("add_adapter", None)
+        for name in ("add_adapter", "get_parameter"):
+            vars(model).pop(name, None)
 
 
 def drop_frozen(model: PeftModel) -> list[str]:

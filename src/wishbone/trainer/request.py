@@ -27,6 +27,7 @@ from wishbone.model.load import resolve_model
 from wishbone.preference.divergence import DIVERGENCES
 from wishbone.preference.losses import LOSSES, check_losses
 from wishbone.preference.scores import LossParameters
+from wishbone.reference.reference import has_empty_adapter
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
@@ -68,6 +69,11 @@ class Request:
     adapter_is_new: bool
     ref_model: Any
     ref_model_given: bool
+
+    @property
+    def starts_as_reference(self) -> bool:
+        """Whether the model has an adapter that adds nothing yet, so that no copy of it will be read."""
+        return isinstance(self.model, PeftModel) and has_empty_adapter(self.model)
 
 
 def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, options: dict[str, Any]) -> Request:

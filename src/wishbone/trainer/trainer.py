@@ -110,7 +110,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self.given_collator = data_collator
         with (
             head_hidden(request.model) if request.head_adapted else nullcontext(),
-            harmless_copies(request.model),
+            harmless_copies(request.model, read=not request.starts_as_reference),
         ):
             super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
         refuse_untrainable(self.model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize.reference import (
@@ -41,6 +43,7 @@ __all__ = [
     "RowForm",
     "quantize_both",
     "quantize_rows",
+    "quantize_side_by_side",
     "rms_norm",
     "rms_norm_backward",
     "rms_norm_quantize",
@@ -77,6 +80,24 @@ def quantize_rows(
 
         return quantize_rows_triton(x, column_scale, form)
     return quantize_rows_reference(x, column_scale, form=form)
+
+
+def quantize_side_by_side(
+    parts: Sequence[Tensor], column_scale: Tensor, *, form: RowForm = E4M3_ROWS, backend: Backend = "auto"
+) -> QuantizedRows:
+    """Return `quantize_rows` of matrices that lie side by side, without laying them so.
+
+    Args:
+        parts: [rows, columns_i], of one dtype.
+        column_scale: [sum of columns_i], float32.
+        form: of rows that are not rotated.
+        backend: as for `quantize_rows`.
+    """
+    if _by_triton(parts[0], backend):
+        from wishbone.ops.fp8_quantize.triton import quantize_side_by_side_triton
+
+        return quantize_side_by_side_triton(parts, column_scale, form)
+    return quantize_rows_reference(torch.cat(list(parts), 1), column_scale, form=form)
 
 
 def quantize_both(

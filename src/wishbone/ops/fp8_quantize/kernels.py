@@ -145,6 +145,41 @@ def quantize(
 
 
 @triton.jit
+def quantize_parts(
+    first_ptr,
+    second_ptr,
+    third_ptr,
+    column_scale_ptr,
+    values_ptr,
+    scale_ptr,
+    stride_first_row,
+    stride_second_row,
+    stride_third_row,
+    second_begins,
+    third_begins,
+    columns,
+    BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Write a row that lies in three matrices side by side, times `column_scale_ptr` [C], in 8 bits.
+
+    Args:
+        first_ptr, second_ptr, third_ptr: rows of the matrices.
+        second_begins, third_begins: their columns in the whole row; `columns` for one that is not there.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    in_first, in_third = column < second_begins, inside & (column >= third_begins)
+    in_second = (column >= second_begins) & (column < third_begins)
+    exact = load_row(first_ptr, row, stride_first_row, column, in_first)
+    second = load_row(second_ptr, row, stride_second_row, column - second_begins, in_second)
+    third = load_row(third_ptr, row, stride_third_row, column - third_begins, in_third)
+    exact = tl.where(in_first, exact, tl.where(in_second, second, third))
+    exact = exact * tl.load(column_scale_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    store_quantized(exact, values_ptr + row * columns + column, scale_ptr + row, inside, DIVISOR, INTERPRETED)
+
+
+@triton.jit
 def quantize_both(
     x_ptr,
     reference_ptr,

@@ -149,3 +149,60 @@ def swiglu_both(
             other_at = tl.max_contiguous(other_at, [IN_REGISTERS])
         tl.store(own_at, to_8_bits(exact * factor, form, INTERPRETED), mask=inside)
         tl.store(other_at, to_8_bits(change * change_factor, form, INTERPRETED), mask=inside)
+
+
+@triton.jit
+def _pinned(x, INTERPRETED: tl.constexpr):
+    """Return x of 16 bits, which the compiler then keeps as it is: it does not compute or widen it again."""
+    if not INTERPRETED:
+        x = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2)
+    return x
+
+
+@triton.jit
+def swiglu_both_held(
+    gate_ptr,
+    up_ptr,
+    reference_gate_ptr,
+    reference_up_ptr,
+    product_ptr,
+    values_ptr,
+    scale_ptr,
+    difference_ptr,
+    difference_scale_ptr,
+    stride_gate_row,
+    stride_up_row,
+    stride_reference_gate_row,
+    stride_reference_up_row,
+    columns,
+    KEEP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIVISOR: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Do what `swiglu_both` does for rows of 16 bits that are not rotated, and read each once.
+
+    Both products stay in registers, rounded to 16 bits, until the largest elements are known. Arguments as
+    `swiglu_both`; BLOCK is at least `columns`.
+    """
+    row, column, inside = whole_row(columns, BLOCK)
+    dtype: tl.constexpr = product_ptr.dtype.element_ty
+    reference = _swiglu(
+        reference_gate_ptr, reference_up_ptr, row, stride_reference_gate_row, stride_reference_up_row, column, inside
+    )
+    reference = _pinned(reference.to(dtype), INTERPRETED)
+    result = _swiglu(gate_ptr, up_ptr, row, stride_gate_row, stride_up_row, column, inside)
+    result = _pinned(result.to(dtype), INTERPRETED)
+    at = row * columns + column
+    if KEEP:
+        tl.store(product_ptr + at, result, mask=inside)
+    exact = reference.to(tl.float32)
+    own_scale, factor = row_scale(tl.max(magnitude(exact), axis=0), LARGEST_E4M3, DIVISOR)
+    tl.store(scale_ptr + row, own_scale)
+    change = result.to(tl.float32) - exact
+    own_scale, change_factor = row_scale(tl.max(magnitude(change), axis=0), LARGEST_E4M3, DIVISOR)
+    tl.store(difference_scale_ptr + row, own_scale)
+    exact = _pinned(reference, INTERPRETED).to(tl.float32)
+    tl.store(values_ptr + at, to_8_bits(exact * factor, tl.float8e4nv, INTERPRETED), mask=inside)
+    change = _pinned(result, INTERPRETED).to(tl.float32) - exact
+    tl.store(difference_ptr + at, to_8_bits(change * change_factor, tl.float8e4nv, INTERPRETED), mask=inside)

@@ -10,16 +10,18 @@ Rows in int8 are rotated by a product with H on tensor cores; its +-1 are read f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
 
-from wishbone.ops.fp8_quantize.kernels import quantize, quantize_both
+from wishbone.ops.fp8_quantize.kernels import quantize, quantize_both, quantize_parts
 from wishbone.ops.fp8_quantize.norm_kernels import norm, norm_both, norm_gradient
 from wishbone.ops.fp8_quantize.register_rotation import elements_in_registers
 from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.fp8_quantize.rows import E4M3_ROWS, LockstepRows, QuantizedRows, RowForm
-from wishbone.ops.fp8_quantize.swiglu_kernels import swiglu, swiglu_both
+from wishbone.ops.fp8_quantize.swiglu_kernels import swiglu, swiglu_both, swiglu_both_held
 from wishbone.ops.launch_sizes import power_of_two
 
 MOST_WARPS = 32
@@ -29,6 +31,8 @@ SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
 """Columns of SwiGLU of both halves at a time, half as many where they are rotated, and columns of a warp."""
 SWIGLU_ROTATED_A_WARP = 512
 """Columns of a warp of SwiGLU of both halves where they are rotated in registers."""
+HELD_WARPS, HELD_COLUMNS = 0, 16384
+"""Warps of a program of SwiGLU of both halves that holds whole rows, 0 for none; the widest such rows."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
@@ -49,6 +53,39 @@ def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: Ro
             TURN=form.block,
             IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x),
             SCALED=column_scale is not None,
+            BLOCK=block,
+            INTERPRETED=triton.knobs.runtime.interpret,
+            num_warps=warps,
+        )
+    return out
+
+
+def quantize_side_by_side_triton(
+    parts: Sequence[Tensor], column_scale: Tensor, form: RowForm = E4M3_ROWS
+) -> QuantizedRows:
+    """Return the rows of matrices side by side, times column_scale, in 8 bits; as `quantize_side_by_side`."""
+    if len(parts) not in (2, 3):
+        return quantize_rows_triton(torch.cat(list(parts), 1), column_scale, form)
+    first, second, third = (dense_rows(part) for part in (*parts, parts[-1])[:3])
+    count, columns = first.shape[0], column_scale.numel()
+    values = torch.empty(count, columns, dtype=form.dtype, device=first.device)
+    out = QuantizedRows(values, torch.empty(count, 1, dtype=torch.float32, device=first.device), first.dtype)
+    if count:
+        block, warps = row_block(columns)
+        quantize_parts[(count,)](
+            first,
+            second,
+            third,
+            column_scale.contiguous(),
+            out.values,
+            out.scale,
+            first.stride(0),
+            second.stride(0),
+            third.stride(0),
+            first.shape[1],
+            first.shape[1] + second.shape[1],
+            columns,
+            DIVISOR=form.scale_divisor,
             BLOCK=block,
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
@@ -198,40 +235,52 @@ def swiglu_quantize_both_triton(
     *,
     keep: bool = True,
     form: RowForm = E4M3_ROWS,
+    held_warps: int = HELD_WARPS,
 ) -> tuple[Tensor | None, LockstepRows]:
     """Return silu(gate) * up, the reference's in 8 bits, and their difference; as `swiglu_quantize_both`."""
     gate, up, reference_gate, reference_up = map(dense_rows, (gate, up, reference_gate, reference_up))
     reference, difference = empty_rows(gate, form), empty_rows(gate, form)
     product = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) if keep else None
-    if gate.shape[0]:
-        columns, rows = gate.shape[1], (gate, up, reference_gate, reference_up)
-        block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, power_of_two(columns))
+    columns, rows = gate.shape[1], (gate, up, reference_gate, reference_up)
+    arguments = (
+        *rows,
+        gate if product is None else product,
+        reference.values,
+        reference.scale,
+        difference.values,
+        difference.scale,
+    )
+    strides, interpreted = [one.stride(0) for one in rows], triton.knobs.runtime.interpret
+    block = power_of_two(columns)
+    if not gate.shape[0]:
+        return product, LockstepRows(reference, difference)
+    if held_warps and form == E4M3_ROWS and gate.element_size() == 2 and block <= HELD_COLUMNS:
+        swiglu_both_held[(gate.shape[0],)](
+            *arguments,
+            *strides,
+            columns,
+            DIVISOR=form.scale_divisor,
+            KEEP=keep,
+            BLOCK=block,
+            INTERPRETED=interpreted,
+            num_warps=min(held_warps, max(1, block // 512)),
+        )
+    else:
+        block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, block)
         warps = max(1, block // SWIGLU_ROTATED_A_WARP)
         in_registers = elements_in_registers(columns, block, form.block, warps, *rows)
-        warps = warps if in_registers else max(1, block // SWIGLU_COLUMNS_A_WARP)
         swiglu_both[(gate.shape[0],)](
-            gate,
-            up,
-            reference_gate,
-            reference_up,
-            gate if product is None else product,
-            reference.values,
-            reference.scale,
-            difference.values,
-            difference.scale,
+            *arguments,
             signs_of(gate, form),
-            gate.stride(0),
-            up.stride(0),
-            reference_gate.stride(0),
-            reference_up.stride(0),
-            gate.shape[1],
+            *strides,
+            columns,
             DIVISOR=form.scale_divisor,
             TURN=form.block,
             IN_REGISTERS=in_registers,
             KEEP=keep,
             BLOCK=block,
-            INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=warps,
+            INTERPRETED=interpreted,
+            num_warps=warps if in_registers else max(1, block // SWIGLU_COLUMNS_A_WARP),
             num_stages=1,
         )
     return product, LockstepRows(reference, difference)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.carried_difference import quantized_halves
-from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both
+from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both, quantize_side_by_side
 from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight, InputForm, MatrixWeight, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.lockstep import ReferenceHalf, eight_bit_in_lockstep, matrix_in_lockstep
@@ -236,6 +236,9 @@ class LinearGroup:
             return self.whole.backward_prepared(prepared, term)
         if self.joined is not None and together is not None:
             return gradient_and_term([together], [self.joined], term, self.dtype)
+        joined = joined_weight(self.weights, self.dtype) if len(grads) > 1 else None
+        if isinstance(joined, EightBitWeight) and joined.gradient_form.dtype.is_floating_point:
+            return joined.backward_prepared(quantize_side_by_side(grads, joined.scale, form=joined.gradient_form), term)
         return gradient_and_term(grads, self.weights, term, self.dtype)
 
     def a_gradients(self, h: Tensor | None, x: Tensor | None) -> list[Tensor | None]:

@@ -6,6 +6,8 @@ interpreter cannot multiply bfloat16, so it gets float32 factors.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -13,13 +15,30 @@ from torch import Tensor
 from wishbone.ops.launch_sizes import power_of_two, tiles
 from wishbone.ops.low_rank_add.reference import MULTIPLIERS, unseen_bits
 
-ROWS, COLUMNS, RANKS, WARPS = 32, 128, 64, 4
-"""A tile of y, and ranks that are multiplied at a time."""
+
+class Cut(NamedTuple):
+    """How y is cut into tiles of one program each: rows, columns, warps; whether neighbours in a row run together."""
+
+    rows: int
+    columns: int
+    warps: int
+    across: bool
+
+
+CUT = Cut(32, 128, 4, False)
+RANKS = 64
+"""Ranks that are multiplied at a time."""
 FIRST, SECOND = (tl.constexpr(multiplier) for multiplier in MULTIPLIERS)
 
 
 def add_low_rank_triton_(
-    y: Tensor, low: Tensor, factor: Tensor, base: Tensor | None = None, total: Tensor | None = None
+    y: Tensor,
+    low: Tensor,
+    factor: Tensor,
+    base: Tensor | None = None,
+    total: Tensor | None = None,
+    *,
+    cut: Cut = CUT,
 ) -> Tensor:
     """Add low @ factor to y in place, and a base to both; as `add_low_rank_`."""
     (rows, columns), rank = y.shape, low.shape[1]
@@ -29,7 +48,8 @@ def add_low_rank_triton_(
     stride_base_row, stride_base_column = (y if base is None else base).stride()
     stride_total_row, stride_total_column = (y if total is None else total).stride()
     if rows and columns:
-        add_low_rank[(tiles(rows, ROWS), tiles(columns, COLUMNS))](
+        grid = tiles(rows, cut.rows), tiles(columns, cut.columns)
+        add_low_rank[grid[::-1] if cut.across else grid](
             y,
             low,
             factor,
@@ -51,11 +71,13 @@ def add_low_rank_triton_(
             BASE=base is not None,
             TOTAL=total is not None,
             UNSEEN=unseen_bits(y.dtype),
-            ROWS=ROWS,
-            COLUMNS=COLUMNS,
+            TERMS=tiles(rank, RANKS),
+            ACROSS=cut.across,
+            ROWS=cut.rows,
+            COLUMNS=cut.columns,
             RANKS=min(RANKS, max(16, power_of_two(rank))),
             INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=WARPS,
+            num_warps=cut.warps,
         )
     return y
 
@@ -83,12 +105,14 @@ def add_low_rank(
     BASE: tl.constexpr,
     TOTAL: tl.constexpr,
     UNSEEN: tl.constexpr,
+    TERMS: tl.constexpr,
+    ACROSS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     RANKS: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Add l F to a tile of y, and the base to both if BASE; grid (rows / ROWS, columns / COLUMNS).
+    """Add l F to a tile of y, and the base to both if BASE; grid (rows / ROWS, columns / COLUMNS), turned if ACROSS.
 
     Args:
         y_ptr: [rows, columns], bfloat16 or float16, overwritten.
@@ -98,18 +122,22 @@ def add_low_rank(
         total_ptr: [rows, columns], in the dtype of y; if TOTAL, the base is added here and not to y.
         stride_..._row, _column, _rank: elements from one to the next along that dimension.
         UNSEEN: bits of float32 that the dtype of y does not have, as a mask.
+        TERMS: how many times RANKS ranks there are.
         ROWS, COLUMNS: of a tile of y.
         RANKS: how much of the rank is multiplied at a time.
         INTERPRETED: whether Triton's interpreter runs the kernel.
     """
-    row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
-    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
+    down, right = (tl.program_id(1), tl.program_id(0)) if ACROSS else (tl.program_id(0), tl.program_id(1))
+    row = (down.to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (right * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
     at = y_ptr + row * stride_y_row + column * stride_y_column
     exact = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    if BASE:
+        base = tl.load(base_ptr + row * stride_base_row + column * stride_base_column, mask=inside, other=0.0)
     addend = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, rank, RANKS):
-        r = start + tl.arange(0, RANKS)
+    for part in tl.static_range(TERMS):
+        r = part * RANKS + tl.arange(0, RANKS)
         left = low_ptr + row * stride_low_row + r[None, :] * stride_low_rank
         right = factor_ptr + r[:, None] * stride_factor_rank + column * stride_factor_column
         left = tl.load(left, mask=(row < rows) & (r[None, :] < rank), other=0.0)
@@ -124,8 +152,7 @@ def add_low_rank(
         exact, addend = tl.zeros((ROWS, COLUMNS), tl.float32), own.to(tl.float32)
     if BASE:
         addend += exact
-        base = base_ptr + row * stride_base_row + column * stride_base_column
-        exact = tl.load(base, mask=inside, other=0.0).to(tl.float32)
+        exact = base.to(tl.float32)
     tl.store(at, rounded_at_random(exact, addend, UNSEEN).to(y_ptr.dtype.element_ty), mask=inside)
 
 
