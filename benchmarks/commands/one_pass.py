@@ -10,7 +10,7 @@ differ, and a GPU multiplies zeros faster.
 
 Every round runs each step's pairs in every way, forward and backward, the ways in turn. Speeds are those of the median
 and of the best time of each step's pairs; a host or a GPU that others disturb shows in the difference. With --recorded
-all rows are replayed from CUDA graphs. With --with, parts are computed in other ways (`benchmarks variants`).
+all rows are replayed from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ TWO, ONE, OTHER = "two passes", "one pass", "one pass, {}"
 
 def measure(request: dict[str, Any], progress: Progress) -> Row:
     """Run the steps in all ways (in the child)."""
-    from benchmarks.harness.choices import choose
     from benchmarks.harness.clock import now
     from benchmarks.harness.loading import Origin, device_of, load, trainer_for
     from wishbone.engine.step import PreferenceStep
@@ -51,7 +50,6 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     system, case = parse_system(request["system"]), Case.parse(request["workload"])
     steps, size = request["steps"], SIZES[request["size"]]
     device = device_of(system)
-    choose(request["choices"])
     progress.phase("loading the model")
     loaded = load(system, Origin(request["size"], request.get("directory")), device)
     progress.phase("preparing the trainer")
@@ -173,23 +171,13 @@ def _figures(found: dict[str, Row], pairs: int) -> Row:
 
 
 def job(
-    system: str,
-    case: str,
-    size: str,
-    *,
-    recorded: bool,
-    carried: bool,
-    steps: int,
-    rounds: int,
-    limit_seconds: float,
-    choices: str,
+    system: str, case: str, size: str, *, recorded: bool, carried: bool, steps: int, rounds: int, limit_seconds: float
 ) -> Job:
     """Return the job of one row; ValueError for a system or case that does not exist."""
     parse_system(system)
     settings = {"workload": str(Case.parse(case)), "recorded": recorded, "carried": carried}
     name = f"{case}, recorded" if recorded else case
-    name = f"{name}, {choices}" if choices else name
-    settings |= {"steps": steps, "rounds": rounds, "choices": choices}
+    settings |= {"steps": steps, "rounds": rounds}
     return Job("one_pass", system, size, name, settings, limit_seconds=limit_seconds, expected_seconds=60)
 
 
@@ -202,15 +190,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--recorded", action="store_true", help="replay CUDA graphs instead of running rows")
     parser.add_argument("--carried", action="store_true", help="a third way: the difference carried, or not")
-    parser.add_argument("--with", dest="choices", default="", help="other ways of parts, as `variants --choose` prints")
     parser.add_argument("--steps", type=jobs.one_or_more, default=4, help="different steps, each with pairs of its own")
     parser.add_argument("--rounds", type=jobs.one_or_more, default=5, help="times that each is run in each way")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
-    asked = {
-        name: getattr(options, name) for name in ("recorded", "carried", "steps", "rounds", "limit_seconds", "choices")
-    }
+    asked = {name: getattr(options, name) for name in ("recorded", "carried", "steps", "rounds", "limit_seconds")}
     try:
         planned = [job(system, options.case, options.size, **asked) for system in options.systems.split(",")]
     except ValueError as error:

@@ -1,14 +1,12 @@
-"""Parts of an FP8 step of an 8B model, each computed in several ways, in milliseconds of one layer.
+"""Parts of an FP8 step of an 8B model, beside other ways to compute them, in milliseconds of one layer.
 
-    term       an adapter's term and a base added to a product: tiles of several sizes, in two orders
-    swiglu     SwiGLU of both halves to 8 bits: rows read twice, or held in registers
+    term       an adapter's term added to a product, with a base and without
+    swiglu     SwiGLU of both halves to 8 bits: rows are read twice, or held in registers
     gradient   of the input of query, key and value: a product for each, or one
-    product    an 8-bit product and what is added to it: by the library and one more pass, or in the product's end
 
-The ways of a part run in turn, and the median counts; results are compared with the first way's (a term is added in
-place, so that each call has another result). `--choose FILE` prints the best ways of a file of results, as `one-pass
---with` takes them. The GPU replays recorded calls, so that the host does not count. Without a GPU, Triton's interpreter
-runs tiny shapes, which shows that it works, no more.
+The ways of a part run in turn, and the median counts; results are compared with the first way's. The GPU replays
+recorded calls, so that the host does not count. Without a GPU, Triton's interpreter runs tiny shapes, to show that it
+works, no more.
 """
 
 from __future__ import annotations
@@ -17,12 +15,12 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.choices import BY_LIBRARY, best, choose, cut_of, end_of
 from benchmarks.harness.results import Results, Row
 
 if TYPE_CHECKING:
@@ -31,10 +29,7 @@ if TYPE_CHECKING:
 TOKENS, HIDDEN, WIDE, KEYS, RANK = 7682, 4096, 14336, 1024, 16
 TINY = (40, 64, 128, 32, 4)
 ROUNDS, REPEATS = 7, 8
-CUTS = ("32x128x4", "32x128x4a", "32x128x8", "32x128x8a", "64x128x8a", "16x256x8a", "32x64x4a", "64x64x4a")
-HELD = (16, 32)
-ENDS = ("128x128x64x4x5x2", "128x128x128x4x2x2", "128x256x128x8x3x1")
-TINY_CUTS, TINY_HELD, TINY_ENDS = ("32x128x4", "32x64x4a"), (16,), ("32x32x32x4x2x2",)
+APART, TOGETHER = "a product for each", "one product"
 
 Way = Callable[[], "Tensor"]
 
@@ -57,15 +52,9 @@ class Shapes:
 
         return size * torch.randn(shape, generator=self.generator, device=self.device).bfloat16()
 
-    def rows(self, count: int, columns: int) -> Any:
-        """Rows in e4m3."""
-        from wishbone.ops.fp8_quantize import quantize_rows
-
-        return quantize_rows(self.normal(count, columns))
-
     def term(self) -> Iterator[tuple[str, dict[str, Way]]]:
-        """Additions to outputs of down, gate, and to the gradient of down's input."""
-        from wishbone.ops.low_rank_add.triton import add_low_rank_triton_
+        """Additions to outputs of down and gate, and to the gradient of down's input."""
+        from wishbone.ops.low_rank_add import add_low_rank_
 
         for name, columns, width, based in (
             ("hidden, base", self.hidden, self.hidden, True),
@@ -74,129 +63,66 @@ class Shapes:
         ):
             y, base = (self.normal(self.tokens, width)[:, :columns] for _ in range(2))
             low, factor = self.normal(self.tokens, self.rank), self.normal(columns, self.rank, size=1e-3).t()
-
-            def add(cut: str, y: Tensor = y, base: Tensor | None = base if based else None, **of: Tensor) -> Tensor:
-                return add_low_rank_triton_(y, of["low"], of["factor"], base, cut=cut_of(cut))
-
-            yield (
-                name,
-                {cut: _with(add, cut, low=low, factor=factor) for cut in (CUTS if self.cuda else TINY_CUTS)},
-            )
+            own = base if based else None
+            yield name, {"added": partial(add_low_rank_, y, low, factor, base=own, backend="triton")}
 
     def swiglu(self) -> Iterator[tuple[str, dict[str, Way]]]:
         """SwiGLU of both halves, whose gate and up lie side by side."""
-        from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
+        import torch
+
+        from wishbone.ops.fp8_quantize import triton
 
         halves = [self.normal(self.tokens, 2 * self.wide) for _ in range(2)]
         parts = [part for half in halves for part in half.chunk(2, 1)]
+        widest = triton.HELD_COLUMNS
 
-        def work(warps: int) -> Tensor:
-            return swiglu_quantize_both_triton(*parts, held_warps=warps)[1].difference.values.view(self.bytes)
+        def work(held: int) -> Tensor:
+            triton.HELD_COLUMNS = held
+            try:
+                return triton.swiglu_quantize_both_triton(*parts)[1].difference.values.view(torch.uint8)
+            finally:
+                triton.HELD_COLUMNS = widest
 
-        yield "both", {f"held:{warps}": _with(work, warps) for warps in (0, *(HELD if self.cuda else TINY_HELD))}
-
-    @property
-    def bytes(self) -> Any:
-        import torch
-
-        return torch.uint8
+        yield "both", {"read twice": partial(work, 0), "held": partial(work, widest)}
 
     def gradient(self) -> Iterator[tuple[str, dict[str, Way]]]:
         """Gradient of the input of query, key and value."""
         import torch
 
+        from wishbone.ops.fp8_quantize import quantize_rows
         from wishbone.ops.frozen_linear import FP8Weight
         from wishbone.ops.lora_linear.adapter import Adapter
         from wishbone.ops.lora_linear.group import LinearGroup
 
         sizes = (self.hidden, self.keys, self.keys)
-        codes = self.rows(sum(sizes), self.hidden)
+        codes = quantize_rows(self.normal(sum(sizes), self.hidden))
         parts = list(zip(codes.values.split(sizes), codes.scale.split(sizes), strict=True))
         grads = [self.normal(self.tokens, size) for size in sizes]
         adapters = [
             Adapter(self.normal(self.rank, self.hidden).float(), self.normal(size, self.rank).float()) for size in sizes
         ]
-        found = {}
-        for way in ("a product for each", "one product"):
-            weights = [
-                FP8Weight(*((q.clone(), s.clone()) if way == "a product for each" else (q, s))) for q, s in parts
-            ]
+        found: dict[str, Way] = {}
+        for way in (APART, TOGETHER):
+            weights = [FP8Weight(q.clone(), s.clone()) if way == APART else FP8Weight(q, s) for q, s in parts]
             group = LinearGroup(weights, [None] * 3, adapters, torch.bfloat16)
-            h = group.down(grads)
-            found[way] = _with(group.input_gradient, grads, h)
+            found[way] = partial(group.input_gradient, grads, group.down(grads))
         yield "query, key, value", found
-
-    def product(self) -> Iterator[tuple[str, dict[str, Way]]]:
-        """Products with their ends: outputs of the policy, with a base, and gradients, without."""
-        for name, depth, sizes, based in (
-            ("query", self.hidden, (self.hidden,), True),
-            ("key", self.hidden, (self.keys,), True),
-            ("gate and up", self.hidden, (self.wide, self.wide), True),
-            ("down", self.wide, (self.hidden,), True),
-            ("gradient of out", self.hidden, (self.hidden,), False),
-            ("gradient of down", self.hidden, (self.wide,), False),
-            ("gradient of query, key, value", self.hidden + 2 * self.keys, (self.hidden,), False),
-            ("gradient of gate and up", 2 * self.wide, (self.hidden,), False),
-        ):
-            yield f"{depth}, {name}", self._ways_of_product(depth, sizes, based)
-
-    def _ways_of_product(self, depth: int, sizes: tuple[int, ...], based: bool) -> dict[str, Way]:
-        from wishbone.ops.frozen_linear import FP8Weight
-        from wishbone.ops.frozen_linear.fp8_hopper import product_with_term
-        from wishbone.ops.low_rank_add import add_low_rank_
-
-        columns = sum(sizes)
-        rows, codes = self.rows(self.tokens, depth), self.rows(columns, depth)
-        base = self.normal(self.tokens, columns) if based else None
-        low = self.normal(self.tokens, len(sizes) * self.rank)
-        factor = self.normal(columns, self.rank, size=1e-2)
-        weight, scale = FP8Weight(codes.values, codes.scale), codes.scale.view(-1)
-
-        def by_library() -> Tensor:
-            y, first = weight.forward(rows), 0
-            for i, size in enumerate(sizes):
-                own = slice(first, first := first + size)
-                part = None if base is None else base[:, own]
-                lows = low[:, i * self.rank : (i + 1) * self.rank]
-                add_low_rank_(y[:, own], lows, factor[own].t(), base=part, backend="triton")
-            return y
-
-        def in_its_end(how: str, *, term: bool = True) -> Tensor:
-            added = ((low[:, : self.rank], factor), base) if term else (None, None)
-            return product_with_term(rows, codes.values, scale, *added, sizes=sizes, **end_of(how))
-
-        ends = ENDS if self.cuda else TINY_ENDS
-        found: dict[str, Way] = {BY_LIBRARY: by_library} | {how: _with(in_its_end, how) for how in ends}
-        plain: dict[str, Way] = {"library alone": lambda: weight.forward(rows)}
-        return found | plain | {f"{ends[0]} alone": _with(in_its_end, ends[0], term=False)}
-
-
-def _with(work: Callable[..., Tensor], *arguments: Any, **named: Any) -> Way:
-    return lambda: work(*arguments, **named)
 
 
 def measured(ways: dict[str, Way]) -> Row:
-    """Return the milliseconds of each way, or why it failed, and how far its result is from the first way's."""
-    from triton.errors import TritonError
-
-    times: dict[str, list[float]] = {}
-    row: Row = {"ms": {}, "apart": {}, "failed": {}}
+    """Return the milliseconds of each way, and how far its result is from the first way's."""
+    row: Row = {"ms": {}, "apart": {}}
     first: Tensor | None = None
-    calls: dict[str, Way] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for name, way in ways.items():
-        try:
-            result = way().double()
-            calls[name] = _recorded(way)
-        except (TritonError, RuntimeError, ValueError) as error:  # a tile that does not fit is a result, too
-            row["failed"][name] = f"{type(error).__name__}: {error}"[:160]
-            continue
+        result = way().double()
         first = result if first is None else first
         row["apart"][name] = float(f"{float((result - first).norm() / first.norm()):.1e}")
-        times[name] = []
-        del result
+        calls[name] = _recorded(way)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        for name, found in times.items():
-            found.append(_seconds(calls[name]))
+        for name, call in calls.items():
+            times[name].append(_seconds(call))
     row["ms"] = {name: round(1e3 * median(found), 4) for name, found in times.items()}
     return row
 
@@ -232,15 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks variants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("term", "swiglu", "gradient", "product")
+    parts = ("term", "swiglu", "gradient")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
     parser.add_argument("--commit", help="commit of this code, where git cannot tell")
-    parser.add_argument("--choose", type=Path, metavar="FILE", help="print the best choices of a file, and end")
     options = parser.parse_args()
-    if options.choose:
-        print(best(Results.read(options.choose)))
-        return
     import torch
 
     if not torch.cuda.is_available():
@@ -254,11 +176,9 @@ def main() -> None:
             row = {"kind": "variants", "size": "8b", "system": part, "case": case, "status": "ok"}
             row |= {"tokens": shapes.tokens, "versions": versions, **measured(ways)}
             results.add(row)
-            print(f"{part}, {case}: {row['ms']} {row['failed'] or ''}", flush=True)
+            print(f"{part}, {case}: {row['ms']}", flush=True)
             if options.out:
                 results.write(options.out)
-        if part == "term":
-            choose(best(results).partition(",")[0])  # what follows is compared with the best additions
 
 
 if __name__ == "__main__":

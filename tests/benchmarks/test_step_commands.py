@@ -70,7 +70,7 @@ def test_full_caches_are_those_that_empty_ones_left():
     assert ahead.caches == full.caches != at_launch.caches
     with pytest.raises(ValueError, match="wishbone-bf17"):
         first_step.job("wishbone-bf17", "tiny:2", "tiny", "empty", 2, 60)
-    asked = {"carried": False, "steps": 1, "rounds": 1, "limit_seconds": 1.0, "choices": ""}
+    asked = {"carried": False, "steps": 1, "rounds": 1, "limit_seconds": 1.0}
     assert one_pass.job("wishbone-bf16", "tiny:2", "tiny", recorded=True, **asked).case == "tiny:2, recorded"
 
 

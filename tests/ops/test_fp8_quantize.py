@@ -217,16 +217,17 @@ def test_swiglu_of_policy_and_reference_in_one_pass(backend: Any, dtype: torch.d
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_swiglu_that_holds_its_rows_is_the_one_that_reads_them_twice(dtype: torch.dtype) -> None:
-    from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
+def test_swiglu_that_holds_its_rows_is_the_one_that_reads_them_twice(dtype: torch.dtype, monkeypatch: Any) -> None:
+    from wishbone.ops.fp8_quantize import triton
 
     reference, both = (4 * rows for rows in close_rows(5, 260, dtype))
     halves = both[:, :130], both[:, 130:], reference[:, :130], reference[:, 130:]
-    expected, rows = swiglu_quantize_both_triton(*halves, held_warps=0)
-    product, held = swiglu_quantize_both_triton(*halves, held_warps=16)
+    product, held = swiglu_quantize_both(*halves, backend="triton")
+    nothing, alone = swiglu_quantize_both(*halves, keep=False, backend="triton")
+    monkeypatch.setattr(triton, "HELD_COLUMNS", 129)
+    expected, rows = swiglu_quantize_both(*halves, backend="triton")
     assert product is not None and expected is not None and torch.equal(product, expected)
     assert same(held.reference, rows.reference) and same(held.difference, rows.difference)
-    nothing, alone = swiglu_quantize_both_triton(*halves, keep=False, held_warps=16)
     assert nothing is None and same(alone.difference, rows.difference)
 
 

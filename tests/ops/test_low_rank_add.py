@@ -148,18 +148,6 @@ def test_the_kernel_is_the_reference(rows: int, columns: int, rank: int, dtype: 
 
 
 @pytest.mark.kernels
-def test_tiles_of_another_size_and_order_give_the_same() -> None:
-    from wishbone.ops.low_rank_add.triton import Cut, add_low_rank_triton_
-
-    y, low, factor = inputs(70, 300, 16)
-    low, factor = (low * 8).round() / 8, (factor * 2**14).round() / 2**14
-    expected = add_low_rank_(y.clone(), low, factor, base=y.flip(0).contiguous(), backend="reference")
-    for cut in (Cut(32, 128, 4, True), Cut(16, 64, 4, True), Cut(64, 128, 8, False)):
-        got = add_low_rank_triton_(y.clone(), low, factor, y.flip(0).contiguous(), cut=cut)
-        assert torch.equal(got, expected), cut
-
-
-@pytest.mark.kernels
 def test_the_kernel_takes_parts_of_larger_matrices() -> None:
     y, low, factor = inputs(50, 300, 24)
     low, factor = (low * 8).round() / 8, (factor * 2**14).round() / 2**14

@@ -31,8 +31,8 @@ SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
 """Columns of SwiGLU of both halves at a time, half as many where they are rotated, and columns of a warp."""
 SWIGLU_ROTATED_A_WARP = 512
 """Columns of a warp of SwiGLU of both halves where they are rotated in registers."""
-HELD_WARPS, HELD_COLUMNS = 0, 16384
-"""Warps of a program of SwiGLU of both halves that holds whole rows, 0 for none; the widest such rows."""
+HELD_WARPS, HELD_COLUMNS = 32, 16384
+"""Warps of a program of SwiGLU of both halves that holds whole rows of 16 bits, and the widest such rows."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:
@@ -235,7 +235,6 @@ def swiglu_quantize_both_triton(
     *,
     keep: bool = True,
     form: RowForm = E4M3_ROWS,
-    held_warps: int = HELD_WARPS,
 ) -> tuple[Tensor | None, LockstepRows]:
     """Return silu(gate) * up, the reference's in 8 bits, and their difference; as `swiglu_quantize_both`."""
     gate, up, reference_gate, reference_up = map(dense_rows, (gate, up, reference_gate, reference_up))
@@ -254,7 +253,7 @@ def swiglu_quantize_both_triton(
     block = power_of_two(columns)
     if not gate.shape[0]:
         return product, LockstepRows(reference, difference)
-    if held_warps and form == E4M3_ROWS and gate.element_size() == 2 and block <= HELD_COLUMNS:
+    if form == E4M3_ROWS and gate.element_size() == 2 and block <= HELD_COLUMNS:
         swiglu_both_held[(gate.shape[0],)](
             *arguments,
             *strides,
@@ -263,7 +262,7 @@ def swiglu_quantize_both_triton(
             KEEP=keep,
             BLOCK=block,
             INTERPRETED=interpreted,
-            num_warps=min(held_warps, max(1, block // 512)),
+            num_warps=min(HELD_WARPS, max(1, block // 512)),
         )
     else:
         block = min(SWIGLU_BLOCK // 2 if form.block else SWIGLU_BLOCK, block)

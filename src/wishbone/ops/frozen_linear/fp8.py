@@ -11,7 +11,6 @@ the time of the product that follows, and x and g are not rounded at all.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -43,38 +42,8 @@ class FP8Weight(EightBitWeight):
         assert isinstance(prepared, QuantizedRows)
         return _product(prepared, self.qweight, self.scale, bias)
 
-    def forward_onto(self, base: Tensor, rows: QuantizedRows, terms: Sequence[Term]) -> Tensor | None:
-        """Return base + ( rows W^T + terms ), [T, N], rounded at random; None where two passes do it faster.
-
-        Args:
-            base: [T, N].
-            rows: of the input.
-            terms: l_i [T, r] and F_i [r, N_i] of layers that lie side by side in W, one for each.
-        """
-        if not rows.values.is_cuda:
-            return None
-        from wishbone.ops.frozen_linear import fp8_hopper
-
-        first = terms[0][0]
-        rank, sizes = first.shape[1], [factor.shape[1] for _, factor in terms]
-        apart = rank * first.stride(1) * first.element_size()
-        for i, (low, _) in enumerate(terms):
-            if low.shape[1] != rank or low.stride() != first.stride() or low.data_ptr() != first.data_ptr() + i * apart:
-                return None
-        if not fp8_hopper.takes(rows, sizes, rank, with_base=True):
-            return None
-        factors = [factor.t() for _, factor in terms]
-        term = first, factors[0] if len(factors) == 1 else torch.cat(factors)
-        return fp8_hopper.product_with_term(rows, self.qweight, self.scale, term, base, sizes=sizes)
-
     def backward_prepared(self, rows: QuantizedRows, term: Term | None = None) -> Tensor:
         """Return `rows` q and the term, for e(grad * scale) that was made together with grad."""
-        if term is not None and rows.values.is_cuda:
-            from wishbone.ops.frozen_linear import fp8_hopper
-
-            low, factor = term
-            if fp8_hopper.takes(rows, (), low.shape[1], with_base=False):
-                return fp8_hopper.product_with_term(rows, self.transposed(), None, (low, factor.t()))
         dx = _product(rows, self.transposed(), _ones(self.in_features, rows.values.device))
         return dx if term is None else add_low_rank_(dx, *term)
 

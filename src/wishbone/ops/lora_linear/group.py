@@ -224,6 +224,10 @@ class LinearGroup:
     ) -> Tensor:
         """Return dx [T, K].
 
+        Gradients of e4m3 layers whose weights lie in one buffer are brought to 8 bits as one row and multiplied once: a
+        product for each would round each of them to 16 bits before the sum. int8 has no exponents, so there a
+        row is not shared.
+
         Args:
             grads: g_i [T, N_i], contiguous rows.
             h: what `down` returns.

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize import LockstepRows
-from wishbone.ops.frozen_linear import DenseWeight, FP8Weight, FrozenWeight, MatrixWeight
+from wishbone.ops.frozen_linear import DenseWeight, FrozenWeight, MatrixWeight
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.precision import LowTerm, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
@@ -74,16 +74,12 @@ def eight_bit_in_lockstep(
         terms: of the policy's adapters.
         reference_terms: of the reference's.
     """
-    everywhere = sum(columns.stop - columns.start for columns, _, _ in terms) == weight.out_features
-    y = None
-    if everywhere and isinstance(weight, FP8Weight):
-        y = weight.forward_onto(base, rows.difference, [(low, factor) for _, low, factor in terms])
-    if y is None:
-        y = weight.forward(rows.difference)
-        for columns, low, factor in terms:
-            add_low_rank_(y[:, columns], low, factor, base=base[:, columns] if everywhere else None)
-        if not everywhere:
-            y += base
+    y = weight.forward(rows.difference)
+    everywhere = sum(columns.stop - columns.start for columns, _, _ in terms) == y.shape[1]
+    for columns, low, factor in terms:
+        add_low_rank_(y[:, columns], low, factor, base=base[:, columns] if everywhere else None)
+    if not everywhere:
+        y += base
     if not reference_terms:
         return y, base
     reference = base.clone()
