@@ -55,9 +55,9 @@ def _shown(name: str | Path) -> str:
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """Everything below a directory that is no directory, however deep it lies; links to directories are not followed.
+    """Everything below a directory that is no directory, however deep it lies.
 
-    A directory that cannot be listed is given itself.
+    Links to directories are given and not followed. A directory that cannot be listed is given itself.
     """
     waiting = [directory]
     while waiting:
@@ -68,9 +68,9 @@ def files_below(directory: Path) -> Iterator[Path]:
             yield folder
             continue
         for entry in entries:
-            if not _is_directory(entry):
+            if entry.is_symlink() or not _is_directory(entry):
                 yield Path(entry.path)
-            elif not entry.is_symlink():
+            else:
                 waiting.append(Path(entry.path))
 
 

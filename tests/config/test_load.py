@@ -428,6 +428,8 @@ def test_names_that_are_no_paths_stay(tmp_path: Path, monkeypatch, name: str):
         ("preference: {simpo_gamma: 1}", ["preference.simpo_gamma 1 has no effect: only simpo reads it"]),
         ("preference: {simpo_gamma: 1, loss: simpo}", []),
         ("preference: {label_smoothing: 0.1}", ["preference.label_smoothing 0.1 has no effect: only aot,"]),
+        ("training: {scheduler: constant}", ["training.warmup_ratio 0.1 has no effect: the constant schedule"]),
+        ("training: {scheduler: constant, warmup_ratio: 0}", []),
         ("preference: {f_alpha: 0.1}", ["preference.f_alpha 0.1 has no effect"]),
     ],
 )

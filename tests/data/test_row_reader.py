@@ -171,3 +171,49 @@ def test_a_directory_names_what_it_does_not_read(tmp_path: Path, caplog: pytest.
         assert len(load_pairs(tmp_path)) == 1
     (line,) = caplog.messages
     assert "4 files are not read: extra.jsonl, gone.jsonl, pairs.tsv, train-1.jsonl.lz4" in line
+
+
+def test_a_directory_names_shards_that_are_missing_and_rows_that_may_be_there_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n"
+    elsewhere = tmp_path / "elsewhere"
+    directory = tmp_path / "data"
+    for folder in (elsewhere, directory):
+        folder.mkdir()
+    for name in ("p-00000-of-00003.jsonl", "p-00002-of-00003.jsonl", "more.jsonl", "more.ndjson", "_draft.jsonl"):
+        (directory / name).write_text(pair)
+    (directory / "linked").symlink_to(elsewhere)
+    with caplog.at_level(logging.WARNING, "wishbone"):
+        assert len(load_pairs(directory)) == 4
+    assert [message.split(": ", 1)[1] for message in caplog.messages] == [
+        "2 files are not read: _draft.jsonl, linked. Rows are read from .jsonl, .ndjson, .json, .csv, .tsv, .parquet "
+        "(text files also with .gz, .zst, .xz, .bz2)",
+        "1 of 3 shards of 'p' are not there (counted from 0: 1)",
+        "more.jsonl, more.ndjson are all read; if they hold the same rows, remove all but one",
+    ]
+
+
+@pytest.mark.parametrize("name", ["prompt", "question"])
+def test_a_prompt_that_both_completions_repeat_is_refused(name: str) -> None:
+    asked = "\n\nHuman: Which lake is the deepest?\n\nAssistant:"
+    row = {name: asked, "chosen": f"{asked} Baikal.", "rejected": f"{asked} Como."}
+    assert "in 1 of 1 row chosen and rejected both begin with the prompt" in refusal([row])
+    assert "begin with the prompt" in refusal([row], turns=True)
+    (pair,) = load_pairs([row], columns={name: None})
+    assert pair["prompt"] == [{"role": "user", "content": "Which lake is the deepest?"}]
+    echo = {name: "Say it again", "chosen": "Say it again, please.", "rejected": "No."}
+    assert len(load_pairs([echo, {name: "Go", "chosen": "Go on", "rejected": "Go away"}])) == 2
+
+
+def test_a_dialogue_as_the_prompt_of_texts_becomes_turns() -> None:
+    row = {"prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Which lake?\n\nAssistant:", "chosen": " Baikal."}
+    row |= {"rejected": " Como."}
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "Which lake?")]
+    (pair,) = load_pairs([row], turns=True)
+    assert [(turn["role"], turn["content"]) for turn in pair["prompt"]] == turns
+    assert pair["chosen"] == [{"role": "assistant", "content": "Baikal."}]
+    (raw,) = load_pairs([row])
+    assert raw["prompt"] == row["prompt"]
+    (told,) = load_pairs([row | {"system": "Be brief.", "input": "In Asia."}])
+    assert [turn["content"] for turn in told["prompt"]] == ["Be brief.", "Hi", "Hello", "Which lake?\nIn Asia."]

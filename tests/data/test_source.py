@@ -302,6 +302,10 @@ def test_what_was_read_is_found_again_until_the_file_changes(tmp_path: Path, mon
         assert "no rows" in refusal(path, system_prompt="x")
     path.write_text(lines(TEXTS[:2]))
     assert pairs_of(load_pairs(path)) == TEXTS[:2]
+    before = path.stat()
+    path.write_text(lines(TEXTS[1:]))  # as long as before, with the times of another file, as `cp -p` gives
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert pairs_of(load_pairs(path)) == TEXTS[1:]
 
 
 def test_nothing_is_left_in_the_cache_by_a_file_that_is_refused(
@@ -337,6 +341,9 @@ def test_a_stream_refuses_or_drops_rows_that_do_not_fit() -> None:
         list(load_pairs(rows.to_iterable_dataset()))
     numbers = [row["source_row"] for row in load_pairs(rows.to_iterable_dataset(), invalid_rows="drop")]
     assert numbers == [n for n in range(1, 151) if n != 121]
+    rows = dataset(*({**TEXTS[0], "rejected": None if 100 <= i < 200 else "b"} for i in range(210)))
+    numbers = [row["source_row"] for row in load_pairs(rows.to_iterable_dataset(), invalid_rows="drop")]
+    assert numbers == [*range(1, 101), *range(201, 211)]
 
 
 def test_a_data_set_of_token_ids_only_gets_row_numbers() -> None:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import tiny_model
 
-from wishbone.trainer.fingerprint import changes, options_of, reference_facts
+from wishbone.trainer.fingerprint import changes, options_of, reference_facts, trained_facts
 
 START, OTHER = {"weights": "SHA-256 aa"}, {"weights": "SHA-256 bb"}
 
@@ -66,3 +66,16 @@ def test_options_of_an_optimizer_are_those_before_a_schedule_moves_them() -> Non
     facts = options_of(optimizer)
     assert facts["optimizer, group 0: lr"] == 2e-3 and facts["optimizer, group 0: betas"] == [0.8, 0.9]
     assert options_of(None) == {}
+
+
+def test_other_trained_parameters_are_another_run() -> None:
+    """As many of the same shapes would take each other's state of the optimizer."""
+    facts = []
+    for frozen in ("layers.0.", "layers.1."):
+        model = tiny_model("llama")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+        facts.append(trained_facts(model))
+    (line,) = changes({"given": {"trained parameters": facts[0]}}, {"given": {"trained parameters": facts[1]}})
+    assert line.startswith(f"given: trained parameters was {facts[0].split()[0]} tensors, SHA-256")
+    assert changes({"given": {}}, {"given": {"trained parameters": facts[1]}}) == []

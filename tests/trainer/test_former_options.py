@@ -152,6 +152,30 @@ def test_hyperparameters_that_no_loss_reads_are_named(tmp_path: Path, caplog: py
     assert not caplog.text
 
 
+def test_options_that_others_keep_from_being_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unread: dict[str, Any] = {"f_alpha_divergence_coef": 0.7, "ref_model_mixup_alpha": 0.5, "ref_model_sync_steps": 8}
+    unread |= {"precompute_ref_batch_size": 2, "guard_steps": 5, "warmup_ratio": 0.2, "warmup_steps": 3}
+    unread["lr_scheduler_type"] = "constant"
+    name_options_without_effect(DPOConfig(**arguments(tmp_path, **unread)))
+    named = [line.split("=")[0] for line in caplog.messages]
+    assert named == [name for name in unread if name != "lr_scheduler_type"]
+    caplog.clear()
+    read = unread | {"f_divergence_type": "alpha_divergence", "sync_ref_model": True, "guard": "report"}
+    read |= {"precompute_ref_log_probs": True, "lr_scheduler_type": "linear", "warmup_steps": 0}
+    name_options_without_effect(DPOConfig(**arguments(tmp_path, **read)))
+    assert not caplog.text
+
+
+def test_a_run_without_a_step_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = DPOConfig(**arguments(tmp_path, max_steps=-1, num_train_epochs=0))
+    ours = DPOTrainer(
+        model_for(tiny_tokenizer()), args=config, train_dataset=chat_pairs(4), processing_class=tiny_tokenizer()
+    )
+    ours.train()
+    assert ours.state.global_step == 0
+    assert "The run takes no step, so nothing is trained" in caplog.text
+
+
 def test_a_loss_without_reference_synchronizes_none(tmp_path: Path) -> None:
     """TRL's callback would mix the policy with itself, through the model that stands in for the reference."""
     losses = []

@@ -300,6 +300,16 @@ def test_weights_that_changed_after_construction_are_refused(tmp_path: Path, pat
     assert ours.state.global_step == 0
 
 
+def test_a_reference_that_holds_what_is_trained_is_refused(tmp_path: Path) -> None:
+    model = base()
+    with pytest.raises(RequestError, match=r"ref_model and model share tensors that are trained .*lora_A"):
+        trainer(tmp_path, peft.get_peft_model(model, lora()), ref_model=model)
+    twin = base()
+    twin.load_state_dict(model.state_dict(), strict=False, assign=True)
+    with pytest.raises(RequestError, match="share tensors"):
+        trainer(tmp_path, twin.requires_grad_(True), ref_model=model)
+
+
 def test_a_reference_model_of_the_user_may_differ(tmp_path: Path) -> None:
     ours = trainer(tmp_path, base(), lora(), ref_model=changed(base()))
     ours.train()

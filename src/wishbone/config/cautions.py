@@ -29,6 +29,11 @@ def cautions(config: RunConfig) -> list[str]:
             "usually collapse there. With adapters 5e-7 to 2e-5 is common; stay below "
             f"{number_text(ADAPTER_LEARNING_RATE)}"
         )
+    if config.training.scheduler == "constant" and config.training.warmup_ratio:
+        found.append(
+            f"training.warmup_ratio {config.training.warmup_ratio:g} has no effect: the constant schedule has no "
+            "warm-up; set training.scheduler: constant_with_warmup, or training.warmup_ratio: 0"
+        )
     return found + _without_effect(config.preference)
 
 

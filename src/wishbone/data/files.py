@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,7 +30,8 @@ _SPLIT_NAMES = "train|test|valid|validation|val|eval|dev"
 def data_files(path: Path, split: str) -> list[Path]:
     """The files of a path: the file itself, or those of the directory (of the split, if file names tell splits apart).
 
-    A warning names the files of a directory that are not read, but for documentation and hidden files.
+    Warnings name the files of a directory that are not read, but for documentation and hidden files; shards that are
+    missing; and files that may hold the same rows twice.
 
     Raises:
         RequestError: the path does not exist, the format is unknown, or the directory has no file of that split.
@@ -41,9 +43,9 @@ def data_files(path: Path, split: str) -> list[Path]:
     if not path.is_dir():
         raise RequestError(f"{path}: there is no such file or directory{similar_names(path)}")
     everything = sorted(f for f in files_below(path) if not _is_hidden(path, f))
-    if unlisted := [f for f in everything if f.is_dir()]:
+    if unlisted := [f for f in everything if f.is_dir() and (f == path or not f.is_symlink())]:
         raise RequestError(f"{path}: {_names(path, unlisted)} cannot be listed; check the permissions")
-    found = [f for f in everything if f.is_file() and _suffix(f) in _READERS and f.name not in _DESCRIPTIONS]
+    found = [f for f in everything if f.is_file() and _is_readable(f) and f.name[0] != "_"]
     splits = {f: _split_of(str(f.relative_to(path)), split) for f in found}
     of_split = [f for f in found if splits[f] == split]
     if not found:
@@ -62,7 +64,33 @@ def data_files(path: Path, split: str) -> list[Path]:
             _KINDS,
             f" of the split '{split}'" if of_split else "",
         )
+    for line in (*_missing_shards(read), *_read_twice(path, read)):
+        logger.warning("%s: %s", encodable(path), line)
     return read
+
+
+def _missing_shards(read: Sequence[Path]) -> Iterator[str]:
+    """A line for each set of files `NAME-00000-of-00003` of which some are not there."""
+    sets: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for file in read:
+        if shard := _SHARD.fullmatch(file.name):
+            sets[os.fsencode(file.with_name(shard[1])).decode("utf-8", "backslashreplace"), int(shard[3])].add(
+                int(shard[2])
+            )
+    for (name, count), numbers in sets.items():
+        if absent := sorted(set(range(count)) - numbers):
+            shown = ", ".join(map(str, absent[:10])) + (" ..." if len(absent) > 10 else "")
+            yield f"{len(absent)} of {count} shards of {Path(name).name!r} are not there (counted from 0: {shown})"
+
+
+def _read_twice(directory: Path, read: Sequence[Path]) -> Iterator[str]:
+    """A line for each name that stands there with several endings, such as pairs.jsonl beside pairs.jsonl.gz."""
+    alike: defaultdict[Path, list[Path]] = defaultdict(list)
+    for file in read:
+        alike[file.with_name(file.name[: -len(_suffix(file))])].append(file)
+    for files in alike.values():
+        if len(files) > 1:
+            yield f"{_names(directory, files)} are all read; if they hold the same rows, remove all but one"
 
 
 def read_rows(files: Sequence[Path], columns: Columns | None = None) -> Iterator[NumberedRow]:
@@ -118,7 +146,13 @@ def _names(directory: Path, files: Sequence[Path]) -> str:
 
 
 def _is_hidden(directory: Path, file: Path) -> bool:
-    return file.name[0] == "_" or any(part[0] == "." for part in file.relative_to(directory).parts)
+    return (file.name[0] == "_" and not _is_readable(file)) or any(
+        part[0] == "." for part in file.relative_to(directory).parts
+    )
+
+
+def _is_readable(file: Path) -> bool:
+    return _suffix(file) in _READERS and file.name not in _DESCRIPTIONS
 
 
 def _is_documentation(file: Path) -> bool:
@@ -146,6 +180,7 @@ _READERS: dict[str, Callable[..., Iterator[NumberedRow]]] = {
     **{suffix + ending: read for suffix, read in _TEXT_READERS.items() for ending in ("", *ENDINGS)},
     ".parquet": read_parquet,
 }
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\..+")
 _DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """Files in which `datasets` describes a data set."""
 _KINDS = f"{', '.join([*_TEXT_READERS, '.parquet'])} (text files also with {', '.join(ENDINGS)})"

@@ -104,6 +104,18 @@ def transcript(value: Any) -> list[Message]:
     ]
 
 
+def asked(value: Any) -> list[Message]:
+    """A text as a prompt: the turns of an HH-RLHF dialogue that ends where the answer begins, else one user turn.
+
+    Raises:
+        Misfit: no text.
+    """
+    said = text(value).rstrip()
+    if not (is_transcript(said) and said.endswith("\n\nAssistant:")):
+        return user_turn(value)
+    return transcript(said)[:-1]
+
+
 def completion(value: Any) -> list[Message]:
     """A completion (a text, one message or a list of messages) as a list of messages; raises Misfit."""
     if isinstance(value, str):

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from wishbone.data.formats import FORMATS, PairRule, read_pairs, recognize, renamed
 from wishbone.data.formats.fields import Row
 from wishbone.data.formats.images import Images
-from wishbone.data.formats.layouts import JUDGED
+from wishbone.data.formats.layouts import ASKED_IN_TEXT, JUDGED
+from wishbone.data.formats.paired import repeats_question
 from wishbone.data.formats.prompt import NoCommonPrompt, shares_nothing
 from wishbone.data.formats.recognize import shown_names
 from wishbone.data.formats.rewrite import ALWAYS_READ
@@ -107,7 +108,7 @@ class RowReader:
         self.judgments = ""
         self._left_out: Counter[str] = Counter()
         self._columns: dict[str, bool] = {}  # whether some row needed the column
-        self._pairs = self._without_prompt = 0
+        self._pairs = self._without_prompt = self._with_prompt_twice = 0
         self.turned = False
         self._unread_prompts: Counter[str] = Counter()  # rows in which a column that is not read says more
 
@@ -166,6 +167,8 @@ class RowReader:
         self._pairs += len(found.pairs)
         self.turned |= found.turned
         self._left_out.update(ties=found.ties, narrow=found.narrow, unscored=found.unscored)
+        if self.layout in ASKED_IN_TEXT:
+            self._with_prompt_twice += repeats_question(row)
         if self.layout == "implicit_text":
             self._without_prompt += any(map(shares_nothing, found.pairs))
         self._unread_prompts.update(
@@ -196,6 +199,12 @@ class RowReader:
                 "differently, so they do not contain their prompt, and no column is named as one. Name the prompt's "
                 f"column in data.columns (prompt: ITS NAME); the columns are {shown_names(self._columns)}"
             )
+        if self._with_prompt_twice * 2 > self.rows:
+            raise RequestError(
+                f"{self.name}: in {counted_of(self._with_prompt_twice, self.rows, 'row')} chosen and rejected both "
+                "begin with the prompt, which would stand twice in what is trained. Set data.columns: {prompt: null} "
+                "(or the name of its column) to take it from them, or cut it off them"
+            )
         for name, rows in self._unread_prompts.items():
             if meant := meant_name(name):
                 raise RequestError(
@@ -210,7 +219,8 @@ class RowReader:
                     "{prompt: null} if it is not the prompt"
                 )
         told = counted_of(misfits, self.rows, "row", "does not fit", "do not fit")
-        if misfits and (self.rules.invalid_rows == "refuse" or misfits == self.rows):
+        unusable = misfits == self.rows and (self._first or not self._partial)  # a later batch may hold no pair
+        if misfits and (self.rules.invalid_rows == "refuse" or unusable):
             layout = f", read as '{FORMATS[self.layout]}'" if self.layout else ""
             remedy = (
                 "Correct them, or set data.invalid_rows: drop to train without them"

@@ -152,8 +152,12 @@ class _Files:
 
 
 def _state(paths: list[Path]) -> str:
-    """Names, sizes and times of files; the content counts as unchanged as long as these are."""
-    return json.dumps([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths])
+    """Names, sizes and times of files; the content counts as unchanged as long as these are.
+
+    The time of a file's last change can be set (`cp -p`, `rsync -t`), that of its entry on the disk cannot.
+    """
+    facts = [(str(p.resolve()), p.stat()) for p in paths]
+    return json.dumps([(name, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for name, of in facts])
 
 
 def _find(source: Source, split: str) -> Dataset | IterableDataset | _Files | Rows:

@@ -92,7 +92,7 @@ def _files(path: Path) -> Iterator[Path]:
     """The file itself, or the files of a directory; nothing for a name that is no path here."""
     if path.is_dir():
         below = (file for file in files_below(path) if not file.name.startswith((".", "_")) or file == path)
-        yield from (file for file in below if file.is_file() or file.is_dir())  # a directory that cannot be listed
+        yield from (file for file in below if file == path or file.is_file() or not file.is_symlink())
     elif path.is_file():
         yield path
 

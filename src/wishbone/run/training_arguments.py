@@ -49,7 +49,7 @@ def training_arguments(
         learning_rate=training.learning_rate,
         num_train_epochs=training.epochs,
         max_steps=training.max_steps or -1,
-        warmup_steps=min(training.warmup_ratio, ALL_STEPS),
+        warmup_steps=0 if training.scheduler == "constant" else min(training.warmup_ratio, ALL_STEPS),
         lr_scheduler_type=training.scheduler,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

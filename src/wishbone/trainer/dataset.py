@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.data.columns import arrow_batches, token_lengths
+from wishbone.data.formats.paired import repeats_question
 from wishbone.data.formats.prompt import CONTEXT, IMAGES
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import ID_COLUMNS, LOST_COLUMN, tokenize_pairs
@@ -51,6 +52,13 @@ def prepare_pairs(
             "wishbone.data.source.load_pairs(dataset), which puts it there.",
             name,
             "the columns " + ", ".join(left),
+        )
+    if isinstance(dataset, Dataset) and (twice := _with_prompt_twice(dataset)):
+        logger.warning(
+            "%s data: in %s of the first rows both completions begin with the prompt, which is then trained twice, as "
+            "in TRL; remove the column prompt, and it is taken from them.",
+            name,
+            counted_of(twice, min(LOOKED_AT, len(dataset)), "row"),
         )
     tokenized = tokenize_pairs(dataset, tokenizer, num_proc=args.dataset_num_proc)
     tokenized = _without_losses(tokenized, getattr(args, "lost_text", "refuse"), name)
@@ -124,6 +132,18 @@ def _left_out(dataset: Dataset) -> list[str]:
             if not all(any(text in other for other in known) for text in said):
                 found.add(name)
     return sorted(found)
+
+
+def _with_prompt_twice(dataset: Dataset) -> int:
+    """In how many of the first rows both completions, texts, begin with the prompt; 0 where those are a minority."""
+    names = ["prompt", "chosen", "rejected"]
+    if not set(names) <= set(dataset.column_names) or any(
+        getattr(dataset.features[name], "dtype", None) not in ("string", "large_string") for name in names
+    ):
+        return 0
+    rows = dataset.with_format(None).select_columns(names).select(range(min(LOOKED_AT, len(dataset))))
+    twice = sum(map(repeats_question, rows))
+    return twice if twice * 2 > len(rows) else 0
 
 
 def _texts(value: Any) -> Iterator[str]:

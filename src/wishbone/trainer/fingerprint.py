@@ -138,6 +138,12 @@ def adapter_facts(model: nn.Module) -> dict[str, Any]:
     return facts
 
 
+def trained_facts(model: nn.Module) -> str:
+    """Return how many parameters are trained and the hash of their names: an optimizer's state belongs to these."""
+    names = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return f"{len(names)} tensors, SHA-256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()}"
+
+
 def pairs_facts(dataset: Any) -> Any:
     """Return how many rows a data set has and the hash of what they hold in their order; a stream is not read."""
     if isinstance(dataset, Mapping):

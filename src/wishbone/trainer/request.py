@@ -32,7 +32,12 @@ from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
-from wishbone.trainer.start import reference_of_start, refuse_precomputed_elsewhere, refuse_untrainable
+from wishbone.trainer.start import (
+    reference_of_start,
+    refuse_precomputed_elsewhere,
+    refuse_shared_reference,
+    refuse_untrainable,
+)
 
 SPLIT_AT_RANDOM = (
     "init_lora_weights=%r splits the weights of the base at random, so an adapter that is saved fits no base but the "
@@ -108,6 +113,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     initialization = getattr(peft_config, "init_lora_weights", None)
     if isinstance(initialization, str) and initialization.startswith("pissa_niter_"):
         logger.warning(SPLIT_AT_RANDOM, initialization)
+    refuse_shared_reference(model, ref_model)
     if peft_config is None:
         refuse_untrainable(model)
     elif config.precompute_ref_log_probs and ref_model is None:

@@ -38,6 +38,7 @@ from wishbone.trainer.fingerprint import (
     reference_facts,
     refuse_changes,
     settings_of,
+    trained_facts,
     versions,
 )
 
@@ -66,6 +67,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     _checked: Path | None = None
     _recorded: Facts | None = None
     _weights: Facts | None = None
+    _trained: str | None = None
     _earlier_tokens = 0
     _total_train_tokens: int
 
@@ -73,6 +75,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """Take the fingerprint of the model before it is divided over processes, where the first one has it whole."""
         if self.args.should_save:
             self._weights = model_facts(self.model)
+            self._trained = trained_facts(self.model)
 
     def _record(self) -> Facts:
         """Return the fingerprint of this run, taken before the first step is."""
@@ -87,6 +90,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
                     "optimizer": kind_of(self.optimizer),
                     "scheduler": kind_of(self.lr_scheduler),
                     "data collator": kind_of(self.given_collator),
+                    "trained parameters": self._trained or trained_facts(self.model),
                     **options_of(self.optimizer),
                 },
                 "versions": versions(),
@@ -121,6 +125,12 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def _continue_from(self, asked: str | Path | bool | None) -> str | None:
         """Return the checkpoint that training now continues from; arguments and errors as `checkpoint_to_resume`."""
         self.continued = None
+        if not asked and self.args.resume_from_checkpoint:
+            logger.warning(
+                "The run begins anew: train() does not read the option resume_from_checkpoint=%r of its arguments, not "
+                "in transformers either; call train(resume_from_checkpoint=...).",
+                self.args.resume_from_checkpoint,
+            )
         if not asked:
             return None
         self.continued = self.checkpoint_to_resume(asked)

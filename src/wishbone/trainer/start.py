@@ -77,6 +77,31 @@ def refuse_untrainable(model: Any) -> None:
         raise RequestError(f"nothing of the model can be trained: {what}; {SOMETHING_TRAINED}")
 
 
+def refuse_shared_reference(model: Any, ref_model: Any) -> None:
+    """Refuse a reference that holds tensors which are trained: it would move with the policy, and nothing be learned.
+
+    `get_peft_model` puts its layers into the model that it is given, so that model is no copy.
+
+    Raises:
+        RequestError: with the first tensors that both have.
+    """
+    if model is ref_model or not (isinstance(model, nn.Module) and isinstance(ref_model, nn.Module)):
+        return  # TRL refuses one model for both
+    held = {_storage(parameter) for parameter in ref_model.parameters()} - {0}
+    shared = [n for n, p in model.named_parameters() if p.requires_grad and _storage(p) in held]
+    if shared:
+        raise RequestError(
+            f"ref_model and model share tensors that are trained ({some_of(shared)}), so the reference would change "
+            "with the policy: get_peft_model changes the model that it is given and makes no copy. Leave ref_model "
+            "out (the reference is then the model as training starts), or load it a second time"
+        )
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 for one without any."""
+    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+
+
 def _refuse_adapters_that_do_not_run(model: PeftModel, learns: Sequence[str]) -> None:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if any(layer.merged for layer in layers):

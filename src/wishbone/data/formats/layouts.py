@@ -181,5 +181,7 @@ COLUMNS = frozenset(
     + [*CONTEXT, *EXTRAS]
 )
 """Every column that some layout reads."""
+ASKED_IN_TEXT = ("text", "prompt_pairs", "instruction")
+"""Layouts whose prompt is a text beside chosen and rejected."""
 JUDGED = frozenset(name for name, layout in LAYOUTS.items() if layout.read.__module__ == judged.__name__)
 """Layouts with scores, ranks or labels, whose rows become pairs by a `PairRule`."""

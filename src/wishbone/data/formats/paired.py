@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from wishbone.data import messages as chat
-from wishbone.data.formats.fields import Answers, Fields, is_empty
+from wishbone.data.formats.fields import Answers, Fields, Row, is_empty
 from wishbone.data.messages import Message
 
 QUERIES = ("prompt", "instruction", "question", "query", "input")
@@ -19,7 +19,19 @@ def question(fields: Fields) -> list[Message] | None:
     if not isinstance(fields.row.get(name), str) or name == "input" or turns is None:
         return turns
     further = fields.read("input", chat.text)
-    return [{"role": "user", "content": "\n".join(part for part in (turns[0]["content"], further) if part)}]
+    *earlier, last = turns
+    return [*earlier, last | {"content": "\n".join(part for part in (last["content"], further) if part)}]
+
+
+def repeats_question(row: Row) -> bool:
+    """Whether both completions, texts, begin with the question, two words or more, which would be trained twice."""
+    asked, *sides = (
+        next((row[name] for name in names if not is_empty(row.get(name))), None)
+        for names in (QUERIES, ("chosen", "chosen_response"), ("rejected", "rejected_response"))
+    )
+    if not (isinstance(asked, str) and len(asked.split()) > 1):
+        return False
+    return all(isinstance(side, str) and side.lstrip().startswith(asked.strip()) for side in sides)
 
 
 def text(fields: Fields) -> Answers:
@@ -108,5 +120,5 @@ def _are_whole(sides: list[Any]) -> bool:
 
 
 def turns_or_question(value: Any) -> list[Message]:
-    """Messages, or a text as the only user turn; raises Misfit."""
-    return chat.user_turn(value) if isinstance(value, str) else chat.messages(value)
+    """Messages, or a text as the only user turn or as a dialogue's turns; raises Misfit."""
+    return chat.asked(value) if isinstance(value, str) else chat.messages(value)

@@ -11,7 +11,7 @@ from wishbone.data.formats.images import Images, with_images
 from wishbone.data.formats.layouts import EXTRAS, LAYOUTS
 from wishbone.data.formats.pairing import Matches, PairRule, match
 from wishbone.data.formats.prompt import CONTEXT, completed, divide
-from wishbone.data.messages import Misfit
+from wishbone.data.messages import Message, Misfit
 from wishbone.data.written_values import looks_structured, read_structure
 from wishbone.errors import RequestError
 
@@ -98,7 +98,7 @@ def rewrite(
         pair = divide((answers.prompt, answers.completions[better], answers.completions[worse]))
         prompt, chosen, rejected = completed(pair, fields)
         if turns and isinstance(prompt, str) and answers.prompt is not None:
-            prompt, chosen, rejected = chat.user_turn(prompt), chat.completion(chosen), chat.completion(rejected)
+            prompt, chosen, rejected = _as_turns(prompt, chosen, rejected)
             turned = True
         (prompt, chosen, rejected), pictures = with_images((prompt, chosen, rejected), fields, images)
         if isinstance(prompt, str) and extras:
@@ -111,6 +111,14 @@ def rewrite(
         shown = {"images": pictures} if pictures else {}
         pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, **shown, **extras})
     return RowPairs(pairs, matched.ties, matched.narrow, answers.unscored, fields.used, turned)
+
+
+def _as_turns(prompt: str, chosen: str, rejected: str) -> tuple[list[Message], list[Message], list[Message]]:
+    """Texts as a conversation; answers that follow a dialogue's "Assistant:" begin with a space, which goes with it."""
+    turns = chat.asked(prompt)
+    if turns != chat.user_turn(prompt):
+        chosen, rejected = chosen.strip(), rejected.strip()
+    return turns, chat.completion(chosen), chat.completion(rejected)
 
 
 def _with_system(prompt: Any, system_prompt: str) -> Any:
