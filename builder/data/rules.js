@@ -1453,7 +1453,7 @@
    "set": {
     "training.learning_rate": 1e-05
    },
-   "reason": "{pairs} pairs make few steps, and at 5e-6 adapters hardly change in so few."
+   "reason": "So few pairs ({pairs}) make few steps, and at 5e-6 adapters hardly change in so few."
   },
   {
    "id": "rate-full",
@@ -1530,7 +1530,7 @@
    "set": {
     "training.epochs": 3
    },
-   "reason": "{pairs} pairs make few steps. Three passes, as for Zephyr, overfit the pairs but still improved the model."
+   "reason": "So few pairs ({pairs}) make few steps. Three passes, as for Zephyr, overfit the pairs but still improved the model."
   },
   {
    "id": "schedule",
@@ -1735,7 +1735,7 @@
     ],
     "training.batch_size": 1
    },
-   "reason": "{pairs} pairs would make few steps of 16, so a step has 4."
+   "reason": "So few pairs ({pairs}) would make few steps of 16, so a step has 4."
   },
   {
    "id": "accumulation-many-gpus",

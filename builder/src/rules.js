@@ -29,7 +29,9 @@
     if (value === null) return "none";
     if (typeof value === "boolean") return value ? "yes" : "no";
     if (Array.isArray(value)) return value.map(valueText).join(", ");
-    return typeof value === "string" ? value : numberText(value);
+    if (typeof value === "string") return value;
+    const text = numberText(value);
+    return /^[0-9]+$/.test(text) ? text.replace(/\B(?=([0-9]{3})+$)/g, ",") : text;
   }
 
   /** What a rule can see: facts, and settings as they stand; `rule` is its name in errors. */

@@ -55,7 +55,7 @@ test("unknown settings, facts and names are refused", () => {
 });
 
 test("values as reasons show them", () => {
-  assert.equal(valueText([null, true, false, "x", 5e-6, 16]), "none, yes, no, x, 5e-6, 16");
+  assert.equal(valueText([null, true, false, "x", 5e-6, 16, 50000, 1234567]), "none, yes, no, x, 5e-6, 16, 50,000, 1,234,567");
 });
 
 test("the rules of the package are there", () => assert.ok(rules.rules.length > 40));

@@ -190,7 +190,8 @@ def test_rows_that_cannot_be_used_are_left_out_and_said(tmp_path: Path, model: P
     said = json.loads(outcome.stdout)
     assert said["settings"]["data.invalid_rows"] == "drop"
     assert said["situation"]["pairs"] == 30 and said["fits"] is True
-    assert any("2 rows cannot be used and will be left out" in note for note in said["notes"])
+    (note,) = (note for note in said["notes"] if "2 rows cannot be used and will be left out" in note)
+    assert "chosen and rejected are the same" in note and outcome.stderr.count("is not JSON") == 1
     assert load_config("run.yaml").data.invalid_rows == "drop"
     assert said["text"] == (tmp_path / "run.yaml").read_text()
     planned = CliRunner().invoke(app, ["train", "run.yaml", "--dry-run"])

@@ -237,11 +237,12 @@ def test_every_source_lists_the_rules_that_use_it():
 
 
 def test_text_of_values():
-    assert [value_text(v) for v in (None, True, False, 1.0, "a", ["b", 2.5])] == [
+    assert [value_text(v) for v in (None, True, False, 1.0, 50_000.0, "a", ["b", 2.5])] == [
         "none",
         "yes",
         "no",
         "1",
+        "50,000",
         "a",
         "b, 2.5",
     ]

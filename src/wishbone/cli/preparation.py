@@ -145,7 +145,7 @@ def _opened(
     if opened.left_out:
         notes.append(
             f"{counted(opened.left_out, 'row')} cannot be used and will be left out (data.invalid_rows: drop); "
-            f"`wishbone check {situation.data}` lists them: {opened.problems[0]}"
+            f"`wishbone check {situation.data}` lists them" + "".join(f": {problem}" for problem in opened.problems[:1])
         )
     return Situation.model_validate(values), opened.lengths, opened.left_out
 

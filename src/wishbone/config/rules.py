@@ -27,8 +27,8 @@ Expressions. A number is an IEEE double; arithmetic is evaluated from left to ri
 Anything unknown or of the wrong type (an operator, a fact, a setting, a setting that no rule has set yet, text instead
 of a number, division by zero) raises `RulesError`: a broken rule gives no advice.
 
-The text of a value is `wishbone.config.emit.number_text` for numbers, the text itself, `yes` or `no`, `none` for null,
-and for a list its values with commas between them.
+The text of a value is `wishbone.config.emit.number_text` for numbers, with commas in whole ones from 1,000 on, the
+text itself, `yes` or `no`, `none` for null, and for a list its values with commas between them.
 """
 
 from __future__ import annotations
@@ -258,7 +258,10 @@ def value_text(value: Value) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(value_text, value))
-    return value if isinstance(value, str) else number_text(value)
+    if isinstance(value, str):
+        return value
+    text = number_text(value)
+    return f"{int(text):,}" if text.isdecimal() else text
 
 
 def _value(given: Any) -> Value:

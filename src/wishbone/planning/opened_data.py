@@ -35,7 +35,7 @@ class OpenedData:
     Attributes:
         lengths: tokens of the pairs that can be used.
         left_out: rows that are no usable pairs, or lose text in the chat template.
-        problems: the first sentences about them.
+        problems: the first sentences about those that are pairs; a note of the reader tells the others.
     """
 
     lengths: PairLengths
@@ -85,7 +85,7 @@ def open_data(name: str, tokenizer_directory: Path | None) -> OpenedData:
     problems = [*problems, *more]
     if not len(lengths):
         raise RequestError([f"{name!r} holds no usable pair", *problems[:SHOWN]])
-    return OpenedData(lengths, unusable, tuple(problems[:SHOWN]))
+    return OpenedData(lengths, unusable, tuple(more[:SHOWN]))
 
 
 def _tokenized(data: DataConfig, directory: Path, invalid_rows: InvalidRows) -> tuple[PairLengths, int, list[str]]:
