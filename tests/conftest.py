@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` 
 
 from quick_interpreter import quicken  # noqa: E402  the environment above comes first
 from version_record import write_record  # noqa: E402
+from whole_runs import WHOLE_RUNS, leaves_out_slow  # noqa: E402
 
 from wishbone.cache import cache_root  # noqa: E402
 from wishbone.errors import RequestError  # noqa: E402
@@ -60,10 +61,6 @@ os.environ["WISHBONE_REFERENCE_STORE"] = f"{_HF_HOME}/references.sqlite"  # neve
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 importlib.metadata.version = functools.cache(importlib.metadata.version)
 jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
-
-
-WHOLE_RUNS = {"trainer", "unsloth", "benchmarks", "builder", "judge", "soak"}
-"""Folders whose tests train, or run programs of their own: all of them are slow."""
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +141,12 @@ def why_no_kernels(*, on_gpus: bool = True) -> str | None:
     if os.environ.get("TRITON_INTERPRET") == "1" or (on_gpus and torch.cuda.is_available()):
         return None
     return "needs TRITON_INTERPRET=1" + (" or CUDA" if on_gpus else "")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import whole folders of which no test would run."""
+    of_whole_runs = collection_path.parent == Path(__file__).parent and collection_path.name in WHOLE_RUNS
+    return True if of_whole_runs and leaves_out_slow(config.getoption("markexpr")) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

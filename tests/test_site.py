@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 import pytest
 import yaml
@@ -46,15 +47,18 @@ def test_the_site_can_be_built(tmp_path: Path):
 
 
 def texts_of_source() -> str:
-    """All string literals of the package, one below the other; what is filled in is an ellipsis."""
+    """All texts in the code of the package, one below the other, from the bytecode that Python keeps of it."""
+    paths = (ROOT / "src").rglob("*.py")
+    waiting: list[object] = [SourceFileLoader(path.stem, str(path)).get_code(path.stem) for path in paths]
     found = []
-    for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                parts = [str(part.value) if isinstance(part, ast.Constant) else " ... " for part in node.values]
-                found.append("".join(parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            found.append(one)
+        elif isinstance(one, CodeType):
+            waiting += one.co_consts
+        elif isinstance(one, tuple | frozenset):
+            waiting += one
     return "\n".join(found)
 
 

@@ -152,7 +152,7 @@ def assert_equal_to_plain_sequences(
 
 
 @pytest.mark.parametrize("trained", ["LoRA", "all weights"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", KINDS)
 def test_loss_and_all_gradients_are_those_of_plain_sequences(family: str, dtype: torch.dtype, trained: str) -> None:
     skip_what_cannot_be_float64(family, dtype)
