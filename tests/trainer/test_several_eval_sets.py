@@ -61,6 +61,32 @@ def test_what_cannot_run_is_refused(tmp_path: Path, given: dict[str, Any], messa
         trainer(tmp_path, **given)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("file", "is a file, or a link to nothing; name a directory"), ("a\0b", "a character that no path may hold")],
+)
+def test_a_place_where_nothing_can_be_saved_is_refused_before_a_run(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RequestError, match=said):
+        trainer(tmp_path / name)
+
+
+def test_a_name_that_no_model_card_can_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"\\udce4' is not text in UTF-8"):
+        trainer(tmp_path / "\udce4")
+
+
+def test_pairs_without_a_preference_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The second is the same only as far as it is read, the third is another for its last token."""
+    sides = [(" c", " c"), (" c c c c" * 9 + " d", " c c c c" * 9 + " e"), (" c", " d")]
+    rows = Dataset.from_list([{"prompt": "a b", "chosen": chosen, "rejected": rejected} for chosen, rejected in sides])
+    trainer(tmp_path, rows, max_length=20)
+    assert "2 of 3 train pairs have the same completion twice, as far as max_length=20 reaches" in caplog.text
+    caplog.clear()
+    trainer(tmp_path, rows, max_length=None)
+    assert "1 of 3 train pairs has the same completion twice: no preference can be learned" in caplog.text
+
+
 def test_without_arguments_trls_defaults_hold_on_a_processor_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
-from wishbone.data.columns import arrow_batches, token_lengths
+from wishbone.data.columns import IdLists, arrow_batches, token_lengths
 from wishbone.data.formats.paired import repeats_question
 from wishbone.data.formats.prompt import CONTEXT, IMAGES
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
@@ -68,8 +68,10 @@ def prepare_pairs(
             lambda prompt_ids: {"prompt_ids": prompt_ids[-longest_prompt:]}, input_columns="prompt_ids"
         )
     if args.max_length is None or args.truncation_mode != "keep_start":
+        _name_pairs_without_preference(tokenized, None, name)
         return tokenized
     longest = args.max_length
+    _name_pairs_without_preference(tokenized, longest, name)
     if not isinstance(tokenized, Dataset):
         return tokenized.filter(lambda prompt_ids: len(prompt_ids) < longest, input_columns="prompt_ids")
     (prompts,) = token_lengths(tokenized, ["prompt_ids"])
@@ -88,6 +90,25 @@ def prepare_pairs(
         longest,
     )
     return tokenized.select(kept)
+
+
+def _name_pairs_without_preference(tokenized: Dataset | IterableDataset, longest: int | None, name: str) -> None:
+    """Warn of pairs whose completions are the same, as far as truncation leaves them; a stream is not read."""
+    if not isinstance(tokenized, Dataset):
+        return
+    same = 0
+    for batch in arrow_batches(tokenized, ID_COLUMNS):
+        prompt, chosen, rejected = map(IdLists, batch)
+        room = np.full(len(prompt.lengths), np.iinfo(np.int64).max) if longest is None else longest - prompt.lengths
+        alike = np.minimum(chosen.lengths, room) == np.minimum(rejected.lengths, room)
+        for row in np.flatnonzero(alike & (room > 0)).tolist():
+            same += np.array_equal(chosen[row][: room[row]], rejected[row][: room[row]])
+    if same:
+        logger.warning(
+            "%s the same completion twice%s: no preference can be learned there. TRL trains on them, too.",
+            counted_of(same, len(tokenized), f"{name} pair", "has", "have"),
+            "" if longest is None else f", as far as max_length={longest} reaches",
+        )
 
 
 def refuse_tokens_without_embedding(model: Any, datasets: Any) -> None:

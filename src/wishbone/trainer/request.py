@@ -7,6 +7,7 @@ adapter. Here they are taken out of what TRL gets to see and noted, so that the 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl.trainer.utils import create_model_from_path
 
 from wishbone.config.trackers import missing_trackers
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, encodable
 from wishbone.model.adapter import modules_trained_whole
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.load import resolve_model
+from wishbone.paths import user_path
 from wishbone.preference.divergence import DIVERGENCES
 from wishbone.preference.losses import LOSSES, check_losses
 from wishbone.preference.scores import LossParameters
@@ -95,7 +97,12 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     """
     config, options = modern_arguments(args, options, model)
     peft_config = options.get("peft_config")
-    problems = [*_unknown_trackers(config), *_best_of_no_set(config, options), *_without_pairs(options)]
+    problems = [
+        *_unknown_trackers(config),
+        *_best_of_no_set(config, options),
+        *_without_pairs(options),
+        *_no_directory(config),
+    ]
     if not isinstance(peft_config, PeftConfig | None):
         problems.append(f"peft_config is a {type(peft_config).__name__}; give one of PEFT's, such as peft.LoraConfig")
     if problems:
@@ -210,6 +217,20 @@ def _without_pairs(options: dict[str, Any]) -> list[str]:
                 f"{single}; wishbone.data.source.load_pairs reads other layouts"
             )
     return problems
+
+
+def _no_directory(config: DPOConfig) -> list[str]:
+    """Return why nothing can be saved where `output_dir` says; a run would end at its first checkpoint.
+
+    Raises:
+        RequestError: as `user_path`.
+    """
+    place = user_path(config.output_dir or ".")
+    if os.path.lexists(place) and not place.is_dir():
+        return [f"output_dir {encodable(place)!r} is a file, or a link to nothing; name a directory"]
+    if encodable(place) != str(place):
+        return [f"output_dir {encodable(place)!r} is not text in UTF-8, which model cards are written in; name another"]
+    return []
 
 
 def _refuse_adapter_of_another_name(model: object, ref_model: object) -> None:
