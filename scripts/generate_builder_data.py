@@ -57,12 +57,15 @@ CONSTANTS = {
         "BF16_FROM", "COUNTED", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED",
         "SAID_AROUND", "SERIES", "SIZE", "SOLD", "SPELLED",
     ),
+    "planning.host_time": ("AGAIN", "LAYER", "PARAMETER"),
     "planning.known_models": ("FORMS",),
     "planning.memory": (
         "COPYING", "CONTEXT", "EIGHT_BITS", "GIB", "HOLES", "LIBRARY_WORKSPACE", "MIB", "MemoryPlan", "NF4_BYTES",
         "PROCESS", "STATE_ELEMENTS",
     ),
-    "planning.mixers": ("KEPT_OF_MIXER", "LETTERS", "MOST_STATE_BYTES", "RECURRENT_TYPES", "SCAN_CHUNK"),
+    "planning.mixers": (
+        "DELTA_HOST", "KEPT_OF_MIXER", "LETTERS", "MAMBA_HOST", "MOST_STATE_BYTES", "RECURRENT_TYPES", "SCAN_CHUNK",
+    ),
     "planning.model_shape": (
         "EXPERTS", "FOUR_NORMS", "FUSED", "GATED_QUERIES", "HEAD_NORMS", "INSTEAD", "LINEAR_EXPERTS", "ModelShape",
         "ONE_PART", "ONLY_MAMBA", "OTHER_NAMES", "QUERY_KEY_VALUE_BIAS", "TIED",

@@ -232,6 +232,11 @@
   ],
   "SPELLED": "\\b([0-9]{1,3})[ -]?gi?b?\\b"
  },
+ "planning.host_time": {
+  "AGAIN": 0.005,
+  "LAYER": 0.01,
+  "PARAMETER": 0.00047
+ },
  "planning.known_models": {
   "FORMS": [
    "4bit",
@@ -291,6 +296,7 @@
   }
  },
  "planning.mixers": {
+  "DELTA_HOST": 0.016,
   "KEPT_OF_MIXER": 2,
   "LETTERS": {
    "M": "mamba",
@@ -298,6 +304,7 @@
    "-": "mlp",
    "E": "moe"
   },
+  "MAMBA_HOST": 0.008,
   "MOST_STATE_BYTES": 536870912,
   "RECURRENT_TYPES": [
    "conv",
@@ -378,7 +385,8 @@
    "mixer": [],
    "scan": {
     "held": 0,
-    "states": 0
+    "states": 0,
+    "host": 0.0
    },
    "gatedQueries": false,
    "mlpAlone": 0,

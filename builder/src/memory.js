@@ -168,7 +168,7 @@
   }
 
   const parts = {
-    CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, elementBytes, estimateMemory, expertBytes, frozenBytes, layerBytes, linearBytes, trainedParameters,
+    CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, adapted, elementBytes, estimateMemory, expertBytes, frozenBytes, layerBytes, linearBytes, trainedParameters,
   };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;

@@ -8,7 +8,7 @@
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { LETTERS, MOST_STATE_BYTES, RECURRENT_TYPES, SCAN_CHUNK } = constants["planning.mixers"];
+  const { DELTA_HOST, LETTERS, MAMBA_HOST, MOST_STATE_BYTES, RECURRENT_TYPES, SCAN_CHUNK } = constants["planning.mixers"];
 
   const linear = (name, inputs, outputs, count = 1) => ({ name, inputs, outputs, count });
 
@@ -38,11 +38,11 @@
   function scanOf(size) {
     const delta = size("linear_num_value_heads", 0);
     const heads = delta || size("mamba_n_heads", 0);
-    if (!heads) return { held: 0, states: 0 };
+    if (!heads) return { held: 0, states: 0, host: 0 };
     const names = delta ? ["linear_key_head_dim", "linear_value_head_dim"] : ["mamba_d_state", "mamba_d_head"];
     const [key, value] = names.map((name) => size(name, 0));
     const states = floorDivide(key * value, SCAN_CHUNK);
-    return { held: heads * (2 * (key + value + states) + (delta ? SCAN_CHUNK + key : 0)), states: heads * states };
+    return { held: heads * (2 * (key + value + states) + (delta ? SCAN_CHUNK + key : 0)), states: heads * states, host: delta ? DELTA_HOST : MAMBA_HOST };
   }
 
   /** Bytes that these kernels hold for a row. */

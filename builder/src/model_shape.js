@@ -187,7 +187,7 @@
       norms: alone || single.length ? 1 : FOUR_NORMS.includes(modelType) ? 4 : 2, headNorms: HEAD_NORMS.includes(modelType) || truth(fields.use_qk_norm),
       biases, experts, expertsUsed, expertInner, positions: size("max_position_embeddings", 0),
       expertLayers: experts ? expertLayers : 0, denseInner: experts ? denseInner || inner : 0, sharedInner: experts ? shared : 0, recurrent,
-      mixer, scan: recurrent ? scanOf(size) : { held: 0, states: 0 }, gatedQueries: GATED_QUERIES.includes(modelType), mlpAlone: count("mlp", "moe"), gated: !ONE_PART.includes(modelType),
+      mixer, scan: recurrent ? scanOf(size) : { held: 0, states: 0, host: 0 }, gatedQueries: GATED_QUERIES.includes(modelType), mlpAlone: count("mlp", "moe"), gated: !ONE_PART.includes(modelType),
     });
   }
 

@@ -7,6 +7,7 @@
   const inNode = typeof require !== "undefined";
   const { findGpu, knownShape } = inNode ? require("./known.js") : globalThis.wishbone;
   const { longestPairTokens, pairTokens } = inNode ? require("./lengths.js") : globalThis.wishbone;
+  const { hostSeconds } = inNode ? require("./host_time.js") : globalThis.wishbone;
   const { GIB, MEMORY_PLAN, frozenBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { chooseRows, limitOf, longestPair } = inNode ? require("./room.js") : globalThis.wishbone;
   const { gatheringSeconds, machineOfShards, shardedMemory, uncopied } = inNode ? require("./sharded.js") : globalThis.wishbone;
@@ -108,7 +109,9 @@
       tokens: stepTokens, scored: onDevice * pair.scored, contexts: onDevice * pair.contexts, passes: passesOf(settings),
       recomputed: 1 - kept / shape.layers,
     };
-    const seconds = gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null;
+    const products = gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null;
+    const ofGpu = products === null || !sharded ? products : products + gatheringSeconds(shape, plan, rowsAStep, facts.gpus);
+    const seconds = ofGpu === null ? null : Math.max(ofGpu, hostSeconds(shape, plan, rowsAStep, work.recomputed, rows.offload, sharded));
     const scoredShare = pair.scored / pair.row;
     const sequence = gpu ? Math.trunc(longestPair(shape, plan, room, treatment, scoredShare) / (1 + scoredShare / (2 - scoredShare))) : null;
     return {
@@ -116,7 +119,7 @@
       pair, pairsOnDevice: onDevice, rowsAStep, rowTokens, stepTokens, longest: longest.row,
       longestSequence: sequence !== null && shape.positions ? Math.min(sequence, shape.positions) : sequence,
       steps: stepsOf(settings, learned),
-      seconds: seconds === null || !sharded ? seconds : seconds + gatheringSeconds(shape, plan, rowsAStep, facts.gpus),
+      seconds,
       secondsAtLeast: rowTokens < FULL_ROW,
     };
   }

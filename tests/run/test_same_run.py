@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError, RunError
 from wishbone.run.resume import settings_of_processes
 from wishbone.trainer import same_run
-from wishbone.trainer.same_run import failure_told, from_all, refuse_differences
+from wishbone.trainer.same_run import compare_processes, failure_told, from_all, refuse_differences
 
 
 def given(**changes: Any) -> dict[str, Any]:
@@ -91,3 +92,11 @@ def test_a_failure_is_told_to_those_that_wait(store: Any) -> None:
         raise OSError("no such file")
     with pytest.raises(RunError, match=r"^process 0 of this run failed: no such file$"):
         from_all({})
+
+
+def test_a_group_of_which_accelerate_knows_nothing_is_refused(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `torch.multiprocessing.spawn` and `init_process_group` without the variables of launchers."""
+    with pytest.raises(RequestError, match=r"one of 3 processes of a group.*LOCAL_RANK.*torchrun"):
+        compare_processes(TrainingArguments("x"), None, 1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    compare_processes(TrainingArguments("x"), None, 1)

@@ -29,7 +29,7 @@ from wishbone.run.lasting_output import lasting_output
 from wishbone.run.launch import choose_one_gpu, gpus_asked_for, is_launched, launch
 from wishbone.run.phase_display import PhaseDisplay
 from wishbone.run.preflight import check_access
-from wishbone.run.processes import is_first_process
+from wishbone.run.processes import is_first_process, refuse_to_train_apart
 from wishbone.run.stop_signals import StopSignals
 from wishbone.strict_json import without_nan
 
@@ -88,6 +88,8 @@ def train(
     # What a run prints may be lost; a plan is printed, or it is not there.
     lasting: AbstractContextManager[None] = nullcontext() if dry_run else lasting_output()
     with lasting, attempt.outcome(), StopSignals(_say_stopping, attempt.left) as signals, requested():
+        if not dry_run:
+            refuse_to_train_apart()
         config = _configured(attempt)
         planned = _placed(config, choose_run_directory(config, name=config_path.stem, resume=resume))
         check_access(planned, writes=not dry_run)

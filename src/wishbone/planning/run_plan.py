@@ -6,30 +6,28 @@ in a random order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from math import ceil
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from wishbone.config.schema import SORTED_LOSSES, RunConfig
-from wishbone.data.packing import alongside, evened, pack_rows
 from wishbone.errors import RequestError
 from wishbone.planning.gpus import BF16_FROM, FP8_FROM, INT8_FROM, Gpu
+from wishbone.planning.host_time import host_seconds
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.memory import GIB, MemoryEstimate, MemoryPlan, Weights, frozen_bytes, trained_parameters
 from wishbone.planning.model_shape import ModelShape
 from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
 from wishbone.planning.sharded import gathering_seconds, machine_of_shards, sharded_memory, uncopied
+from wishbone.planning.simulated_rows import Packing, simulated_rows
 from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
 from wishbone.planning.vision_tower import Tower
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
-SIMULATED_STEPS = 100
 GRADIENT_BYTES = 4
 """Of one trained parameter, as gradients are added up."""
 DTYPES: Mapping[str, Weights] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -120,8 +118,8 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     rows = chosen_rows(config, target, processes=processes)
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     machine = _beside_tower(machine, config, target, plan, rows.largest)
-    packing = Packing(min(steps.pairs_a_step, pairs), processes, rows.budget, in_step=sharded)
-    packed = list(_simulated_rows(tokens, packing, training.seed))
+    packing = Packing(min(steps.pairs_a_step, pairs), processes, rows.budget, together=sharded)
+    packed = list(simulated_rows(tokens, packing, training.seed))
     row_tokens = fmean(sum(step) / len(step) for step in packed)
     scored_share = float(lengths.scored(limit).sum() / tokens.sum())
     fitting = longest_pair(shape, plan, machine, training.activations, scored_share)
@@ -140,7 +138,10 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         )
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
         if seconds is not None:
-            seconds += gathering_seconds(fmean(map(len, packed)), gathered)
+            a_step = fmean(map(len, packed))
+            seconds += gathering_seconds(a_step, gathered)
+            host = host_seconds(shape, plan, a_step, work.recomputed, offload=rows.offload, divided=sharded)
+            seconds = max(seconds, host)
     return RunPlan(
         weights=plan.weights,
         machine=target.machine,
@@ -294,44 +295,6 @@ def _beside_tower(machine: Machine, config: RunConfig, target: Target, plan: Mem
 
 def _with_reference(memory: MemoryEstimate, reference: ModelShape, plan: MemoryPlan) -> MemoryEstimate:
     return MemoryEstimate({**memory.items, "reference": frozen_bytes(reference, plan)})
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How the pairs of a step become rows: their number, devices, and tokens of a row.
-
-    Attributes:
-        in_step: devices run their rows together, layer by layer, because the model is divided among them.
-    """
-
-    pairs: int
-    devices: int
-    budget: int
-    in_step: bool
-
-
-def _simulated_rows(tokens: Any, packing: Packing, seed: int) -> Iterator[list[int]]:
-    """Yield the tokens of the rows of steps on the device with the most, pairs drawn as an epoch draws them.
-
-    Where devices run rows together, each takes as long as the longest of them.
-    """
-    order = np.random.default_rng(seed).permutation(len(tokens))
-    for start in range(0, min(len(order), packing.pairs * SIMULATED_STEPS), packing.pairs):
-        step = tokens[order[start : start + packing.pairs]].tolist()
-        shares = [[step[index] for index in share] for share in evened(step, packing.devices)]
-        if not packing.in_step:
-            yield _row_tokens(max(shares, key=sum), packing.budget)
-            continue
-        most = max(len(pack_rows(share, packing.budget)) for share in shares)
-        together = [_row_tokens(share, packing.budget, most) for share in shares]
-        yield [max(rows) for rows in zip_longest(*together, fillvalue=0)]
-
-
-def _row_tokens(step: list[int], budget: int, most: int = 0) -> list[int]:
-    """Return the tokens of the rows of a device, divided into `most` where other devices have so many."""
-    rows = pack_rows(step, budget)
-    rows = alongside(rows, step, most) if most else rows
-    return [sum(step[index] for index in row) for row in rows]
 
 
 def _reads_reference(config: RunConfig) -> bool:

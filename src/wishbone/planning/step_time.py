@@ -11,9 +11,9 @@ times:
 The rates are those of matrix products of a layer's sizes on an H200. For another GPU they are estimated as the same
 share of its published rate; for int8 that of our kernel. Thirteen cases measured on the H200 (8B in bfloat16, FP8 and
 NF4, also with most layers recomputed; 1B with CUDA graphs; short and long pairs; a stored reference) agree within 8 %.
-Rows too short to fill a GPU take longer, and so do short kernels where the host is slow: without CUDA graphs the 1B
-model took 44 % longer than planned. Scans of recurrent layers move bytes of their own. Inputs in host memory, float32
-and processors were not measured, so no time is given for them.
+Rows too short to keep the host ahead of a GPU take longer where their passes are not recorded (`host_time.py`): without
+CUDA graphs the 1B model took 44 % longer than planned. Scans of recurrent layers move bytes of their own. Inputs in
+host memory, float32 and processors were not measured, so no time is given for them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from transformers import TrainingArguments
 
 from wishbone.errors import RequestError, RunError, one_line, some_of
-from wishbone.trainer.fingerprint import settings_of, versions
+from wishbone.trainer.fingerprint import pairs_facts, settings_of, versions
 
 PACE = ("max_steps", "num_train_epochs", "per_device_eval_batch_size", "eval_on_start", "gradient_accumulation_steps")
 """Arguments that change no result and yet decide how often processes meet; so do those of `PACE_KINDS`."""
@@ -36,6 +36,31 @@ FAILED = "failed"
 """Key of the store: the process that failed, and why."""
 
 logger = logging.getLogger(__name__)
+
+
+def compare_processes(args: TrainingArguments, pairs: Any, processes: int) -> None:
+    """Refuse a training whose processes were given different arguments or pairs, or do not know of each other.
+
+    Args:
+        args: of the trainer.
+        pairs: that all processes must have, tokenized; None where each may have its own.
+        processes: as accelerate counts them.
+
+    Raises:
+        RequestError: they differ; or there is a process group, and accelerate sees this process alone.
+        RunError: another process has failed, or does not come.
+    """
+    if processes > 1:
+        data = {} if pairs is None else {"training data": pairs_facts(pairs)}
+        refuse_differences({**arguments_given(args), **data})
+        return
+    group = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if group > 1:
+        raise RequestError(
+            f"this is one of {group} processes of a group, and accelerate takes it for the only one: LOCAL_RANK is not "
+            "set, and each would train alone. Set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each "
+            "process before anything of accelerate or transformers is constructed, or start the script with torchrun"
+        )
 
 
 def refuse_differences(given: Mapping[str, Any]) -> None:
@@ -71,6 +96,8 @@ def from_all(own: dict[str, str]) -> list[dict[str, str]]:
     Raises:
         RunError: another process has failed, or does not come.
     """
+    if not torch.distributed.is_initialized():
+        return [own]
     store, rank = _meeting_place(), torch.distributed.get_rank()
     turn = store.add(f"turn of {rank}", 1)
     keys = [f"{turn} of {other}" for other in range(torch.distributed.get_world_size())]

@@ -43,7 +43,6 @@ from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.collator import load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import refuse_tokens_without_embedding
-from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
@@ -52,7 +51,7 @@ from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
-from wishbone.trainer.same_run import arguments_given, refuse_differences
+from wishbone.trainer.same_run import compare_processes
 from wishbone.trainer.scoring import ScoringTrainer
 from wishbone.trainer.sharded_trainer import ShardedTrainer
 from wishbone.trainer.sharding import is_sharded, shard
@@ -193,9 +192,8 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         if not is_sharded(self.model):
             train_in_float32(self.model)
             send_float8_as_bytes(self.model)
-        if self.accelerator.num_processes > 1:
-            pairs = {"training data": pairs_facts(self.train_dataset)} if self._shares_steps else {}
-            refuse_differences({**arguments_given(self.args), **pairs})
+        pairs = self.train_dataset if self._shares_steps else None
+        compare_processes(self.args, pairs, self.accelerator.num_processes)
         if self.preference_step is None:
             return super().train(*args, **kwargs)
         try:
