@@ -100,6 +100,6 @@ def test_scans_are_counted_as_their_kernels_run() -> None:
     size = {"mamba_n_heads": 64, "mamba_d_state": 128, "mamba_d_head": 64}
     scan = mixers.scan_of(lambda name, usual=None: size.get(name, usual))
     # writes and states of 64 heads with 64 values, keys of 128, twice each
-    assert scan == mixers.Scan(64 * 2 * (64 + 128 + 128), 64 * 128)
+    assert scan == mixers.Scan(64 * 2 * (64 + 128 + 128), 64 * 128, mixers.MAMBA_HOST)
     assert scan.bytes_of(8192) == 4 * scan.held * 8192
     assert scan.bytes_of(20_000) == 4 * scan.held * 20_000 / 2  # its states fill half a GiB and more
