@@ -293,7 +293,10 @@ def test_messages_need_a_template() -> None:
 def test_texts_need_an_end() -> None:
     tokenizer = BUILDERS["chatml"]()
     tokenizer.eos_token = None
-    with pytest.raises(RequestError, match="end-of-sequence"):
+    with pytest.raises(RequestError, match="no end-of-sequence"):
+        tokenize_pairs(dataset(*TEXTS), tokenizer)
+    tokenizer.eos_token = "<nowhere>"  # its id is that of unknown tokens, or none
+    with pytest.raises(RequestError, match="'<nowhere>' is not in the tokenizer's vocabulary"):
         tokenize_pairs(dataset(*TEXTS), tokenizer)
 
 

@@ -266,6 +266,11 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> 
     end, begin = tokenizer.eos_token, tokenizer.bos_token_id
     if end is None:
         raise RequestError("the tokenizer has no end-of-sequence token for the completions; set tokenizer.eos_token")
+    if (number := tokenizer.eos_token_id) is None or (number == tokenizer.unk_token_id and end != tokenizer.unk_token):
+        raise RequestError(
+            f"the end-of-sequence token {end!r} is not in the tokenizer's vocabulary, so completions would not end in "
+            "it; set tokenizer.eos_token to a token that is, or add it"
+        )
     ended = [(p, *(p + _without_ends(side, end) + end for side in sides)) for p, *sides in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
     if begin is not None:
