@@ -35,7 +35,15 @@ def test_a_shape_has_the_weights_and_the_layers_that_it_names(name: str):
 
 
 def options(**more: Any) -> argparse.Namespace:
-    steps = {"warm_up": 1, "timed": 1, "layers": None, "tiny": True, "limit_seconds": 60.0, "expected_seconds": 1.0}
+    steps = {
+        "warm_up": 1,
+        "timed": 1,
+        "layers": None,
+        "tiny": True,
+        "limit_seconds": 60.0,
+        "expected_seconds": 1.0,
+        "look": False,
+    }
     return argparse.Namespace(**{**steps, "cuda_graphs": "auto", "shape": "qwen3-30b-a3b", **more})
 
 

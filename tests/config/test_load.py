@@ -422,7 +422,7 @@ def test_names_that_are_no_paths_stay(tmp_path: Path, monkeypatch, name: str):
 @pytest.mark.parametrize(
     ("setting", "warned"),
     [
-        ("training: {learning_rate: 5e-5}", ["training.learning_rate 5e-05 is a rate for supervised fine-tuning"]),
+        ("training: {learning_rate: 5e-5}", ["training.learning_rate 5e-5 is a rate for supervised fine-tuning"]),
         ("training: {learning_rate: 4.9e-5}", []),
         ("adapter: {method: full}\ntraining: {learning_rate: 5e-5}", []),
         ("preference: {simpo_gamma: 1}", ["preference.simpo_gamma 1 has no effect: only simpo reads it"]),

@@ -11,6 +11,8 @@ from wishbone import DPOTrainer
 from wishbone.errors import RequestError
 from wishbone.trainer.compatibility import OVERRIDDEN, check_trl
 from wishbone.trainer.scoring import ScoringTrainer
+from wishbone.trainer.sharded_trainer import ShardedTrainer
+from wishbone.trainer.tokenizing import TokenizingTrainer
 
 PASSED_ON = ["args", "kwargs"]
 
@@ -28,7 +30,8 @@ def test_other_versions_are_refused(version: str) -> None:
 def test_signatures_of_all_overridden_methods_are_checked() -> None:
     """Those that only pass their arguments on do not depend on them: `train`, `predict` and others."""
     beneath = trl.DPOTrainer.__mro__[:-1]
-    own = {name: value for kind in (ScoringTrainer, DPOTrainer) for name, value in vars(kind).items()}
+    ours = (TokenizingTrainer, ShardedTrainer, ScoringTrainer, DPOTrainer)
+    own = {name: value for kind in ours for name, value in vars(kind).items()}
     methods = {
         name for name, value in own.items() if inspect.isfunction(value) and any(name in vars(kind) for kind in beneath)
     }
