@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny import tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import copy_adapter
@@ -221,3 +223,18 @@ def test_a_forward_pass_put_in_place_of_the_class_s_own_counts(base: str) -> Non
     norm = model.model.norm
     norm.forward = model.model.layers[0].mlp.act_fn.forward
     assert identity(model) != base
+
+
+def test_a_function_put_in_place_of_a_library_s_own_counts(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    own = modeling_llama.apply_rotary_pos_emb
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        return own(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(modeling_llama, "apply_rotary_pos_emb", replaced)
+        assert (once := identity(model)) != base
+        patched.setattr(modeling_llama, "apply_rotary_pos_emb", functools.wraps(own)(replaced))
+        assert identity(model) == once, "names that a decorator copies do not hide it"
+    assert identity(model) == base

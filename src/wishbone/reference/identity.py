@@ -7,7 +7,8 @@ SHA-256 of all of that:
 - the tensors of `weights.py`: names, shapes, dtypes, bytes;
 - the model's configuration, without what is cosmetic;
 - the classes of the modules and the versions of the libraries they come from, or their source where there is no
-  version (layers of this package are such classes);
+  version (layers of this package are such classes), and the functions that these libraries' code calls by name, which
+  a program may have put others in the place of;
 - the source of this package's code that a reference pass enters (`SCORING_CODE`);
 - the form that pairs are run in, whether layers are fused, the attention implementation, autocast, the device.
 
@@ -30,6 +31,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -92,6 +94,7 @@ def reference_identity(policy: Policy, adapters: Sequence[str] = (), *, autocast
         "adapters": _adapter_facts(policy.model, layers),
         "config": plain_configuration(config.to_dict(), COSMETIC),
         "modules": sorted({_kind(module) for _, module in reference_modules(model, adapters)}),
+        "functions": _functions({type(module).__module__ for _, module in reference_modules(model, adapters)}),
         "code": scoring_code(),
         "form": [policy.form, "fused" if policy.fused else "as it is"],
         "attention": config._attn_implementation,
@@ -143,6 +146,22 @@ def _kind(module: nn.Module) -> str:
     return " ".join([*names, *sorted({_code_version(part.__module__) for part in code})])
 
 
+def _functions(modules: set[str]) -> list[str]:
+    """Functions in the namespaces of Python modules: name, place of the code, and its version.
+
+    The place is that of the code that runs, which a decorator from elsewhere changes although the name stays. What
+    comes from the standard library or from this package is left out: `SCORING_CODE` and the form tell of the latter.
+    """
+    elsewhere = sys.stdlib_module_names | {__name__.partition(".")[0]}
+    found = set()
+    for module in modules & sys.modules.keys():
+        for name, function in vars(sys.modules[module]).items():
+            source = str(function.__globals__.get("__name__")) if isinstance(function, FunctionType) else ""
+            if source and source.partition(".")[0] not in elsewhere:
+                found.add(f"{module}.{name}: {source}.{function.__code__.co_qualname} {_code_version(source)}")
+    return sorted(found)
+
+
 @cache
 def _code_version(module: str) -> str:
     """Version of the distribution that a module is from, or else the hash of its source.
@@ -155,7 +174,7 @@ def _code_version(module: str) -> str:
             return f"{package} {version(package)}"
     try:
         source = inspect.getsource(sys.modules[module])
-    except (OSError, TypeError):
+    except (OSError, TypeError, KeyError):
         return f"{module} {secrets.token_hex()}"
     return f"{module} {hashlib.sha256(source.encode()).hexdigest()}"
 
