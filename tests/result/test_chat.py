@@ -13,6 +13,7 @@ from result.conftest import Command
 from transformers import AutoModelForCausalLM
 
 from wishbone.cli.chat import _converse, chat
+from wishbone.config import dump_config, parse_config
 from wishbone.errors import RequestError
 from wishbone.result.conversation import Conversation, Decoding
 from wishbone.result.finished_run import finished_run, was_trained_on_texts
@@ -206,6 +207,32 @@ def test_what_cannot_be_talked_to_is_refused(run: Path, wishbone: Command, tmp_p
     (run / "config.yaml").unlink()
     alone = wishbone("chat", run / "adapter", typed="Hi\n")
     assert alone.exit_code == 2 and "no run around them" in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("chat",), "name"),
+        (("compare",), "name"),
+        (("eval", "PAIRS"), "name"),
+        (("eval", "PAIRS"), "reference"),
+        (("export", "--merged", "OUT"), "name"),
+    ],
+)
+def test_a_model_that_has_moved_is_named_with_the_remedy(
+    run: Path, wishbone: Command, tmp_path: Path, words: tuple[str, ...], key: str
+):
+    settings, gone = run / "config.yaml", tmp_path / "gone"
+    kept = settings.read_text()
+    config = parse_config(kept)
+    moved = config.model_copy(update={"model": config.model.model_copy(update={key: str(gone)})})
+    settings.write_text(dump_config(moved))
+    command, *rest = [{"PAIRS": tmp_path / "pairs.jsonl", "OUT": tmp_path / "merged"}.get(word, word) for word in words]
+    refused = wishbone(command, run, *rest, typed="Hi\n")
+    said = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2 and f"no longer at {str(gone)!r}" in said and f"as model.{key} into" in said
+    settings.write_text(kept)
+    assert wishbone(command, run, *rest, typed="").exit_code == 0
 
 
 def test_a_closed_standard_input_is_a_wrong_request(

@@ -49,7 +49,9 @@ def compare(
             config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
         with screen(error=True).status("answering before and after"):
             from wishbone.report.answers import answer_before_and_after, to_json, write_answers
+            from wishbone.result.finished_run import refuse_moved
 
+            refuse_moved(finished.path, "model.name", config.model.name)
             questions = _questions(config, prompt or [], count, as_text=as_text)
             answers = answer_before_and_after(finished.path, config.model, questions, max_new_tokens=max_new_tokens)
     if as_json:

@@ -197,6 +197,11 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         raise _unloadable(name, error) from error
 
 
+def could_be_on_the_hub(name: str) -> bool:
+    """Whether a model's name may be an id on the hub: it does not look like a path."""
+    return not (name.startswith((".", "~", os.sep)) or name.lower().endswith(".gguf")) and bool(HUB_ID.fullmatch(name))
+
+
 def resolve_model(name: str) -> str:
     """Return the directory of a local, embedded or GGUF model, which is converted first, or `name` for a hub id.
 
@@ -214,8 +219,7 @@ def resolve_model(name: str) -> str:
         if path.suffix.lower() == ".gguf":
             return str(gguf_directory(path))
         raise RequestError(f"{name!r} is a file; {INSTEAD}")
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.lower().endswith(".gguf")
-    if looks_like_path or not HUB_ID.fullmatch(name):
+    if not could_be_on_the_hub(name):
         raise RequestError(f"{name!r} does not exist{_nearest(path)}; {INSTEAD}")
     return name
 

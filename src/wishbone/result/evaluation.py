@@ -29,7 +29,7 @@ from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.model.load import load_model
 from wishbone.preference.losses import are_reference_free
-from wishbone.result.finished_run import FinishedRun
+from wishbone.result.finished_run import FinishedRun, refuse_moved
 from wishbone.result.trained_model import TrainedModel
 from wishbone.run.prepare_data import prepare_data
 from wishbone.trainer.image_rows import ImageRows
@@ -171,6 +171,7 @@ def _reference_logps(run: FinishedRun, model: TrainedModel, pairs: Sequence[Toke
     if named is None:
         with model.before() as before:
             return pair_logps(before, pairs)
+    refuse_moved(run.path, "model.reference", named)
     settings = run.config.model
     reference, _ = load_model(
         named,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,8 @@ from wishbone.config.schema import RunConfig
 from wishbone.data.source import load_pairs
 from wishbone.data.text_turns import are_texts
 from wishbone.errors import RequestError
+from wishbone.model.embedded import EMBEDDED_NAME
+from wishbone.model.load import could_be_on_the_hub
 from wishbone.paths import user_path
 from wishbone.report.answers import ADAPTER, learned_weights
 from wishbone.report.run_directory import CONFIG, RunRecord, read_run
@@ -74,6 +77,22 @@ def finished_run(path: Path, *, trust_remote_code: bool = False) -> FinishedRun:
         weights,
         distrusted=config.model.trust_remote_code and not trust_remote_code,
     )
+
+
+def refuse_moved(run: Path, key: Literal["model.name", "model.reference"], name: str) -> None:
+    """Raise a RequestError with the remedy if a model that a run names by its path is no longer there.
+
+    Args:
+        run: the run directory.
+        key: under which its settings name the model.
+        name: what they say.
+    """
+    if name != EMBEDDED_NAME and not could_be_on_the_hub(name) and not user_path(name).exists():
+        what = "the model that this run began with" if key == "model.name" else "the reference of this run"
+        raise RequestError(
+            f"{what} is no longer at {name!r}; move it back there, or write where it is now as {key} into "
+            f"{str(run / CONFIG)!r}"
+        )
 
 
 def was_trained_on_texts(run: FinishedRun, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
-from wishbone.result.finished_run import FinishedRun
+from wishbone.result.finished_run import FinishedRun, refuse_moved
 from wishbone.trainer.non_finite import refuse_non_finite
 
 
@@ -63,6 +63,8 @@ class TrainedModel:
         """The model of the run's configuration, or the one in a directory that the run wrote."""
         model = self._run.config.model
         own = weights is None
+        if own:
+            refuse_moved(self._run.path, "model.name", model.name)
         return load_model(
             model.name if weights is None else weights,
             dtype=model.dtype,
