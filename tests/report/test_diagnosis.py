@@ -77,6 +77,13 @@ def test_a_held_out_loss_that_turns_upwards() -> None:
     assert titles(record(loss=training, eval_loss=[(0, 0.7), (50, 0.5), (100, 0.51)])) == []
 
 
+def test_weights_that_a_guard_restored_are_no_rise_of_the_held_out_loss() -> None:
+    training = [(s, 0.7 - s / 200) for s in STEPS]
+    stopped = record(loss=training, eval_loss=[(0, 0.7), (50, 0.3), (100, 0.2), (100, 0.4)])
+    assert titles(stopped) == ["The held-out loss rises again"]
+    assert titles(replace(stopped, summary={"guard": {"stopped_at_step": 100, "restored_step": 40}})) == []
+
+
 def test_the_outcome_is_what_the_summary_measured(write_run: WriteRun) -> None:
     of = read_run(write_run())
     loss, accuracy, margin = outcome(of).changes[:3]

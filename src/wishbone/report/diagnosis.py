@@ -145,6 +145,9 @@ def _told_apart_at_once(record: RunRecord) -> Finding | None:
 def _overfit(record: RunRecord) -> Finding | None:
     heldout = finite(record.metrics.get(HELDOUT_PREFIX + "loss", []))
     training = ends(record.metrics.get("loss", []))
+    guard = record.summary.get("guard")
+    if isinstance(guard, dict) and guard.get("restored_step") is not None:
+        heldout = heldout[:-1]  # the last measurement is one of earlier weights
     if len(heldout) < 3 or training is None or training[1] >= training[0]:
         return None
     step, lowest = min(heldout, key=lambda point: point[1])
