@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -254,7 +255,7 @@ def test_a_run_that_just_began_has_a_page(write_run: WriteRun) -> None:
     assert "not finished" in page.all("span", "badge")[0].text
     assert "No metrics have been written yet." in page.text
     assert not page.all("figure")
-    assert f"wishbone train {run}/config.yaml --resume" in page.text
+    assert f"wishbone train {shlex.quote(f'{run}/config.yaml')} --resume" in page.text
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import stat
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_every_format_gives_the_log_probabilities_of_the_trained_model(
     from_merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
     apart = (sequence_logps(from_merged, sequences) - expected).abs().mean()
     assert 0 < apart < 0.1 and merged["difference"]["mean"] <= merged["difference"]["allowed_mean"]
-    assert vllm["command"] == f"vllm serve {out / 'merged'} --served-model-name run"
+    assert vllm["command"] == f"vllm serve {shlex.quote(str(out / 'merged'))} --served-model-name run"
     assert not [entry.name for entry in out.iterdir() if entry.name.startswith(".")]
 
 
@@ -194,7 +195,7 @@ def test_the_commands_for_vllm_name_a_model_that_is_there(run: Path, learned: Le
 
     here = run / "adapter"
     assert command("Qwen/Qwen3-8B") == (
-        f"vllm serve Qwen/Qwen3-8B --enable-lora --max-lora-rank 16 --lora-modules run={here}",
+        f"vllm serve Qwen/Qwen3-8B --enable-lora --max-lora-rank 16 --lora-modules {shlex.quote(f'run={here}')}",
         None,
     )
     embedded, note = command("smollm2-135m-instruct")
