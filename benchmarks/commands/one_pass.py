@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import jobs
 from benchmarks.harness.jobs import Job, run_jobs
+from benchmarks.harness.moved_adapter import move_adapter
 from benchmarks.harness.results import Row
 from benchmarks.harness.systems import parse_system
 from benchmarks.harness.workloads import SIZES, Case, draw_lengths, texts
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from benchmarks.harness.worker import Progress
 
 SYSTEMS = "wishbone-bf16,wishbone-fp8:in_place=True,wishbone-nf4:in_place=True"
-MOVED = 1e-3
-"""Standard deviation of the second factors, about what a thousand steps at a rate of 1e-6 give."""
 TWO, ONE, OTHER = "two passes", "one pass", "one pass, {}"
 
 
@@ -114,17 +113,6 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
                 found[way]["launched"].append((launched - begun) / (ended - begun))
         progress.write(partial=_figures(found, case.pairs_a_step))
     return _figures(found, case.pairs_a_step)
-
-
-def move_adapter(model: Any) -> None:
-    """Give the second factors of a new adapter values as training does, in place."""
-    import torch
-
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name and parameter.requires_grad:
-                parameter.normal_(std=MOVED)
 
 
 def _recorded(step: Any, groups: Any, execution: Any) -> Any:

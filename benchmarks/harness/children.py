@@ -34,6 +34,7 @@ class Child:
         folder: directory for request, progress, log and scratch files.
         python: interpreter that has the system's libraries.
         environment: variables in addition to those of this process.
+        source: directory of the `wishbone` package that it imports.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Child:
         folder: Path,
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
+        source: Path = ROOT / "src",
     ) -> None:
         self.request = request
         scratch = folder / name
@@ -58,16 +60,31 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=scratch,
-                env=_environment(scratch, environment or {}),
+                env=_environment(scratch, source, environment or {}),
                 start_new_session=True,
             )
 
     def go(self) -> None:
         """Tell it to start measuring."""
+        self.tell()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def tell(self) -> None:
+        """Send it a line: what it waits for before it starts, and before each further turn."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it failed while it waited; `outcome` says how
             self._process.stdin.write(b"go\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def turns(self) -> int:
+        """Return how many turns it has ended."""
+        return sum("turn" in line for line in self._lines())
 
     def outcome(self, limit_seconds: float) -> Row:
         """Wait for the result; kill the process if it takes longer than `limit_seconds` from now on."""
@@ -124,8 +141,8 @@ def child(*arguments: Any, **options: Any) -> Iterator[Child]:
         process.end()
 
 
-def _environment(scratch: Path, own: Mapping[str, str]) -> dict[str, str]:
-    places = [str(ROOT), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+def _environment(scratch: Path, source: Path, own: Mapping[str, str]) -> dict[str, str]:
+    places = [str(ROOT), str(source), *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {name: value for name, value in os.environ.items() if name != "WISHBONE_REFERENCE_STORE"}
     return {
         **inherited,

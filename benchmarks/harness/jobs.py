@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -27,7 +27,9 @@ from rich.text import Text
 
 from benchmarks.harness.children import Child, child
 from benchmarks.harness.results import KEY, ROOT, Results, Row, failure
+from benchmarks.harness.slow_host import slow_host
 from benchmarks.harness.systems import parse_system
+from benchmarks.harness.turns import take_turns
 
 OF_MEMORY = ("out of memory", "ended by")
 """Beginnings of the reasons after which a search goes on in a new process."""
@@ -78,6 +80,12 @@ def one_or_more(text: str) -> int:
     return number
 
 
+def _share(text: str) -> float:
+    if not 0.5 <= (number := float(text)) <= 0.95:
+        raise argparse.ArgumentTypeError(f"{number} is not between 0.5 and 0.95")
+    return number
+
+
 def add_step_options(parser: argparse.ArgumentParser, warm_up: int, timed: int) -> None:
     """Add the options of every benchmark that times training steps."""
     parser.add_argument("--warm-up", type=one_or_more, default=warm_up, help="steps that are not timed, at least 1")
@@ -93,6 +101,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ahead", action="store_true", help="start the next process while the present one loads")
     parser.add_argument("--minutes", type=float, help="start nothing that would not end within this time")
     parser.add_argument("--fresh-caches", action="store_true", help="empty compiler caches for every process")
+    parser.add_argument(
+        "--slow-host",
+        type=_share,
+        metavar="SHARE",
+        help="leave this share of its cores to what is measured, from 0.5 to 0.95: other processes spin on them",
+    )
     parser.add_argument("--commit", help="commit of this code, where git cannot tell")
     parser.add_argument(
         "--python",
@@ -108,12 +122,8 @@ def run_jobs(
 ) -> Results:
     """Run the jobs that are not in the file of results yet, so many at a time; return all its rows."""
     console = console or Console(stderr=True)
-    results = Results.read(options.out) if options.out and options.out.exists() else Results()
-    results.begin_call(options.commit)
-    pending = [job for job in jobs if options.again or not results.has(job.key)]
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wishbone-benchmarks-"))
-        line = Line(Path(folder), options, stack, console)
+    with begun_call(options, console) as (results, line):
+        pending = [job for job in jobs if options.again or not results.has(job.key)]
         one_by_one = _one_by_one(line, pending, options.ahead)
         for job, row in one_by_one if at_once == 1 else _together(line, pending, at_once):
             if row is None:
@@ -127,6 +137,19 @@ def run_jobs(
     if pending:
         console.print(f"{len(pending)} rows are left for another call, the first is {_name(pending[0].key)}")
     return results
+
+
+@contextmanager
+def begun_call(options: argparse.Namespace, console: Console) -> Iterator[tuple[Results, Line]]:
+    """Yield the rows so far, in a new call, and what starts its processes; with --slow-host, on a slow host."""
+    results = Results.read(options.out) if options.out and options.out.exists() else Results()
+    results.begin_call(options.commit)
+    with ExitStack() as stack:
+        if options.slow_host:
+            results.calls[-1] |= stack.enter_context(slow_host(options.slow_host))
+            console.print(f"made slow on purpose: Python runs at {results.calls[-1]['speed']} of its speed")
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="wishbone-benchmarks-"))
+        yield results, Line(Path(folder), options, stack, console)
 
 
 def _one_by_one(line: Line, pending: Sequence[Job], ahead: bool) -> Iterator[tuple[Job, Row | None]]:
@@ -173,11 +196,11 @@ class Line:
 
     def run(self, job: Job, following: Job | None) -> Row | None:
         """Measure a job and return its row; None if it was the call whose time ran out."""
-        if not self._write_model(job):
+        if not self.write_model(job):
             return {"status": "failed", "reason": "its random model could not be written", "phase": "writing the model"}
         process = self._process(job)
         if following:
-            self._waiting = (following, self._start(following))
+            self._waiting = (following, self.start(following))
         begun = time.monotonic()
         found: Row = {}
         while True:
@@ -191,11 +214,18 @@ class Line:
             if not again or not (row["status"] == "ok" or row["reason"].startswith(OF_MEMORY)):
                 break
             found = again.get("found", {})
-            process = self._start(job, again)
+            process = self.start(job, again)
         if row["status"] == "failed" and found:
             row = {"status": "ok", **found, "stopped_by": row["reason"]}
         row["seconds"] = round(time.monotonic() - begun, 1)
         return row | ({"fresh_caches": True} if self._fresh(job) else {})
+
+    def in_turns(self, processes: Mapping[str, Child], limit_seconds: float) -> dict[str, Row]:
+        """Let processes that `start` returned measure in turns; return their results by name."""
+        found = take_turns(processes, min(limit_seconds, max(self.seconds_left(), 1)))
+        for process in processes.values():
+            self._keep_log(process)
+        return found
 
     def _process(self, job: Job) -> Child:
         expected, process = self._waiting or (None, None)
@@ -204,9 +234,14 @@ class Line:
             return process
         if process:
             process.end()
-        return self._start(job)
+        return self.start(job)
 
-    def _start(self, job: Job, changes: Row | None = None) -> Child:
+    def start(self, job: Job, changes: Row | None = None, **options: Any) -> Child:
+        """Start the process of a job, its request changed by `changes`; it waits to be told to go.
+
+        Args:
+            options: further arguments of `Child`.
+        """
         request = {**job.key, **job.settings, "directory": str(self._directory(job) or "") or None, **(changes or {})}
         if "model" in job.settings:
             request["directory"] = job.settings["model"]
@@ -220,7 +255,7 @@ class Line:
             system = parse_system(job.system)
             environment |= dict(system.environment)
             python = self._pythons.get(system.family, python)
-        return self._stack.enter_context(child(request, name, self._folder, python, environment))
+        return self._stack.enter_context(child(request, name, self._folder, python, environment, **options))
 
     def _fresh(self, job: Job) -> bool:
         return bool(job.fresh_caches or self._options.fresh_caches)
@@ -232,7 +267,8 @@ class Line:
         folder: Path = self._options.model_dir or Path(tempfile.gettempdir()) / "wishbone-benchmarks"
         return folder.resolve() / job.size
 
-    def _write_model(self, job: Job) -> bool:
+    def write_model(self, job: Job) -> bool:
+        """Write the random model of a job that reads one, where it is not there yet; return whether it is there."""
         directory = self._directory(job)
         if directory is None or directory.exists():
             return True

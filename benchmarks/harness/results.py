@@ -126,14 +126,15 @@ def _shown(argument: str) -> str:
     return shlex.quote(name)
 
 
-def current_commit() -> str | None:
-    """Return the commit of this checkout, marked where files differ from it; None outside of a checkout."""
+def current_commit(root: Path = ROOT) -> str | None:
+    """Return the commit of a checkout, marked where files differ from it; None where `root` is not the top of one."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
+    top = git("rev-parse", "--show-toplevel")
+    commit = git("rev-parse", "HEAD") if top and Path(top) == root.resolve() else None
     return f"{commit} with changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
 
 from benchmarks.harness.clock import Clock, now, peak_gib
 from benchmarks.harness.loading import Loaded, device_of, trainer_for
@@ -44,6 +45,7 @@ def timed_training(
     progress: Progress,
     case: Case,
     vocabulary: int,
+    callbacks: Sequence[TrainerCallback] = (),
     **settings: Any,
 ) -> TimedTraining:
     """Train `warm_up` steps that are not timed, then `timed` ones, as `request` says.
@@ -55,6 +57,7 @@ def timed_training(
         progress: is told the phases.
         case: lengths of pairs, and pairs of a step.
         vocabulary: words of the texts.
+        callbacks: called after the clock.
         settings: further arguments of the trainer.
     """
     gc.collect()
@@ -78,14 +81,13 @@ def timed_training(
         device,
         request["scratch"],
         texts(lengths, vocabulary),
-        callbacks=[clock],
+        callbacks=[clock, *callbacks],
         per_device_train_batch_size=case.batch,
         gradient_accumulation_steps=case.accumulation,
         max_steps=steps,
         **settings,
     )
     trainer.train()
-    ours = system.family == "wishbone"
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])
     row = clock.figures(request["warm_up"], request["timed"], case.pairs_a_step, ready) | {
@@ -99,8 +101,9 @@ def timed_training(
         "frozen_elements": _frozen_elements(trainer.model),
         "weights_gib": None if at_rest is None else round(at_rest, 3),
         "not_on_fast_path_because": getattr(trainer, "form_reason", None),
-        "reference": trainer.reference_counts() if ours else {},
-        "rows": _rows(trainer) if ours else {},
+        "reference": trainer.reference_counts() if hasattr(trainer, "reference_counts") else {},
+        "rows": _rows(trainer) if hasattr(trainer, "execution") else {},
+        "recorded_lengths": _recorded_lengths(trainer),
         **peak_gib(),
     }
     return TimedTraining(trainer, timed, seconds, row)
@@ -115,6 +118,14 @@ def _rows(trainer: Any) -> Row:
         return {}
     found = trainer.execution.summary(len(step.policy.layers))
     return {name: found[name] for name in ("token_budget", "layers", "kept_layers")}
+
+
+def _recorded_lengths(trainer: Any) -> int | None:
+    """Return how many lengths of rows are replayed from CUDA graphs; None for a trainer that does not say."""
+    if not hasattr(trainer, "execution"):
+        return None
+    graphs = trainer.execution.graphs
+    return len(graphs.lengths) if graphs else 0
 
 
 def _frozen_elements(model: Any) -> dict[str, int]:

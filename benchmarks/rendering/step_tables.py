@@ -1,4 +1,4 @@
-"""Tables of single steps: the first one with its parts, and one pass for policy and reference beside two."""
+"""Tables of single steps: the first one with its parts, one pass beside two, and other code beside this."""
 
 from __future__ import annotations
 
@@ -59,3 +59,27 @@ def one_pass_table(results: Results) -> Table:
         for way, one in row.get("ways", {}).items()
     ]
     return Table("One pass beside two", columns, rows, notes=failures(measured))
+
+
+def before_and_after_table(results: Results) -> Table:
+    """Return one row for each system; factors are this code's speed over the other's."""
+    columns = (
+        "system", "case", "before, pairs/s", "after, pairs/s", "factor", "median", "factor from step 5",
+        "first step s, before", "after", "peak GiB, before", "after",
+    )  # fmt: skip
+    measured = results.of("before_and_after")
+    rows = [
+        (
+            row["system"],
+            f"{row['size']} {row['case']}",
+            *(f"{row['ways'][way]['pairs_per_s']:.2f}" for way in ("before", "after")),
+            f"{row['factor']:.3f}",
+            f"{row['median_factor']:.3f}",
+            f"{row['factor_from_step_5']:.3f}" if "factor_from_step_5" in row else "",
+            *(f"{row['ways'][way]['first_step_seconds']:.1f}" for way in ("before", "after")),
+            *(f"{row['ways'][way]['peak_gib']:.1f}" for way in ("before", "after")),
+        )
+        for row in measured
+        if row["status"] == "ok"
+    ]
+    return Table("Before and after", columns, rows, notes=failures(measured))

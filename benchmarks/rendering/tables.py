@@ -24,7 +24,7 @@ from benchmarks.rendering.speed_tables import (
     plan_table,
     throughput_table,
 )
-from benchmarks.rendering.step_tables import first_step_table, one_pass_table
+from benchmarks.rendering.step_tables import before_and_after_table, first_step_table, one_pass_table
 from benchmarks.rendering.table import Table
 
 WIDTH_OF_FILES = 200
@@ -44,6 +44,7 @@ TABLES: dict[str, Callable[[Results], Table]] = {
     "reference_store": reference_store_table,
     "first_step": first_step_table,
     "one_pass": one_pass_table,
+    "before_and_after": before_and_after_table,
 }
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from benchmarks.commands.one_pass import move_adapter
+from benchmarks.harness.moved_adapter import move_adapter
 
 
 def test_an_adapter_that_was_moved_changes_what_a_gpu_multiplies() -> None:
