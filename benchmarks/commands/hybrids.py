@@ -6,13 +6,16 @@ A row is SHAPE,SYSTEM,WORKLOAD[:BATCH[xACCUMULATION]][,WARM_UP+TIMED]; without `
 in four systems. Each trains with LoRA of rank 16 on all linear layers, in a process of its own. `wishbone-plain`
 computes each prompt twice, in the same rows with the same kernels; `wishbone-torch-scans` runs the recurrences in
 PyTorch, as TRL does where no library has kernels for this GPU. A row's result says how many recurrent layers start
-branches from their stem's state, and why others do not.
+branches from their stem's state, and why others do not. With `--look`, it also says where the host was while rows were
+recorded as CUDA graphs.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import jobs
@@ -31,7 +34,9 @@ WORKLOADS = ("ultrafeedback:8", "capybara:8")
 
 def measure(request: dict[str, Any], progress: Progress) -> Row:
     """Train and measure (in the child)."""
-    trained = train_shape(request, progress)
+    where: Row = {}
+    with noting_the_host(where) if request["look"] else nullcontext():
+        trained = train_shape(request, progress)
     step = getattr(trained.trainer, "preference_step", None)
     if step is None:
         return trained.row
@@ -41,7 +46,32 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
         "other_recurrent_layers": recurrence.left,
         "recorded_lengths": [] if graphs is None else graphs.lengths,
         "replays": 0 if graphs is None else graphs.replays,
+        **where,
     }
+
+
+@contextmanager
+def noting_the_host(where: Row) -> Iterator[None]:
+    """Context that adds the shares of the time in which functions were running while rows were recorded."""
+    from benchmarks.harness.step_work import Sampler
+    from wishbone.phases import Phase, listening
+
+    class Listener:
+        sampler: Sampler | None = None
+
+        def began(self, phase: Phase) -> None:
+            if phase.name == "recording":
+                self.sampler = Sampler()
+
+        def moved(self, phase: Phase) -> None:
+            """Nothing is counted."""
+
+        def ended(self, phase: Phase) -> None:
+            if phase.name == "recording" and self.sampler is not None:
+                where["host_while_recording"] = self.sampler.shares()
+
+    with listening(Listener()):
+        yield
 
 
 def job(row: str, options: argparse.Namespace) -> Job:

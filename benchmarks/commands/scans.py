@@ -2,17 +2,23 @@
 
 The row holds 8 pairs of Capybara's lengths. Times are of the forward pass alone and with the backward pass; errors are
 relative, in the 2-norm, of the output and of each input's gradient over 2 pairs. Nothing but the op runs.
+
+With `--launches`, each kernel is timed alone as well: as the op launches it, in a row that shares prompts and in one
+that holds each prompt twice, and then with other numbers of warps and pipeline stages.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 PAIRS, CHECKED = 8, 2
 REPEATS, WARM_UP = 5, 2
+WARPS, STAGES, COMPILERS = (4, 8), (1, 2, 3), 12
 SHAPES = {
     "delta-rule": {"key_heads": 16, "heads": 16, "key": 128, "value": 128},
     "state-space": {"key_heads": 1, "heads": 64, "key": 128, "value": 64},
@@ -21,16 +27,20 @@ SHAPES = {
 TINY = {"key_heads": 1, "heads": 2, "key": 16, "value": 16}
 
 
-def layout_of(count: int, scale: float) -> Any:
-    """The layout of a row with `count` pairs."""
+def layout_of(count: int, scale: float, *, shared: bool = True) -> Any:
+    """The layout of a row with `count` pairs; if not `shared`, with each prompt twice."""
     from benchmarks.harness.workloads import draw_lengths
     from wishbone.ops.prefix_attention import Document, PrefixLayout
 
     documents, at = [], 0
     for pair in draw_lengths("capybara", count):
         stem, *ends = (max(2, int(n * scale)) for n in (pair.prompt, pair.chosen, pair.rejected))
-        documents.append(Document(at, at + stem, (at + stem + ends[0], at + stem + sum(ends))))
-        at += stem + sum(ends)
+        if shared:
+            documents.append(Document(at, at + stem, (at + stem + ends[0], at + stem + sum(ends))))
+            at += stem + sum(ends)
+        for end in () if shared else ends:
+            documents.append(Document(at, at, (at + stem + end,)))
+            at += stem + end
     return PrefixLayout(tuple(documents))
 
 
@@ -98,6 +108,91 @@ def milliseconds(work: Callable[[], Any], device: str) -> float:
     return round(1e3 * (now() - begun) / REPEATS, 3)
 
 
+def milliseconds_of_launches(case: str) -> list[dict[str, Any]]:
+    """Times of each kernel alone; empty without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    rows = []
+    for shared in (True, False):
+        launches = launches_of(case, SHAPES[case], layout_of(PAIRS, 1.0, shared=shared), "cuda")
+        choices = list(itertools.product(WARPS, STAGES)) if shared else []
+        with ThreadPoolExecutor(COMPILERS) as pool:
+            list(pool.map(lambda of: _compiled(*of), itertools.product(launches, choices)))
+        for kernel, grid, arguments, sizes in launches:
+            row = {"case": case, "kernel": kernel.__name__, "grid": grid, "shared": shared}
+            row |= {name: sizes[name] for name in ("STEMS", "num_warps") if name in sizes}
+            row["ms"] = _milliseconds_of(kernel, grid, arguments, sizes)
+            row["ms_with"] = {
+                f"{warps} warps, {stages} stages": _milliseconds_of(
+                    kernel, grid, arguments, sizes | {"num_warps": warps, "num_stages": stages}
+                )
+                for warps, stages in choices
+            }
+            rows.append(row)
+    return rows
+
+
+def launches_of(
+    case: str, shape: dict[str, int], layout: Any, device: str
+) -> list[tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]]:
+    """The launches of one forward and backward pass: kernel, grid, arguments, and constants; each kind once."""
+    import torch
+
+    from wishbone.ops.chunked_scan import triton as scan
+
+    noted: dict[Any, Any] = {}
+    run = scan.launch
+
+    def note(kernel: Any, grid: Any, device: Any, *arguments: Any, **sizes: Any) -> None:
+        noted[kernel.__name__, sizes.get("STEMS")] = kernel, grid, arguments, sizes
+        run(kernel, grid, device, *arguments, **sizes)
+
+    leaves = [one.requires_grad_() for one in inputs_of(case, shape, layout.length, torch.bfloat16, device)]
+    scan.launch = note
+    try:
+        out = op_of(case, "kernels")(leaves, layout)
+        torch.autograd.grad(out, leaves, out)
+    finally:
+        scan.launch = run
+    return list(noted.values())
+
+
+def _compiled(launch: tuple[Any, Any, Any, dict[str, Any]], choice: tuple[int, int]) -> None:
+    """Compile a kernel with other warps and stages; what cannot be is left to its own launch."""
+    from triton.runtime.errors import OutOfResources
+
+    kernel, grid, arguments, sizes = launch
+    try:
+        kernel.warmup(*arguments, grid=grid, **sizes | {"num_warps": choice[0], "num_stages": choice[1]})
+    except OutOfResources:
+        return
+
+
+def _milliseconds_of(kernel: Any, grid: Any, arguments: Any, sizes: dict[str, Any]) -> float | None:
+    """The median of some launches; None for a kernel that takes too much of the GPU."""
+    import torch
+    from triton.runtime.errors import OutOfResources
+
+    from wishbone.ops.staged_launch import MOST_STAGES
+
+    fitting = [sizes] if "num_stages" in sizes else [sizes | {"num_stages": n} for n in range(MOST_STAGES, 0, -1)]
+    for own in fitting:
+        try:
+            kernel[grid](*arguments, **own)
+        except OutOfResources:
+            continue
+        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+        for before, after in events:
+            before.record()
+            kernel[grid](*arguments, **own)
+            after.record()
+        torch.cuda.synchronize()
+        return round(sorted(before.elapsed_time(after) for before, after in events)[REPEATS // 2], 4)
+    return None
+
+
 def measure(case: str, how: str) -> dict[str, Any]:
     """One row of figures; without a GPU a tiny layer in PyTorch shows that it runs, no more."""
     import torch
@@ -135,7 +230,9 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--systems", nargs="+", default=["kernels", "pytorch"], choices=["kernels", "pytorch"])
+    parser.add_argument("--launches", action="store_true", help="time each kernel alone, and nothing else")
     chosen = parser.parse_args()
     for case in chosen.cases:
-        for how in chosen.systems:
-            print(json.dumps(measure(case, how)), flush=True)
+        rows = milliseconds_of_launches(case) if chosen.launches else (measure(case, how) for how in chosen.systems)
+        for row in rows:
+            print(json.dumps(row), flush=True)

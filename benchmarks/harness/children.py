@@ -21,6 +21,10 @@ from typing import Any
 from benchmarks.harness.results import ROOT, Row
 
 LONGEST_REASON = 300
+SECONDS_TO_SAY = 1.0
+"""What a process has to write where its threads are, before it is killed."""
+FRAME = re.compile(r'^  File "(.+)", line (\d+) in (.+)$')
+MOST_FRAMES = 25
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError", re.IGNORECASE)
 RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning)\b")
 
@@ -94,17 +98,19 @@ class Child:
             self._process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
             late = True
+            self._ask_where()
         finally:
             self.end()
         lines = self._lines()
-        row: Row = {"seconds": round(time.monotonic() - begun, 1)}
+        row: Row = {"seconds": round(time.monotonic() - begun, 1), "phases": _times(lines)}
         results: list[Row] = [line["result"] for line in lines if "result" in line]
         if results:
             return row | {"status": "ok"} | results[-1]
         phase = next((line["phase"] for line in reversed(lines) if "phase" in line), "starting")
         partial: Row = next((line["partial"] for line in reversed(lines) if "partial" in line), {})
         reason = f"no result within {limit_seconds:.0f} s" if late else self._reason()
-        return row | partial | {"status": "failed", "reason": reason, "phase": phase}
+        row |= partial | {"status": "failed", "reason": reason, "phase": phase}
+        return row | ({"was_at": self._stack()} if late else {})
 
     def end(self) -> None:
         """Kill the process and those that it started."""
@@ -116,6 +122,20 @@ class Child:
         if not self._progress.exists():
             return []
         return [json.loads(line) for line in self._progress.read_text(encoding="utf-8").splitlines() if line]
+
+    def _ask_where(self) -> None:
+        """Let a process that is late write into its log where its threads are, once it knows the signal."""
+        if self._progress.exists():
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(SECONDS_TO_SAY)
+
+    def _stack(self) -> list[str]:
+        """Return where the main thread was, innermost first: the last of the threads in the log."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        threads = [number for number, line in enumerate(lines) if line.endswith("(most recent call first):")]
+        frames = map(FRAME.match, lines[threads[-1] + 1 :] if threads else [])
+        found = [f"{'/'.join(Path(one[1]).parts[-2:])}:{one[2]} {one[3]}" for one in frames if one]
+        return found[:MOST_FRAMES]
 
     def _reason(self) -> str:
         """Return how it ended, from its exit status and its log."""
@@ -139,6 +159,15 @@ def child(*arguments: Any, **options: Any) -> Iterator[Child]:
         yield process
     finally:
         process.end()
+
+
+def _times(lines: list[Row]) -> dict[str, float]:
+    """Return when each phase began, in seconds since the process did."""
+    found: dict[str, float] = {}
+    for line in lines:
+        if "phase" in line:
+            found.setdefault(line["phase"], line["at"])
+    return found
 
 
 def _environment(scratch: Path, source: Path, own: Mapping[str, str]) -> dict[str, str]:

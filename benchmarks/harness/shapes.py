@@ -109,6 +109,24 @@ HYBRIDS = {
          "n_groups": 2, "ssm_state_size": 16, "chunk_size": 16},
         (*ATTENTION, "up_proj", "down_proj", "in_proj"),  # PEFT refuses out_proj in this family
     ),
+    "falcon-h1-1.5b": Shape(
+        "FalconH1Config",
+        {"vocab_size": 65537, "hidden_size": 2048, "intermediate_size": 4096, "num_hidden_layers": 24,
+         "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 128, "mamba_d_ssm": 3072, "mamba_n_heads": 48,
+         "mamba_d_head": 64, "mamba_d_state": 256, "mamba_n_groups": 1, "mamba_d_conv": 4, "mamba_chunk_size": 256},
+        {"num_hidden_layers": 2, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 16,
+         "mamba_chunk_size": 16},
+        (*ATTENTION, *MLP, "in_proj"),  # PEFT refuses out_proj in this family, too
+    ),
+    "jamba-3b": Shape(
+        "JambaConfig",
+        {"vocab_size": 65536, "hidden_size": 2560, "intermediate_size": 8192, "num_hidden_layers": 28,
+         "num_attention_heads": 20, "num_key_value_heads": 1, "num_experts": 1, "num_experts_per_tok": 1,
+         "attn_layer_period": 14, "attn_layer_offset": 7, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_expand": 2,
+         "mamba_dt_rank": 160, "tie_word_embeddings": True},
+        {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
+        (*ATTENTION, *MLP, "in_proj", "x_proj", "out_proj"),
+    ),
 }  # fmt: skip
 SHAPES = MIXTURES | HYBRIDS
 

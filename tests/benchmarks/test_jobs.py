@@ -54,12 +54,36 @@ def interpreter_that_runs(code: str, folder: Path) -> Path:
     ],
 )
 def test_a_child_that_fails_is_a_row_with_the_reason(code: str, reason: str, tmp_path: Path):
-    begun = 'progress.write(\'{"phase": "step 2 of 3"}\\n{"partial": {"a": 1}}\\n\')'
+    begun = 'progress.write(\'{"phase": "step 2 of 3", "at": 4.5}\\n{"partial": {"a": 1}}\\n\')'
     child = child_of(f"{begun}\n{code}", tmp_path)
     child.go()
     found = child.outcome(1 if "sleep" in code else 20)
     assert found["status"] == "failed" and found["phase"] == "step 2 of 3" and found["a"] == 1
-    assert found["reason"].startswith(reason)
+    assert found["reason"].startswith(reason) and found["phases"] == {"step 2 of 3": 4.5}
+
+
+def test_a_child_that_takes_too_long_says_when_its_phases_began_and_where_it_was(tmp_path: Path):
+    code = """
+import faulthandler, json, pathlib, signal, sys, threading, time
+from benchmarks.harness.worker import Phases, Progress
+from wishbone.phases import listening, phase
+
+def waits():
+    time.sleep(60)
+
+faulthandler.register(signal.SIGUSR1, all_threads=True)
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("rehearsal"):
+    pass
+with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("recording", 24) as counting:
+    counting.to(7)
+    waits()
+"""
+    child = child_of(code, tmp_path)
+    child.go()
+    found = child.outcome(3)
+    assert list(found["phases"]) == ["rehearsal", "after rehearsal", "recording", "recording, 7 of 24"]
+    assert found["was_at"][0].endswith(" waits")
 
 
 def test_a_search_whose_process_ends_goes_on_in_a_new_one(tmp_path: Path):

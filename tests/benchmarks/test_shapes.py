@@ -17,9 +17,9 @@ from benchmarks.harness.worker import Progress
 
 BILLIONS = {
     "qwen3-30b-a3b": 10.59, "gpt-oss-20b": 7.74, "qwen3.5-2b": 1.88, "granite-4-2b": 2.00, "lfm2-2.6b": 2.57,
-    "nemotron-h-4b": 2.50,
+    "nemotron-h-4b": 2.50, "falcon-h1-1.5b": 1.48, "jamba-3b": 3.03,
 }  # fmt: skip
-"""Weights of each shape. LFM2-2.6B has all its layers, the others are cut."""
+"""Weights of each shape. LFM2, Falcon-H1 and Jamba have all their layers, the others are cut."""
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -28,7 +28,7 @@ def test_a_shape_has_the_weights_and_the_layers_that_it_names(name: str):
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(BILLIONS[name], abs=0.006)
     linears = {path.rpartition(".")[2] for path, one in model.named_modules() if isinstance(one, nn.Linear)}
     assert set(SHAPES[name].linears) <= linears
-    assert linears - set(SHAPES[name].linears) <= {"lm_head", "out_proj"}
+    assert linears - set(SHAPES[name].linears) <= {"lm_head", "out_proj", "dt_proj"}
     if name not in HYBRIDS:
         assert all(any(path.endswith(stack) for path, _ in model.named_parameters()) for stack in STACKS)
     assert sum(p.numel() for p in shaped_model(name, "meta", torch.bfloat16, tiny=True).parameters()) < 4e6

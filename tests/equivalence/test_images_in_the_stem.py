@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -191,6 +192,29 @@ def test_a_frozen_tower_keeps_nothing_for_the_backward_pass() -> None:
         policy.token_scores(batch)
     handle.remove()
     assert seen == [False]
+
+
+@pytest.mark.parametrize(("kind", "together"), [("llava", True), ("qwen3_vl", False)])
+def test_pixels_are_freed_before_the_backward_pass_where_the_tower_is_frozen(kind: str, together: bool) -> None:
+    model = adapted(kind, torch.float32, LANGUAGE)
+    policy, pixels, alive = Policy(model), [], []
+    reference = AdapterDisabled(policy) if together else NoReference()
+    collate = policy.collate
+
+    def noting(*args: Any) -> Any:
+        batch = collate(*args)
+        pixels.append(weakref.ref(batch.model_inputs["pixel_values"]))
+        return batch
+
+    policy.collate = noting  # type: ignore[method-assign]
+
+    def backward(loss: Tensor) -> None:
+        alive.append(pixels[-1]() is not None)
+        loss.backward()
+
+    step = PreferenceStep(policy, reference, Objective(("sigmoid",)))
+    step.backward([pairs(kind)], PairMetrics(0.1), Execution(10**6), backward)
+    assert alive == [False]
 
 
 def test_positions_of_branches_continue_from_the_largest_of_the_stem() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from wishbone.ops import chunked_scan
+from wishbone.ops import chunked_scan, kernel_trial
 from wishbone.ops.gated_delta_rule import chunked as delta_rule
 from wishbone.ops.kernel_trial import kernel_is_right
 from wishbone.ops.prefix_attention import Document, PrefixLayout
@@ -51,6 +52,26 @@ def test_what_is_wrong_is_said_once(kernel: Any, said: str | None, caplog: pytes
         found = {kernel_is_right("squares", kernel, kernel, square, lambda: [torch.arange(1.0, 5.0)]) for _ in range(2)}
     assert found == {said is None} and len(caplog.messages) == (said is not None)
     assert said is None or said in caplog.text
+
+
+def test_kernels_of_a_trial_are_compiled_several_at_once_before_they_are_launched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+
+    @contextmanager
+    def handed_over() -> Iterator[None]:
+        order.append("handed over")
+        yield
+        order.append("launched")
+
+    def noted(name: str) -> Any:
+        return lambda inputs: order.append(name) or square(inputs)
+
+    monkeypatch.setattr(kernel_trial, "can_compile_ahead", lambda _device: True)
+    monkeypatch.setattr(kernel_trial, "handed_over", handed_over)
+    assert kernel_is_right("squares", object(), noted("kernel"), noted("reference"), lambda: [torch.ones(2)])
+    assert order == ["handed over", "kernel", "launched", "reference", "kernel"]
 
 
 @pytest.mark.slow

@@ -88,20 +88,21 @@ def with_cuda_graphs(
         return execution
     trials = [Trial(one, int(tokens.max())) for one in passes or [step]]
     usual = min(length for length in lengths if length >= np.median(rows))
-    run = trials[0].timing(usual, execution)
-    if wanted == "auto" and not run.waits:
+    run = trials[0].timing(usual, execution) if wanted == "auto" else None
+    if run is not None and not run.waits:
         return execution
     documents = most_pairs_in_a_row(tokens, pairs_a_step, execution.token_budget) + PADDING
     graphs = CudaGraphs(policy.model, policy.backbone, documents)
     replaying = replace(execution, graphs=graphs)
     chosen = execution
     try:
-        seconds = _record(trials, replaying, graphs, [usual])
-        if wanted == "auto":
+        seconds = 0.0
+        if run is not None:
+            seconds = _record(trials, replaying, graphs, [usual])
             replay = trials[0].timing(usual, replaying).total
             lengths = worthwhile(choices, rows_to_come, run=run.total, replay=replay, recording=seconds)
         if lengths:
-            seconds += _record(trials, replaying, graphs, lengths)
+            seconds += _record(trials, replaying, graphs, [one for one in lengths if one not in graphs.lengths])
             logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(graphs.lengths), seconds)
             chosen = replaying
     except RuntimeError as error:

@@ -109,6 +109,7 @@ class PreferenceStep:
                 loss = (self.objective(scores, ref_logps, scored) * weight).sum()
                 if balance is not None and routing is not None:
                     loss = loss + balance.row_loss(row, routing)
+                del batch, reference  # and pixels: a backward pass through a frozen tower needs none
                 if loss.requires_grad:  # not where only the tower for images is trained and the row has none
                     backward(loss)
             metrics.add(scores, ref_logps)
@@ -167,6 +168,7 @@ class PreferenceStep:
                 part = (own.logps * by_logps + own.plain_logps * by_plain).sum()
                 if balance is not None and routing is not None:
                     part = part + balance.row_loss(row, routing)
+                del batch
                 if part.requires_grad:
                     backward(part)
         return loss.detach() if balance is None else loss.detach() + balance.mean_loss().to(loss.dtype)

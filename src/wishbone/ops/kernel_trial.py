@@ -2,7 +2,8 @@
 
 A compiler, a driver or a GPU that this project never saw may make something else of a kernel. So the first call of a
 kind (sizes, dtypes, device) runs a short made-up row both ways. Where they differ by more than rounding, or the GPU has
-too little shared memory, PyTorch's form runs instead, and one line says so.
+too little shared memory, PyTorch's form runs instead, and one line says so. A scan has a dozen kernels, so before that
+they are compiled several at once (`compiled_ahead.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from wishbone.ops.compiled_ahead import can_compile_ahead, handed_over, hands_over
 
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Relative difference in the 2-norm that rounding explains; errors of a kernel are far larger."""
@@ -44,17 +47,13 @@ def _difference(kernel: Op, reference: Op, inputs: Sequence[Tensor]) -> str | No
     """How the kernel differs, in words, or None."""
     from triton.runtime.errors import OutOfResources
 
-    results = []
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
-        for op in (reference, kernel):
-            leaves = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in inputs]
-            try:
-                out = op(leaves)
-            except OutOfResources:
-                return "this GPU has too little shared memory for it"
-            upstream = torch.arange(out.numel(), dtype=torch.float32, device=out.device).mul(0.7).cos()
-            upstream = upstream.to(inputs[0].dtype).to(out.dtype).view(out.shape)
-            results.append([out.detach(), *torch.autograd.grad(out, leaves, upstream)])
+    try:
+        if can_compile_ahead(inputs[0].device) and not hands_over():
+            with handed_over():
+                _results(kernel, inputs)
+        results = [_results(op, inputs) for op in (reference, kernel)]
+    except OutOfResources:
+        return "this GPU has too little shared memory for it"
     tolerance = ROUNDING[inputs[0].dtype]
     for own, got in zip(*results, strict=True):
         relative = float((got.double() - own.double()).norm() / own.double().norm().clamp_min(1e-30))
@@ -63,3 +62,13 @@ def _difference(kernel: Op, reference: Op, inputs: Sequence[Tensor]) -> str | No
                 f"on this GPU its values or gradients differ by {relative:.0e}, and rounding explains {tolerance:.0e}"
             )
     return None
+
+
+def _results(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The output of an op and its gradients by the inputs."""
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        leaves = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in inputs]
+        out = op(leaves)
+        upstream = torch.arange(out.numel(), dtype=torch.float32, device=out.device).mul(0.7).cos()
+        upstream = upstream.to(inputs[0].dtype).to(out.dtype).view(out.shape)
+        return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]

@@ -17,6 +17,9 @@ from wishbone.ops.staged_launch import launch
 
 CARRIED_V, OUTPUT_V, GRADIENT_V, GRADIENT_K = 32, 64, 32, 64
 """How much of a value, or of a key, one program works on: carrying states, computing outputs, computing gradients."""
+MANY_WARPS = 8
+"""Warps of programs that hold so much that a processor has room for one of them: those that carry a state, and those
+that compute the gradients of inputs, which with four warps spill 1,200 bytes a thread (compiled for an H200)."""
 MOST_STATE_BYTES = 1 << 29
 """States of a row that are held at once; more heads are run one part after the other."""
 
@@ -89,24 +92,40 @@ class _Scan(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, log_decay, weight, skip)
         ctx.segments, ctx.rule = segments_of(layout, CHUNK, query.device), rule
         rows = _rows_of(query, key, value, log_decay, weight, skip, ctx.segments, rule)
-        return torch.cat([row.outputs() for _, _, row in rows], 1)
+        return _in_one([row.outputs() for _, _, row in rows])
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs = query, key, value, log_decay, weight, skip = ctx.saved_tensors
         parts: list[Sequence[Tensor | None]] = []
-        d_keys = [x.new_zeros(x.shape, dtype=torch.float32) for x in inputs[:2]]
+        d_keys: list[Tensor] | None = None
         for heads, keys, row in _rows_of(query, key, value, log_decay, weight, skip, ctx.segments, ctx.rule):
             *of_keys, d_value, d_log_decay, d_weight, d_skip = row.gradients(d_out[:, heads].contiguous())
-            for total, one in zip(d_keys, of_keys, strict=True):
-                total[:, keys] += one
+            d_keys = _with_part(d_keys, of_keys, keys, inputs[:2])
             parts.append((d_value, d_log_decay, d_weight, d_skip))
         joined = [
-            None if skip is None else torch.cat(column, 1 if column[0].ndim > 1 else 0)
-            for skip, column in zip((1, 1, 1, inputs[5]), zip(*parts, strict=True), strict=True)
+            None if one is None else _in_one(column)
+            for one, column in zip((1, 1, 1, inputs[5]), zip(*parts, strict=True), strict=True)
         ]
+        assert d_keys is not None
         found = (*d_keys, *joined)
         return (*(None if x is None else d.to(x.dtype) for x, d in zip(inputs, found, strict=True)), None, None)
+
+
+def _in_one(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors of some heads each, [tokens, heads, ...] or [heads]; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1 if parts[0].ndim > 1 else 0)
+
+
+def _with_part(totals: list[Tensor] | None, part: list[Tensor], heads: slice, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients of query and key with what some heads give to them; a first part that is all is not copied."""
+    if totals is None:
+        if all(one.shape == x.shape for one, x in zip(part, like, strict=True)):
+            return part
+        totals = [x.new_zeros(x.shape, dtype=torch.float32) for x in like]
+    for total, one in zip(totals, part, strict=True):
+        total[:, heads] += one
+    return totals
 
 
 def _rows_of(
@@ -182,13 +201,13 @@ class _Row:
                 kernels.carry_states, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.key, self.value, self.log_decay, self.weight, reading, new, s.chunk_bounds, s.runs, s.stem_of,
                 states, ends, *self._strides(self.key, self.value), self._heads, self._group, n.stems,
-                self._k, self._v, STEMS=stems, DELTA=self.rule.delta, UNIT=self.rule.unit,
+                self._k, self._v, STEMS=stems, DELTA=self.rule.delta, UNIT=self.rule.unit, num_warps=MANY_WARPS,
                 **sizes,
             )  # fmt: skip
         return inverse, reading, new, states
 
     def gradients(self, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Gradients of query and key in float32, of their heads; of value, log_decay, weight and skip."""
+        """Gradients of query and key, in float32 where heads share them; of value, log_decay, weight and skip."""
         s, n, rule, tokens = self.segments, self.segments.counts, self.rule, len(self.query)
         inverse, reading, new, states = self._states()
         d_new, d_states = torch.empty_like(new), torch.empty_like(states)
@@ -205,7 +224,7 @@ class _Row:
                 gradient_kernels.carry_gradients, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.query, self.key, self.log_decay, d_out, reading, d_new, s.chunk_bounds, s.runs, s.branches_of,
                 d_states, d_starts, *keys, *common, n.stems, self._k, self._v, STEMS=stems, DELTA=rule.delta,
-                UNIT=rule.unit, **self._sizes(CARRIED_V),
+                UNIT=rule.unit, num_warps=MANY_WARPS, **self._sizes(CARRIED_V),
             )  # fmt: skip
         del d_starts
         d_read, d_kept = (self._empty(tokens, self._heads, self._k) for _ in range(2))
@@ -219,7 +238,8 @@ class _Row:
             self._heads, self._k, self._v, DELTA=rule.delta, **sizes,
         )  # fmt: skip
         del states, d_states
-        d_query, d_key = torch.empty_like(d_read), torch.empty_like(d_kept)
+        dtype = torch.float32 if self._group > 1 else self.query.dtype
+        d_query, d_key = (torch.empty(d_read.shape, dtype=dtype, device=d_read.device) for _ in range(2))
         d_value = torch.empty(self.value.shape, dtype=self.value.dtype, device=new.device)
         d_log_decay, d_weight = torch.empty_like(self.log_decay), torch.empty_like(self.weight)
         d_skip = None if self.skip is None else new.new_zeros(n.chunks, self._heads)
@@ -228,7 +248,7 @@ class _Row:
             self.query, self.key, self.value, self.log_decay, self.weight, self.skip, d_out, inverse, new, d_new,
             d_read, d_kept, reading, d_last, s.chunk_bounds, d_query, d_key, d_value, d_log_decay, d_weight, d_skip,
             *all_strides, *common, self._k, self._v, DELTA=rule.delta, SKIP=self.skip is not None, UNIT=rule.unit,
-            PARTS=parts, **sizes,
+            PARTS=parts, num_warps=MANY_WARPS, **sizes,
         )  # fmt: skip
         if self._group > 1:
             d_query, d_key = (d.unflatten(1, (-1, self._group)).sum(2) for d in (d_query, d_key))
