@@ -10,6 +10,7 @@ that holds each prompt twice, and then with other numbers of warps and pipeline 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 from collections.abc import Callable
@@ -140,8 +141,7 @@ def launches_of(
     """The launches of one forward and backward pass: kernel, grid, arguments, and constants; each kind once."""
     import torch
 
-    from wishbone.ops.chunked_scan import triton as scan
-
+    scan: Any = importlib.import_module("wishbone.ops.chunked_scan.triton")
     noted: dict[Any, Any] = {}
     run = scan.launch
 
@@ -189,7 +189,8 @@ def _milliseconds_of(kernel: Any, grid: Any, arguments: Any, sizes: dict[str, An
             kernel[grid](*arguments, **own)
             after.record()
         torch.cuda.synchronize()
-        return round(sorted(before.elapsed_time(after) for before, after in events)[REPEATS // 2], 4)
+        times: list[float] = sorted(before.elapsed_time(after) for before, after in events)
+        return round(times[REPEATS // 2], 4)
     return None
 
 

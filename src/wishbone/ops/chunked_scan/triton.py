@@ -109,7 +109,8 @@ class _Scan(torch.autograd.Function):
         ]
         assert d_keys is not None
         found = (*d_keys, *joined)
-        return (*(None if x is None else d.to(x.dtype) for x, d in zip(inputs, found, strict=True)), None, None)
+        pairs = zip(inputs, found, strict=True)
+        return (*(None if d is None else d.to(x.dtype) for x, d in pairs), None, None)
 
 
 def _in_one(parts: Sequence[Tensor]) -> Tensor:
