@@ -59,8 +59,8 @@ def test_a_yaml_file_with_them_says_which_key_to_set() -> None:
 def test_the_rate_rises_over_all_steps(tmp_path: Path, steps: int) -> None:
     config = DPOConfig(**arguments(tmp_path, max_steps=steps, warmup_ratio=1.0))
     assert config.get_warmup_steps(steps) == steps
-    for wrong in (1.5, "0.1"):
-        with pytest.raises(RequestError, match="is not a share from 0 to 1"):
+    for wrong, said in ((1.5, "must be a share from 0 to 1"), ("0.1", "is text; give a number")):
+        with pytest.raises(RequestError, match=said):
             DPOConfig(**arguments(tmp_path, warmup_ratio=wrong))
 
 

@@ -14,7 +14,8 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.config.former_options import FORMER_LOSSES, FORMER_OPTIMIZERS, successor
-from wishbone.errors import RequestError
+from wishbone.errors import RequestError, one_line
+from wishbone.trainer.option_values import losses_refused, numbers_refused, schedule_refused
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,15 @@ else:
 ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
 LOST_TEXT = ("refuse", "drop", "allow")
-TRUNCATION_MODES = ("keep_start", "keep_end")
 GUARDS = ("off", "report", "slow", "stop")
+CHOICES = {
+    "activations": ACTIVATIONS,
+    "cuda_graphs": CUDA_GRAPHS,
+    "lost_text": LOST_TEXT,
+    "guard": GUARDS,
+    "truncation_mode": ("keep_start", "keep_end"),
+}
+"""The words that an option takes."""
 
 
 ALL_STEPS = 1 - 2**-30
@@ -140,86 +148,53 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         return super().__new__(cls)  # type: ignore[no-any-return]
 
     def __post_init__(self) -> None:
-        words = [
-            option.name
-            for option in fields(self)
-            if isinstance(option.default, int | float) and not isinstance(option.default, bool)
-        ]
-        if words := [name for name in words if isinstance(getattr(self, name), str)]:
-            raise RequestError(
-                [
-                    f"{name} {getattr(self, name)!r} is text; give a number (in YAML 5.0e-6, as 5e-6 is text there)"
-                    for name in words
-                ]
-            )
+        self._refuse_unreadable()
         if self.bf16 is None and not self.use_cpu and not is_torch_bf16_gpu_available():
             self.bf16 = False  # TRL's default is True, which needs a GPU that computes in bfloat16
-        share = self.warmup_ratio
-        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
-            raise RequestError(f"warmup_ratio {self.warmup_ratio!r} is not a share from 0 to 1; use 0.1 for a tenth")
         if self.warmup_ratio is not None and not self.warmup_steps:
             self.warmup_steps = self.warmup_ratio if self.warmup_ratio < 1 else ALL_STEPS
         if instead := FORMER_OPTIMIZERS.get(str(self.optim)):
             raise RequestError(f"optim {self.optim!r} is not an optimizer any more: {instead}")
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (TypeError, KeyError) as error:  # transformers' own ValueErrors name the option
+            raise RequestError(f"DPOConfig: {one_line(error)}") from error
         self._check()
 
     def _check(self) -> None:
         """Refuse values that have no meaning, all at once; normalize those that TRL takes in two forms."""
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        self._refuse_unreadable()
         if isinstance(self.token_budget, str) and self.token_budget.isdecimal():
             self.token_budget = int(self.token_budget)
         if self.fp16 and not torch.accelerator.is_available():
             logger.warning("fp16=True needs a GPU, and there is none: the run computes in the model's own dtype.")
             self.fp16, self.mixed_precision = False, "no"
-        problems = []
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            problems.append(f"loss_weights has {len(self.loss_weights)} values for {len(self.loss_type)} loss types")
-        if self.activations not in ACTIVATIONS:
-            problems.append(f"activations {self.activations!r} is not known: choose one of {', '.join(ACTIVATIONS)}")
-        if self.cuda_graphs not in CUDA_GRAPHS:
-            problems.append(f"cuda_graphs {self.cuda_graphs!r} is not known: choose one of {', '.join(CUDA_GRAPHS)}")
+        problems = schedule_refused(self.lr_scheduler_type, self.lr_scheduler_kwargs)
         problems += [
             f"loss_type {name!r} is not a loss any more: {instead}"
             for name in self.loss_type
             if (instead := FORMER_LOSSES.get(name))
         ]
-        if self.lost_text not in LOST_TEXT:
-            problems.append(f"lost_text {self.lost_text!r} is not known: choose one of {', '.join(LOST_TEXT)}")
-        if self.guard not in GUARDS:
-            problems.append(f"guard {self.guard!r} is not known: choose one of {', '.join(GUARDS)}")
-        if self.guard_steps is not None and self.guard_steps < 1:
-            problems.append(f"guard_steps {self.guard_steps} must be 1 or more, or None for as often as time allows")
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            problems.append(f"max_prompt_length {self.max_prompt_length} must be 1 or more, or None for no limit")
         if not (isinstance(self.reference_store, str) and self.reference_store):
             problems.append(f"reference_store {self.reference_store!r} must be 'auto', 'off' or the path of a file")
         if self.token_budget != "auto" and not (isinstance(self.token_budget, int) and self.token_budget > 1):
             problems.append(f"token_budget {self.token_budget!r} must be 'auto' or a number of tokens above 1")
         if self.sync_ref_model and self.ref_model_sync_steps < 1:
             problems.append(f"ref_model_sync_steps {self.ref_model_sync_steps} must be 1 or more")
-        if not self.beta >= 0:
-            problems.append(f"beta {self.beta} must be 0 or more: below 0 the rejected completion would be preferred")
-        problems += self._out_of_range()
-        if self.save_minutes is not None and not self.save_minutes > 0:
-            problems.append(f"save_minutes {self.save_minutes!r} must be above 0, or None for no saves by the clock")
         if problems:
             raise RequestError(problems)
 
-    def _out_of_range(self) -> list[str]:
-        """Return a sentence for each value that is outside of its range."""
-        shares = {name: getattr(self, name) for name in ("ld_alpha", "ref_model_mixup_alpha")}
-        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        problems = [f"{n} {share} must be from 0 to 1" for n, share in shares.items() if share and not 0 <= share <= 1]
-        problems += [f"{name} {getattr(self, name)} must be 1 or more" for name in counts if getattr(self, name) < 1]
-        if not self.learning_rate >= 0:
-            problems.append(f"learning_rate {self.learning_rate} must be 0 or more")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(f"label_smoothing {self.label_smoothing} is not a share of wrong labels, from 0 to below 1")
-        if self.truncation_mode not in TRUNCATION_MODES:
-            known = " or ".join(TRUNCATION_MODES)
-            problems.append(f"truncation_mode {self.truncation_mode!r} is not known: choose {known}")
-        return problems
+    def _refuse_unreadable(self) -> None:
+        """Refuse what would end in an error of Python's or be ignored: no numbers, no losses, unknown words."""
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        problems = numbers_refused(self) + losses_refused(self.loss_type, self.loss_weights)
+        problems += [
+            f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}"
+            for name, known in CHOICES.items()
+            if getattr(self, name) not in known
+        ]
+        if problems:
+            raise RequestError(problems)
 
     @classmethod
     def from_arguments(cls, arguments: TrainingArguments) -> DPOConfig:

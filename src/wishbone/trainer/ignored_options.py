@@ -8,10 +8,15 @@ from dataclasses import fields
 from typing import Any
 
 from wishbone.config.cautions import READ_BY
-from wishbone.preference.losses import are_reference_free
+from wishbone.preference.losses import REFERENCE_FREE, are_reference_free
 from wishbone.trainer.arguments import ALL_STEPS, DPOConfig
 
 logger = logging.getLogger(__name__)
+
+WITHOUT_ARGUMENTS = ("adamw_torch", "adamw_bnb", "adamw_8bit", "paged_adamw", "lion", "paged_lion", "adafactor")
+"""Optimizers, by how their names begin, to which transformers gives nothing of `optim_args`."""
+WITHOUT_BETA = frozenset({"sft", "orpo"})
+"""Losses that do not read beta."""
 
 
 def name_options_without_effect(config: DPOConfig) -> DPOConfig:
@@ -24,6 +29,8 @@ def name_options_without_effect(config: DPOConfig) -> DPOConfig:
         )
     if config.max_steps == 0 or (config.max_steps < 0 and config.num_train_epochs <= 0):
         logger.warning("The run takes no step, so nothing is trained: set max_steps or num_train_epochs above 0.")
+    for sentence in _without_learning(config) + _never(config):
+        logger.warning("%s", sentence)
     if config.activation_offloading and config.device.type == "cpu":
         logger.warning("activation_offloading changes nothing on a CPU: activations are in host memory already.")
         config = config.changed({"activation_offloading": False})
@@ -47,6 +54,38 @@ def name_options_without_effect(config: DPOConfig) -> DPOConfig:
     return config
 
 
+def _without_learning(config: DPOConfig) -> list[str]:
+    """A sentence for each value that keeps a loss from being learned, or turns it round."""
+    found = []
+    if not config.learning_rate:
+        found.append("learning_rate=0: nothing is trained.")
+    if not config.beta and (compared := sorted(set(config.loss_type) - WITHOUT_BETA)):
+        found.append(f"beta=0 leaves nothing of the comparison in {', '.join(compared)}: no preference is learned.")
+    weights = config.loss_weights or [1.0] * len(config.loss_type)
+    if unlearned := [name for name, weight in zip(config.loss_type, weights, strict=True) if not weight]:
+        found.append(f"The weight of {', '.join(unlearned)} in loss_weights is 0, so it is not learned.")
+    if config.sync_ref_model and not config.ref_model_mixup_alpha:
+        found.append("sync_ref_model with ref_model_mixup_alpha=0 leaves the reference as it was.")
+    if reversed_ := [name for name, weight in zip(config.loss_type, weights, strict=True) if weight < 0]:
+        found.append(f"The weight of {', '.join(reversed_)} in loss_weights is below 0, so that loss is made larger.")
+    return found
+
+
+def _never(config: DPOConfig) -> list[str]:
+    """A sentence for each number that transformers takes for "never" or for "no limit"."""
+    steps = {"save": "no checkpoint is written", "eval": "nothing is evaluated", "logging": "only the end is logged"}
+    found = [
+        f"{kind}_steps={getattr(config, f'{kind}_steps'):g} is never: {so}."
+        for kind, so in steps.items()
+        if getattr(config, f"{kind}_strategy") == "steps" and getattr(config, f"{kind}_steps") <= 0
+    ]
+    if config.save_total_limit is not None and config.save_total_limit < 1:
+        found.append(f"save_total_limit={config.save_total_limit} is no limit: all checkpoints are kept.")
+    if config.load_best_model_at_end and config.eval_strategy == "no":
+        found.append("load_best_model_at_end changes nothing: eval_strategy is 'no', so no weights are the best.")
+    return found
+
+
 def _unread(config: DPOConfig, defaults: Mapping[str, Any]) -> dict[str, str]:
     """Options that were set and that another one keeps from being read, each with the reason."""
     settled = {
@@ -61,6 +100,18 @@ def _unread(config: DPOConfig, defaults: Mapping[str, Any]) -> dict[str, str]:
         "warmup_ratio": (
             config.warmup_steps not in (config.warmup_ratio, ALL_STEPS),
             f"warmup_steps={config.warmup_steps:g} is set beside it",
+        ),
+        "optim_args": (
+            config.optim.startswith(WITHOUT_ARGUMENTS) and config.optim not in ("adamw_torch_4bit", "adamw_torch_8bit"),
+            f"optim {config.optim.value} does not read it",
+        ),
+        "optim_target_modules": (
+            not config.optim.startswith(("galore", "apollo")),
+            f"only GaLore and APOLLO read it, and optim is {config.optim.value}",
+        ),
+        "ld_alpha": (
+            set(config.loss_type) <= REFERENCE_FREE,
+            f"{', '.join(config.loss_type)} does not weight the tokens of longer completions",
         ),
         "warmup_steps": (
             config.lr_scheduler_type == "constant",
