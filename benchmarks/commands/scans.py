@@ -123,7 +123,7 @@ def milliseconds_of_launches(case: str) -> list[dict[str, Any]]:
             list(pool.map(lambda of: _compiled(*of), itertools.product(launches, choices)))
         for kernel, grid, arguments, sizes in launches:
             row = {"case": case, "kernel": kernel.__name__, "grid": grid, "shared": shared}
-            row |= {name: sizes[name] for name in ("STEMS", "num_warps") if name in sizes}
+            row |= {name: sizes[name] for name in ("STEMS", "num_stages") if name in sizes}
             row["ms"] = _milliseconds_of(kernel, grid, arguments, sizes)
             row["ms_with"] = {
                 f"{warps} warps, {stages} stages": _milliseconds_of(
@@ -177,8 +177,7 @@ def _milliseconds_of(kernel: Any, grid: Any, arguments: Any, sizes: dict[str, An
 
     from wishbone.ops.staged_launch import MOST_STAGES
 
-    fitting = [sizes] if "num_stages" in sizes else [sizes | {"num_stages": n} for n in range(MOST_STAGES, 0, -1)]
-    for own in fitting:
+    for own in ({"num_stages": stages} | sizes for stages in range(MOST_STAGES, 0, -1)):
         try:
             kernel[grid](*arguments, **own)
         except OutOfResources:

@@ -27,6 +27,7 @@ from wishbone.engine.graph_selection import (
     with_cuda_graphs,
     worthwhile,
 )
+from wishbone.engine.probe import Timing, Trial
 from wishbone.engine.row_lengths import likely_rows, most_pairs_in_a_row
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
@@ -239,6 +240,41 @@ def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> 
         found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted="on", steps=1000)
     assert found is execution
     assert "there is no CUDA GPU" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "launched", "steps", "recorded"),
+    [
+        ("auto", 0.9, 100, True),  # the host limits a row
+        ("auto", 0.6, 100, False),  # it may, and 50 s of rows are to come
+        ("auto", 0.6, 1000, True),
+        ("auto", 0.4, 1000, False),  # the GPU limits it
+        ("on", 0.4, 100, True),
+    ],
+)
+def test_recording_is_tried_where_the_host_limits_rows_or_may_and_the_run_is_long(
+    wanted: str, launched: float, steps: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = SimpleNamespace(lengths=[], release=lambda: None)
+    lengths: list[int] = []
+
+    def record(_trials: Any, _replaying: Any, _graphs: Any, wanted: list[int]) -> float:
+        lengths.extend(wanted)
+        graphs.lengths = sorted(lengths)
+        return 0.1
+
+    def timing(_self: Any, _length: int, execution: Execution) -> Timing:
+        return Timing(0.25 if execution.graphs else 0.5, 0.5 * launched)
+
+    monkeypatch.setattr(graph_selection, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(graph_selection, "CudaGraphs", lambda *_: graphs)
+    monkeypatch.setattr(graph_selection, "_record", record)
+    monkeypatch.setattr(Trial, "timing", timing)
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
+    step, execution = PreferenceStep(policy, AdapterDisabled(policy), Objective()), Execution(512)
+    found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted=wanted, steps=steps)
+    assert (found.graphs is graphs) is recorded and bool(lengths) is recorded
+    assert len(lengths) == len(set(lengths)), "no length twice"
 
 
 def test_the_pass_of_rows_with_stored_references_is_recorded_too(tmp_path: Path) -> None:

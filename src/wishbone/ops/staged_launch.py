@@ -15,14 +15,22 @@ MOST_STAGES = 3
 _fitting: dict[object, int] = {}
 
 
-def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments: Any, **sizes: Any) -> None:
-    """Run a kernel with the most stages, up to `MOST_STAGES`, that fit.
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    device: torch.device,
+    *arguments: Any,
+    num_stages: int = MOST_STAGES,
+    **sizes: Any,
+) -> None:
+    """Run a kernel with the most stages, up to `num_stages`, that fit.
 
     Args:
         kernel: compiled by `triton.jit`.
         grid: programs along each dimension; nothing runs where one is 0.
         device: of the tensors.
         arguments: of the kernel.
+        num_stages: with which it is tried first.
         sizes: its constants, which its shared memory depends on.
 
     Raises:
@@ -30,8 +38,8 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
     """
     if 0 in grid:
         return
-    key = (kernel, device, *sizes.items())
-    for stages in range(_fitting.get(key, MOST_STAGES), 0, -1):
+    key = (kernel, device, num_stages, *sizes.items())
+    for stages in range(_fitting.get(key, num_stages), 0, -1):
         try:
             kernel[grid](*arguments, num_stages=stages, **sizes)
         except OutOfResources:

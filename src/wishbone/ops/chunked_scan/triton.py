@@ -17,9 +17,9 @@ from wishbone.ops.staged_launch import launch
 
 CARRIED_V, OUTPUT_V, GRADIENT_V, GRADIENT_K = 32, 64, 32, 64
 """How much of a value, or of a key, one program works on: carrying states, computing outputs, computing gradients."""
-MANY_WARPS = 8
-"""Warps of programs that hold so much that a processor has room for one of them: those that carry a state, and those
-that compute the gradients of inputs, which with four warps spill 1,200 bytes a thread (compiled for an H200)."""
+ONE_STAGE = 1
+"""Pipeline stages of the delta rule's largest programs, of which a processor has room for two then: on an H200 a
+quarter less time than with three (`python -m benchmarks scans --launches`)."""
 MOST_STATE_BYTES = 1 << 29
 """States of a row that are held at once; more heads are run one part after the other."""
 
@@ -202,7 +202,7 @@ class _Row:
                 kernels.carry_states, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.key, self.value, self.log_decay, self.weight, reading, new, s.chunk_bounds, s.runs, s.stem_of,
                 states, ends, *self._strides(self.key, self.value), self._heads, self._group, n.stems,
-                self._k, self._v, STEMS=stems, DELTA=self.rule.delta, UNIT=self.rule.unit, num_warps=MANY_WARPS,
+                self._k, self._v, STEMS=stems, DELTA=self.rule.delta, UNIT=self.rule.unit,
                 **sizes,
             )  # fmt: skip
         return inverse, reading, new, states
@@ -215,6 +215,7 @@ class _Row:
         d_starts = self._empty(n.branches, self._heads, self._k, self._v)
         keys, all_strides = self._strides(self.query, self.key), self._strides(self.query, self.key, self.value)
         common = self._heads, self._group, rule.scale
+        stages = {"num_stages": ONE_STAGE} if rule.delta else {}
         launch(
             gradient_kernels.local_gradients, (n.chunks, self._heads, tiles(self._v, OUTPUT_V)), self.query.device,
             self.query, self.key, self.log_decay, d_out, s.chunk_bounds, d_new, *keys, *common, self._k, self._v,
@@ -225,7 +226,7 @@ class _Row:
                 gradient_kernels.carry_gradients, (count, self._heads, tiles(self._v, CARRIED_V)), self.query.device,
                 self.query, self.key, self.log_decay, d_out, reading, d_new, s.chunk_bounds, s.runs, s.branches_of,
                 d_states, d_starts, *keys, *common, n.stems, self._k, self._v, STEMS=stems, DELTA=rule.delta,
-                UNIT=rule.unit, num_warps=MANY_WARPS, **self._sizes(CARRIED_V),
+                UNIT=rule.unit, **self._sizes(CARRIED_V), **stages,
             )  # fmt: skip
         del d_starts
         d_read, d_kept = (self._empty(tokens, self._heads, self._k) for _ in range(2))
@@ -249,7 +250,7 @@ class _Row:
             self.query, self.key, self.value, self.log_decay, self.weight, self.skip, d_out, inverse, new, d_new,
             d_read, d_kept, reading, d_last, s.chunk_bounds, d_query, d_key, d_value, d_log_decay, d_weight, d_skip,
             *all_strides, *common, self._k, self._v, DELTA=rule.delta, SKIP=self.skip is not None, UNIT=rule.unit,
-            PARTS=parts, num_warps=MANY_WARPS, **sizes,
+            PARTS=parts, **sizes, **stages,
         )  # fmt: skip
         if self._group > 1:
             d_query, d_key = (d.unflatten(1, (-1, self._group)).sum(2) for d in (d_query, d_key))
