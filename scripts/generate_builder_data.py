@@ -48,7 +48,7 @@ CONSTANTS = {
     "config.written_numbers": (
         "COUNTED", "DIGITS", "FRACTION", "GROUPED", "MEASURED", "OF_TEN", "PERCENT", "THOUSANDS",
     ),
-    "engine.execution": ("SHRINK", "SMALL_HEAD_CHUNK", "SMALL_TILE"),
+    "engine.execution": ("RECOMPUTED_HEAD_CHUNK", "SHRINK", "SMALL_HEAD_CHUNK", "SMALL_TILE"),
     "engine.fitting": ("LEAST_PROBE", "MOST_ROW_TOKENS", "PROBE_TOKENS", "SPARE"),
     "planning.alternatives": ("SHORTEST",),
     "planning.budget": ("ROW_TOKENS", "SHARE_OF_FREE_MEMORY"),

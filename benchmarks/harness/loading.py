@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +243,10 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
         reference = uncached(trainer.preference_step)
         assert isinstance(reference, AdapterDisabled)
         reference.in_lockstep = False
-    if not system.pieces:
-        trainer.execution = replace(trainer.execution, head_chunk=None, tile_tokens=None)
+    if system.most_lengths is not None:
+        from wishbone.engine import graph_selection
+
+        graph_selection.RECORDED = system.most_lengths
     if system.plain:
         from wishbone.trainer import rehearsing
 

@@ -30,7 +30,7 @@ class System:
         apart: run policy and reference one after the other where one pass could compute both.
         plain: compute each prompt twice, as two sequences of the same rows with the same kernels.
         torch_scans: run recurrent layers in PyTorch, as where no kernel is right.
-        pieces: compute logits and MLPs in small pieces where layer inputs are in host memory.
+        most_lengths: row lengths that are recorded at most, where a short run would spend its time on recording.
         offload_embedding: keep the input embedding in host memory.
         in_place: make quantized random weights on the device, layer by layer, instead of reading a directory.
         warm_store: train once before, untimed, so that Wishbone finds the reference's log-probabilities stored.
@@ -49,7 +49,7 @@ class System:
     apart: bool = False
     plain: bool = False
     torch_scans: bool = False
-    pieces: bool = True
+    most_lengths: int | None = None
     offload_embedding: bool = False
     in_place: bool = False
     warm_store: bool = False
@@ -104,7 +104,7 @@ SYSTEMS = {
 }
 
 WISHBONE_OPTIONS = (
-    "token_budget", "activations", "cuda_graphs", "apart", "plain", "torch_scans", "pieces", "offload_embedding",
+    "token_budget", "activations", "cuda_graphs", "apart", "plain", "torch_scans", "most_lengths", "offload_embedding",
     "warm_store",
 )  # fmt: skip
 OPTIONS = ("style", "checkpointing", "in_place", *WISHBONE_OPTIONS, "memory_gib")

@@ -117,6 +117,7 @@
   "THOUSANDS": "([0-9]{1,6}) ?([kKmM])"
  },
  "engine.execution": {
+  "RECOMPUTED_HEAD_CHUNK": 268435456,
   "SHRINK": 0.9,
   "SMALL_HEAD_CHUNK": 134217728,
   "SMALL_TILE": 1024
@@ -273,6 +274,8 @@
    "scoredTokens": null,
    "keptLayers": null,
    "offload": false,
+   "pieces": false,
+   "headChunk": null,
    "optimizer": "adamw_torch",
    "device": "cuda",
    "reference": "none",

@@ -1,14 +1,14 @@
 "use strict";
 /*
  * How rows are computed, and what is given up where memory is short; the twin of what the planner uses of
- * wishbone.engine.execution. An execution is `{tokenBudget, room, offload}`; small chunks and tiles follow from offload.
+ * wishbone.engine.execution. An execution is `{tokenBudget, room, offload, pieces, headChunk}`.
  */
 {
   const inNode = typeof require !== "undefined";
   const { floorDivide } = inNode ? require("./whole_numbers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { SHRINK } = constants["engine.execution"];
+  const { RECOMPUTED_HEAD_CHUNK, SHRINK, SMALL_HEAD_CHUNK } = constants["engine.execution"];
 
   /** Memory for the activations of a row: `total`, and bytes a token at rest (`base`) and for each kept layer (`layer`). */
   class Room {
@@ -55,8 +55,12 @@
 
   /** The execution that treats the activations of every layer of every row alike. */
   function treating(tokenBudget, treatment) {
-    return { tokenBudget, room: treatment === "keep" ? EVERYTHING : NOTHING, offload: treatment === "offload" ? "always" : "never" };
+    if (treatment === "keep") return { tokenBudget, room: EVERYTHING, offload: "never" };
+    return { tokenBudget, room: NOTHING, offload: treatment === "offload" ? "always" : "never", headChunk: RECOMPUTED_HEAD_CHUNK };
   }
+
+  /** The execution with as little on the device as possible: inputs in host memory, logits and MLPs in small pieces. */
+  const inHostMemory = (execution) => ({ ...execution, offload: "always", pieces: true, headChunk: SMALL_HEAD_CHUNK });
 
   /**
    * An execution that takes less memory, or null if nothing is left to give up.
@@ -67,12 +71,13 @@
     const { room } = execution;
     if (measuresRoom(execution) && room.kept(longest, layers) > 0) return { ...execution, room: room.smaller(longest, layers) };
     if (longest > least) return { ...execution, tokenBudget: Math.max(least, Math.floor(longest / 2)) };
-    if (execution.offload === "as needed") return { ...execution, offload: "always" };
+    if (execution.offload === "as needed") return inHostMemory(execution);
+    if (execution.offload === "always" && !execution.pieces) return inHostMemory(execution);
     if (measuresRoom(execution) && room.kept(shortest, layers) > 0) return { ...execution, room: NOTHING };
     return null;
   }
 
-  const parts = { EVERYTHING, NOTHING, Room, measuresRoom, smaller, treating };
+  const parts = { EVERYTHING, NOTHING, Room, inHostMemory, measuresRoom, smaller, treating };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;
 }

@@ -9,7 +9,7 @@
   const { scanBytes } = inNode ? require("./mixers.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { SMALL_HEAD_CHUNK, SMALL_TILE } = constants["engine.execution"];
+  const { SMALL_TILE } = constants["engine.execution"];
   const {
     CONTEXT, COPYING, EIGHT_BITS, GIB, HOLES, LIBRARY_WORKSPACE, MIB, MemoryPlan, NF4_BYTES, PROCESS, STATE_ELEMENTS,
   } = constants["planning.memory"];
@@ -100,7 +100,7 @@
     passing += b * shape.expertsUsed * shape.hidden;
     let layer = plan.keptLayers === 0 ? layerBytes(shape, plan) - b * shape.hidden : 0;
     const tiles = Math.floor(tokens / SMALL_TILE + 1 / 2);
-    if (!(plan.offload && isFused(plan) && shape.inner) || tiles < 2) {
+    if (!(plan.pieces && isFused(plan) && shape.inner) || tiles < 2) {
       const gone = shape.mlpAlone ? 0 : tokens * 2 * b * inner;
       const scan = isFused(plan) ? scanBytes(shape.scan, tokens) - gone : 0;
       return [tokens * layer, tokens * 2 * b * shape.hidden + Math.max(tokens * passing, scan)];
@@ -116,7 +116,8 @@
       return 2 * Math.min(Math.max(16, floorDivide(64 * MIB, width)), scored) * width;
     }
     const width = 4 * 128 * Math.ceil(shape.vocabulary / 128);
-    const room = plan.offload ? SMALL_HEAD_CHUNK : Math.min(Math.max(floorDivide(plan.deviceMemory, 128), 64 * MIB), GIB);
+    const most = Math.min(Math.max(floorDivide(plan.deviceMemory, 128), 64 * MIB), GIB);
+    const room = plan.headChunk === null ? most : Math.min(most, plan.headChunk);
     return Math.min(Math.max(128, floorDivide(floorDivide(room, width), 128) * 128), scored) * width;
   }
 

@@ -5,7 +5,7 @@
  */
 {
   const inNode = typeof require !== "undefined";
-  const { Room, treating } = inNode ? require("./execution.js") : globalThis.wishbone;
+  const { Room, inHostMemory, treating } = inNode ? require("./execution.js") : globalThis.wishbone;
   const { fit } = inNode ? require("./fitting.js") : globalThis.wishbone;
   const { CONTEXT, MEMORY_PLAN, estimateMemory, elementBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
@@ -22,7 +22,9 @@
 
   /** The plan of a run for a row of so many tokens, computed as `execution` says. */
   function plannedRow(plan, execution, rowTokens, layers) {
-    return { ...plan, rowTokens, keptLayers: execution.room.kept(rowTokens, layers), offload: execution.offload === "always" };
+    const { offload, pieces = false, headChunk = null } = execution;
+    const keptLayers = execution.room.kept(rowTokens, layers);
+    return { ...plan, rowTokens, keptLayers, offload: offload === "always", pieces, headChunk };
   }
 
   /** What training begins with, before anything is measured. */
@@ -66,7 +68,8 @@
 
   /** Tokens of the longest pair that fits alone in a row, with everything given up that may be. */
   function longestPair(shape, given, machine, treatment, scoredShare) {
-    const execution = treating(1, givenOn(machine, treatment === "auto" ? "offload" : treatment));
+    const asked = treating(1, givenOn(machine, treatment === "auto" ? "offload" : treatment));
+    const execution = asked.offload === "always" ? inHostMemory(asked) : asked;
     const fits = (tokens) => {
       const row = { ...plannedRow(given, execution, tokens, shape.layers), scoredTokens: tokens * scoredShare };
       return estimateMemory(shape, row).total <= limitOf(machine);

@@ -12,6 +12,7 @@ import pytest
 from wishbone.engine.execution import (
     EVERYTHING,
     NOTHING,
+    RECOMPUTED_HEAD_CHUNK,
     SMALL_HEAD_CHUNK,
     SMALL_TILE,
     UNLIMITED,
@@ -94,6 +95,8 @@ def test_every_step_takes_less_and_the_last_takes_least(room: Room, least: int):
 def test_a_treatment_that_the_user_chose_is_not_given_up(treatment: Any):
     start = Execution.treating(4000, treatment)
     down = [execution for execution, _ in ladder(start, [4000], least=900)]
+    if treatment == "offload":
+        assert down.pop() == down[-1].in_host_memory(), "pieces, which the user did not ask for, come last"
     assert [execution.token_budget for execution in down] == [2000, 1000, 900]
     assert all(replace(execution, token_budget=4000) == start for execution in down)
     assert not start.measures_room
@@ -106,9 +109,8 @@ def test_layers_that_the_owner_treats_are_left_alone():
 
 def test_given_treatments():
     assert Execution.treating(7, "keep") == Execution(7, EVERYTHING)
-    assert Execution.treating(7, "recompute") == Execution(7, NOTHING)
-    offloaded = Execution(7, NOTHING, "always", head_chunk=SMALL_HEAD_CHUNK, tile_tokens=SMALL_TILE)
-    assert Execution.treating(7, "offload") == offloaded
+    assert Execution.treating(7, "recompute") == Execution(7, NOTHING, head_chunk=RECOMPUTED_HEAD_CHUNK)
+    assert Execution.treating(7, "offload") == Execution(7, NOTHING, "always", RECOMPUTED_HEAD_CHUNK)
     assert UNLIMITED.room is None and UNLIMITED.graphs is None
 
 

@@ -186,7 +186,7 @@ def test_rows_that_are_all_recomputed_are_as_long_as_memory_holds_where_the_host
     pairs = np.full(100, 900)
     for fixed, expected in ((False, budget), (True, 8192)):
         found = fitted(card, execution, lambda: 0.96 * memory, pairs, 32, budget_fixed=fixed)
-        assert found == Execution(expected, NOTHING)
+        assert found == Execution.treating(expected, "recompute")
 
 
 def test_rows_that_do_not_fit_are_not_timed():

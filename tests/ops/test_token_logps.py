@@ -68,6 +68,20 @@ def test_gradients_are_those_of_the_definition(
         assert (value - wanted).norm() <= 1e-9 * wanted.norm()
 
 
+def test_a_chunk_that_is_asked_for_is_never_larger_than_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, _, targets = inputs()
+    sizes: list[int] = []
+    own = chunked._PlainHead._logits
+    monkeypatch.setattr(chunked, "LEAST_TOKENS", 1)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 7 * len(weight))
+    monkeypatch.setattr(
+        chunked._PlainHead, "_logits", lambda self, x, *more: sizes.append(len(x)) or own(self, x, *more)
+    )
+    for asked in (10**9, 4 * 3 * len(weight)):
+        token_logps(hidden, weight, targets, chunk_bytes=asked, backend="chunked")
+    assert sizes[0] == 7 and sizes[-(-TOKENS // 7)] == 3
+
+
 def test_frozen_hidden_states_and_no_gradients() -> None:
     hidden, weight, _, targets = inputs()
     assert not token_logps(hidden, weight, targets).logps.requires_grad

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from wishbone.engine.execution import SMALL_HEAD_CHUNK
 from wishbone.planning.memory import CONTEXT, GIB, MemoryPlan, estimate_memory, trained_parameters
 from wishbone.planning.model_shape import LINEAR_EXPERTS, read_shape
 
@@ -44,6 +45,8 @@ def test_peaks_on_an_h200_are_met_within_8_percent(run: dict[str, Any], one: dic
         "row_tokens": one["budget"],
         "kept_layers": None if one["activations"] == "keep" else 0,
         "offload": one["activations"] == "offload",
+        "pieces": one["activations"] == "offload",  # as everything was when this was measured
+        "head_chunk": SMALL_HEAD_CHUNK if one["activations"] == "offload" else None,
         "device_memory": H200_MEMORY,
         "adapter_bytes": 2 if one["trained_dtype"] == "bfloat16" else 4,
     }
@@ -127,11 +130,17 @@ def test_a_separate_reference_takes_what_the_model_takes():
 def test_less_is_kept_in_the_order_in_which_training_tries():
     shape = read_shape(LLAMA | SIZES["8b"])
     totals = [
-        estimate_memory(shape, MemoryPlan("bf16", row_tokens=8192, kept_layers=kept, offload=offload)).total
-        for kept, offload in ((None, False), (16, False), (0, False), (0, True))
+        estimate_memory(shape, MemoryPlan("bf16", row_tokens=8192, kept_layers=kept, offload=host, pieces=pieces)).total
+        for kept, host, pieces in (
+            (None, False, False),
+            (16, False, False),
+            (0, False, False),
+            (0, True, False),
+            (0, True, True),
+        )
     ]
     assert totals == sorted(totals, reverse=True)
-    assert len(set(totals)) == 4
+    assert len(set(totals)) == 5
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])

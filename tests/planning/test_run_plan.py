@@ -63,7 +63,8 @@ def test_the_rehearsal_chooses_the_same_from_the_same_memory(memory: int, treatm
         def peak(self, tokens: int, execution: Execution) -> float | None:
             assert execution.room is not None
             kept, offload = execution.room.kept(tokens, LLAMA.layers), execution.offload == "always"
-            row = estimate_memory(LLAMA, replace(plan, row_tokens=tokens, kept_layers=kept, offload=offload))
+            own = replace(plan, row_tokens=tokens, kept_layers=kept, offload=offload, pieces=execution.in_pieces)
+            row = estimate_memory(LLAMA, own)
             return row.allocated if row.total <= machine.limit else None
 
         def timing(self, tokens: int, execution: Execution) -> Timing:

@@ -28,6 +28,9 @@ Treatment = Literal["keep", "recompute", "offload"]
 SMALL_HEAD_CHUNK = 128 * 2**20
 """Bytes of logits held at a time where memory is short."""
 
+RECOMPUTED_HEAD_CHUNK = 256 * 2**20
+"""The same where the run asks for less memory: a GiB of logits is more than any recomputed layer takes."""
+
 SMALL_TILE = 1024
 """Tokens, about, whose MLP intermediates are held at a time where memory is short."""
 
@@ -113,7 +116,7 @@ class Execution:
             `NOTHING` recomputes all, None leaves the layers as the model's owner set them.
         offload: whether the inputs of recomputed layers wait in host memory: "never", "always", or "as needed", for
             rows that do not fit into the room otherwise.
-        head_chunk: bytes of logits held at a time; None is the op's own choice.
+        head_chunk: most bytes of logits held at a time; None is the op's own choice, which is never exceeded.
         tile_tokens: tokens, about, whose MLP intermediates are held at a time; None holds those of a whole row.
         graphs: passes that are replayed instead of run; None runs every row.
     """
@@ -128,9 +131,15 @@ class Execution:
     @classmethod
     def treating(cls, token_budget: int, treatment: Treatment) -> Execution:
         """Return the execution that treats the activations of every layer of every row alike, as a user asked for."""
-        room = EVERYTHING if treatment == "keep" else NOTHING
-        execution = cls(token_budget, room)
-        return execution.in_host_memory() if treatment == "offload" else execution
+        if treatment == "keep":
+            return cls(token_budget, EVERYTHING)
+        offload: Literal["never", "always"] = "always" if treatment == "offload" else "never"
+        return cls(token_budget, NOTHING, offload, RECOMPUTED_HEAD_CHUNK)
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether logits and MLPs are computed in small pieces."""
+        return self.tile_tokens is not None
 
     @property
     def measures_room(self) -> bool:
@@ -153,7 +162,8 @@ class Execution:
         2. Fewer kept layers cost at most one more forward pass of a row, a third of its time.
         3. Rows of half the length cost launches, and time once they no longer fill the device. A shorter row keeps
            more layers in the same room, so steps 2 and 3 alternate.
-        4. Inputs in host memory, small chunks of logits and tiled MLPs cost copies and many small launches.
+        4. Inputs in host memory, small chunks of logits and tiled MLPs cost copies and many small launches. A run that
+           asks for inputs in host memory has the pieces left to go to.
         5. Recomputing every layer of every row comes last: by the measurement, a short row takes no more than the
            longest one, so this helps only where the measurement was wrong.
 
@@ -174,6 +184,8 @@ class Execution:
             return replace(self, token_budget=budget), f"rows now have at most {budget} tokens"
         if self.offload == "as needed":
             return self.in_host_memory(), "the inputs of layers now wait in host memory"
+        if self.offload == "always" and not self.in_pieces:
+            return self.in_host_memory(), "logits and MLPs are now computed in small pieces"
         if self.measures_room and self.room is not None and self.room.kept(shortest, layers) > 0:
             return replace(self, room=NOTHING), "all layers of all rows are now recomputed"
         return None

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
+from wishbone.engine.execution import EVERYTHING, Execution, Room
 from wishbone.engine.fitting import LEAST_PROBE, MOST_ROW_TOKENS, SPARE, Usable, fit
 from wishbone.engine.probe import Timing, Trial
 from wishbone.engine.row_lengths import likely_rows, most_in_a_row
@@ -108,7 +108,7 @@ def fitted(
         return found.execution
     if found.execution.measures_room:
         return faster_rows(trial, found.execution, tokens, pairs_a_step)
-    if found.execution == Execution(found.execution.token_budget, NOTHING):
+    if found.execution == Execution.treating(found.execution.token_budget, "recompute"):
         return fuller_rows(trial, found.execution, usable, tokens, pairs_a_step)
     return found.execution
 

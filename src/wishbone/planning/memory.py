@@ -49,7 +49,7 @@ from functools import reduce
 from operator import add
 from typing import Literal
 
-from wishbone.engine.execution import SMALL_HEAD_CHUNK, SMALL_TILE
+from wishbone.engine.execution import SMALL_TILE
 from wishbone.planning.mixers import Linear
 from wishbone.planning.model_shape import LINEAR_EXPERTS, ModelShape
 
@@ -100,6 +100,8 @@ class MemoryPlan:
         scored_tokens: tokens of that row whose log-probability is computed; None counts all.
         kept_layers: layers whose activations are kept; None keeps all.
         offload: inputs of recomputed layers wait in host memory.
+        pieces: MLPs are computed in small pieces.
+        head_chunk: most bytes of logits that are held at a time; None where only the device limits them.
         optimizer: a name of `STATE_ELEMENTS`.
         device: where.
         reference: "none" of its own (the adapter off), "separate" (a second model of the same shape), or "stored".
@@ -115,6 +117,8 @@ class MemoryPlan:
     scored_tokens: float | None = None
     kept_layers: int | None = None
     offload: bool = False
+    pieces: bool = False
+    head_chunk: int | None = None
     optimizer: str = "adamw_torch"
     device: Literal["cuda", "cpu"] = "cuda"
     reference: Literal["none", "separate", "stored"] = "none"
@@ -277,7 +281,7 @@ def backward_bytes(shape: ModelShape, plan: MemoryPlan) -> tuple[float, float]:
     passing += b * shape.experts_used * shape.hidden
     layer = layer_bytes(shape, plan) - b * shape.hidden if plan.kept_layers == 0 else 0.0
     tiles = int(tokens / SMALL_TILE + 1 / 2)
-    if not (plan.offload and plan.fused and shape.inner) or tiles < 2:
+    if not (plan.pieces and plan.fused and shape.inner) or tiles < 2:
         gone = 0 if shape.mlp_alone else tokens * 2 * b * inner
         scan = shape.scan.bytes_of(tokens) - gone if plan.fused else 0.0
         return tokens * layer, tokens * 2 * b * shape.hidden + max(tokens * passing, scan)
@@ -297,7 +301,8 @@ def logits_bytes(shape: ModelShape, plan: MemoryPlan, scored: float) -> float:
     if plan.device == "cpu":
         return 2 * min(max(16, 64 * MIB // width), scored) * width
     width = 4 * 128 * -(-shape.vocabulary // 128)
-    room = SMALL_HEAD_CHUNK if plan.offload else min(max(plan.device_memory // 128, 64 * MIB), GIB)
+    room = min(max(plan.device_memory // 128, 64 * MIB), GIB)
+    room = room if plan.head_chunk is None else min(room, plan.head_chunk)
     return min(max(128, room // width // 128 * 128), scored) * width
 
 

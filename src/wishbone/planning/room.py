@@ -133,6 +133,8 @@ def longest_pair(
 ) -> int:
     """Return the tokens of the longest pair that fits alone in a row, with everything given up that may be."""
     execution = Execution.treating(1, _given(machine, "offload" if treatment == "auto" else treatment))
+    if execution.offload == "always":
+        execution = execution.in_host_memory()
 
     def fits(tokens: int) -> bool:
         row = replace(planned_row(plan, execution, tokens, shape.layers), scored_tokens=tokens * scored_share)
@@ -149,7 +151,14 @@ def planned_row(plan: MemoryPlan, execution: Execution, tokens: int, layers: int
     """Return the plan of a run for a row of so many tokens, computed as `execution` says."""
     assert execution.room is not None
     kept = execution.room.kept(tokens, layers)
-    return replace(plan, row_tokens=tokens, kept_layers=kept, offload=execution.offload == "always")
+    return replace(
+        plan,
+        row_tokens=tokens,
+        kept_layers=kept,
+        offload=execution.offload == "always",
+        pieces=execution.in_pieces,
+        head_chunk=execution.head_chunk,
+    )
 
 
 def _asked(shape: ModelShape, plan: MemoryPlan, machine: Machine, budget: int, treatment: Treatment) -> Execution:

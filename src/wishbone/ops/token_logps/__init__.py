@@ -41,7 +41,7 @@ def token_logps(
         logit_scale: factor on the logits (Cohere, Granite, Falcon-H1).
         softcap: bound of the tanh soft-capping of the logits (Gemma), or None.
         chunk_bytes: memory for the logits of the tokens that are scored at a time, but at least what the smallest chunk
-            needs; None is the default of the backend. "reference" takes all tokens at once.
+            needs, and at most the default of the backend, which None stands for. "reference" takes all tokens at once.
         statistics: whether to compute more than `logps`; otherwise the other fields are NaN (`is_top1` False).
         beside: the reference's states and the policy's difference from them, for a head that is not trained; the scores
             are then of the logits that these give, and the reference's `logps` are written there.

@@ -29,7 +29,7 @@ def token_logps_chunked(
     beside: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`; arguments as `token_logps`."""
-    chunk = max(LEAST_TOKENS, (chunk_bytes or CHUNK_BYTES) // (4 * weight.shape[0]))
+    chunk = max(LEAST_TOKENS, min(chunk_bytes or CHUNK_BYTES, CHUNK_BYTES) // (4 * weight.shape[0]))
     head = _PlainHead(logit_scale, softcap, chunk)
     return score_by_chunks(hidden, weight, bias, targets, head, statistics=statistics, beside=beside)
 

@@ -60,8 +60,8 @@ def token_logps_triton(
             f"hidden states on {hidden.device}: Triton runs on GPUs, and on a CPU only in its interpreter"
             " (TRITON_INTERPRET=1)"
         )
-    if chunk_bytes is None:
-        chunk_bytes = default_chunk_bytes(hidden.device)
+    most = default_chunk_bytes(hidden.device)
+    chunk_bytes = most if chunk_bytes is None else min(chunk_bytes, most)
     head = _TritonHead(logit_scale, softcap, chunk_tokens(chunk_bytes, weight.shape[0]))
     bias = None if bias is None else bias.contiguous()
     return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics, beside=beside)
