@@ -111,19 +111,20 @@ def _name_pairs_without_preference(tokenized: Dataset | IterableDataset, longest
         )
 
 
-def refuse_tokens_without_embedding(model: Any, datasets: Any) -> None:
+def refuse_tokens_without_embedding(model: Any, datasets: Any, name: str = "the model") -> None:
     """Refuse token ids beyond the embedding of a model, which a GPU reports as a failed assertion of no place.
 
     Args:
-        model: the trainer's.
+        model: the trainer's, or its reference.
         datasets: the prepared training or evaluation set, a dict of those, or None; a stream is not read.
+        name: what the model is to a user.
 
     Raises:
         RequestError: with the largest id and the remedy.
     """
     if isinstance(datasets, Mapping):
         for dataset in datasets.values():
-            refuse_tokens_without_embedding(model, dataset)
+            refuse_tokens_without_embedding(model, dataset, name)
         return
     embedding = model.get_input_embeddings()
     rows = getattr(getattr(embedding, "base_layer", embedding), "num_embeddings", None)
@@ -133,7 +134,7 @@ def refuse_tokens_without_embedding(model: Any, datasets: Any) -> None:
     largest = max((found for found in batches if found is not None), default=0)
     if largest >= rows:
         raise RequestError(
-            f"the pairs hold token {largest}, and the model has embeddings for tokens 0 to {rows - 1}: the tokenizer "
+            f"the pairs hold token {largest}, and {name} has embeddings for tokens 0 to {rows - 1}: the tokenizer "
             "has more tokens than the model (call model.resize_token_embeddings(len(tokenizer))), or is that of "
             "another model"
         )

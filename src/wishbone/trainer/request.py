@@ -30,6 +30,7 @@ from wishbone.preference.divergence import DIVERGENCES
 from wishbone.preference.losses import LOSSES, check_losses
 from wishbone.preference.scores import LossParameters
 from wishbone.reference.reference import has_empty_adapter
+from wishbone.trainer.argument_kinds import kinds_refused, without_compilation
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
@@ -95,8 +96,12 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     Raises:
         RequestError: arguments that do not exist, contradict each other, or ask for what nobody computes.
     """
+    model, ref_model = without_compilation(model, "model"), without_compilation(ref_model, "ref_model")
+    model, ref_model = (str(given) if isinstance(given, Path) else given for given in (model, ref_model))
     config, options = modern_arguments(args, options, model)
     peft_config = options.get("peft_config")
+    if problems := kinds_refused(model, ref_model, options):
+        raise RequestError(problems)
     problems = [
         *_unknown_trackers(config),
         *_best_of_no_set(config, options),

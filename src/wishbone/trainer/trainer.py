@@ -37,6 +37,7 @@ from wishbone.model.adapter import parameter_values, train_in_float32, undo_roun
 from wishbone.model.frozen_copy import harmless_copies
 from wishbone.preference.losses import are_reference_free
 from wishbone.preference.metrics import PairMetrics
+from wishbone.trainer.argument_kinds import check_optimizer
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
@@ -113,8 +114,11 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         ):
             super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
         refuse_untrainable(self.model)
+        check_optimizer(self.model, request.options.get("optimizers", (None, None))[0])
         for dataset in (self.train_dataset, self.eval_dataset):
             refuse_tokens_without_embedding(self.model, dataset)
+            if request.ref_model_given:
+                refuse_tokens_without_embedding(request.ref_model, dataset, "ref_model")
         undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
