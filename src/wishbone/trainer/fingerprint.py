@@ -61,6 +61,8 @@ _FREE_KINDS = ("logging_", "save_", "eval_", "hub_", "ddp_", "dataloader_", "tra
 _DECIDING = frozenset({"dataloader_drop_last"})
 _DECIDING_OF_ACCELERATOR = ("split_batches", "use_seedable_sampler")
 """What of `accelerator_config` decides which pairs come when."""
+HELD_OUT = "held out"
+"""The fact that holds the hash of the held-out pairs."""
 ADAPTERS = "adapters"
 """The fact that holds what the adapters of a second model add to it."""
 _COMPUTED = frozenset({"ref_chosen_logps", "ref_rejected_logps"})

@@ -26,6 +26,7 @@ from wishbone.trainer.checkpoint_files import (
     newest_sound,
 )
 from wishbone.trainer.fingerprint import (
+    HELD_OUT,
     Facts,
     adapter_facts,
     changes,
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 STEADY = ("constant", "constant_with_warmup")
 """Schedules that do not depend on the number of steps."""
+MEASURING = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that follow what is measured on held-out pairs."""
 OPTIMIZER_FILES = ("*optimizer*", "global_step*")
 """What transformers, FSDP and DeepSpeed call the state of the optimizer in a checkpoint."""
 
@@ -82,7 +85,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self._recorded is None:
             self._recorded = {
                 "settings": self.deciding or settings_of(self.args, self.accelerator.num_processes),
-                "data": {"training pairs": pairs_facts(self.train_dataset), "held out": pairs_facts(self.eval_dataset)},
+                "data": {"training pairs": pairs_facts(self.train_dataset), HELD_OUT: pairs_facts(self.eval_dataset)},
                 "model": self._weights or model_facts(self.model),
                 "reference": {} if self.ref_model is None or self._weights else reference_facts(self.ref_model),
                 "adapter": adapter_facts(self.model),
@@ -134,6 +137,11 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if not asked:
             return None
         self.continued = self.checkpoint_to_resume(asked)
+        if self.args.ignore_data_skip:
+            logger.warning(
+                "ignore_data_skip begins the epoch anew: pairs from before the checkpoint come again, and the run is "
+                "not the uninterrupted one. Leave it out to continue where the data was left."
+            )
         self._checked = None  # a later call looks again
         return str(self.continued)
 
@@ -166,13 +174,24 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             )
         recorded = read_fingerprint(path)
         if recorded is not None:
-            refuse_changes(changes(recorded, self._record()), path)
+            own, data = self._record(), recorded.get("data", {})
+            if not self._learns_from_held_out and data.get(HELD_OUT, held := own["data"][HELD_OUT]) != held:
+                recorded = recorded | {"data": data | {HELD_OUT: held}}
+                logger.warning("%s was measured on other held-out pairs, or on none; the run trains as before.", path)
+            refuse_changes(changes(recorded, own), path)
             if others := other_versions(recorded, self._record()):
                 logger.warning("%s", others)
         _say_what_cannot_be_checked(path, recorded)
         if isinstance(self.train_dataset, IterableDataset):
             logger.warning("%s: whether the stream gives the same pairs in the same order is not checked.", path)
         return path
+
+    @property
+    def _learns_from_held_out(self) -> bool:
+        """Whether held-out pairs decide what is trained or kept; in a run with a report they are one curve."""
+        args = self.args
+        judged = args.load_best_model_at_end or args.save_strategy == "best" or args.guard in ("slow", "stop")
+        return self.deciding is not None or judged or args.lr_scheduler_type in MEASURING
 
     @property
     def trained_tokens(self) -> int:
