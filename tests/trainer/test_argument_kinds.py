@@ -12,7 +12,7 @@ from datasets import DatasetDict
 from peft import LoraConfig, PeftMixedModel
 from tiny import tiny_tokenizer
 from torch import nn
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from trainer.preference_runs import arguments, chat_pairs, model_for
 from wishbone import DPOConfig, DPOTrainer
@@ -85,3 +85,16 @@ def test_tokens_beyond_the_references_embedding_are_refused(tmp_path: Path) -> N
     reference.resize_token_embeddings(4)
     with pytest.raises(RequestError, match="ref_model has embeddings for tokens 0 to 3"):
         trainer(tmp_path, ref_model=reference)
+
+
+def test_sequences_beyond_a_table_of_positions_are_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    size = {"n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": len(tokenizer), "n_positions": 16}
+    options = arguments(tmp_path, max_length=40)
+    with pytest.raises(RequestError, match="the model's table has 16 positions: set max_length=16"):
+        DPOTrainer(
+            GPT2LMHeadModel(GPT2Config(**size)),
+            args=DPOConfig(**options),
+            train_dataset=chat_pairs(4),
+            processing_class=tokenizer,
+        )

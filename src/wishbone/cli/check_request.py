@@ -78,7 +78,7 @@ class CheckRequest:
         from wishbone.check.model_view import ModelView
         from wishbone.model.checkpoint import reads_images
         from wishbone.model.load import load_tokenizer, read_model_config
-        from wishbone.run.sequence_lengths import positions_of
+        from wishbone.model.positions import positions_of
 
         described = read_model_config(self.model, self.revision, self.trust_remote_code, weights=False)
         tokenizer = load_tokenizer(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)

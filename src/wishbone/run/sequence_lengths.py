@@ -18,15 +18,13 @@ from wishbone.config.schema import RunConfig
 from wishbone.data.columns import token_lengths
 from wishbone.data.tokenize import ID_COLUMNS
 from wishbone.errors import RequestError, counted_of
+from wishbone.model.positions import TABLES, positions_of, text_part
 from wishbone.planning.hardware import read_memory
 from wishbone.planning.lengths import PairLengths
 from wishbone.planning.model_shape import read_shape
 from wishbone.planning.room import Machine
 from wishbone.planning.run_plan import Target, plan_run
 
-POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
-TABLES = frozenset({"gpt2", "gpt_neo", "opt", "openai-gpt", "xglm", "biogpt", "gpt_bigcode", "codegen"})
-"""Families whose positions are rows of a table, which ends; others are computed for any position."""
 GIB = 2**30
 
 logger = logging.getLogger(__name__)
@@ -60,16 +58,7 @@ def check_lengths(config: RunConfig, model: Mapping[str, Any], pairs: Dataset, m
         raise RequestError(problems)
 
 
-def positions_of(model: Mapping[str, Any]) -> int | None:
-    """Return how many positions a model was trained on, from its config.json; None if it does not say."""
-    nested = model.get("text_config")
-    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else model
-    return next((text[name] for name in POSITIONS if isinstance(text.get(name), int)), None)
-
-
 def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: PairLengths) -> Iterator[str]:
-    nested = model.get("text_config")
-    text: Mapping[str, Any] = nested if isinstance(nested, Mapping) else model
     positions = positions_of(model) or 0
     limit = config.data.max_length
     sequences = lengths.prompt + np.maximum(lengths.chosen, lengths.rejected)
@@ -79,7 +68,7 @@ def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: Pair
         return
     what = f"{counted_of(longer, len(kept), 'pair', 'is', 'are')} longer than the {positions:,} positions of the model"
     what += f" (the longest has {int(kept.max()):,} tokens)"
-    if longer and text.get("model_type") in TABLES:
+    if longer and text_part(model).get("model_type") in TABLES:
         yield f"{what}, which has no others; set data.max_length={positions} to cut them"
     elif longer and limit is None:
         yield (

@@ -18,6 +18,7 @@ from wishbone.data.formats.prompt import CONTEXT, IMAGES
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import ID_COLUMNS, LOST_COLUMN, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
+from wishbone.model.positions import TABLES, positions_of, text_part
 
 LOOKED_AT = 100
 """Rows in which columns are compared with the prompt."""
@@ -137,6 +138,37 @@ def refuse_tokens_without_embedding(model: Any, datasets: Any, name: str = "the 
             f"the pairs hold token {largest}, and {name} has embeddings for tokens 0 to {rows - 1}: the tokenizer "
             "has more tokens than the model (call model.resize_token_embeddings(len(tokenizer))), or is that of "
             "another model"
+        )
+
+
+def refuse_tokens_without_position(model: Any, datasets: Any, longest: int | None) -> None:
+    """Refuse sequences that are longer than the table of a model's positions (GPT-2, OPT).
+
+    Args:
+        model: the trainer's.
+        datasets: the prepared training or evaluation set, a dict of those, or None; a stream is not read.
+        longest: most tokens of a sequence, or None for no limit.
+
+    Raises:
+        RequestError: with the longest sequence and the remedy.
+    """
+    if isinstance(datasets, Mapping):
+        for dataset in datasets.values():
+            refuse_tokens_without_position(model, dataset, longest)
+        return
+    config = model.config.to_dict()
+    positions = positions_of(config)
+    if positions is None or text_part(config).get("model_type") not in TABLES or not isinstance(datasets, Dataset):
+        return
+    if (longest is not None and longest <= positions) or not set(ID_COLUMNS) <= set(datasets.column_names):
+        return
+    prompt, chosen, rejected = token_lengths(datasets, ID_COLUMNS)
+    most = int((prompt + np.maximum(chosen, rejected)).max(initial=0))
+    kept = most if longest is None else min(most, longest)
+    if kept > positions:
+        raise RequestError(
+            f"the longest sequence has {kept} tokens, and the model's table has {positions} positions: set "
+            f"max_length={positions} to cut such pairs"
         )
 
 

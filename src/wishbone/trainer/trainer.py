@@ -43,7 +43,7 @@ from wishbone.trainer.assembly import assemble_step
 from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.collator import load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
-from wishbone.trainer.dataset import refuse_tokens_without_embedding
+from wishbone.trainer.dataset import refuse_tokens_without_embedding, refuse_tokens_without_position
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import Surroundings, guard_of
@@ -117,6 +117,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         check_optimizer(self.model, request.options.get("optimizers", (None, None))[0])
         for dataset in (self.train_dataset, self.eval_dataset):
             refuse_tokens_without_embedding(self.model, dataset)
+            refuse_tokens_without_position(self.model, dataset, request.args.max_length)
             if request.ref_model_given:
                 refuse_tokens_without_embedding(request.ref_model, dataset, "ref_model")
         undo_rounding(self.model, given)
