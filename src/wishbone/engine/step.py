@@ -268,7 +268,11 @@ class PreferenceStep:
         execution: Execution,
         balance: StepBalance | None = None,
     ) -> tuple[SequenceScores, Tensor]:
-        """Scores and reference log-probabilities of all pairs, in the pairs' order."""
+        """Scores and reference log-probabilities of all pairs, in the pairs' order.
+
+        Where the policy is still the reference, one pass gives both; not in training, where dropout tells them apart.
+        """
+        one_model = not self.policy.model.training and self.reference.is_the_policy()
         order: list[int] = []
         parts: list[SequenceScores] = []
         references: list[Tensor] = []
@@ -277,9 +281,14 @@ class PreferenceStep:
                 self._fill(batch, execution)
                 continue
             routing = balance.routing(row, batch) if balance is not None else None
-            reference = self._reference_of(batch, execution)
-            with self.policy.running(execution):
-                scores, ref_logps = self._scores_and_reference(batch, execution, reference, routing)
+            if one_model:
+                with self.policy.running(execution):
+                    scores = self._scores(batch, execution, routing)
+                ref_logps = self.reference.take(batch, scores.logps)
+            else:
+                reference = self._reference_of(batch, execution)
+                with self.policy.running(execution):
+                    scores, ref_logps = self._scores_and_reference(batch, execution, reference, routing)
             if balance is not None and routing is not None:
                 balance.add(row, routing)
             metrics.add(scores, ref_logps)

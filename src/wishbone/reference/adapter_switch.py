@@ -91,13 +91,17 @@ class EmptyAdapterCheck:
         self._empty = False
 
     def empty(self, adapters: Sequence[str]) -> bool:
-        """Return whether no adapter of `adapters` adds anything; values are read only where they may have changed."""
+        """Return whether no adapter of `adapters`, all frozen, adds anything; values are read where they may be new.
+
+        For an adapter that is trained, ask `empty_now`: a fused optimizer changes values, but no version of a tensor.
+        """
         checked = (*adapters, *(version for layer in self._layers for version in _versions(layer, adapters)))
         if checked != self._checked:
-            self._checked, self._empty = checked, self._all_zero(adapters)
+            self._checked, self._empty = checked, self.empty_now(adapters)
         return self._empty
 
-    def _all_zero(self, adapters: Sequence[str]) -> bool:
+    def empty_now(self, adapters: Sequence[str]) -> bool:
+        """Return whether no adapter of `adapters` adds anything, by their values."""
         factors = []
         for name, parameter in self._model.named_parameters():
             parts = name.split(".")

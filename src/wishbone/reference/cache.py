@@ -122,6 +122,10 @@ class CachedReference(ReferencePolicy):
         """Return what `inner` says if a value is missing."""
         return None if self.knows(batch.pairs) else self.inner.beside(batch)
 
+    def is_the_policy(self) -> bool:
+        """Return what `inner` says."""
+        return self.inner.is_the_policy()
+
     def knows(self, pairs: Sequence[TokenizedPair]) -> bool:
         """Return whether the values of all these pairs are known."""
         keys = [self._key(pair) for pair in pairs]

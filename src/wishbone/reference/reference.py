@@ -39,8 +39,12 @@ class ReferencePolicy(ABC):
         """Return what the reference is where one pass should compute it with the policy; None where `logps` should."""
         return None
 
+    def is_the_policy(self) -> bool:
+        """Return whether policy and reference are one model at the moment, so that one's values are the other's."""
+        return False
+
     def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
-        """Take values, [2 * pairs], that were computed beside the policy, and return those to use."""
+        """Take values, [2 * pairs], that were computed beside or by the policy, and return those to use."""
         return logps
 
 
@@ -90,6 +94,15 @@ class AdapterDisabled(ReferencePolicy):
     def beside(self, batch: PreferenceBatch) -> Beside | None:
         """Return the adapters that are on, if policy and reference run in one pass."""
         return Beside(tuple(self.on())) if self.in_lockstep else None
+
+    def is_the_policy(self) -> bool:
+        """Return whether all adapters that are on in either add nothing yet, as before a run's first step.
+
+        Parts of a sharded model are not looked at: its processes must agree.
+        """
+        if self._held is not None or self._policy.sharded or self.on():
+            return False
+        return self._check.empty_now(self._model.active_adapters)
 
     @property
     def switches_by_layer(self) -> bool:
