@@ -44,7 +44,7 @@ PAGE = (REPOSITORY / "docs" / "interceptions.md").read_text(encoding="utf-8")
 
 OURS = {
     "cli/chat.py:_obey": "its own conversation",
-    "cli/compare.py:print_answer": "a table that was made there",
+    "cli/answers.py:print_answer": "a table that was made there",
     "cli/init.py": "its own command, as typer reads it",
     "cli/train.py:train": "its own attempt",
     "config/document.py:read_document": "its own document",

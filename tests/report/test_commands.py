@@ -13,9 +13,8 @@ from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
-from wishbone.cli.compare import print_answer
+from wishbone.cli.answers import print_answer
 from wishbone.config import dump_config, parse_config
-from wishbone.report.answers import Answer
 
 EVIL = "\x1b[31mred\x1b]0;title\x07 [bold red]markup[/] \x9b2J\ttab"
 
@@ -54,6 +53,17 @@ def test_report_writes_the_page_and_prints_the_result(write_run: WriteRun) -> No
     assert "0.6931" in result.stdout
     assert "Chosen answers became less likely" in result.stdout
     assert result.stdout.rstrip().endswith("report.html")
+
+
+def test_report_shows_answers_before_and_after_whatever_a_file_says(write_run: WriteRun) -> None:
+    run = write_run()
+    first = {"prompt": [{"role": "user", "content": "Why?"}], "before": "A long story.", "after": "Because."}
+    strange = {"prompt": {"role": 3}, "before": None, "after": [EVIL]}
+    (run / "answers.json").write_text(json.dumps([first, strange, {}, first, first]), encoding="utf-8")
+    shown = wishbone("report", str(run)).stdout
+    assert shown.count("A long story.") == shown.count("Because.") == 1 and "1. Why?" in shown
+    assert harmless(shown) and "2 more answers in the report" in shown
+    assert json.loads(wishbone("report", str(run), "--json").stdout)["answers"][0] == first
 
 
 def test_report_of_something_else_is_a_wrong_request(tmp_path: Path) -> None:
@@ -200,7 +210,7 @@ def test_answers_fit_the_terminal_whatever_they_hold(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     prompt = [{"role": "system", "content": EVIL}, {"role": "user", "content": "多" * 80}]
-    print_answer(1, Answer(prompt, EVIL + " word" * 60, "x" * 300, None))
+    print_answer(1, prompt, EVIL + " word" * 60, "x" * 300)
     shown = capsys.readouterr().out
     assert harmless(shown)
     assert "[boldred]markup[/]" in "".join(shown.split())
@@ -212,5 +222,5 @@ def test_answers_fit_the_terminal_whatever_they_hold(
 
 
 def test_an_empty_answer_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    print_answer(1, Answer("Hi", " \n", "there", None))
+    print_answer(1, "Hi", " \n", "there")
     assert "(empty)" in capsys.readouterr().out

@@ -6,22 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from wishbone.cli.console import plain, say, screen
+from wishbone.cli.answers import print_answer
+from wishbone.cli.console import say, screen
 from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
 from wishbone.report.html import write_report
-from wishbone.report.sections import message_text
 
 if TYPE_CHECKING:
-    from wishbone.report.answers import Answer, Question
-
-NARROWEST_SIDE = 24
+    from wishbone.report.answers import Question
 
 
 def compare(
@@ -58,7 +54,7 @@ def compare(
         typer.echo(to_json(answers), nl=False)
     else:
         for number, answer in enumerate(answers, 1):
-            print_answer(number, answer)
+            print_answer(number, answer.prompt, answer.before, answer.after)
     try:
         write_answers(finished.path, answers)
         report = write_report(finished.path)
@@ -91,34 +87,3 @@ def _questions(config: RunConfig, prompts: list[str], count: int, *, as_text: bo
         return questions_from_pairs(pairs, tokenizer, count)
     assert processor is not None
     return questions_with_images(pairs, processor(), count)
-
-
-def print_answer(number: int, answer: Answer, *, error: bool = False) -> None:
-    """A prompt and its answers: in two columns, or below each other if columns would be too narrow."""
-    console = screen(error=error)
-    turns = [answer.prompt] if isinstance(answer.prompt, str) else answer.prompt
-    named = [message_text(turn) for turn in turns]
-    last = len(named) - 1
-    title = Text("\n").join(
-        plain(f"{number}. " if i == last else f"{role}: ", "bold") + _shown(text)
-        for i, (role, text) in enumerate(named)
-    )
-    console.print(title)
-    table = Table(expand=True, show_lines=True)
-    before, after = _shown(answer.before), _shown(answer.after)
-    if console.width >= 2 * NARROWEST_SIDE + 7:
-        table.add_column("Before", ratio=1, overflow="fold")
-        table.add_column("After", ratio=1, overflow="fold")
-        table.add_row(before, after)
-    else:
-        table.add_column("", no_wrap=True)
-        table.add_column("", ratio=1, overflow="fold")
-        table.show_header = False
-        table.add_row("Before", before)
-        table.add_row("After", after)
-    console.print(table)
-
-
-def _shown(text: str) -> Text:
-    """Text of a model or a data set, safe to print; tabs become spaces, an empty text becomes `(empty)`."""
-    return plain(text.expandtabs(4)) if text.strip() else Text("(empty)", "dim")

@@ -1,4 +1,4 @@
-"""`wishbone report`: report.html of a run, and its result in a few lines."""
+"""`wishbone report`: report.html of a run, its result in a few lines, and answers before and after."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from wishbone.cli.answers import print_recorded
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import requested
 from wishbone.cli.result import print_changes, result_data
+from wishbone.errors import counted
 from wishbone.report.html import REPORT, write_report
 from wishbone.report.run_directory import RunRecord, read_run
 from wishbone.report.sections import facts
 from wishbone.strict_json import without_nan
+
+SHOWN_ANSWERS = 3
 
 
 def report(
@@ -24,7 +28,7 @@ def report(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
-    """Write report.html into the run directory and print the result of the run."""
+    """Write report.html into the run directory and print the result of the run, with its answers before and after."""
     with requested():
         record = read_run(run)
     if as_json:
@@ -46,3 +50,7 @@ def _print(record: RunRecord) -> None:
         summary.add_row(plain(name, "bold"), plain(text))
     screen().print(summary)
     print_changes(record)
+    for number, answer in enumerate(record.answers[:SHOWN_ANSWERS], 1):
+        print_recorded(number, answer)
+    if len(record.answers) > SHOWN_ANSWERS:
+        say(f"{counted(len(record.answers) - SHOWN_ANSWERS, 'more answer')} in the report")

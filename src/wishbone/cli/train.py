@@ -7,11 +7,13 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from operator import ne
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from wishbone.cli.answers import print_recorded, sides
 from wishbone.cli.console import plain, say, screen
 from wishbone.cli.libraries import keep_bars_out_of_pipes, settle_libraries
 from wishbone.cli.outcome import Attempt
@@ -176,18 +178,11 @@ def _run(
 
 def _print_an_answer(answers: Sequence[Mapping[str, Any]], *, heldout: bool) -> None:
     """The first answer that changed, before and after; nothing where there are none."""
-    from wishbone.cli.compare import print_answer
-    from wishbone.report.answers import Answer
-
-    whole = [
-        Answer(answer.get("prompt") or "", str(answer.get("before") or ""), str(answer.get("after") or ""), None)
-        for answer in answers
-    ]
-    changed = next((answer for answer in whole if answer.before != answer.after), None)
+    changed = next((answer for answer in answers if ne(*sides(answer))), None)
     if changed is not None:
-        print_answer(1, changed, error=True)
-    elif whole:
-        asked = f"{counted(len(whole), 'prompt')} of the {'held-out' if heldout else 'training'} pairs"
+        print_recorded(1, changed, error=True)
+    elif answers:
+        asked = f"{counted(len(answers), 'prompt')} of the {'held-out' if heldout else 'training'} pairs"
         say(f"The greedy answers to {asked} are the same as before.", error=True)
 
 
