@@ -15,7 +15,7 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pytest
@@ -36,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import tiny_model` under every import mode
 
 from quick_interpreter import quicken  # noqa: E402  the environment above comes first
-from version_record import write_record  # noqa: E402
+from version_record import gpu_name, write_record  # noqa: E402
 from whole_runs import WHOLE_RUNS, leaves_out_slow  # noqa: E402
 
 from wishbone.cache import cache_root  # noqa: E402
@@ -98,11 +98,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, metavar="FILE", help="write versions, machine and counts of this run")
 
 
+_gpus_of_workers: list[str | None] = []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended, and has told its GPU: the main process would load torch for that alone."""
+    _gpus_of_workers.append(getattr(node, "workeroutput", {}).get("gpu"))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     gc.unfreeze()  # libraries of compiled code count what is left at the end
     path = session.config.getoption("--record")
-    if path and not hasattr(session.config, "workerinput"):  # a worker counts only its own tests
-        write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats)
+    if path and hasattr(session.config, "workeroutput"):  # a worker counts only its own tests
+        session.config.workeroutput["gpu"] = gpu_name()
+    elif path:
+        gpu = _gpus_of_workers[0] if _gpus_of_workers else gpu_name()
+        write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats, gpu)
 
 
 _frozen_modules = 0

@@ -115,9 +115,9 @@ def test_what_reads_documentation_is_marked():
 
 
 def test_a_record_says_what_is_installed_and_what_was_counted(tmp_path: Path):
-    write_record(tmp_path / "record-x.json", {"passed": [1, 2], "skipped": [1], "warnings": [1]})
+    write_record(tmp_path / "record-x.json", {"passed": [1, 2], "skipped": [1], "warnings": [1]}, "H200")
     written = json.loads((tmp_path / "record-x.json").read_text(encoding="utf-8"))
     assert written["outcome"] == {"passed": 2, "failed": 0, "error": 0, "skipped": 1}
     assert written["versions"]["transformers"] == version("transformers")
-    assert written["python"] == platform.python_version()
+    assert (written["python"], written["gpu"]) == (platform.python_version(), "H200")
     assert TABLES["name_of"](tmp_path / "record-x.json") == "x"

@@ -47,20 +47,25 @@ def commit() -> str:
         return ""
 
 
-def record(stats: Mapping[str, Sized]) -> dict[str, Any]:
-    """The record of a run that pytest's terminal reporter counted in `stats`."""
-    import torch  # the main process of pytest starts its workers before it
+def gpu_name() -> str | None:
+    """Name of the GPU that tests use, or None."""
+    import torch  # which is loaded where tests run
 
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def record(stats: Mapping[str, Sized], gpu: str | None) -> dict[str, Any]:
+    """The record of a run that pytest's terminal reporter counted in `stats`."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu,
         "outcome": {name: len(stats.get(name, ())) for name in OUTCOMES},
         "versions": installed(),
     }
 
 
-def write_record(path: Path, stats: Mapping[str, Sized]) -> None:
-    path.write_text(json.dumps(record(stats), indent=2) + "\n", encoding="utf-8")
+def write_record(path: Path, stats: Mapping[str, Sized], gpu: str | None) -> None:
+    path.write_text(json.dumps(record(stats, gpu), indent=2) + "\n", encoding="utf-8")
