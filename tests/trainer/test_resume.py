@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 
 from trainer.preference_runs import adapter, arguments, chat_pairs, model_for
 from wishbone import DPOConfig, DPOTrainer
+from wishbone.config.trackers import is_installed
 from wishbone.errors import RequestError
 
 
@@ -62,7 +64,27 @@ def test_held_out_pairs_may_come_and_go_where_nothing_depends_on_them(
         trainer(tmp_path, heldout=chat_pairs(4), **follows).checkpoint_to_resume(asked)
 
 
-def test_data_that_begins_anew_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_begins_anew_is_said_and_what_names_no_checkpoint_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     trainer(tmp_path, StopAt(3)).train()
+    for neither in (1, ""):
+        with pytest.raises(RequestError, match="give True for the newest, or the path of one"):
+            trainer(tmp_path).train(resume_from_checkpoint=neither)
+    with pytest.raises(RequestError, match="it holds checkpoint-3"):
+        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path))
     trainer(tmp_path, ignore_data_skip=True).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert "ignore_data_skip begins the epoch anew" in caplog.text
+
+
+def test_a_folder_called_as_a_tracker_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside" / "trackio").mkdir(parents=True)
+    monkeypatch.setattr("sys.path", [str(tmp_path / "beside"), *sys.path])
+    if is_installed("trackio"):
+        pytest.skip("the package is installed, and Python prefers it")
+    trainer(tmp_path, StopAt(3)).train()
+    assert (tmp_path / "checkpoint-3").is_dir() and "it writes no model card" in caplog.text
+    with pytest.raises(RequestError, match="'trackio', and its package is not installed"):
+        trainer(tmp_path, report_to="trackio")

@@ -8,9 +8,11 @@ puts it in place when every process has written its part.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from wishbone.config.run_directory import checkpoints_in
+from wishbone.config.trackers import is_installed
 from wishbone.errors import RunError, one_line
 from wishbone.paths import room_at, writable_again
 from wishbone.strict_json import without_nan
@@ -34,6 +37,8 @@ from wishbone.trainer.moving_reference import save_reference
 from wishbone.trainer.resuming import ResumedTrainer
 from wishbone.trainer.script_signals import saved_before_signals
 from wishbone.trainer.timed_saves import TimedSaves
+
+logger = logging.getLogger(__name__)
 
 _ARCHIVE = ("inline_container", "iostream")
 """Words of the errors that PyTorch's archive raises where a file cannot grow."""
@@ -57,6 +62,13 @@ class CheckpointedTrainer(ResumedTrainer):
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
             self.add_callback(self._timed)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card; not where a folder `trackio` beside the script ends TRL's own code in an error."""
+        if find_spec("trackio") is not None and not is_installed("trackio"):
+            logger.warning("A folder is called trackio, which TRL takes for the package: it writes no model card.")
+            return
+        super().create_model_card(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as transformers does, from a checkpoint that was found to be sound.

@@ -134,8 +134,10 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
                 "in transformers either; call train(resume_from_checkpoint=...).",
                 self.args.resume_from_checkpoint,
             )
-        if not asked:
+        if not asked and asked != "":
             return None
+        if not (asked is True or (asked and isinstance(asked, str | Path))):
+            raise RequestError(f"resume_from_checkpoint is {asked!r}; give True for the newest, or the path of one")
         self.continued = self.checkpoint_to_resume(asked)
         if self.args.ignore_data_skip:
             logger.warning(
@@ -149,6 +151,11 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """Choose and check; warn of what was skipped and of what cannot be checked."""
         if asked is not True:
             path = Path(asked)
+            if not (path / STATE).exists() and (inside := checkpoints_in(path)):
+                names = ", ".join(found.name for found in inside)
+                raise RequestError(
+                    f"resume_from_checkpoint: {path} is no checkpoint; it holds {names}. Name one of them"
+                )
             if path.is_dir() and (harm := damage(path)):
                 other = newest_sound(path.parent).path
                 remedy = f"{other} is sound" if other else "there is no sound one beside it"
