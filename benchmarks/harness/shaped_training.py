@@ -30,7 +30,6 @@ def train_shape(request: Row, progress: Progress) -> TimedTraining:
     from benchmarks.harness.random_model import word_tokenizer
     from benchmarks.harness.step_work import kernels_of
     from benchmarks.harness.timed_training import timed_training
-    from wishbone.preference.metrics import PairMetrics
 
     system, shape = parse_system(request["system"]), SHAPES[request["size"]]
 
@@ -46,8 +45,13 @@ def train_shape(request: Row, progress: Progress) -> TimedTraining:
     trained = timed_training(system, loaded, request, progress, Case.parse(request["pairs"]), vocabulary, **settings)
     step = getattr(trained.trainer, "preference_step", None)
     if request["look"] and step is not None:
+        from wishbone.engine.step import PreferenceStep
+        from wishbone.preference.metrics import PairMetrics
+        from wishbone.trainer.start_check import uncached
+
         (pairs,) = (batch["pairs"] for batch in islice(trained.trainer.get_train_dataloader(), 1))
         execution = replace(trained.trainer.execution, graphs=None)
+        step = PreferenceStep(step.policy, uncached(step), step.objective)  # its reference values are stored by now
         trained.row["looked_at"] = kernels_of(lambda: step.backward([pairs], PairMetrics(0.1), execution))
     return trained
 

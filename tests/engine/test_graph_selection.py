@@ -246,13 +246,11 @@ def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> 
     ("wanted", "launched", "steps", "recorded"),
     [
         ("auto", 0.9, 100, True),  # the host limits a row
-        ("auto", 0.6, 100, False),  # it may, and 50 s of rows are to come
-        ("auto", 0.6, 1000, True),
         ("auto", 0.4, 1000, False),  # the GPU limits it
         ("on", 0.4, 100, True),
     ],
 )
-def test_recording_is_tried_where_the_host_limits_rows_or_may_and_the_run_is_long(
+def test_lengths_are_recorded_once_where_the_host_limits_rows_or_the_run_asks_for_it(
     wanted: str, launched: float, steps: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs = SimpleNamespace(lengths=[], release=lambda: None)

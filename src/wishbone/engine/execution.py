@@ -29,7 +29,7 @@ SMALL_HEAD_CHUNK = 128 * 2**20
 """Bytes of logits held at a time where memory is short."""
 
 RECOMPUTED_HEAD_CHUNK = 256 * 2**20
-"""The same where the run asks for less memory: a GiB of logits is more than any recomputed layer takes."""
+"""The same where the run asks for less memory: the usual GiB may be more than a recomputed layer takes."""
 
 SMALL_TILE = 1024
 """Tokens, about, whose MLP intermediates are held at a time where memory is short."""

@@ -2,10 +2,8 @@
 
 A row is padded to the next length that has a graph. Rows of steps to come are drawn from the data set, and the few
 lengths are recorded that pad them least. Recording takes time and memory. So it is done only where the GPU waits for
-the host and where the run gains more time than recording takes, which shows once the usual length is recorded and
-replayed. That is tried where the timing of one row shows that the host limits it, and in a long run also where it may:
-a GPU that catches up in the backward pass has waited in the forward pass (a hybrid's step of 0.53 s had 0.36 s of
-kernels on an H200). A short run records fewer lengths and pads more: with R rows to come, t_run
+the host, which the timing of one row shows, and where the run gains more time than recording takes, which shows once
+the usual length is recorded and replayed. A short run records fewer lengths and pads more: with R rows to come, t_run
 and t_replay seconds of a row, s of a recording and p_m the padded over the plain tokens with m lengths,
 
     m = argmin ( m s + R t_replay p_m ),        recorded where that is below R t_run.
@@ -45,9 +43,6 @@ LEAST_PADDING = 1.01
 
 LEAST_ROWS = 24
 """Rows to come below which finding out whether recording pays takes longer than it could save."""
-
-LEAST_SECONDS = 120.0
-"""Seconds of rows to come from which on one length is recorded to see whether it pays where the host only may limit."""
 
 PADDING = 1
 """Documents of a row that are its padding."""
@@ -94,7 +89,7 @@ def with_cuda_graphs(
     trials = [Trial(one, int(tokens.max())) for one in passes or [step]]
     usual = min(length for length in lengths if length >= np.median(rows))
     run = trials[0].timing(usual, execution) if wanted == "auto" else None
-    if run is not None and not (run.waits or (run.may_wait and rows_to_come * run.total >= LEAST_SECONDS)):
+    if run is not None and not run.waits:
         return execution
     documents = most_pairs_in_a_row(tokens, pairs_a_step, execution.token_budget) + PADDING
     graphs = CudaGraphs(policy.model, policy.backbone, documents)

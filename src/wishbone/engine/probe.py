@@ -21,9 +21,6 @@ from wishbone.reference.reference import NoReference, ReferencePolicy, Stored
 WAITING = 0.85
 """Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
 
-WAITING_AT_FIRST = 0.5
-"""The same, from which on the GPU may wait for the host in the forward pass and catch up in the backward pass."""
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -36,11 +33,6 @@ class Timing:
     def waits(self) -> bool:
         """Whether the GPU may wait for the host, so that a shorter row would take as long."""
         return self.launched >= WAITING * self.total
-
-    @property
-    def may_wait(self) -> bool:
-        """Whether the GPU may wait for the host in a part of the row."""
-        return self.launched >= WAITING_AT_FIRST * self.total
 
 
 class Trial:
