@@ -224,7 +224,7 @@ def tokenize_batch(
             named = [numbers[row] for row in rows]
             found = _encode_chats(tokenizer, members, named, tools=tools[rows[0]], template_kwargs=kwargs[rows[0]])
         else:
-            found = [_Encoded(ids) for ids in _encode_texts(tokenizer, members)]
+            found = _encode_texts(tokenizer, members)
         encoded |= zip(rows, found, strict=True)
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for row in range(len(pairs)):
@@ -234,6 +234,9 @@ def tokenize_batch(
         for column, value in zip(columns.values(), (*divided, *rest), strict=True):
             column.append(value)
     return columns
+
+
+ENDED = "the completion ends with the end-of-sequence token and white space, so no other one is added"
 
 
 class _Encoded(NamedTuple):
@@ -262,7 +265,7 @@ def _pairs(batch: Mapping[str, Any], numbers: Sequence[int]) -> list[Pair]:
     return pairs
 
 
-def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[IdTriple]:
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> list[_Encoded]:
     end, begin = tokenizer.eos_token, tokenizer.bos_token_id
     if end is None:
         raise RequestError("the tokenizer has no end-of-sequence token for the completions; set tokenizer.eos_token")
@@ -271,20 +274,28 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> 
             f"the end-of-sequence token {end!r} is not in the tokenizer's vocabulary, so completions would not end in "
             "it; set tokenizer.eos_token to a token that is, or add it"
         )
-    ended = [(p, *(p + _without_ends(side, end) + end for side in sides)) for p, *sides in pairs]
+    ended = [(p, *(p + _with_one_end(side, end) for side in sides)) for p, *sides in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
     if begin is not None:
         ids = [row[1:] if row[:2].tolist() == [begin, begin] else row for row in ids]
     if _adds_end(tokenizer):
         ids = [row[:-1] for row in ids]
-    return list(zip(ids[::3], ids[1::3], ids[2::3], strict=True))
+    notes = [ENDED if any(_ends_before_space(side, end) for side in sides) else None for _, *sides in pairs]
+    triples = zip(ids[::3], ids[1::3], ids[2::3], strict=True)
+    return [_Encoded(triple, notes=note) for triple, note in zip(triples, notes, strict=True)]
 
 
-def _without_ends(text: str, end: str) -> str:
-    """A text without the end-of-sequence tokens at its end."""
+def _with_one_end(text: str, end: str) -> str:
+    """A text with one end-of-sequence token at its end, or before the white space there that a template wrote."""
+    if _ends_before_space(text, end):
+        return text
     while text.endswith(end):
         text = text.removesuffix(end)
-    return text
+    return text + end
+
+
+def _ends_before_space(text: str, end: str) -> bool:
+    return not text.endswith(end) and text.rstrip().endswith(end)
 
 
 def _adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
