@@ -184,6 +184,7 @@ def test_a_directory_names_shards_that_are_missing_and_rows_that_may_be_there_tw
     for name in ("p-00000-of-00003.jsonl", "p-00002-of-00003.jsonl", "more.jsonl", "more.ndjson", "_draft.jsonl"):
         (directory / name).write_text(pair)
     (directory / "linked").symlink_to(elsewhere)
+    (directory / "cut.jsonl").touch()
     with caplog.at_level(logging.WARNING, "wishbone"):
         assert len(load_pairs(directory)) == 4
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
@@ -191,6 +192,7 @@ def test_a_directory_names_shards_that_are_missing_and_rows_that_may_be_there_tw
         "(text files also with .gz, .zst, .xz, .bz2)",
         "1 of 3 shards of 'p' are not there (counted from 0: 1)",
         "more.jsonl, more.ndjson are all read; if they hold the same rows, remove all but one",
+        "1 file is empty: cut.jsonl",
     ]
 
 

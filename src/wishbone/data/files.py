@@ -31,7 +31,7 @@ def data_files(path: Path, split: str) -> list[Path]:
     """The files of a path: the file itself, or those of the directory (of the split, if file names tell splits apart).
 
     Warnings name the files of a directory that are not read, but for documentation and hidden files; shards that are
-    missing; and files that may hold the same rows twice.
+    missing; files that may hold the same rows twice; and empty ones.
 
     Raises:
         RequestError: the path does not exist, the format is unknown, or the directory has no file of that split.
@@ -64,7 +64,7 @@ def data_files(path: Path, split: str) -> list[Path]:
             _KINDS,
             f" of the split '{split}'" if of_split else "",
         )
-    for line in (*_missing_shards(read), *_read_twice(path, read)):
+    for line in (*_missing_shards(read), *_read_twice(path, read), *_empty(path, read)):
         logger.warning("%s: %s", encodable(path), line)
     return read
 
@@ -91,6 +91,12 @@ def _read_twice(directory: Path, read: Sequence[Path]) -> Iterator[str]:
     for files in alike.values():
         if len(files) > 1:
             yield f"{_names(directory, files)} are all read; if they hold the same rows, remove all but one"
+
+
+def _empty(directory: Path, read: Sequence[Path]) -> Iterator[str]:
+    """A line for files of no bytes, which a transfer that was cut off leaves."""
+    if without := [file for file in read if not file.stat().st_size]:
+        yield f"{'1 file is' if len(without) == 1 else f'{len(without)} files are'} empty: {_names(directory, without)}"
 
 
 def read_rows(files: Sequence[Path], columns: Columns | None = None) -> Iterator[NumberedRow]:
