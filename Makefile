@@ -53,7 +53,7 @@ help:
 	@echo "make soak     the long tests, then runs killed and files damaged for hours; KILLS=300 FUZZED=10000 says how many"
 	@echo "make gpu      the tests of kernels and of whole steps on a CUDA device"
 	@echo "make newest   all tests with the newest versions that pyproject.toml allows, in .venv-newest"
-	@echo "make families try every family of transformers and write docs/families.md; make newest does, too"
+	@echo "make families try every family of transformers and write docs/families.md; make newest does so, too"
 	@echo "make oldest   all tests with the lowest, in .venv-oldest"
 	@echo "make lock     write requirements/*.txt; with LOCK=--upgrade take the newest versions"
 	@echo "make versions write what the last runs tested into docs/versions.md"
@@ -67,7 +67,6 @@ runs/plain-answers/demo.txt: $(VENV)/installed $(SOURCES) $(EXAMPLE)
 	@rm -rf $(@D)
 	@$(BIN)/wishbone train examples/plain-answers/run.yaml
 	@COLUMNS=100 $(BIN)/wishbone report $(@D) > $@.partial
-	@COLUMNS=100 $(BIN)/wishbone compare $(@D) >> $@.partial
 	@mv $@.partial $@
 
 lint: $(VENV)/installed

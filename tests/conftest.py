@@ -117,6 +117,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         write_record(path, session.config.pluginmanager.get_plugin("terminalreporter").stats, gpu)
 
 
+gc.set_threshold(5_000)  # ten searches for garbage a second took a tenth of the tests' time; 700 is Python's own
 _frozen_modules = 0
 
 
