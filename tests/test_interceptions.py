@@ -78,6 +78,8 @@ OURS = {
     "ops/compiled_ahead.py:handed_over": "its own notes of a thread",
     "ops/compiled_ahead.py:launched": "its own notes of a thread",
     "trainer/assembly.py:_compile_ahead": "its own reference",
+    "trainer/ignored_options.py:_never": "public options, by the ends of their names",
+    "trainer/option_values.py:numbers_refused": "the configuration that it was given to settle",
     "ops/expert_mlp/quantized.py:QuantizedStack.__init__": "its own parts",
     "ops/prefix_attention/triton.py:_PrefixAttention.forward": "its own outputs",
     "ops/prefix_attention/tables.py:block_tables": "its own layout",
