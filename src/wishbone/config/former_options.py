@@ -31,7 +31,7 @@ SUCCESSORS = {
         "give it to DPOTrainer",
     ),
     "dataset_text_field": "preference data has the columns prompt, chosen and rejected; leave it out",
-    **dict.fromkeys(("packing", "eval_packing"), "rows are packed in any case; leave it out"),
+    **dict.fromkeys(("packing", "eval_packing", "packing_strategy"), "rows are packed in any case; leave it out"),
     **dict.fromkeys(("dataset_kwargs", "dataset_batch_size"), "it belongs to SFTConfig; leave it out"),
     **dict.fromkeys(
         ("completion_only_loss", "assistant_only_loss"), "only completions are trained in any case; leave it out"
@@ -39,6 +39,24 @@ SUCCESSORS = {
     **dict.fromkeys(("max_seq_length", "seq_length"), "it is called max_length"),
     **dict.fromkeys(("gamma_beta_ratio", "gamma"), "it is called simpo_gamma, in the units of the reward"),
     **dict.fromkeys(("epochs", "num_epochs"), "it is called num_train_epochs"),
+    "eos_token": "set tokenizer.eos_token, and give the tokenizer to DPOTrainer as processing_class",
+    "chat_template_path": "set tokenizer.chat_template, and give the tokenizer to DPOTrainer as processing_class",
+    "shuffle_dataset": "pairs are shuffled in any case, by seed; leave it out",
+    "alpha": "AlphaPO's reward is not trained here; loss_type='simpo' is it with alpha=0",
+    "center_rewards_coefficient": "it belongs to RewardConfig; leave it out",
+    **dict.fromkeys(
+        (
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "generation_kwargs",
+            "use_vllm",
+        ),
+        "pairs are trained as they are and nothing is generated; leave it out",
+    ),
     "lr": "it is called learning_rate",
     "batch_size": "it is called per_device_train_batch_size",
     # TRL's ModelConfig, whose options stand beside those of DPOConfig in its scripts
@@ -47,12 +65,29 @@ SUCCESSORS = {
         "give it to from_pretrained, or in model_init_kwargs where the model is given by its name",
     ),
     **dict.fromkeys(
-        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+        ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"),
         "give from_pretrained a BitsAndBytesConfig",
     ),
     **dict.fromkeys(
-        ("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_modules_to_save"),
+        (
+            "use_peft",
+            "lora_r",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target_modules",
+            "lora_target_parameters",
+            "lora_modules_to_save",
+            "lora_task_type",
+            "use_rslora",
+            "use_dora",
+        ),
         "give DPOTrainer a LoraConfig as peft_config",
+    ),
+    "model_name_or_path": "give DPOTrainer the name, as model",
+    # TRL's ScriptArguments
+    **dict.fromkeys(
+        ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "dataset_streaming"),
+        "load the data (datasets.load_dataset, or wishbone.data.source.load_pairs) and give DPOTrainer train_dataset",
     ),
     "desirable_weight": "it belongs to KTO, which is not trained here",
     "undesirable_weight": "it belongs to KTO, which is not trained here",
