@@ -40,7 +40,7 @@ LAYERS: list[list[str]] = [  # from the bottom up; the longest prefix of a modul
     ["wishbone.fused"],
     ["wishbone.policy"],
     ["wishbone.reference"],
-    ["wishbone.engine.fitting"],  # shared by planning and the engine's rehearsal
+    ["wishbone.engine.fitting"],  # shared by planning and the engine's profiling
     ["wishbone.planning"],
     ["wishbone.report.answers"],  # the one part of the report that runs a model
     ["wishbone.engine"],

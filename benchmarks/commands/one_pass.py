@@ -2,10 +2,10 @@
 
     two passes          the reference runs first, then the policy
     one pass            both at once, as a run does it by itself
-    one pass, carried   only with --carried: what the halves differ by in a tensor of its own, where a run rounds it
+    one pass, carried   only with --carried: what the two differ by in a tensor of its own, where a run rounds it
     one pass, rounded   the other way round
 
-The adapter is not new: its second factors get small random values. Those of a new one are zero, so the halves would not
+The adapter is not new: its second factors get small random values. Those of a new one are zero, so the two would not
 differ, and a GPU multiplies zeros faster.
 
 Every round runs each step's pairs in every way, forward and backward, the ways in turn. Speeds are those of the median
@@ -117,13 +117,13 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
 
 def _recorded(step: Any, groups: Any, execution: Any) -> Any:
     """Return the execution with CUDA graphs of these steps' rows."""
-    from wishbone.engine.probe import Trial
+    from wishbone.engine.probe import RowProbe
     from wishbone.policy.cuda_graphs import CudaGraphs
 
     graphs = CudaGraphs(step.policy.model, step.policy.backbone)
     replaying = replace(execution, graphs=graphs)
     longest = max(pair.row_tokens for pairs in groups for pair in pairs)
-    trial = Trial(step, longest)
+    trial = RowProbe(step, longest)
     rows = {step.policy.collate(pairs).tokens for pairs in groups}
     with graphs.recording():
         for tokens in sorted(rows, reverse=True):

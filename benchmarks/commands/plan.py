@@ -2,7 +2,7 @@
 
 A process loads one model in one form of weights. It trains a few steps for every token budget and every treatment of
 activations, on pairs that fill two rows a step to the last token. Peaks are those of PyTorch's allocator: over the
-steps after the first, over the whole run with its rehearsal, and within the parts of a step.
+steps after the first, over the whole run with its profiling, and within the parts of a step.
 
 Without a GPU nothing counts memory, so the benchmark only shows that it runs.
 """

@@ -63,8 +63,8 @@ def main() -> None:
 def imbalance(step: list[Lengths], processes: int) -> float:
     """Return how many more tokens than the mean the fullest process has of a step, as a share of the mean."""
     pairs = [_pair(lengths) for lengths in step]
-    own = [share_of([pairs], whole_groups=False, processes=processes, process=rank).own for rank in range(processes)]
-    tokens = [sum(pairs[index].row_tokens for index in share or ()) for share in own]
+    shares = [share_of([pairs], whole_groups=False, processes=processes, process=rank) for rank in range(processes)]
+    tokens = [sum(pairs[index].row_tokens for index in share.indices or ()) for share in shares]
     return max(tokens) * processes / sum(tokens) - 1
 
 

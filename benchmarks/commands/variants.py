@@ -1,7 +1,7 @@
 """Parts of an FP8 step of an 8B model, beside other ways to compute them, in milliseconds of one layer.
 
     term       an adapter's term added to a product, with a base and without
-    swiglu     SwiGLU of both halves to 8 bits: rows are read twice, or held in registers
+    swiglu     SwiGLU of policy and reference to 8 bits: rows are read twice, or held in registers
     gradient   of the input of query, key and value: a product for each, or one
 
 The ways of a part run in turn, and the median counts; results are compared with the first way's. The GPU replays
@@ -67,7 +67,7 @@ class Shapes:
             yield name, {"added": partial(add_low_rank_, y, low, factor, base=own, backend="triton")}
 
     def swiglu(self) -> Iterator[tuple[str, dict[str, Way]]]:
-        """SwiGLU of both halves, whose gate and up lie side by side."""
+        """SwiGLU of policy and reference, whose gate and up lie side by side."""
         import torch
 
         from wishbone.ops.fp8_quantize import triton

@@ -14,7 +14,7 @@ from benchmarks.harness.results import Row
 
 PARTS = {
     "TRL's constructor": "wishbone.trainer.trainer:DPOTrainer._construct_trl",
-    "handing over trials": "wishbone.trainer.trainer:compile_tries_ahead",
+    "handing over trials": "wishbone.trainer.trainer:compile_trial_kernels",
     "trial for noise": "wishbone.trainer.trainer:noise_reason",
     "fused layers": "wishbone.trainer.assembly:_fused_layers",
     "handing over the step": "wishbone.trainer.assembly:_compile_ahead",
@@ -23,14 +23,14 @@ PARTS = {
     "reference": "wishbone.trainer.assembly:_reference",
     "one pass beside two": "wishbone.trainer.assembly:why_apart",
     "optimizer": "wishbone.trainer.trainer:DPOTrainer.create_optimizer",
-    "rehearsal": "wishbone.trainer.rehearsing:rehearse",
-    "recording": "wishbone.trainer.rehearsing:with_cuda_graphs",
+    "rehearsal": "wishbone.trainer.profiling:profile_rows",
+    "recording": "wishbone.trainer.profiling:with_cuda_graphs",
     "check of the start": "wishbone.trainer.trainer:DPOTrainer._check_start",
     "step": "wishbone.trainer.trainer:DPOTrainer._backward",
 }
 """The functions that are timed; some lie in others."""
 
-AHEAD = ("wishbone.trainer.trainer:compile_tries_ahead", "wishbone.trainer.assembly:compile_ahead")
+AHEAD = ("wishbone.trainer.trainer:compile_trial_kernels", "wishbone.trainer.assembly:compile_ahead")
 """What hands kernels over to threads."""
 
 

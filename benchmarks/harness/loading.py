@@ -248,13 +248,13 @@ def trainer_for(system: System, loaded: Loaded, device: Any, directory: str, row
 
         graph_selection.RECORDED = system.most_lengths
     if system.plain:
-        from wishbone.trainer import rehearsing
+        from wishbone.trainer import profiling
 
         policy = trainer.preference_step.policy
         share = policy.collate
         policy.collate = lambda pairs, *more: share([_apart(pair) for pair in pairs], *more)
         # The lengths of rows that are tried out and recorded.
-        rehearsing.pair_tokens = _tokens_apart  # type: ignore[attr-defined]
+        profiling.pair_tokens = _tokens_apart  # type: ignore[attr-defined]
     if system.torch_scans:
         from wishbone.ops import kernel_trial
 

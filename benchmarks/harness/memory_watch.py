@@ -60,7 +60,7 @@ class MemoryWatch(TrainerCallback):  # type: ignore[misc]
         self.parts[-1]["seconds"] = round(now() - self.begun, 3)
 
     def found(self) -> Row:
-        """Return the peaks of the steps after the first, which includes the rehearsal."""
+        """Return the peaks of the steps after the first, which includes profiling."""
         parts = {name: max(part.get(name, 0.0) for part in self.parts[1:]) for name in PARTS}
         return {
             "peak_gib": max(parts.values()),

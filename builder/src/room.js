@@ -41,15 +41,15 @@
    * What training would choose: budget, largest row, layers that it keeps, whether inputs wait in host memory, memory, and
    * `kept(tokens)`, the layers that any row keeps.
    * asked: training.token_budget; treatment: training.activations; longest: tokens of the run's longest pair in a row;
-   * most: of the pairs of a step; no row has more; rehearsed: whether a GPU tries rows out before the first step.
+   * most: of the pairs of a step; no row has more; profiled: whether rows are measured before the first step.
    */
-  function chooseRows(shape, given, machine, asked, treatment, longest, most, rehearsed = true) {
+  function chooseRows(shape, given, machine, asked, treatment, longest, most, profiled = true) {
     const plan = { ...MEMORY_PLAN, ...given };
     const { layers } = shape;
     let execution = askedFor(shape, plan, machine, asked === "auto" ? ROW_TOKENS[machine.kind] : asked, treatment);
     let row = Math.max(longest, Math.min(execution.tokenBudget, most));
     const estimate = (tokens, tried) => estimateMemory(shape, plannedRow(plan, tried, tokens, layers));
-    if (machine.kind === "cuda" && !rehearsed) {
+    if (machine.kind === "cuda" && !profiled) {
       if (execution.offload === "as needed" && !execution.room.holds(row)) execution = { ...execution, offload: "always" };
     } else if (machine.kind === "cuda") {
       const peak = (tokens, tried) => {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 
-OF_ONE_PROCESS = ("wishbone.engine.oom_retry", "wishbone.engine.rehearsal", "wishbone.reference.store")
+OF_ONE_PROCESS = ("wishbone.engine.oom_retry", "wishbone.engine.profiling", "wishbone.reference.store")
 """Loggers whose lines concern one process."""
 
 LOGGER = "bitsandbytes.backends.cpu.ops"

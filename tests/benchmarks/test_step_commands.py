@@ -18,22 +18,22 @@ from benchmarks.harness.first_step_parts import PARTS, Kernels, Parts, digest, w
 from benchmarks.harness.results import Results, Row
 from benchmarks.rendering.real_pairs_tables import quality_table, with_all_seeds
 from benchmarks.rendering.step_tables import first_step_table, one_pass_table
-from wishbone.trainer import assembly, rehearsing, trainer
+from wishbone.trainer import assembly, profiling, trainer
 
 
 def test_parts_are_timed_and_the_functions_put_back(monkeypatch: pytest.MonkeyPatch):
     before = trainer.noise_reason, assembly.choose_form, trainer.DPOTrainer._backward
     with Parts() as parts:
-        assert rehearsing.rehearse.__name__ == "timed"
+        assert profiling.profile_rows.__name__ == "timed"
         with pytest.raises(AssertionError):
             trainer.noise_reason(nn.Linear(1, 1))
     assert (trainer.noise_reason, assembly.choose_form, trainer.DPOTrainer._backward) == before
     (((began, took),),) = parts.since(0.0).values()
     assert began > 0 and took >= 0 and len(PARTS) > 10
-    monkeypatch.setattr(trainer, "compile_tries_ahead", trainer.compile_tries_ahead)
+    monkeypatch.setattr(trainer, "compile_trial_kernels", trainer.compile_trial_kernels)
     monkeypatch.setattr(assembly, "compile_ahead", assembly.compile_ahead)
     without_threads()
-    assert trainer.compile_tries_ahead(nn.Linear(1, 1)) is None and assembly.compile_ahead(None) is None
+    assert trainer.compile_trial_kernels(nn.Linear(1, 1)) is None and assembly.compile_ahead(None) is None
 
 
 def test_kernels_of_threads_and_of_the_main_one_are_told_apart():

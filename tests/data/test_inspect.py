@@ -127,7 +127,6 @@ def test_every_number_agrees_with_the_batch_that_is_trained(
         counts = sorted(len(row[i]) for row in rows)
         assert found.lengths[name].max == counts[-1]
         assert found.lengths[name].p50 == counts[(len(counts) - 1) // 2]
-        assert found.lengths[name].mean == pytest.approx(sum(counts) / len(counts))
     assert found.lengths["pair"].max == max(sum(map(len, row)) for row in rows)
 
 

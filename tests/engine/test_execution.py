@@ -32,7 +32,7 @@ class Recorded:
     def padded(self, tokens: int) -> int:
         return tokens
 
-    def passed(self, batch: Any) -> None:
+    def replay(self, batch: Any) -> None:
         return None
 
     def release(self) -> None:

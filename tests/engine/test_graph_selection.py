@@ -290,7 +290,10 @@ def test_the_pass_of_rows_with_stored_references_is_recorded_too(tmp_path: Path)
     beside, alone = references(3, seen_again=True)
     assert beside is kept and isinstance(alone, NoReference)
     kept.logps(policy.collate(pairs[:2]))
-    assert kept.beside(policy.collate(pairs[:2])) is None and kept.beside(policy.collate(pairs)) is not None
+    assert (
+        kept.lockstep_reference(policy.collate(pairs[:2])) is None
+        and kept.lockstep_reference(policy.collate(pairs)) is not None
+    )
     assert [type(one) for one in references(2, seen_again=False)] == [NoReference]
     assert references(3, seen_again=False) == [kept]
     step.reference = inner

@@ -27,7 +27,7 @@ from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.policy.activations import allow_recompute
 from wishbone.policy.capability import choose_form
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.policy import Form, Policy
 from wishbone.preference.metrics import PairMetrics
 from wishbone.preference.objective import Objective
@@ -244,7 +244,7 @@ def test_the_model_is_left_as_it_was() -> None:
     before, batch = state(), policy.collate(pairs("qwen3_vl"))
     broken = {**batch.images, "pixel_values": batch.images["pixel_values"][:, :5]}
     with torch.no_grad(), policy.running():
-        policy.scores_beside(batch, Beside())
+        policy.scores_in_lockstep(batch, LockstepReference())
         with pytest.raises((RuntimeError, ValueError)):
-            policy.scores_beside(replace(batch, images=broken), Beside())
+            policy.scores_in_lockstep(replace(batch, images=broken), LockstepReference())
     assert state() == before

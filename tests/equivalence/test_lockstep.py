@@ -194,7 +194,7 @@ def test_the_reference_may_have_frozen_adapters_of_its_own(moves: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["dropout", "dora", "embedding", "head"])
-def test_adapters_without_a_fused_form_run_once_for_each_half(what: str) -> None:
+def test_adapters_without_a_fused_form_run_once_for_policy_and_once_for_reference(what: str) -> None:
     options: dict[str, Any] = {
         "dora": {"use_dora": True},
         "embedding": {"target_modules": ["embed_tokens", "q_proj", "down_proj"]},
@@ -409,7 +409,7 @@ def test_what_cannot_run_in_one_pass_is_said(reason: str) -> None:
     assert found is not None and expected in found
 
 
-def test_functions_run_on_both_halves_and_only_the_policys_has_a_graph() -> None:
+def test_functions_run_on_policy_and_reference_and_only_the_policys_has_a_graph() -> None:
     policy, reference = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3)
     both = Lockstep(policy, reference, ())
     assert both.shape == (2, 3) and both.dtype == torch.float32 and both.requires_grad

@@ -18,7 +18,7 @@ from wishbone.fused.layers import FusedLayers
 from wishbone.fused.lockstep import Lockstep
 from wishbone.model.adapter import add_adapter
 from wishbone.model.eight_bit_linear import inputs_not_rounded
-from wishbone.policy.lockstep import DIFFERENCE_VARIABLE, Beside
+from wishbone.policy.lockstep import DIFFERENCE_VARIABLE, LockstepReference
 from wishbone.policy.policy import Policy
 from wishbone.reference.reference import AdapterDisabled
 from wishbone.reference.synchronized import SynchronizedAdapter
@@ -27,10 +27,10 @@ MORE = [TokenizedPair(p + c, p + r, len(p), len(p)) for p, c, r in tiny_pairs(40
 """Enough pairs for a mean of errors."""
 
 
-def hidden(policy: Policy, beside: Beside = Beside()) -> Lockstep:  # noqa: B008
+def hidden(policy: Policy, beside: LockstepReference = LockstepReference()) -> Lockstep:  # noqa: B008
     policy.model.eval()
     with torch.no_grad(), policy.running():
-        found = policy.hidden_states(policy.collate(PAIRS), beside=beside)
+        found = policy.hidden_states(policy.collate(PAIRS), reference=beside)
     assert isinstance(found, Lockstep)
     return found
 
@@ -121,7 +121,7 @@ def test_a_reference_with_adapters_of_its_own_is_not_carried() -> None:
     policy = policy_of(adapted("llama"), carry=True)
     reference = SynchronizedAdapter(policy)
     reference.synchronize(0.6)
-    assert hidden(policy, Beside(tuple(reference.on()))).difference is None
+    assert hidden(policy, LockstepReference(tuple(reference.on()))).difference is None
     assert hidden(policy).difference is not None
 
 
@@ -139,13 +139,13 @@ def test_weights_of_16_bits_carry_it_by_themselves_and_others_on_demand(monkeypa
         policy_of(sixteen)
 
 
-def halves(*shape: int) -> Lockstep:
+def random_lockstep(*shape: int) -> Lockstep:
     policy, difference = torch.randn(shape), torch.randn(shape) * 1e-9
     return Lockstep(policy, policy.clone(), (), difference)
 
 
 def test_functions_that_move_or_scale_elements_carry_the_difference() -> None:
-    x: Any = halves(2, 6, 4)
+    x: Any = random_lockstep(2, 6, 4)
     d: Tensor = x.difference
     moved: dict[str, tuple[Any, Tensor]] = {
         "view": (x.view(2, 3, 8), d.view(2, 3, 8)),
@@ -157,7 +157,7 @@ def test_functions_that_move_or_scale_elements_carry_the_difference() -> None:
     }
     for name, (got, expected) in moved.items():
         assert got.difference is not None and torch.equal(got.difference, expected), name
-    total: Any = x + halves(2, 6, 4)
+    total: Any = x + random_lockstep(2, 6, 4)
     assert total.difference is not None and 0 < total.difference.abs().max() < 1e-7
     assert torch.relu(x).difference is None
     assert x.view(torch.int32).difference is None, "bits are not numbers"
@@ -165,8 +165,8 @@ def test_functions_that_move_or_scale_elements_carry_the_difference() -> None:
     assert (x + 1.0).difference is None
 
 
-def test_a_difference_is_forgotten_where_a_half_is_changed_in_place() -> None:
-    x = halves(3, 4)
+def test_a_difference_is_forgotten_where_a_tensor_is_changed_in_place() -> None:
+    x = random_lockstep(3, 4)
     x.add_(1.0)
     assert x.difference is None
-    assert torch.equal(x.halves().difference, torch.zeros(3, 4))
+    assert torch.equal(x.with_difference().difference, torch.zeros(3, 4))

@@ -104,7 +104,7 @@ def test_loss_and_gradients_are_the_same_bit_by_bit(
 ) -> None:
     model = adapted(family, dtype)
     if one_buffer:
-        FusedLayers(model).linears.lay_in_one_buffer()
+        FusedLayers(model).linears.join_weights()
     strangers, layers = apart(model), together(model)
     by_layers.new()
     with strangers.running():
@@ -123,7 +123,7 @@ def test_loss_and_gradients_are_the_same_bit_by_bit(
 def test_so_they_are_without_a_graph_and_without_adapters(one_buffer: bool, adapters: bool, by_norms: Counter) -> None:
     model = adapted("gemma2")
     if one_buffer:
-        FusedLayers(model).linears.lay_in_one_buffer()
+        FusedLayers(model).linears.join_weights()
     with torch.no_grad(), nullcontext() if adapters else model.disable_adapter():
         with apart(model).running():
             expected = loss_and_gradients(model)

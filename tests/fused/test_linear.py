@@ -332,7 +332,7 @@ def test_one_buffer_changes_no_number_and_nothing_that_is_saved(tmp_path: Any) -
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fused = FusedLinears(model)
     expected = loss_and_gradients(model)
-    assert fused.lay_in_one_buffer() == 4
+    assert fused.join_weights() == 4
     mlp = model.base_model.model.model.layers[1].mlp
     gate, up = mlp.gate_proj.base_layer.weight, mlp.up_proj.base_layer.weight
     assert up.data_ptr() == gate.data_ptr() + gate.nbytes

@@ -20,8 +20,8 @@ from wishbone.fused.parts import text_layers
 from wishbone.model.adapter import add_adapter
 from wishbone.model.fp8 import fp8_obstacle
 from wishbone.policy.cuda_graphs import CudaGraphs
-from wishbone.policy.lockstep import Beside
-from wishbone.policy.policy import Passed
+from wishbone.policy.lockstep import LockstepReference
+from wishbone.policy.policy import BackboneOutput
 from wishbone.preference.metrics import PairMetrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -139,7 +139,7 @@ def test_a_parameter_that_is_used_from_elsewhere_rules_recording_out() -> None:
     step = step_of(adapted("qwen3"))
     parameter = next(p for p in step.policy.model.parameters() if p.requires_grad)
     backbone = step.policy.backbone
-    graphs = CudaGraphs(step.policy.model, lambda *row: Passed(backbone(*row).hidden + 0 * parameter.sum()))
+    graphs = CudaGraphs(step.policy.model, lambda *row: BackboneOutput(backbone(*row).hidden + 0 * parameter.sum()))
     with pytest.raises(RuntimeError, match="somewhere else"), graphs.recording():
         results(step, pairs_of(384, seed=0), graphs)
 
@@ -150,7 +150,7 @@ def test_a_recording_that_fails_leaves_nothing_behind() -> None:
     expected = results(step, row)
     backbone = step.policy.backbone
 
-    def waiting(batch: PreferenceBatch, beside: Beside | None, routed: bool) -> Passed:
+    def waiting(batch: PreferenceBatch, beside: LockstepReference | None, routed: bool) -> BackboneOutput:
         passed = backbone(batch, beside, routed)
         if torch.cuda.is_current_stream_capturing():
             passed.hidden.sum().item()

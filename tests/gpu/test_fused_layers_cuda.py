@@ -61,7 +61,7 @@ def test_whole_models_lose_no_more_than_peft(family: str, dtype: torch.dtype, ti
             with layers.running(tile_tokens=tile_tokens):
                 fused += total_error(loss_and_gradients(model, ids), exact)
         if seed == 0:
-            layers.linears.lay_in_one_buffer()
+            layers.linears.join_weights()
     assert 0 < fused <= 1.15 * plain
 
 
@@ -97,7 +97,7 @@ def test_norms_that_quantize_for_fp8_layers_change_no_bit(
             parameter.data = torch.randn(parameter.shape, generator=generator).cuda() * 0.1
     ids = torch.randint(3, 120, (2, 64), generator=generator).cuda()
     if one_buffer:
-        assert FusedLayers(model).linears.lay_in_one_buffer()
+        assert FusedLayers(model).linears.join_weights()
     apart, together = FusedLayers(model), FusedLayers(model)
     apart.norms = FusedNorms(model)
     quantized = []

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wishbone.ops.carried_difference import (
-    Halves,
-    gated_product_of_halves_,
-    rms_norm_of_halves,
-    sum_of_halves,
+    PolicyAndReference,
+    gated_product_in_lockstep_,
+    rms_norm_in_lockstep,
+    sum_in_lockstep,
 )
 from wishbone.ops.carried_difference.autograd import difference_of, sum_with_graph
 from wishbone.ops.fp8_quantize import E4M3_ROWS, RowForm, quantize_rows, rotated_int8
@@ -38,22 +38,22 @@ def error(got: Tensor, exact: Tensor) -> float:
     return float((got.double() - exact).norm() / exact.norm())
 
 
-Part = Callable[[Any, torch.dtype, float], tuple[Halves, Tensor, Tensor]]
+Part = Callable[[Any, torch.dtype, float], tuple[PolicyAndReference, Tensor, Tensor]]
 
 
-def summed(backend: Any, dtype: torch.dtype, size: float) -> tuple[Halves, Tensor, Tensor]:
+def summed(backend: Any, dtype: torch.dtype, size: float) -> tuple[PolicyAndReference, Tensor, Tensor]:
     """Results, and what the reference's and the policy's are in float64."""
     r, o = (normal(3, 5, 70, seed=i, dtype=dtype) for i in (0, 1))
     d, e = (normal(3, 5, 70, seed=i, size=size, dtype=dtype) for i in (2, 3))
     base = r.double() + o.double()
-    return sum_of_halves(r, d, o, e, backend=backend), base, base + d.double() + e.double()
+    return sum_in_lockstep(r, d, o, e, backend=backend), base, base + d.double() + e.double()
 
 
 def normed(offset: float) -> Part:
-    def part(backend: Any, dtype: torch.dtype, size: float) -> tuple[Halves, Tensor, Tensor]:
+    def part(backend: Any, dtype: torch.dtype, size: float) -> tuple[PolicyAndReference, Tensor, Tensor]:
         r, d = normal(7, 80, seed=0, dtype=dtype)[:, 5:75], normal(7, 70, seed=1, size=size, dtype=dtype)
         weight = 1 + normal(70, seed=2, size=0.1, dtype=dtype)
-        halves, rows, reciprocal = rms_norm_of_halves(r, d, weight, 1e-5, offset=offset, backend=backend)
+        halves, rows, reciprocal = rms_norm_in_lockstep(r, d, weight, 1e-5, offset=offset, backend=backend)
         own = r.double() + d.double()
         assert rows is None
         assert torch.allclose(reciprocal.double(), (own.square().mean(-1) + 1e-5).rsqrt(), rtol=1e-5)
@@ -63,18 +63,18 @@ def normed(offset: float) -> Part:
 
 
 def gated(silu: bool) -> Part:
-    def part(backend: Any, dtype: torch.dtype, size: float) -> tuple[Halves, Tensor, Tensor]:
+    def part(backend: Any, dtype: torch.dtype, size: float) -> tuple[PolicyAndReference, Tensor, Tensor]:
         base, change = normal(6, 2 * 90, seed=0, dtype=dtype), normal(6, 2 * 90, seed=1, size=size, dtype=dtype)
         g, u = (base.double() + change.double()).chunk(2, 1)
         own = change.clone()
-        out = gated_product_of_halves_(*base.chunk(2, 1), *own.chunk(2, 1), silu=silu, backend=backend)
+        out = gated_product_in_lockstep_(*base.chunk(2, 1), *own.chunk(2, 1), silu=silu, backend=backend)
         assert out.policy is not None and out.reference is not None and out.difference is not None and out.rows is None
         assert error(own, torch.cat([g, u], 1)) <= ROUNDING, "the policy's gate and up lie over the differences"
 
         def product(g: Tensor, u: Tensor) -> Tensor:
             return (F.silu(g) if silu else F.gelu(g, approximate="tanh")) * u
 
-        halves = Halves(out.policy, out.reference, out.difference)
+        halves = PolicyAndReference(out.policy, out.reference, out.difference)
         return halves, product(*base.double().chunk(2, 1)), product(g, u)
 
     return part
@@ -114,13 +114,13 @@ def test_no_difference_stays_none_bit_by_bit(part: str, backend: Any) -> None:
 @pytest.mark.parametrize("form", [E4M3_ROWS, rotated_int8(192)], ids=["e4m3", "int8"])
 def test_rows_in_8_bits_are_those_of_the_results(form: RowForm, backend: Any) -> None:
     r, d, weight = normal(4, 192, seed=0), normal(4, 192, seed=1, size=0.01), normal(192, seed=2)
-    halves, rows, _ = rms_norm_of_halves(r, d, weight, 1e-5, form=form, backend=backend)
+    halves, rows, _ = rms_norm_in_lockstep(r, d, weight, 1e-5, form=form, backend=backend)
     assert rows is not None
     both = normal(4, 384, seed=3), normal(4, 384, seed=4, size=0.01)
     made = []
     for given in (None, form):
         own = both[1].clone()
-        made.append(gated_product_of_halves_(*both[0].chunk(2, 1), *own.chunk(2, 1), form=given, backend=backend))
+        made.append(gated_product_in_lockstep_(*both[0].chunk(2, 1), *own.chunk(2, 1), form=given, backend=backend))
     assert made[1].reference is None and made[1].difference is None and made[1].rows is not None
     assert torch.equal(made[0].policy, made[1].policy)  # type: ignore[arg-type]
     pairs = [(halves.reference, rows.reference), (halves.difference, rows.difference)]
@@ -135,7 +135,7 @@ def test_rows_in_8_bits_are_those_of_the_results(form: RowForm, backend: Any) ->
 def test_the_sum_has_the_gradients_of_both_policies() -> None:
     policies = [normal(3, 8, seed=i, dtype=torch.float64).requires_grad_() for i in (0, 1)]
     references = [p.detach() * 0.9 for p in policies]
-    one, other = (Halves(p, r, difference_of(p, r)) for p, r in zip(policies, references, strict=True))
+    one, other = (PolicyAndReference(p, r, difference_of(p, r)) for p, r in zip(policies, references, strict=True))
     total = sum_with_graph(one, other)
     assert not total.reference.requires_grad and not total.difference.requires_grad
     assert torch.allclose(total.policy, policies[0] + policies[1], rtol=1e-15)
@@ -147,4 +147,4 @@ def test_the_sum_has_the_gradients_of_both_policies() -> None:
 def test_backends_are_named() -> None:
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="not one of auto, reference, triton"):
-        sum_of_halves(x, x, x, x, backend="cuda")  # type: ignore[arg-type]
+        sum_in_lockstep(x, x, x, x, backend="cuda")  # type: ignore[arg-type]

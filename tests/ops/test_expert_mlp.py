@@ -261,7 +261,7 @@ def test_policy_and_reference_in_one_call() -> None:
     arguments, other = inputs(bias=True), inputs(seed=1)
     adapters = [arguments[name].adapter for name in ("up", "down")]
     half = ExpertsOfReference(other["x"].detach(), other["chosen"], other["share"].detach(), None, adapters[1])
-    y = expert_mlp(**arguments, gate=GatedProduct("silu"), half=half)
+    y = expert_mlp(**arguments, gate=GatedProduct("silu"), reference_call=half)
     assert torch.equal(y, expert_mlp(**arguments, gate=GatedProduct("silu")))
     layers = [
         StackedLinear(arguments[n].weight, arguments[n].bias, a)

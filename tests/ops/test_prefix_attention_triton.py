@@ -9,7 +9,7 @@ import pytest
 import torch
 from absent_gpu import printed_by
 
-from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention, prefix_attention_of_halves
+from wishbone.ops.prefix_attention import Document, PrefixLayout, prefix_attention, prefix_attention_in_lockstep
 
 LAYOUTS = {
     "pairs and padding": PrefixLayout((Document(0, 20, (47, 70)), Document(70, 71, (80, 120)), Document(120, 128))),
@@ -102,14 +102,14 @@ def test_memory_has_tokens_first_as_layers_want_it():
 
 @pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize(("size", "head"), [(0.0, 24), (1e-3, 16)])
-def test_both_halves_differ_by_what_they_do_before_they_are_rounded(size: float, head: int):
+def test_policy_and_reference_differ_by_what_they_do_before_they_are_rounded(size: float, head: int):
     layout = LAYOUTS["pairs and padding"]
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, n, layout.length, head) for n in (4, 2, 2)]
     reference = tuple(torch.randn(shape, generator=generator).to(torch.float16) for shape in shapes)
     policy = tuple((x + size * torch.randn(x.shape, generator=generator)).to(torch.float16) for x in reference)
     leaves = tuple(x.clone().requires_grad_() for x in policy)
-    own, other, difference = prefix_attention_of_halves(leaves, reference, layout, scale=0.3, backend="triton")
+    own, other, difference = prefix_attention_in_lockstep(leaves, reference, layout, scale=0.3, backend="triton")
     apart = [prefix_attention(*x, layout, scale=0.3, backend="triton") for x in (policy, reference)]
     assert torch.equal(own, apart[0]) and torch.equal(other, apart[1])
     exact = [
@@ -126,7 +126,7 @@ def test_both_halves_differ_by_what_they_do_before_they_are_rounded(size: float,
 def test_other_backends_keep_no_unrounded_output():
     layout = LAYOUTS["pairs and padding"]
     states = tuple(torch.randn(1, 2, layout.length, 8, dtype=torch.bfloat16) for _ in range(3))
-    own, other, difference = prefix_attention_of_halves(states, states, layout, scale=0.3, backend="sdpa")
+    own, other, difference = prefix_attention_in_lockstep(states, states, layout, scale=0.3, backend="sdpa")
     assert difference is None and torch.equal(own, other)
 
 

@@ -50,7 +50,7 @@ def test_logits_of_a_carried_difference_give_a_small_log_ratio_its_own_precision
     policy = (reference + difference).requires_grad_()
     options: dict[str, Any] = {"logit_scale": 0.3, "softcap": 3.0, "backend": backend, "chunk_bytes": 64}
     states = ReferenceStates.of(reference, difference)
-    own = token_logps(policy, weight, targets, beside=states, **options)
+    own = token_logps(policy, weight, targets, reference=states, **options)
     exact = [
         token_logps(h, weight.double().cpu(), targets.cpu(), **options | {"backend": "reference"}).logps
         for h in (reference.double().cpu() + difference.double().cpu(), reference.double().cpu())
@@ -69,4 +69,4 @@ def test_a_trained_head_takes_no_states_of_the_reference() -> None:
     hidden, weight = torch.randn(5, 4), torch.randn(7, 4).requires_grad_()
     states = ReferenceStates.of(hidden, 0 * hidden)
     with pytest.raises(NotImplementedError, match="a head that is trained"):
-        token_logps(hidden, weight, torch.zeros(5, dtype=torch.long), beside=states)
+        token_logps(hidden, weight, torch.zeros(5, dtype=torch.long), reference=states)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from wishbone.config.schema import RunConfig
-from wishbone.engine import rehearsal
+from wishbone.engine import profiling
 from wishbone.engine.execution import Execution, Room
-from wishbone.engine.probe import Timing, Trial
+from wishbone.engine.probe import RowProbe, Timing
 from wishbone.errors import RequestError
 from wishbone.planning import run_plan
 from wishbone.planning.alternatives import alternatives
@@ -50,12 +50,12 @@ def test_what_is_said_of_training_is_what_training_does():
 @pytest.mark.parametrize("asked", ["auto", 4096])
 @pytest.mark.parametrize("treatment", ["auto", "keep", "recompute", "offload"])
 @pytest.mark.parametrize("memory", [14, 17, 18, 20, 24, 32, 48, 80, 140])
-def test_the_rehearsal_chooses_the_same_from_the_same_memory(memory: int, treatment: Any, asked: int | str):
+def test_profiling_chooses_the_same_from_the_same_memory(memory: int, treatment: Any, asked: int | str):
     """A GPU that takes what is estimated; rows that could be timed are not."""
     plan = MemoryPlan("bf16", row_tokens=0, device_memory=memory * GIB)
     machine = Machine("cuda", memory * GIB, memory * GIB)
 
-    class Card(Trial):
+    class Card(RowProbe):
         def __init__(self) -> None:
             policy: Any = SimpleNamespace(layers=[None] * LLAMA.layers)
             self.policy = policy
@@ -76,7 +76,7 @@ def test_the_rehearsal_chooses_the_same_from_the_same_memory(memory: int, treatm
         start = Execution(budget, Room(1.0, 1.0, 1.0), offload="as needed")
     pairs = np.full(64, 1500)
     usable = machine.limit - CONTEXT
-    chosen = rehearsal.fitted(Card(), start, lambda: usable, pairs, 64, budget_fixed=asked != "auto")
+    chosen = profiling.fitted(Card(), start, lambda: usable, pairs, 64, budget_fixed=asked != "auto")
     found = choose_rows(LLAMA, plan, machine, asked, treatment, 1500, 64 * 1500)
     assert found.execution == chosen
     assert found.largest == found.budget

@@ -11,21 +11,20 @@ from wishbone.planning.schedule import schedule
 
 
 @pytest.mark.parametrize(
-    ("pairs", "settings", "processes", "pairs_a_step", "steps", "warmup"),
+    ("pairs", "settings", "pairs_a_step", "steps", "warmup"),
     [
-        (100, {}, 1, 8, 13, 2),  # 12 full steps and one of 4 pairs; a tenth of 13, rounded up
-        (96, {}, 1, 8, 12, 2),
-        (1, {}, 1, 8, 1, 1),
-        (100, {"batch_size": 4, "gradient_accumulation": 2}, 1, 8, 13, 2),
-        (100, {"batch_size": 3, "gradient_accumulation": 2}, 1, 6, 17, 2),  # 34 micro-steps
-        (100, {"batch_size": 4, "gradient_accumulation": 2}, 4, 32, 4, 1),  # 7 micro-steps of 16 pairs
-        (100, {"epochs": 2.5}, 1, 8, 33, 4),  # 2.5 times 13, rounded up
-        (100, {"max_steps": 5, "epochs": 9.0}, 1, 8, 5, 1),
-        (100, {"warmup_ratio": 0.0}, 1, 8, 13, 0),
+        (100, {}, 8, 13, 2),  # 12 full steps and one of 4 pairs; a tenth of 13, rounded up
+        (96, {}, 8, 12, 2),
+        (1, {}, 8, 1, 1),
+        (100, {"batch_size": 4, "gradient_accumulation": 2}, 8, 13, 2),
+        (100, {"batch_size": 3, "gradient_accumulation": 2}, 6, 17, 2),  # 34 micro-steps
+        (100, {"epochs": 2.5}, 8, 33, 4),  # 2.5 times 13, rounded up
+        (100, {"max_steps": 5, "epochs": 9.0}, 8, 5, 1),
+        (100, {"warmup_ratio": 0.0}, 8, 13, 0),
     ],
 )
-def test_steps(pairs, settings, processes, pairs_a_step, steps, warmup):
-    plan = schedule(pairs, TrainingConfig(**settings), processes=processes)
+def test_steps(pairs, settings, pairs_a_step, steps, warmup):
+    plan = schedule(pairs, TrainingConfig(**settings))
     assert (plan.pairs_a_step, plan.steps, plan.warmup_steps) == (pairs_a_step, steps, warmup)
 
 

@@ -25,7 +25,7 @@ CONFIG = SimpleNamespace(layer_types=["sliding_attention", "conv", "full_attenti
     ],
 )
 def test_calls_are_those_of_the_layers_that_attend(windows: list[int | None], why: str | None) -> None:
-    found = why_not_all_attend([AttentionCall(None, window) for window in windows], CONFIG, 2)
+    found = why_not_all_attend([AttentionCall(window) for window in windows], CONFIG, 2)
     assert found == why or (found is not None and why is not None and why in found)
 
 

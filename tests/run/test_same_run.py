@@ -14,7 +14,7 @@ from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError, RunError
 from wishbone.run.resume import settings_of_processes
 from wishbone.trainer import same_run
-from wishbone.trainer.same_run import compare_processes, failure_told, from_all, refuse_differences
+from wishbone.trainer.same_run import compare_processes, failure_announced, from_all, refuse_differences
 
 
 def given(**changes: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def test_each_difference_is_named_with_what_processes_have(monkeypatch: pytest.M
     lines = [line for line in str(refused.value).splitlines() if line.startswith("  - ")]
     assert lines == [
         "  - learning_rate is 0.1 in process 0 and 0.2 in process 2",
-        "  - seed is not there in process 0 and 1 in process 2",
+        "  - seed is absent in process 0 and 1 in process 2",
     ]
     others.pop()
     refuse_differences({"learning_rate": 0.1, "pairs": 5})
@@ -62,7 +62,7 @@ def test_where_files_lie_and_what_a_machine_logs_may_differ() -> None:
 def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The store of a run of three processes, of which this one is the first."""
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(same_run, "_meeting_place", lambda: store)
+    monkeypatch.setattr(same_run, "_rendezvous_store", lambda: store)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
@@ -82,13 +82,16 @@ def test_what_does_not_come_is_named_and_not_waited_for_for_ever(
     monkeypatch.setattr(same_run, "PATIENCE", 0.06)
     monkeypatch.setattr(same_run, "SAID_AFTER", 0.0)
     store.set("1 of 1", "{}")
-    with caplog.at_level(logging.WARNING), pytest.raises(RunError, match=r"^process 2 of this run did not come within"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(RunError, match=r"^process 2 of this run did not arrive within"),
+    ):
         from_all({})
     assert caplog.text.count("Waiting for process 2") == 1
 
 
 def test_a_failure_is_told_to_those_that_wait(store: Any) -> None:
-    with pytest.raises(OSError, match="no such file"), failure_told():
+    with pytest.raises(OSError, match="no such file"), failure_announced():
         raise OSError("no such file")
     with pytest.raises(RunError, match=r"^process 0 of this run failed: no such file$"):
         from_all({})

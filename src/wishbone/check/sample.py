@@ -51,10 +51,10 @@ class View:
     lengths: tuple[int, int, int]
 
 
-def chosen_pairs(ledger: Ledger, of_each: int = OF_EACH, others: int = OTHERS) -> list[int]:
+def chosen_pairs(ledger: Ledger) -> list[int]:
     """Indices of the pairs to show, ascending: the first ones of each fault, and others at equal distances."""
-    found = [np.flatnonzero(ledger.has(name))[:of_each] for name in KINDS]
-    even = np.linspace(0, len(ledger) - 1, min(others, len(ledger)))
+    found = [np.flatnonzero(ledger.has(name))[:OF_EACH] for name in KINDS]
+    even = np.linspace(0, len(ledger) - 1, min(OTHERS, len(ledger)))
     return sorted({*np.concatenate(found).tolist(), *even.round().astype(int).tolist()})
 
 

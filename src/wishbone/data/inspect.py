@@ -55,20 +55,16 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens per row: mean and percentiles."""
+    """Tokens per row: percentiles, each the length of some row."""
 
-    mean: float
-    p5: int
     p50: int
     p95: int
-    p99: int
     max: int
 
     @classmethod
     def of(cls, tokens: Counts) -> Lengths:
-        """Of the lengths of all rows; each percentile is the length of some row."""
-        quantiles = np.percentile(tokens, [5, 50, 95, 99, 100], method="inverted_cdf")
-        return cls(float(tokens.mean()), *(int(q) for q in quantiles))
+        """Of the lengths of all rows."""
+        return cls(*(int(q) for q in np.percentile(tokens, [50, 95, 100], method="inverted_cdf")))
 
 
 @dataclass(frozen=True)

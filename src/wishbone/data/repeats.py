@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
-Indices = npt.NDArray[np.intp]
 
 
 def digest(content: Any) -> bytes:

@@ -69,11 +69,11 @@ class RowRules:
         return "drop" if "images" in self.columns and self.columns["images"] is None else self.images
 
 
-def listed(lines: Sequence[str], *, total: int | None = None, shown: int = 10) -> str:
+def listed(lines: Sequence[str], *, total: int | None = None) -> str:
     """The first lines, one below the other, and the number of the others."""
     total = len(lines) if total is None else total
-    more = [f"... and {total - shown} more"] if total > shown else []
-    return "".join(f"\n  {line}" for line in [*lines[:shown], *more])
+    more = [f"... and {total - _SHOWN} more"] if total > _SHOWN else []
+    return "".join(f"\n  {line}" for line in [*lines[:_SHOWN], *more])
 
 
 class RowReader:

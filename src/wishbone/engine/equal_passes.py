@@ -1,13 +1,13 @@
-"""Processes among which a model is sharded run it equally often; one with fewer rows fills up.
+"""Processes that share a sharded model run the same number of rows; those with fewer run filler rows.
 
 Each pass gathers every layer's parameters from all processes, so a process that runs the model once more than the
-others waits for them for ever. Rows are packed from other pairs in each process, and their number differs. So before a
-round of rows the processes agree on the most that any of them has. Those with fewer divide their pairs into as many,
-and where pairs are too few they run the model on a made-up row, whose loss counts nothing:
+others would wait for ever. Each process packs its own pairs, so the number of rows differs. Before a round of rows the
+processes agree on the largest number. Those with fewer rows divide their pairs into as many, and where pairs are too
+few they run a synthetic row whose loss has weight 0:
 
     L = sum_rows loss(row) + 0 sum_fillers loss(filler)
 
-Layer by layer all wait for the one with the longest row of a round, so each process runs its longest row first.
+In every layer all wait for the process with the longest row of a round, so each process runs its longest row first.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from wishbone.policy.policy import Policy
 
 
 def largest_over_processes(value: int, device: torch.device) -> int:
-    """Return the largest of a value over processes; all of them must call."""
+    """Return the maximum of a value over processes; all of them must call."""
     largest = torch.tensor(value, device=device)
     torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
     return int(largest)
 
 
-def most_rows(policy: Policy, rows: int) -> int:
-    """Return how many rows the processes of a sharded model run: the most that one has; else this one's own."""
+def rows_to_run(policy: Policy, rows: int) -> int:
+    """Return how many rows this process runs: with a sharded model, the largest number that any process has."""
     return largest_over_processes(rows, policy.device) if policy.sharded else rows
 
 
-def fillers(policy: Policy, count: int, execution: Execution) -> list[PreferenceBatch]:
-    """Return made-up rows that this process runs beyond its own.
+def filler_rows(policy: Policy, count: int, execution: Execution) -> list[PreferenceBatch]:
+    """Return synthetic rows that this process runs after its own.
 
     Args:
-        policy: whose model is run.
+        policy: the model that is run.
         count: how many.
         execution: how they are computed.
     """
@@ -49,11 +49,11 @@ def fillers(policy: Policy, count: int, execution: Execution) -> list[Preference
     return [policy.collate([pair], execution)] * count
 
 
-def agreed(execution: Execution, device: torch.device) -> Execution:
-    """Return the execution with the least room that any process has for rows; all of them must call.
+def with_least_room(execution: Execution, device: torch.device) -> Execution:
+    """Return the execution with the smallest room for rows of all processes; all of them must call.
 
     Args:
-        execution: whose token budget is the same in all processes.
+        execution: with a token budget that is the same in all processes.
         device: of this process.
     """
     if not execution.measures_room or execution.room is None:

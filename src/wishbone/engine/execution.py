@@ -1,7 +1,7 @@
 """How a step is computed, and never what: row length, kept activations, small pieces, CUDA graphs; and what to give up.
 
-Every field of `Execution` trades memory for time. Loss and gradients are the same for all of them. The rehearsal
-(`rehearsal.py`) finds the one a run begins with, a step takes it as an argument, a step that runs out of memory asks it
+Every field of `Execution` trades memory for time. Loss and gradients are the same for all of them. Profiling
+(`profiling.py`) finds the one a run begins with, a step takes it as an argument, a step that runs out of memory asks it
 for the next smaller one (`oom_retry.py`), and the planner estimates memory and time of the same object
 (`planning/room.py`). So there is one answer to "what is given up when memory runs out": `Execution.smaller`.
 
@@ -97,7 +97,7 @@ class Graphs(Protocol):
         """Return the length that a row of so many tokens should be padded to."""
         ...
 
-    def passed(self, batch: Any, beside: Any = None, routed: bool = False) -> Any:
+    def replay(self, batch: Any, reference: Any = None, routed: bool = False) -> Any:
         """Return what a pass over a row gives by replaying its graph, or None where the row has to be run."""
         ...
 

@@ -1,4 +1,4 @@
-"""Which execution fits a device, from what rows take there: measured by the rehearsal, or estimated by the planner.
+"""Which execution fits a device, from what rows take there: measured by profiling, or estimated by the planner.
 
 Peak memory is linear in the tokens of a row, so three rows tell what any row takes: two lengths with every layer
 recomputed and the longest that fits with every layer kept.

@@ -23,7 +23,7 @@ from peft import PeftModel
 
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import Execution
-from wishbone.engine.probe import Trial
+from wishbone.engine.probe import RowProbe
 from wishbone.engine.row_lengths import likely_rows, most_pairs_in_a_row
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.parts import text_layers
@@ -67,7 +67,7 @@ def with_cuda_graphs(
 
     Args:
         step: its model has no gradients yet.
-        execution: what the rehearsal found.
+        execution: what profiling found.
         tokens: of each pair of the run in a row.
         pairs_a_step: pairs of one optimizer step on this process.
         wanted: "auto", or "on" to record wherever it is possible and to say so where it is not.
@@ -86,10 +86,10 @@ def with_cuda_graphs(
     rows_to_come = steps * pairs_a_step * tokens.mean() / rows.mean()
     if wanted == "auto" and rows_to_come < LEAST_ROWS:
         return execution
-    trials = [Trial(one, int(tokens.max())) for one in passes or [step]]
+    probes = [RowProbe(one, int(tokens.max())) for one in passes or [step]]
     usual = min(length for length in lengths if length >= np.median(rows))
-    run = trials[0].timing(usual, execution) if wanted == "auto" else None
-    if run is not None and not run.waits:
+    run = probes[0].timing(usual, execution) if wanted == "auto" else None
+    if run is not None and not run.host_bound:
         return execution
     documents = most_pairs_in_a_row(tokens, pairs_a_step, execution.token_budget) + PADDING
     graphs = CudaGraphs(policy.model, policy.backbone, documents)
@@ -98,11 +98,11 @@ def with_cuda_graphs(
     try:
         seconds = 0.0
         if run is not None:
-            seconds = _record(trials, replaying, graphs, [usual])
-            replay = trials[0].timing(usual, replaying).total
+            seconds = _record(probes, replaying, graphs, [usual])
+            replay = probes[0].timing(usual, replaying).total
             lengths = worthwhile(choices, rows_to_come, run=run.total, replay=replay, recording=seconds)
         if lengths:
-            seconds += _record(trials, replaying, graphs, [one for one in lengths if one not in graphs.lengths])
+            seconds += _record(probes, replaying, graphs, [one for one in lengths if one not in graphs.lengths])
             logger.info("CUDA graphs of %d row lengths were recorded in %.1f s.", len(graphs.lengths), seconds)
             chosen = replaying
     except RuntimeError as error:
@@ -220,12 +220,12 @@ def passes_to_come(step: PreferenceStep, first: Sequence[TokenizedPair], *, seen
     return [step, alone] if seen_again else [step]
 
 
-def _record(trials: Sequence[Trial], replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int]) -> float:
+def _record(probes: Sequence[RowProbe], replaying: Execution, graphs: CudaGraphs, lengths: Sequence[int]) -> float:
     """Record rows of these lengths and return the seconds it took."""
     start = time.perf_counter()
     with graphs.recording(), phase("recording", len(lengths), "CUDA graph") as counting:
         for length in lengths[::-1]:
-            for trial in trials:
-                trial.run(length, replaying)
+            for probe in probes:
+                probe.run(length, replaying)
             counting.more()
     return time.perf_counter() - start

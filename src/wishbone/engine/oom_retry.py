@@ -28,13 +28,13 @@ def backward_that_fits(
     execution: Execution,
     backward: Backward,
     trained: Sequence[Tensor],
-    own: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> tuple[Tensor, Execution]:
     """Run `step.backward`, again with less memory as often as memory runs out.
 
     Args:
         step: what is computed.
-        groups, backward, own: as `PreferenceStep.backward` takes them.
+        groups, backward, indices: as `PreferenceStep.backward` takes them.
         metrics: receives every pair once, however often a step is repeated.
         execution: how rows are computed at first.
         trained: the parameters that are trained.
@@ -50,11 +50,11 @@ def backward_that_fits(
     while True:
         watched = PairMetrics.like(metrics)
         try:
-            loss = step.backward(groups, watched, execution, backward, own)
+            loss = step.backward(groups, watched, execution, backward, indices)
         except RuntimeError as error:
             if not (should_reduce_batch_size(error) and repeatable):
                 raise
-            less = _smaller(execution, groups, own, len(step.policy.layers))
+            less = _smaller(execution, groups, indices, len(step.policy.layers))
             if less is None:
                 raise
         else:
@@ -70,10 +70,10 @@ def backward_that_fits(
 
 
 def _smaller(
-    execution: Execution, groups: Groups, own: Sequence[int] | None, layers: int
+    execution: Execution, groups: Groups, indices: Sequence[int] | None, layers: int
 ) -> tuple[Execution, str] | None:
     """The next smaller execution for the rows of a step, and what it gives up."""
     pairs = [pair.row_tokens for group in groups for pair in group]
-    pairs = pairs if own is None else [pairs[i] for i in own]
+    pairs = pairs if indices is None else [pairs[i] for i in indices]
     rows = [sum(pairs[i] for i in row) for row in pack_rows(pairs, execution.token_budget)]
     return execution.smaller(rows, max(pairs), layers)

@@ -1,4 +1,4 @@
-"""Rows of made-up pairs, run forward and backward before the first step to see what they take.
+"""Time and memory of single rows, run forward and backward with synthetic pairs before the first step.
 
 Weights, optimizer, random numbers, metrics and what is stored of the reference stay as they are.
 """
@@ -18,7 +18,7 @@ from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import NoReference, ReferencePolicy, Stored
 
-WAITING = 0.85
+HOST_BOUND = 0.85
 """Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
 
 
@@ -30,12 +30,12 @@ class Timing:
     launched: float
 
     @property
-    def waits(self) -> bool:
+    def host_bound(self) -> bool:
         """Whether the GPU may wait for the host, so that a shorter row would take as long."""
-        return self.launched >= WAITING * self.total
+        return self.launched >= HOST_BOUND * self.total
 
 
-class Trial:
+class RowProbe:
     """Runs single rows of a step's model on its GPU, computed as an `Execution` says.
 
     Args:

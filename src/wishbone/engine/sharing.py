@@ -1,6 +1,6 @@
 """Which part of an optimizer step each of several processes computes.
 
-Every process has all pairs of the step, so all of them find the same division without talking. It gives each process
+Every process has all pairs of the step, so all compute the same division without communication. It gives each process
 about the same number of tokens. A pair keeps the weight that it has in the whole step, so the gradients of all
 processes add up to those of one process.
 
@@ -23,22 +23,22 @@ class Share:
 
     Attributes:
         groups: the groups that its pairs belong to.
-        own: indices of its pairs, counted through `groups`; None: all of them.
+        indices: of its pairs, counted through `groups`; None: all of them.
         scale: factor of the loss of `groups` in the loss of the step.
     """
 
     groups: list[list[TokenizedPair]]
-    own: list[int] | None = None
+    indices: list[int] | None = None
     scale: float = 1.0
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to compute."""
-        return not self.groups or self.own == []
+        return not self.groups or self.indices == []
 
 
 def share_of(groups: Sequence[Sequence[TokenizedPair]], *, whole_groups: bool, processes: int, process: int) -> Share:
-    """Return what one process computes.
+    """Return the share of one process.
 
     Args:
         groups: all pairs of the step, the same in every process.
@@ -47,7 +47,7 @@ def share_of(groups: Sequence[Sequence[TokenizedPair]], *, whole_groups: bool, p
     """
     if whole_groups:
         costs = [sum(pair.row_tokens for pair in group) for group in groups]
-        own = sorted(evened(costs, processes)[process])
-        return Share([list(groups[index]) for index in own], None, len(own) / len(groups))
+        share = sorted(evened(costs, processes)[process])
+        return Share([list(groups[index]) for index in share], None, len(share) / len(groups))
     costs = [pair.row_tokens for group in groups for pair in group]
     return Share([list(group) for group in groups], sorted(evened(costs, processes)[process]))

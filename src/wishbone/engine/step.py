@@ -1,13 +1,13 @@
-"""The heart: what one optimizer step computes.
+"""One optimizer step: its loss and the gradients of that loss.
 
 An optimizer step has groups of pairs, one for each batch that the user's settings make, and its loss is the mean over
 groups of the mean over a group's pairs:
 
     L = 1/G sum_g 1/|g| sum_{i in g} loss_i( log pi(y|x) - log pi_ref(y|x) )
 
-Groups say how pairs are weighted. Rows say what runs at once. The two have nothing to do with each other: pairs of all
-groups are packed into rows, each row is one forward and one backward pass, and the gradients add up to those of L for
-any rows. How rows are computed (their length, what is recomputed) is an `Execution`: it changes memory and time alone.
+Groups decide how pairs are weighted. Rows decide what runs at once. They are independent: pairs of all groups are
+packed into rows, each row is one forward and one backward pass, and the gradients add up to those of L for any rows.
+How rows are computed (their length, what is recomputed) is an `Execution`, which changes only memory and time.
 
 Some losses couple the pairs of a group (AOT sorts them). Their log-probabilities are computed first, the loss is
 differentiated with respect to them alone, and a second pass sends those coefficients back. By the chain rule
@@ -28,10 +28,10 @@ from torch import Tensor
 from wishbone.data.batch import PreferenceBatch, TokenizedPair
 from wishbone.data.packing import alongside, pack_rows
 from wishbone.engine.balance import StepBalance
-from wishbone.engine.equal_passes import fillers, most_rows
+from wishbone.engine.equal_passes import filler_rows, rows_to_run
 from wishbone.engine.execution import Execution
 from wishbone.ops.to_device import to_device
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.policy import Policy
 from wishbone.policy.router_logits import RowRouting
 from wishbone.preference.metrics import PairMetrics
@@ -70,7 +70,7 @@ class PreferenceStep:
         metrics: PairMetrics,
         execution: Execution,
         backward: Backward = Tensor.backward,
-        own: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> Tensor:
         """Add the gradients of a step's loss to the parameters' and return the loss, a detached scalar.
 
@@ -78,16 +78,16 @@ class PreferenceStep:
             groups: the pairs of one optimizer step.
             metrics: receives every pair once.
             execution: how rows are computed.
-            backward: runs the backward pass of a scalar; a gradient scaler's, say.
-            own: indices of pairs, counted through all groups: only their part of the loss is computed, with the weight
-                that it has in the whole. None: all. Not where the loss `couples` pairs.
+            backward: runs the backward pass of a scalar, for example through a gradient scaler.
+            indices: of the pairs to compute, counted through all groups, with the weight that they have in the whole
+                step. None: all. Must be None where the loss `couples` pairs.
 
-        Of a sharded model all processes must call, those too that have no pairs; see `equal_passes.py`.
+        With a sharded model all processes must call this, also those without pairs; see `equal_passes.py`.
         """
-        if own is not None and self.couples:
+        if indices is not None and self.couples:
             raise ValueError("a loss that couples the pairs of a group needs whole groups")
         if not groups:
-            return self._backward_nothing(execution, backward)
+            return self._backward_fillers(execution, backward)
         if self.objective.coupled:
             return self._backward_coupled(groups, metrics, execution, backward)
         pairs = [pair for group in groups for pair in group]
@@ -95,11 +95,11 @@ class PreferenceStep:
         mean_scored = [_mean_chosen_scored(group) for group in groups for _ in group]
         balance = self._balance(groups)
         if balance is not None:
-            self._count_ahead(balance, pairs, execution)
+            self._count_routing(balance, pairs, execution)
         total = torch.zeros((), dtype=self._dtype, device=self.policy.device)
-        for row, batch in self._rows(pairs, execution, own=own):
+        for row, batch in self._rows(pairs, execution, indices=indices):
             if not row:
-                self._fill(batch, execution, backward)
+                self._run_filler(batch, execution, backward)
                 continue
             weight, scored = (self._per_pair([values[i] for i in row]) for values in (weights, mean_scored))
             routing = balance.routing(row, batch) if balance is not None else None
@@ -110,7 +110,7 @@ class PreferenceStep:
                 if balance is not None and routing is not None:
                     loss = loss + balance.row_loss(row, routing)
                 del batch, reference  # and pixels: a backward pass through a frozen tower needs none
-                if loss.requires_grad:  # not where only the tower for images is trained and the row has none
+                if loss.requires_grad:  # false where only the vision tower is trained and the row has no images
                     backward(loss)
             metrics.add(scores, ref_logps)
             total += loss.detach()
@@ -126,7 +126,7 @@ class PreferenceStep:
         execution: Execution,
         observe: Observer | None = None,
     ) -> Tensor:
-        """Return the mean loss of one group, a scalar; `observe` is handed what it was computed from."""
+        """Return the mean loss of one group, a scalar; `observe` gets the scores that it was computed from."""
         balance = self._balance([group])
         scores, ref_logps = self._score_all(group, metrics, execution, balance)
         if observe is not None:
@@ -159,7 +159,7 @@ class PreferenceStep:
         by_pair = [derivative.view(-1, 2) for derivative in derivatives]
         for row, batch in self._rows(pairs, execution):
             if not row:
-                self._fill(batch, execution, backward, reference=False)
+                self._run_filler(batch, execution, backward, reference=False)
                 continue
             routing = balance.routing(row, batch) if balance is not None else None
             with self.policy.running(execution):
@@ -174,15 +174,15 @@ class PreferenceStep:
         return loss.detach() if balance is None else loss.detach() + balance.mean_loss().to(loss.dtype)
 
     def _balance(self, groups: Groups) -> StepBalance | None:
-        """What adds up the auxiliary loss of a step, or None where there is none."""
+        """The accumulator of a step's auxiliary loss, or None where there is none."""
         term = self.objective.load_balancing
         return None if term is None else StepBalance(term, groups, self.policy.device)
 
-    def _count_ahead(self, balance: StepBalance, pairs: Sequence[TokenizedPair], execution: Execution) -> None:
-        """Count what the routers choose in the rows that hold a part of a group."""
+    def _count_routing(self, balance: StepBalance, pairs: Sequence[TokenizedPair], execution: Execution) -> None:
+        """Count the experts that routers choose in rows that hold a part of a group, before any backward pass."""
         for row, batch in self._rows(pairs, execution, balance.split):
             if not row:
-                self._fill(batch, execution, reference=False)
+                self._run_filler(batch, execution, reference=False)
                 continue
             routing = balance.routing(row, batch)
             with torch.no_grad(), self.policy.running(execution):
@@ -194,24 +194,24 @@ class PreferenceStep:
         pairs: Sequence[TokenizedPair],
         execution: Execution,
         wanted: Callable[[list[int]], bool] = lambda row: True,
-        own: Sequence[int] | None = None,
+        indices: Sequence[int] | None = None,
     ) -> Iterator[tuple[list[int], PreferenceBatch]]:
         """Yield the `wanted` rows of those that `pairs` are packed into: indices of pairs, and the pairs as tensors.
 
-        With `own`, the pairs of these indices alone are packed. Rows without indices fill up a sharded model's passes.
+        With `indices`, only these pairs are packed. Rows without indices are fillers for a sharded model.
         """
-        packed = range(len(pairs)) if own is None else own
+        packed = range(len(pairs)) if indices is None else indices
         rows = pack_rows([pairs[i].row_tokens for i in packed], execution.token_budget)
         chosen = list(filter(wanted, ([packed[i] for i in row] for row in rows)))
-        most = most_rows(self.policy, len(chosen))  # agreed on before the first pass
-        if self.policy.sharded and self.objective.load_balancing is None:  # whose rows are counted ahead
-            chosen = alongside(chosen, [pair.row_tokens for pair in pairs], most)
+        count = rows_to_run(self.policy, len(chosen))  # processes agree on it before the first pass
+        if self.policy.sharded and self.objective.load_balancing is None:  # its rows were fixed by `_count_routing`
+            chosen = alongside(chosen, [pair.row_tokens for pair in pairs], count)
         for row in chosen:
             yield row, self.policy.collate([pairs[i] for i in row], execution)
-        for filler in fillers(self.policy, most - len(chosen), execution):
+        for filler in filler_rows(self.policy, count - len(chosen), execution):
             yield [], filler
 
-    def _fill(
+    def _run_filler(
         self,
         filler: PreferenceBatch,
         execution: Execution,
@@ -219,41 +219,41 @@ class PreferenceStep:
         *,
         reference: bool = True,
     ) -> None:
-        """Run the passes of a row that counts nothing: the policy's, with `reference` the reference's as well."""
-        beside = self._reference_of(filler, execution) if reference else torch.zeros(())
+        """Run the passes of a filler row, whose loss has weight 0: the policy's, with `reference` also the other's."""
+        filler_reference = self._reference_of(filler, execution) if reference else torch.zeros(())
         with torch.set_grad_enabled(backward is not None), self.policy.running(execution):
-            scores, _ = self._scores_and_reference(filler, execution, beside, None)
+            scores, _ = self._scores_and_reference(filler, execution, filler_reference, None)
             if backward is not None:
                 backward(0.0 * scores.logps.sum())
 
-    def _backward_nothing(self, execution: Execution, backward: Backward) -> Tensor:
-        """Run the passes of a process that has no group of a step, and return its loss, zero."""
+    def _backward_fillers(self, execution: Execution, backward: Backward) -> Tensor:
+        """Run filler rows in a process that has no group of a step, and return its loss, zero."""
         two_passes = self.objective.coupled
         if two_passes or self.objective.load_balancing is not None:
-            for filler in fillers(self.policy, most_rows(self.policy, 0), execution):
-                self._fill(filler, execution, reference=two_passes)
-        for filler in fillers(self.policy, most_rows(self.policy, 0), execution):
-            self._fill(filler, execution, backward, reference=not two_passes)
+            for filler in filler_rows(self.policy, rows_to_run(self.policy, 0), execution):
+                self._run_filler(filler, execution, reference=two_passes)
+        for filler in filler_rows(self.policy, rows_to_run(self.policy, 0), execution):
+            self._run_filler(filler, execution, backward, reference=not two_passes)
         return torch.zeros((), dtype=self._dtype, device=self.policy.device)
 
-    def _reference_of(self, batch: PreferenceBatch, execution: Execution) -> Beside | Tensor:
-        """Reference log-probabilities of a row, or what the reference is where the policy's pass computes them."""
-        beside = self.reference.beside(batch)
-        return self.reference.logps(batch, execution) if beside is None else beside
+    def _reference_of(self, batch: PreferenceBatch, execution: Execution) -> LockstepReference | Tensor:
+        """Reference log-probabilities of a row, or the reference itself where the policy's pass computes them."""
+        lockstep = self.reference.lockstep_reference(batch)
+        return self.reference.logps(batch, execution) if lockstep is None else lockstep
 
     def _scores_and_reference(
         self,
         batch: PreferenceBatch,
         execution: Execution,
-        reference: Beside | Tensor,
+        reference: LockstepReference | Tensor,
         routing: RowRouting | None,
     ) -> tuple[SequenceScores, Tensor]:
         """Scores of a row and its reference log-probabilities."""
         if isinstance(reference, Tensor):
             return self._scores(batch, execution, routing), reference
-        of_policy, of_reference = self.policy.scores_beside(batch, reference, execution, routing=routing)
+        of_policy, of_reference = self.policy.scores_in_lockstep(batch, reference, execution, routing=routing)
         ref_logps = sequence_scores(of_reference, batch, self.objective.ld_alpha).logps
-        return sequence_scores(of_policy, batch, self.objective.ld_alpha), self.reference.take(batch, ref_logps)
+        return sequence_scores(of_policy, batch, self.objective.ld_alpha), self.reference.record(batch, ref_logps)
 
     def _scores(
         self, batch: PreferenceBatch, execution: Execution, routing: RowRouting | None = None
@@ -278,7 +278,7 @@ class PreferenceStep:
         references: list[Tensor] = []
         for row, batch in self._rows(pairs, execution):
             if not row:
-                self._fill(batch, execution)
+                self._run_filler(batch, execution)
                 continue
             routing = balance.routing(row, batch) if balance is not None else None
             if one_model:

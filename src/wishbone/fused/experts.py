@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wishbone.fused.coverage import Site
 from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED
-from wishbone.fused.lockstep import adapters_of_reference, apart, half_of, only_adapters, together
+from wishbone.fused.lockstep import adapters_of_reference, apart, only_adapters, tensors_of, together
 from wishbone.fused.lora_layer import Forward, has_hooks
 from wishbone.fused.mlp import TOLERANCE
 from wishbone.fused.parts import part_of
@@ -200,20 +200,22 @@ class _Experts:
             adapters = adapters_of_reference(args)
             if adapters is None:
                 return self._compute(*args)
-            x, chosen, share = half_of(args, "reference")
-            half = self._reference(x, chosen, share, adapters)
-            x, chosen, share = half_of(args, "policy")
-            policy = self._compute(x, chosen, share, half)
-            assert half.y is not None
-            return together(policy, half.y.to(policy.dtype), adapters)
+            x, chosen, share = tensors_of(args, "reference")
+            reference_call = self._reference(x, chosen, share, adapters)
+            x, chosen, share = tensors_of(args, "policy")
+            policy = self._compute(x, chosen, share, reference_call)
+            assert reference_call.y is not None
+            return together(policy, reference_call.y.to(policy.dtype), adapters)
 
         return forward
 
-    def _compute(self, x: Tensor, chosen: Tensor, share: Tensor, half: ExpertsOfReference | None = None) -> Tensor:
+    def _compute(
+        self, x: Tensor, chosen: Tensor, share: Tensor, reference_call: ExpertsOfReference | None = None
+    ) -> Tensor:
         up, down = (self._linear(name) for name in _names(self._base))
         if self._gate is None:
             self._gate = _gate_of(self._base, up)
-        return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate, half).to(x.dtype)
+        return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate, reference_call).to(x.dtype)
 
     def _reference(self, x: Tensor, chosen: Tensor, share: Tensor, adapters: tuple[str, ...]) -> ExpertsOfReference:
         """The reference's half of a call, with these adapters."""

@@ -40,7 +40,7 @@ class FusedLayers:
 
     @property
     def switched_on(self) -> set[nn.Module]:
-        """Modules that take both halves of a pass of policy and reference now."""
+        """Modules that take policy and reference in one call now."""
         return self.linears.switched_on | self.experts.switched_on
 
     def launches_by_shape(self, text: str, model: nn.Module) -> bool:

@@ -35,7 +35,7 @@ from wishbone.fused.lora_layer import (
     read_all,
     why_not,
 )
-from wishbone.fused.mlp import FusedMlp, fused_mlp_of, outputs_of_halves, reference_half
+from wishbone.fused.mlp import FusedMlp, fused_mlp_of, lockstep_outputs, read_reference_call
 from wishbone.fused.parts import part_of
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.ops.fp8_quantize import LockstepRows
@@ -114,7 +114,7 @@ class FusedLinears:
             for mlp, tile in zip(self._mlps, before, strict=True):
                 mlp.tile_tokens = tile
 
-    def lay_in_one_buffer(self) -> int:
+    def join_weights(self) -> int:
         """Move the plain or 8-bit weights of each group into one buffer, for good, so that one product serves it.
 
         Values, names and shapes stay, and so does what is saved. Return how many groups were moved.
@@ -280,11 +280,11 @@ class _Group:
         if not isinstance(x, Lockstep):
             assert not isinstance(rows, LockstepRows)
             return lora_linears(x, *columns(layers), prepared=rows)
-        half = reference_half(x, readers, rows)
-        if half is None:
+        reference_call = read_reference_call(x, readers, rows)
+        if reference_call is None:
             return None
-        outputs = lora_linears(policy, *columns(layers), half=half)
-        return tuple(outputs_of_halves(outputs, half, x.adapters))
+        outputs = lora_linears(policy, *columns(layers), reference_call=reference_call)
+        return tuple(lockstep_outputs(outputs, reference_call, x.adapters))
 
 
 def _can_be_read(module: nn.Module) -> bool:
@@ -295,7 +295,7 @@ def _can_be_read(module: nn.Module) -> bool:
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    """Whether a linear layer without adapter has its weight in codes: its own forward does not run on both halves."""
+    """Whether a linear layer without adapter has its weight in codes: its own forward cannot run in lockstep."""
     weight = None if isinstance(module, BaseTunerLayer) else frozen_weight_of(module)
     return weight is not None and not isinstance(weight, DenseWeight)
 

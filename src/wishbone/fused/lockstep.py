@@ -1,18 +1,18 @@
 """Policy and reference in one pass: tensors of both go through a model's code together.
 
 With the adapter off, the policy is its own reference. A `Lockstep` stands for a tensor of the model, once as the policy
-has it and once as the reference has it. A function of PyTorch that is called with one runs on both halves, the
+has it and once as the reference has it. A function of PyTorch that is called with one runs on both, the
 reference's without gradient, so a model's own code computes both and keeps nothing of the reference for the backward
-pass. Fused layers take both halves at once: they read frozen weights for both, and in 8 bits they round what the halves
+pass. Fused layers take both at once: they read frozen weights once for both, and in 8 bits they round what the two
 differ by instead of rounding each (`ops/lora_linear/lockstep.py`).
 
-Halves in 16 bits are each rounded at every step. So what the policy differs by can travel in a third tensor, the
+Tensors in 16 bits are each rounded at every step. So what the policy differs by can travel in a third tensor, the
 `difference` (`ops/carried_difference`): fused layers and sums take and leave it, and functions that move elements or
 scale them carry it along. Whatever else is computed of a `Lockstep` has none, and the next sum starts from
 policy - reference.
 
-What has adapters but no fused form, and what chooses its work by the values of tensors (experts), runs once for each
-half as a whole (`apart`). A layer that is recomputed in the backward pass runs there for the policy alone
+What has adapters but no fused form, and what chooses its work by the values of tensors (experts), runs once for each of
+the two (`apart`). A layer that is recomputed in the backward pass runs there for the policy alone
 (`checkpointed_in_lockstep`).
 """
 
@@ -27,14 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from wishbone.fused.lora_layer import ACTIVE, OFF
-from wishbone.ops.carried_difference import Halves
+from wishbone.ops.carried_difference import PolicyAndReference
 from wishbone.ops.carried_difference.autograd import difference_of, sum_with_graph
 
-Half = Literal["policy", "reference"]
+Role = Literal["policy", "reference"]
 
 
 class Lockstep(Tensor):
-    """One tensor of a model in both halves.
+    """One tensor of a model, as the policy and as the reference has it.
 
     Its shape, dtype and device are those of both. It has no memory of its own.
 
@@ -43,7 +43,7 @@ class Lockstep(Tensor):
         reference: the reference's, without.
         adapters: names of the frozen adapters that are on in the reference; none means the base model.
         difference: what the policy's differs by, of the same shape and dtype, without a graph; None if it is not
-            carried. It is forgotten when either half is changed in place.
+            carried. It is forgotten when either of the two is changed in place.
     """
 
     policy: Tensor
@@ -73,19 +73,19 @@ class Lockstep(Tensor):
         difference, versions = self._carried
         return difference if versions == _versions(self.policy, self.reference) else None
 
-    def halves(self) -> Halves:
-        """Return both halves and what they differ by, which is rounded where it is not carried."""
+    def with_difference(self) -> PolicyAndReference:
+        """Return both tensors and what they differ by, which is rounded where it is not carried."""
         carried = self.difference
         difference = difference_of(self.policy, self.reference) if carried is None else carried
-        return Halves(self.policy, self.reference, difference)
+        return PolicyAndReference(self.policy, self.reference, difference)
 
     def __repr__(self) -> str:  # type: ignore[override]
-        """Return both halves."""
+        """Return both tensors."""
         return f"Lockstep(policy={self.policy}, reference={self.reference}, adapters={self.adapters})"
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function on both halves; what is asked about the tensor itself is answered by the policy's."""
+        """Run a function on both tensors; attributes that are not tensors are the policy's."""
         if getattr(function, "__name__", None) == "__get__":
             value = function(args[0].policy)
             if not isinstance(value, Tensor):
@@ -101,7 +101,7 @@ class Lockstep(Tensor):
 
 
 def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Return what a function returns for the policy's and for the reference's half of its arguments.
+    """Return what a function returns for the policy's and for the reference's arguments.
 
     Raises:
         NotImplementedError: it returns something other than tensors, and not the same for both; or a graph would be
@@ -113,7 +113,7 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
     policy_kwargs = reference_kwargs = kwargs
     if kwargs:
         adapters = adapters_of_reference(kwargs) if adapters is None else adapters
-        policy_kwargs, reference_kwargs = half_of(kwargs, "policy"), half_of(kwargs, "reference")
+        policy_kwargs, reference_kwargs = tensors_of(kwargs, "policy"), tensors_of(kwargs, "reference")
     policy = function(*policy_args, **policy_kwargs)
     with torch.no_grad():
         reference = function(*reference_args, **reference_kwargs)
@@ -122,11 +122,11 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
 
 
 def apart(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that runs `forward` once for each half, with the reference's adapters for the reference's.
+    """Return a forward that runs `forward` for the policy, then for the reference with the reference's adapters.
 
     Args:
         module: whose forward it is. The adapters in it are switched for the reference.
-        forward: computes one half, and calls without a `Lockstep`.
+        forward: computes one of the two, and calls without a `Lockstep`.
     """
     layers = [vars(one) for one in module.modules() if OFF in vars(one)]
 
@@ -134,18 +134,18 @@ def apart(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         adapters = adapters_of_reference((args, kwargs))
         if adapters is None:
             return forward(*args, **kwargs)
-        policy = forward(*half_of(args, "policy"), **half_of(kwargs, "policy"))
+        policy = forward(*tensors_of(args, "policy"), **tensors_of(kwargs, "policy"))
         with torch.no_grad(), only_adapters(layers, adapters):
-            reference = forward(*half_of(args, "reference"), **half_of(kwargs, "reference"))
+            reference = forward(*tensors_of(args, "reference"), **tensors_of(kwargs, "reference"))
         return together(policy, reference, adapters)
 
     return both
 
 
 def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an activation checkpoint of layers that may be called with both halves.
+    """Return an activation checkpoint of layers that may be called with policy and reference.
 
-    The forward pass runs both. The backward pass recomputes the policy's half alone: its gradient needs nothing of the
+    The forward pass runs both. The backward pass recomputes the policy alone: its gradient needs nothing of the
     reference. In 8 bits the recomputed input is then rounded itself, where the forward pass rounded the difference.
 
     Args:
@@ -158,7 +158,7 @@ def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., An
         if adapters is None:
             return checkpoint(function, *args)
         given = [(args, bound.keywords)]
-        keywords = half_of(bound.keywords, "policy")
+        keywords = tensors_of(bound.keywords, "policy")
         found: list[Any] = []
 
         def layer(*policy: Any) -> Any:
@@ -170,9 +170,9 @@ def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., An
                 mine = _detached(mine)
             out = bound.func(*bound.args, *rejoined(mine[0], positional), **rejoined(mine[1], named))
             found.append(out)
-            return half_of(out, "policy")
+            return tensors_of(out, "policy")
 
-        policy = checkpoint(layer, *half_of(args, "policy"))
+        policy = checkpoint(layer, *tensors_of(args, "policy"))
         return rejoined(policy, found.pop())
 
     return run
@@ -191,19 +191,19 @@ def only_adapters(layers: Sequence[dict[str, Any]], adapters: Sequence[str]) -> 
             own[OFF], own[ACTIVE] = off, active
 
 
-def half_of(value: Any, half: Half) -> Any:
-    """Return a value, or a list, tuple or dictionary of values, with one half in the place of each `Lockstep`."""
+def tensors_of(value: Any, role: Role) -> Any:
+    """Return a value, or a list, tuple or dictionary of values, with one of its two tensors for each `Lockstep`."""
     if isinstance(value, Lockstep):
-        return getattr(value, half)
+        return getattr(value, role)
     if isinstance(value, dict):
-        return {key: half_of(one, half) for key, one in value.items()}
+        return {key: tensors_of(one, role) for key, one in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(half_of(one, half) for one in value)
+        return type(value)(tensors_of(one, role) for one in value)
     return value
 
 
 def together(policy: Any, reference: Any, adapters: tuple[str, ...], difference: Any = None) -> Any:
-    """Return results of both halves as one: tensors as `Lockstep`, also within lists, tuples and dictionaries.
+    """Return results of policy and reference as one: tensors as `Lockstep`, also within lists, tuples and dictionaries.
 
     Args:
         policy, reference: what a function returned for each.
@@ -229,10 +229,10 @@ def together(policy: Any, reference: Any, adapters: tuple[str, ...], difference:
 
 
 def rejoined(value: Any, before: Any) -> Any:
-    """Return a value with the reference's half again wherever it had one before, in `before`.
+    """Return a value with the reference's tensors again wherever it had them before, in `before`.
 
     Args:
-        value: the policy's half of `before`; its tensors may have been cast.
+        value: the policy's tensors of `before`; its tensors may have been cast.
         before: a `Lockstep`, or a list, tuple or dictionary of such and others.
     """
     if isinstance(before, Lockstep):
@@ -256,7 +256,7 @@ def adapters_of_reference(value: Any) -> tuple[str, ...] | None:
 
 
 def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] | None]:
-    """Return `half_of` arguments for both halves, and `adapters_of_reference`: it runs at each call, so in one walk."""
+    """Return `tensors_of` for policy and reference, and `adapters_of_reference`, in one walk: it runs at each call."""
     policy, reference, adapters = [], [], None
     for one in args:
         if isinstance(one, Lockstep):
@@ -264,8 +264,8 @@ def _split(args: Sequence[Any]) -> tuple[list[Any], list[Any], tuple[str, ...] |
             reference.append(one.reference)
             adapters = one.adapters if adapters is None else adapters
         elif type(one) in (list, tuple, dict):
-            policy.append(half_of(one, "policy"))
-            reference.append(half_of(one, "reference"))
+            policy.append(tensors_of(one, "policy"))
+            reference.append(tensors_of(one, "reference"))
             adapters = adapters_of_reference(one) if adapters is None else adapters
         else:
             policy.append(one)
@@ -310,7 +310,7 @@ def _sum(function: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> L
         return None
     if one.difference is None and other.difference is None:
         return None
-    total = sum_with_graph(one.halves(), other.halves())
+    total = sum_with_graph(one.with_difference(), other.with_difference())
     return Lockstep(total.policy, total.reference, one.adapters, total.difference)
 
 

@@ -34,7 +34,7 @@ from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
 from wishbone.ops.fp8_quantize import LockstepRows, QuantizedRows
 from wishbone.ops.gated_mlp import Activation, activate, gated_mlp
-from wishbone.ops.lora_linear import ReferenceHalf, compute_dtype
+from wishbone.ops.lora_linear import ReferenceCall, compute_dtype
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 """Relative difference between a module's own output and ours that rounding explains."""
@@ -108,11 +108,11 @@ class FusedMlp:
         if not isinstance(x, Lockstep):
             assert not isinstance(rows, LockstepRows)
             return mlp(prepared=rows)
-        half = reference_half(x, self._readers, rows)
-        if half is None:
+        reference_call = read_reference_call(x, self._readers, rows)
+        if reference_call is None:
             return None
-        y = mlp(half=half)
-        return outputs_of_halves([y], half, x.adapters)[0]
+        y = mlp(reference_call=reference_call)
+        return lockstep_outputs([y], reference_call, x.adapters)[0]
 
 
 def fused_mlp_of(
@@ -154,15 +154,15 @@ def fused_mlp_of(
     return f"{kind} computes more than its layers and its activation"
 
 
-def reference_half(
+def read_reference_call(
     x: Lockstep, readers: Sequence[LayerReader], rows: LockstepRows | QuantizedRows | None
-) -> ReferenceHalf | None:
+) -> ReferenceCall | None:
     """Return the reference's half of a call of layers with the input x; None if one must run its own forward.
 
     Args:
         x: [..., K].
         readers: of the layers.
-        rows: both halves of x as 8-bit layers take them, where a norm has left them.
+        rows: both of x as 8-bit layers take them, where a norm has left them.
     """
     adapters = [reader.read_reference(x.adapters) for reader in readers]
     read = [one[0] for one in adapters if one is not None]
@@ -172,22 +172,24 @@ def reference_half(
     reference, difference = x.reference.to(dtype).reshape(-1, x.shape[-1]), x.difference
     assert rows is None or isinstance(rows, LockstepRows)
     if difference is not None and not any(read):
-        return ReferenceHalf(reference, read, rows, difference.to(dtype).reshape(reference.shape))
-    return ReferenceHalf(reference, read, rows)
+        return ReferenceCall(reference, read, rows, difference.to(dtype).reshape(reference.shape))
+    return ReferenceCall(reference, read, rows)
 
 
-def outputs_of_halves(outputs: Sequence[Tensor], half: ReferenceHalf, adapters: tuple[str, ...]) -> list[Lockstep]:
+def lockstep_outputs(
+    outputs: Sequence[Tensor], reference_call: ReferenceCall, adapters: tuple[str, ...]
+) -> list[Lockstep]:
     """Return the policy's outputs of a call [..., N_i] with the reference's, and their differences where d is carried.
 
     Args:
         outputs: the policy's.
-        half: the reference's half, after the call.
+        reference_call: of the reference, once it has run.
         adapters: as in `Lockstep`.
     """
-    differences = half.differences or (None,) * len(outputs)
+    differences = reference_call.differences or (None,) * len(outputs)
     return [
         Lockstep(y, reference.view(y.shape), adapters, None if difference is None else difference.view(y.shape))
-        for y, reference, difference in zip(outputs, half.outputs, differences, strict=True)
+        for y, reference, difference in zip(outputs, reference_call.outputs, differences, strict=True)
     ]
 
 

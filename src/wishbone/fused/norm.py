@@ -32,7 +32,7 @@ from wishbone.fused.lockstep import Lockstep
 from wishbone.fused.parts import is_norm
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
-from wishbone.ops.carried_difference import rms_norm_of_halves
+from wishbone.ops.carried_difference import rms_norm_in_lockstep
 from wishbone.ops.fp8_quantize import (
     LockstepRows,
     QuantizedRows,
@@ -139,10 +139,10 @@ class _RMSNorm(torch.autograd.Function):
         quantized: QuantizedRows | LockstepRows | None = None
         if reference is not None and difference is not None:
             reference, difference = reference.reshape(rows.shape), difference.reshape(rows.shape)
-            halves, quantized, reciprocal_rms = rms_norm_of_halves(
+            both, quantized, reciprocal_rms = rms_norm_in_lockstep(
                 reference, difference, weight, eps, offset=offset, form=form
             )
-            normed, other, moved = halves.policy, *(one.view(x.shape) for one in halves[1:])
+            normed, other, moved = both.policy, *(one.view(x.shape) for one in both[1:])
             ctx.mark_non_differentiable(other, moved)
         elif reference is not None and form is not None:
             normed, other, quantized, reciprocal_rms = rms_norm_quantize_both(
@@ -194,7 +194,7 @@ def _norm_forward(
 def _in_lockstep(
     x: Lockstep, weight: Tensor, eps: float, offset: float, form: RowForm | None
 ) -> tuple[Lockstep, LockstepRows | None]:
-    """Return the RMSNorm of both halves, and their rows in 8 bits if wanted."""
+    """Return the RMSNorm of policy and reference, and their rows in 8 bits if wanted."""
     difference = x.difference
     if form is not None or difference is not None:
         policy, rows, reference, moved = _RMSNorm.apply(x.policy, weight, eps, offset, form, x.reference, difference)

@@ -22,7 +22,7 @@ from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
 from wishbone.fused.lockstep import adapters_of_reference, in_lockstep
 from wishbone.fused.parts import is_recurrence
 from wishbone.fused.rebound_function import names_in, rebound
-from wishbone.fused.row_layout import RunningRow
+from wishbone.fused.row_layout import CurrentRow
 from wishbone.fused.token_mixers import IN_STEPS, KERNELS, MIXERS, OWN_FORWARDS, linear_attention
 from wishbone.ops.chunked_scan import MOST_KEY_DIM
 from wishbone.ops.scan_kernels import Library, why_no_kernels
@@ -49,7 +49,7 @@ class PrefixRecurrence:
         self.left: dict[str, str] = {}
         self.in_steps: set[str] = set()
         self._attributes = InstanceAttributes()
-        self._row = RunningRow()
+        self._row = CurrentRow()
         self._libraries: set[Library] = set()
         if not any(is_recurrence(module) for module in model.modules()):
             return
@@ -60,11 +60,11 @@ class PrefixRecurrence:
                 for recurrent_name, module in inside:
                     self._find(recurrent_name, module, slot is not None)
                 if slot is not None and any(module in self.covered for _, module in inside):
-                    self._attributes.add(layer, slot, self._row.told_by(getattr(layer, slot), layer))
+                    self._attributes.add(layer, slot, self._row.with_layout_of_call(getattr(layer, slot), layer))
         found = self.covered | {model.get_submodule(name) for name in self.left}
         for name, module in model.named_modules():
             if is_recurrence(module) and module not in found:
-                self.left[name] = "they lie outside of the layers that are told about the row"
+                self.left[name] = "they lie outside of the layers that receive the layout of the row"
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -79,10 +79,10 @@ class PrefixRecurrence:
             f"The scans of recurrent layers run in PyTorch, not by kernels: {reason}." for reason in reasons if reason
         ]
 
-    def _find(self, name: str, module: nn.Module, told: bool) -> None:
+    def _find(self, name: str, module: nn.Module, in_layer: bool) -> None:
         forward = type(module).forward
         slot = slot_of(module)
-        if not told or slot is None or not isinstance(forward, FunctionType):
+        if not in_layer or slot is None or not isinstance(forward, FunctionType):
             self.left[name] = "something else has replaced their forward"
             return
         unknown = sorted(one for one in names_in(forward) - MIXERS.keys() if _SCAN.search(one))
@@ -104,7 +104,7 @@ class PrefixRecurrence:
         }
         self._libraries.update(KERNELS[one] for one in by_library)
         self.in_steps |= by_library | names & IN_STEPS
-        self._attributes.add(module, slot, self._row.told_by(MethodType(copy, module)))
+        self._attributes.add(module, slot, self._row.with_layout_of_call(MethodType(copy, module)))
 
     def _ours(self, name: str, own: Any) -> Callable[..., Any] | None:
         """Return what a name means in the copy of a forward."""
@@ -121,11 +121,11 @@ class PrefixRecurrence:
         return forward
 
     def _mixing(self, mixer: Callable[..., Any], own: Any) -> Callable[..., Any]:
-        """Return a mixer for the row that runs, of both halves if policy and reference run together."""
+        """Return a mixer for the row that runs, of policy and reference if they run together."""
 
         def mix(*args: Any, **kwargs: Any) -> Any:
             if adapters_of_reference((args, kwargs)) is not None:
                 return in_lockstep(mix, args, kwargs)
-            return mixer(own, self._row.told(), *args, **kwargs)
+            return mixer(own, self._row.require_layout(), *args, **kwargs)
 
         return mix

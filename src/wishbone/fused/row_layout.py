@@ -1,4 +1,4 @@
-"""The layout of the row that runs, told to the layers that need it.
+"""The layout of the current row, as layers inside the model read it.
 
 A model hands the argument `prefix_layout` down to each of its layers and these to their parts, in the forward pass and
 when a layer is recomputed in the backward pass. Some releases of transformers call the recurrent part of a layer
@@ -24,12 +24,12 @@ _RECOMPUTE = "_gradient_checkpointing_func"
 """The attribute of a layer of transformers that holds the function by which it is recomputed."""
 
 
-class LayoutNotHandedDown(TypeError):
+class LayoutNotPassedDown(TypeError):
     """A model called its recurrent layers without the layout of the row."""
 
 
 def mask_with_layout(tokens: Tensor, layout: PrefixLayout) -> Tensor:
-    """Return a mask of ones, of the shape of `tokens`, that tells recurrent layers the layout of the row."""
+    """Return a mask of ones, of the shape of `tokens`, that carries the layout of the row to recurrent layers."""
     mask = torch.ones_like(tokens)
     setattr(mask, _CARRIED, layout)
     return mask
@@ -40,8 +40,8 @@ def _carried_by(mask: Any) -> PrefixLayout | None:
     return getattr(mask, _CARRIED, None)
 
 
-class RunningRow:
-    """The row that runs at present.
+class CurrentRow:
+    """The row that is computed now.
 
     Attributes:
         layout: where its documents lie, or None outside of a layer.
@@ -50,28 +50,28 @@ class RunningRow:
     def __init__(self) -> None:
         self.layout: PrefixLayout | None = None
 
-    def told(self) -> PrefixLayout:
+    def require_layout(self) -> PrefixLayout:
         """Return the layout.
 
         Raises:
-            LayoutNotHandedDown: no layer around was called with it.
+            LayoutNotPassedDown: no layer around was called with it.
         """
         if self.layout is None:
-            raise LayoutNotHandedDown("the layers of this model do not hand prefix_layout down")
+            raise LayoutNotPassedDown("the layers of this model do not pass prefix_layout on")
         return self.layout
 
-    def told_by(self, forward: Callable[..., Any], layer: Any = None) -> Callable[..., Any]:
-        """Return a forward that notes the layout it is called with, for as long as it runs.
+    def with_layout_of_call(self, forward: Callable[..., Any], layer: Any = None) -> Callable[..., Any]:
+        """Return a forward that sets the layout it is called with while it runs.
 
         Args:
             forward: of a layer or of its recurrent part.
-            layer: a layer that may be recomputed, whose recurrent part is not called with the layout: a recomputation
-                that begins inside of `forward` notes the layout again.
+            layer: a layer that may be recomputed and whose recurrent part is not called with the layout: a
+                recomputation that begins inside `forward` sets the layout again.
         """
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            told = kwargs.get("prefix_layout") or _carried_by(kwargs.get("attention_mask"))
-            with self.known(self.layout if told is None else told):
+            given = kwargs.get("prefix_layout") or _carried_by(kwargs.get("attention_mask"))
+            with self.with_layout(self.layout if given is None else given):
                 recompute = vars(layer).get(_RECOMPUTE) if layer is not None else None
                 if recompute is None:
                     return forward(*args, **kwargs)
@@ -84,8 +84,8 @@ class RunningRow:
         return run
 
     @contextmanager
-    def known(self, layout: PrefixLayout | None) -> Iterator[None]:
-        """Context in which the row has a layout."""
+    def with_layout(self, layout: PrefixLayout | None) -> Iterator[None]:
+        """Context in which `layout` is set."""
         before, self.layout = self.layout, layout
         try:
             yield
@@ -93,13 +93,13 @@ class RunningRow:
             self.layout = before
 
     def _again(self, recompute: Callable[..., Any], layout: PrefixLayout | None) -> Callable[..., Any]:
-        """Return a layer's function for recomputation in which whatever runs again knows the layout."""
+        """Return a layer's checkpoint function whose recomputation sets the layout again."""
 
         def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            def told(*own: Any, **options: Any) -> Any:
-                with self.known(layout):
+            def again(*own: Any, **options: Any) -> Any:
+                with self.with_layout(layout):
                     return function(*own, **options)
 
-            return recompute(told, *args, **kwargs)
+            return recompute(again, *args, **kwargs)
 
         return run

@@ -80,7 +80,7 @@ def add_frozen(model: PeftModel, config: PeftConfig) -> None:
 
 
 @contextmanager
-def harmless_copies(model: Any, *, read: bool = True) -> Iterator[None]:
+def second_adapter_harmless(model: Any, *, read: bool = True) -> Iterator[None]:
     """Context in which a second adapter that TRL adds to `model` leaves the model as it is.
 
     TRL adds it with the first one's configuration, so PiSSA would split the base's weights once more, and copies the
@@ -148,7 +148,7 @@ def starts_as_base(model: PeftModel) -> bool:
     return bool((own - base).norm() <= torch.finfo(model.dtype).eps * base.norm())
 
 
-class HeldParameters:
+class StartValues:
     """Trained parameters that belong to the base, with the values that they had when training started.
 
     Args:

@@ -5,7 +5,7 @@ norms' inputs and outputs, queries, keys and values before and after rotation, a
 adapters' inputs, and gate, up, activation and product of the MLP. For SmolLM2-135M in float32 that is 2.2 MB a token,
 where 1.8 MB were measured. A recomputed layer keeps its input, H elements.
 
-On a CPU this is what training uses. A GPU is measured instead (`engine/rehearsal.py`).
+On a CPU this is what training uses. A GPU is measured instead (`engine/profiling.py`).
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def choose_rows(
     longest: int,
     most: int,
     *,
-    rehearsed: bool = True,
+    profiled: bool = True,
 ) -> Rows:
     """Return what training would choose.
 
@@ -98,7 +98,7 @@ def choose_rows(
         treatment: training.activations.
         longest: tokens of the run's longest pair in a row.
         most: tokens of the pairs of a step; no row has more.
-        rehearsed: whether a GPU tries rows out before the first step; those of a divided model are estimated.
+        profiled: whether rows are measured on a GPU before the first step; those of a sharded model are estimated.
     """
     execution = _asked(shape, plan, machine, token_budget(asked, machine.kind), treatment)
 
@@ -109,7 +109,7 @@ def choose_rows(
         memory = estimate(tokens, execution)
         return memory.allocated if memory.total <= machine.limit else None
 
-    if machine.kind == "cpu" or not rehearsed:
+    if machine.kind == "cpu" or not profiled:
         row = max(longest, min(execution.token_budget, most))
         assert execution.room is not None
         if machine.kind == "cuda" and execution.offload == "as needed" and not execution.room.holds(row):

@@ -196,10 +196,10 @@ def _chosen_rows(config: RunConfig, target: Target, processes: int, *, sharded: 
     machine = machine_of_shards(shape, plan, target.machine, processes) if sharded else target.machine
     run = uncopied(plan) if sharded else plan
     budget = training.token_budget
-    rows = choose_rows(shape, run, machine, budget, training.activations, longest, most, rehearsed=not sharded)
+    rows = choose_rows(shape, run, machine, budget, training.activations, longest, most, profiled=not sharded)
     if target.sees_images:
         smaller = _beside_tower(machine, config, target, plan, rows.largest)
-        rows = choose_rows(shape, run, smaller, budget, training.activations, longest, most, rehearsed=not sharded)
+        rows = choose_rows(shape, run, smaller, budget, training.activations, longest, most, profiled=not sharded)
         tower = _tower_bytes(config, target, plan, rows.largest)
         rows = replace(rows, memory=MemoryEstimate({**rows.memory.items, "vision tower": tower}))
     if target.reference is not None:

@@ -1,7 +1,7 @@
 """How many optimizer steps a run has.
 
-    pairs a step = batch_size * gradient_accumulation * processes
-    steps        = max_steps, or ceil(epochs * ceil(micro-steps an epoch / gradient_accumulation))
+    pairs a step = batch_size * gradient_accumulation, whatever the number of processes
+    steps        = max_steps, or ceil(epochs * ceil(micro-steps of an epoch / gradient_accumulation))
 
 The last step of an epoch takes what is left of the pairs, so every epoch has whole steps.
 """
@@ -19,7 +19,7 @@ class Schedule:
     """Length of a run.
 
     Attributes:
-        pairs_a_step: preference pairs in a full optimizer step, over all processes.
+        pairs_a_step: preference pairs in a full optimizer step.
         steps_an_epoch: optimizer steps in one pass over the pairs.
         steps: optimizer steps of the whole run.
         warmup_steps: steps in which the learning rate rises.
@@ -33,13 +33,13 @@ class Schedule:
     epochs: float
 
 
-def schedule(pairs: int, training: TrainingConfig, *, processes: int = 1) -> Schedule:
-    """Length of a run over `pairs` (at least 1) preference pairs on `processes` devices."""
-    micro_steps = ceil(pairs / (training.batch_size * processes))
+def schedule(pairs: int, training: TrainingConfig) -> Schedule:
+    """Length of a run over `pairs` (at least 1) preference pairs."""
+    micro_steps = ceil(pairs / training.batch_size)
     steps_an_epoch = ceil(micro_steps / training.gradient_accumulation)
     steps = training.max_steps or ceil(training.epochs * steps_an_epoch)
     return Schedule(
-        pairs_a_step=training.batch_size * training.gradient_accumulation * processes,
+        pairs_a_step=training.batch_size * training.gradient_accumulation,
         steps_an_epoch=steps_an_epoch,
         steps=steps,
         warmup_steps=ceil(steps * training.warmup_ratio),

@@ -20,8 +20,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from wishbone.fused.lockstep import Lockstep, half_of, in_lockstep
-from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention, prefix_attention_of_halves
+from wishbone.fused.lockstep import Lockstep, in_lockstep, tensors_of
+from wishbone.ops.prefix_attention import PrefixLayout, prefix_attention, prefix_attention_in_lockstep
 
 NAME, NAME_WITH_MASK = "wishbone_prefix", "wishbone_prefix_with_mask"
 
@@ -30,11 +30,10 @@ NAME, NAME_WITH_MASK = "wishbone_prefix", "wishbone_prefix_with_mask"
 class AttentionCall:
     """What one layer asked for: recorded by `record_calls` to see that every layer went through the hook."""
 
-    layer_index: int | None
     window: int | None
 
 
-class MaskNotHandedDown(TypeError):
+class MaskNotPassedDown(TypeError):
     """A model's layers did not hand the keyword arguments of its forward pass down to their attention."""
 
 
@@ -73,19 +72,19 @@ def _attend(
     """Attend as transformers asks for it: heads-first inputs, tokens-first output [1, tokens, heads, head_dim].
 
     Raises:
-        MaskNotHandedDown: the layers did not hand the layout on.
+        MaskNotPassedDown: the layers did not hand the layout on.
         NotImplementedError: for position biases, dropout or a mask beside the layout.
     """
     if isinstance(attention_mask, LayoutMask):
         prefix_layout, attention_mask = attention_mask.layout, None
     if prefix_layout is None:
-        raise MaskNotHandedDown("the layers of this model do not hand prefix_layout down to their attention")
+        raise MaskNotPassedDown("the layers of this model do not hand prefix_layout down to their attention")
     refused = {"a position bias": position_bias, "an attention mask": attention_mask}
     named = [name for name, value in refused.items() if value is not None] + (["dropout"] if dropout else [])
     if named:
         raise NotImplementedError(f"shared-prefix attention does not support {', '.join(named)}")
     if _recorder is not None:
-        _recorder.append(AttentionCall(getattr(module, "layer_idx", None), sliding_window))
+        _recorder.append(AttentionCall(sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     options: Any = {"scale": scale, "window": sliding_window, "softcap": softcap, "slopes": slopes}
     if isinstance(query, Lockstep):
@@ -95,9 +94,9 @@ def _attend(
 
 
 def _attend_both(states: Any, layout: PrefixLayout, sinks: Any, options: Any) -> Lockstep:
-    """Return attention of both halves, tokens first, with what they differ by before they are rounded."""
-    halves = half_of(states, "policy"), half_of(states, "reference")
-    out = prefix_attention_of_halves(*halves, layout, sinks=(sinks, sinks), **options)
+    """Return attention of policy and reference, tokens first, with what they differ by before they are rounded."""
+    states_of = tensors_of(states, "policy"), tensors_of(states, "reference")
+    out = prefix_attention_in_lockstep(*states_of, layout, sinks=(sinks, sinks), **options)
     policy, reference, difference = (None if one is None else one.transpose(1, 2).contiguous() for one in out)
     assert policy is not None and reference is not None
     return Lockstep(policy, reference, states[0].adapters, difference)

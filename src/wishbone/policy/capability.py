@@ -22,9 +22,9 @@ from wishbone.data.batch import TokenizedPair
 from wishbone.data.pair_images import ImageAttention
 from wishbone.errors import RequestError, one_line
 from wishbone.fused.recurrence import PrefixRecurrence
-from wishbone.fused.row_layout import LayoutNotHandedDown
+from wishbone.fused.row_layout import LayoutNotPassedDown
 from wishbone.model.eight_bit_linear import inputs_not_rounded
-from wishbone.policy.attention_hook import MaskNotHandedDown, record_calls
+from wishbone.policy.attention_hook import MaskNotPassedDown, record_calls
 from wishbone.policy.layer_types import attending_layers, unknown_layer_types, why_not_all_attend
 from wishbone.policy.layerwise import worst_layer
 from wishbone.policy.long_sequences import reason_from_long_sequences
@@ -152,9 +152,9 @@ def _reason_from_trial(model: torch.nn.Module, config: Any, row_multiple: int, l
     with record_calls() as calls:
         try:
             got = _hidden(packed)
-        except MaskNotHandedDown:
+        except MaskNotPassedDown:
             return "its layers do not hand the shared-prefix mask down to their attention"
-        except LayoutNotHandedDown:
+        except LayoutNotPassedDown:
             return "it does not hand the shared-prefix layout down to its recurrent layers"
         except NotImplementedError as error:
             return f"its layers cannot take the shared-prefix mask ({one_line(error)})"

@@ -37,9 +37,9 @@ from wishbone.data.batch import SharedPrefixBatch
 from wishbone.fused.lockstep import Lockstep
 from wishbone.ops.frozen_linear.scratch import held_scratch
 from wishbone.ops.prefix_attention.tables import overwrite_tables, tables_hold
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.model_state import ModelState
-from wishbone.policy.policy import Passed
+from wishbone.policy.policy import BackboneOutput
 
 UNDO = ("_cuda_endAllocateToPool", "_cuda_releasePool")
 """Functions of `torch._C` that clean up after a failed capture; without them nothing is recorded."""
@@ -66,12 +66,12 @@ class CudaGraphs:
     def __init__(
         self,
         model: nn.Module,
-        backbone: Callable[[SharedPrefixBatch, Beside | None, bool], Passed],
+        backbone: Callable[[SharedPrefixBatch, LockstepReference | None, bool], BackboneOutput],
         documents: int = 0,
     ) -> None:
         self._backbone, self._model, self._documents = backbone, model, documents
         self._state = ModelState(model)
-        self._recordings: dict[tuple[int, bool, Beside | None, bool], _Recording] = {}
+        self._recordings: dict[tuple[int, bool, LockstepReference | None, bool], _Recording] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
         self._open = False
@@ -123,24 +123,26 @@ class CudaGraphs:
         """Return the length that a row of so many tokens should be padded to."""
         return tokens if self._open or not self._recordings else padded_length(tokens, self.lengths)
 
-    def passed(self, batch: SharedPrefixBatch, beside: Beside | None = None, routed: bool = False) -> Passed | None:
+    def replay(
+        self, batch: SharedPrefixBatch, reference: LockstepReference | None = None, routed: bool = False
+    ) -> BackboneOutput | None:
         """Return what a pass over a row gives, or None where it has to be run.
 
         It holds until the next call. If gradients are on, the backward pass through it reaches the parameters.
 
         Args:
             batch: the row.
-            beside: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
+            reference: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
             routed: whether router logits are returned, [layers, tokens, experts].
 
         Raises:
             RuntimeError: while recording, if a pass cannot be recorded.
         """
-        key = batch.tokens, torch.is_grad_enabled(), beside, routed
+        key = batch.tokens, torch.is_grad_enabled(), reference, routed
         if self._open and key not in self._recordings:
             roomy = replace(batch, layout=batch.layout.with_room(self._documents))
             with _autocast_without_cache(), self._stand_ins() as leaves:
-                self._recordings[key] = self._record(roomy, beside, routed, leaves)
+                self._recordings[key] = self._record(roomy, reference, routed, leaves)
         recording = self._recordings.get(key)
         if recording is None or recording.state != self._state.read():
             return None
@@ -148,13 +150,12 @@ class CudaGraphs:
             return None
         recording.take(batch)
         hidden, *routers = _Replay.apply(self, recording, *self.trained)
-        if recording.reference and beside is not None:
-            reference, *difference = recording.reference
-            hidden = Lockstep(hidden, reference, beside.adapters, *difference)
-        return Passed(hidden, *routers)
+        if recording.reference and reference is not None:
+            hidden = Lockstep(hidden, recording.reference[0], reference.adapters, *recording.reference[1:])
+        return BackboneOutput(hidden, *routers)
 
     def _record(
-        self, batch: SharedPrefixBatch, beside: Beside | None, routed: bool, leaves: list[nn.Parameter]
+        self, batch: SharedPrefixBatch, reference: LockstepReference | None, routed: bool, leaves: list[nn.Parameter]
     ) -> _Recording:
         """Run a row, record it, and check that a replay gives the same numbers."""
         trains, tokens = torch.is_grad_enabled(), batch.tokens
@@ -163,7 +164,7 @@ class CudaGraphs:
             torch.cuda.empty_cache()  # memory cached for one stream cannot serve another, or a recording
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):  # loads, compiles and allocates what a capture cannot
-            outputs, reference = _halves(self._backbone(batch, beside, routed))
+            outputs, of_reference = _outputs(self._backbone(batch, reference, routed))
             run = [output.detach() for output in outputs]
             gradients = self._gradients(outputs, leaves, run) if trains else None
         torch.cuda.current_stream().wait_stream(self._stream)
@@ -171,9 +172,9 @@ class CudaGraphs:
         if longest:
             torch.cuda.empty_cache()
         recording = _Recording(batch, self._state.read(), torch.cuda.CUDAGraph(), self._memory("output", run))
-        recording.reference = self._memory("reference", reference)
+        recording.reference = self._memory("reference", of_reference)
         with self._captured(recording.forward):
-            outputs, again = _halves(self._backbone(batch, beside, routed))
+            outputs, again = _outputs(self._backbone(batch, reference, routed))
             for out, output in zip(recording.outputs, outputs, strict=True):
                 out.copy_(output.detach())
             for out, output in zip(recording.reference, again, strict=True):
@@ -192,7 +193,7 @@ class CudaGraphs:
         self._kept.append(held_scratch(run[0].device))
         recording.forward.replay()
         same = all(map(torch.equal, recording.outputs, run))
-        same = same and all(map(torch.equal, recording.reference, reference))
+        same = same and all(map(torch.equal, recording.reference, of_reference))
         if gradients is not None and recording.backward is not None and self.gradients is not None:
             recording.backward.replay()
             same = same and torch.equal(self.gradients, gradients)
@@ -267,12 +268,12 @@ class CudaGraphs:
         return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
 
 
-def _halves(passed: Passed) -> tuple[list[Tensor], list[Tensor]]:
-    """Return what a pass gives of the policy, and the reference's hidden states and the carried difference, if any.
+def _outputs(output: BackboneOutput) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the policy's outputs of a pass, and the reference's hidden states and the carried difference, if any.
 
     Router logits of all layers are one tensor, [layers, tokens, experts].
     """
-    hidden, routers = passed
+    hidden, routers = output
     own = [hidden.policy if isinstance(hidden, Lockstep) else hidden]
     if len(routers):
         own.append(routers if isinstance(routers, Tensor) else torch.stack(tuple(routers)))

@@ -52,7 +52,7 @@ class HeadScores:
         chunk_bytes: int | None,
         *,
         statistics: bool,
-        beside: ReferenceStates | None = None,
+        reference: ReferenceStates | None = None,
     ) -> TokenScores:
         """Return the scores of tokens, [tokens].
 
@@ -61,7 +61,7 @@ class HeadScores:
             targets: the tokens, [tokens].
             chunk_bytes: memory for the logits of the tokens that are scored at a time; None is the backend's default.
             statistics: whether anyone reads more of the scores than `logps`.
-            beside: as in `token_logps`.
+            reference: as in `token_logps`.
         """
         head = self._head
         if _is_wrapped(head):
@@ -76,10 +76,10 @@ class HeadScores:
             softcap=self.softcap,
             chunk_bytes=chunk_bytes,
             statistics=statistics,
-            beside=beside,
+            reference=reference,
         )
 
-    def of_halves(
+    def of_policy_and_reference(
         self, hidden: Lockstep, targets: Tensor, chunk_bytes: int | None, adapters: tuple[str, ...]
     ) -> tuple[TokenScores, TokenScores]:
         """Return the scores of tokens, [tokens], of the policy and of the reference, whose own hold only `logps`.
@@ -92,8 +92,8 @@ class HeadScores:
         """
         head = self._head
         if hidden.difference is not None and not _is_trained(head):
-            states = ReferenceStates.of(*(self._ready(x) for x in hidden.halves()[1:]))
-            own = self.of(hidden.policy, targets, chunk_bytes, statistics=True, beside=states)
+            states = ReferenceStates.of(*(self._ready(x) for x in hidden.with_difference()[1:]))
+            own = self.of(hidden.policy, targets, chunk_bytes, statistics=True, reference=states)
             return own, TokenScores.logps_alone(states.logps)
         with torch.no_grad(), reference_of(head, adapters):
             reference = self.of(hidden.reference, targets, chunk_bytes, statistics=False)

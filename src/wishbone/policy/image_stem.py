@@ -26,7 +26,7 @@ from wishbone.fused.instance_attributes import InstanceAttributes
 from wishbone.fused.lockstep import only_adapters, together
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import text_layers
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 
 TOWER = "get_image_features"
 """The method of transformers' models that runs the tower and projects its results."""
@@ -64,18 +64,18 @@ class ImageStem:
         return callable(getattr(self._decoder, TOWER, None))
 
     @contextmanager
-    def running(self, beside: Beside | None = None) -> Iterator[None]:
+    def running(self, reference: LockstepReference | None = None) -> Iterator[None]:
         """Context of the forward pass of a row with images.
 
         Args:
-            beside: the reference that is computed in the same pass.
+            reference: the reference that is computed in the same pass.
         """
         replaced = InstanceAttributes()
-        replaced.add(self._decoder, TOWER, self._tower(getattr(self._decoder, TOWER), beside))
+        replaced.add(self._decoder, TOWER, self._tower(getattr(self._decoder, TOWER), reference))
         with replaced.replaced():
             yield
 
-    def _tower(self, run: Callable[..., Any], beside: Beside | None) -> Callable[..., Any]:
+    def _tower(self, run: Callable[..., Any], reference: LockstepReference | None) -> Callable[..., Any]:
         """The method that runs the tower, within `running`."""
         trained = any(p.requires_grad for module in self._outside for p in module.parameters(recurse=False))
         adapters = [vars(module) for module in self._outside if OFF in vars(module)]
@@ -83,11 +83,11 @@ class ImageStem:
         def features(*args: Any, prefix_layout: Any = None, **kwargs: Any) -> Any:
             with nullcontext() if trained else torch.no_grad():
                 policy = run(*args, **kwargs)
-            if beside is None or not adapters:
+            if reference is None or not adapters:
                 return policy
-            with torch.no_grad(), only_adapters(adapters, beside.adapters):
-                reference = run(*args, **kwargs)
-            return _both(policy, reference, beside.adapters)
+            with torch.no_grad(), only_adapters(adapters, reference.adapters):
+                reference_output = run(*args, **kwargs)
+            return _both(policy, reference_output, reference.adapters)
 
         return features
 

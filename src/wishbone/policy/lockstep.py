@@ -1,7 +1,7 @@
-"""What a model's modules do with both halves at once, for as long as a pass of policy and reference runs.
+"""How a model's modules run in one pass of policy and reference.
 
-`fused/lockstep.py` says what the halves are. Fused layers take them by themselves. Here, modules that have to run once
-for each half do so, and layers that are recomputed get a checkpoint that knows both.
+`fused/lockstep.py` has the tensors of such a pass. Fused layers take them as they are. Here, other modules with
+adapters run twice, once for each, and layers that are recomputed get a checkpoint for both.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ DIFFERENCE_VARIABLE = "WISHBONE_CARRIED_DIFFERENCE"
 """Environment variable: `on` or `off` instead of what `carries` decides."""
 
 APART = ("experts", "recurrence")
-"""Parts that run once for each half: which kernels they call depends on values, or they mix tokens in unknown code."""
+"""Parts that run twice: their kernels depend on the values of tensors, or they mix tokens in unknown code."""
 
 
 @dataclass(frozen=True)
-class Beside:
+class LockstepReference:
     """A reference that is the policy's own weights, and so can be computed in one pass with it.
 
     Attributes:
@@ -50,8 +50,8 @@ class LockstepModules:
     Args:
         model: with its adapters.
         layers: those that can be recomputed.
-        fused: layers that take both halves at once and are switched on now, or None.
-        recurrent: modules of the kind "recurrence" whose code runs on both halves.
+        fused: layers that take policy and reference at once and are switched on now, or None.
+        recurrent: modules of the kind "recurrence" whose code runs on policy and reference.
 
     Raises:
         NotImplementedError: something else has replaced the forward of an adapter's layer, which would run with the
@@ -81,7 +81,7 @@ class LockstepModules:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Context of a forward pass of both halves."""
+        """Context of a forward pass of policy and reference."""
         checkpoints = [vars(layer) for layer in self._layers if layer.gradient_checkpointing]
         before: list[Callable[..., Any]] = [own[CHECKPOINT] for own in checkpoints]
         with self._attributes.replaced():
@@ -118,7 +118,7 @@ def carries(model: nn.Module, fused: FusedLayers | None) -> bool:
 
 @contextmanager
 def embedding_of_both(embedding: Any, adapters: tuple[str, ...], carry: bool = False) -> Iterator[None]:
-    """Context in which a model's embedding gives both halves of the ids that the model's own code hands it.
+    """Context in which a model's embedding gives the embeddings of policy and reference.
 
     Arguments as `embedded`.
 
@@ -141,13 +141,13 @@ def embedded(
     carry: bool = False,
     embed: Callable[[Tensor], Tensor] | None = None,
 ) -> Lockstep:
-    """Return the embeddings of a row in both halves, [1, tokens, hidden_size].
+    """Return the embeddings of a row, of policy and reference, [1, tokens, hidden_size].
 
     Args:
         embedding: the model's, perhaps with an adapter.
         input_ids: [1, tokens].
         adapters: names of those that are on in the reference.
-        carry: whether what the halves differ by travels in a tensor of its own, through the whole model. Not where the
+        carry: whether what the two differ by travels in a tensor of its own, through the whole model. Not where the
             reference has adapters: layers would round what two adapters add, and not what they differ by.
         embed: its own forward, where that is replaced.
     """
@@ -166,7 +166,7 @@ def reference_of(module: nn.Module, adapters: tuple[str, ...]) -> Any:
 
 
 def of_policy(recorded: Sequence[Tensor]) -> list[Tensor]:
-    """Return the policy's of what transformers recorded of modules in a pass of both halves.
+    """Return the policy's outputs among those that transformers recorded in a pass of policy and reference.
 
     A module that runs apart is recorded twice, first for the policy, then for the reference.
     """

@@ -41,7 +41,7 @@ from wishbone.policy.attention_hook import (
 )
 from wishbone.policy.head_scores import HeadScores
 from wishbone.policy.image_stem import ImageStem
-from wishbone.policy.lockstep import Beside, LockstepModules, carries, embedding_of_both, of_policy
+from wishbone.policy.lockstep import LockstepModules, LockstepReference, carries, embedding_of_both, of_policy
 from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
@@ -50,7 +50,7 @@ Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
 
 
-class Passed(NamedTuple):
+class BackboneOutput(NamedTuple):
     """What a pass through the backbone gives.
 
     Attributes:
@@ -176,21 +176,17 @@ class Policy:
     def hidden_states(
         self,
         batch: PreferenceBatch,
-        execution: Execution = UNLIMITED,
-        routing: RowRouting | None = None,
-        beside: Beside | None = None,
+        reference: LockstepReference | None = None,
     ) -> Tensor:
         """Return last hidden states of the tokens that predict, [scored, hidden_size]; call it within `running()`.
 
         Args:
             batch: the pairs.
-            execution: how the row is computed; its graphs must be of this model.
-            routing: takes the router logits of all layers; None records none.
-            beside: the reference that is computed in the same pass; the result is a `Lockstep` then.
+            reference: the reference that is computed in the same pass; the result is a `Lockstep` then.
         """
 
         def hidden() -> Tensor:
-            found = self._predicting(batch, execution, routing, beside)
+            found = self._predicting(batch, UNLIMITED, None, reference)
             return self._calls.as_head(lambda: found)
 
         return self._calls.as_root(hidden)
@@ -200,43 +196,45 @@ class Policy:
         batch: PreferenceBatch,
         execution: Execution,
         routing: RowRouting | None,
-        beside: Beside | None = None,
+        reference: LockstepReference | None = None,
     ) -> Tensor:
         """`hidden_states` within the call of the whole model."""
         routed = routing is not None
-        passed: Passed | None = None
+        output: BackboneOutput | None = None
         if execution.graphs is not None and isinstance(batch, SharedPrefixBatch) and not batch.images:
-            passed = execution.graphs.passed(batch, beside, routed)
-        passed = self.backbone(batch, beside, routed) if passed is None else passed
+            output = execution.graphs.replay(batch, reference, routed)
+        output = self.backbone(batch, reference, routed) if output is None else output
         if routing is not None:
-            routing.take(passed.router_logits)
-        return passed.hidden.flatten(0, 1).index_select(0, batch.predictor_index)
+            routing.take(output.router_logits)
+        return output.hidden.flatten(0, 1).index_select(0, batch.predictor_index)
 
-    def backbone(self, batch: PreferenceBatch, beside: Beside | None = None, routed: bool = False) -> Passed:
+    def backbone(
+        self, batch: PreferenceBatch, reference: LockstepReference | None = None, routed: bool = False
+    ) -> BackboneOutput:
         """Return what a pass over a batch gives; call it within `running()`.
 
         Args:
             batch: the pairs.
-            beside: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
+            reference: the reference that is computed in the same pass; the hidden states are a `Lockstep` then.
             routed: whether to return router logits.
         """
         inputs = batch.model_inputs | ({"output_router_logits": True} if routed else {})
         has_images = isinstance(batch, SharedPrefixBatch) and bool(batch.images)
         lockstep: AbstractContextManager[None] = nullcontext()
         embedding: AbstractContextManager[None] = nullcontext()
-        if beside is not None:
+        if reference is not None:
             own, carry = self.causal_lm.get_input_embeddings(), self.carry and not has_images
-            lockstep, embedding = self._lockstep.running(), embedding_of_both(own, beside.adapters, carry)
+            lockstep, embedding = self._lockstep.running(), embedding_of_both(own, reference.adapters, carry)
         with (
             embedding,
             lockstep,
-            self.image_stem.running(beside) if has_images else nullcontext(),
+            self.image_stem.running(reference) if has_images else nullcontext(),
         ):
             output = self._decoded(inputs)
         if not routed:
-            return Passed(output.last_hidden_state)
-        recorded = output.router_logits if beside is None else of_policy(output.router_logits)
-        return Passed(output.last_hidden_state, recorded)
+            return BackboneOutput(output.last_hidden_state)
+        recorded = output.router_logits if reference is None else of_policy(output.router_logits)
+        return BackboneOutput(output.last_hidden_state, recorded)
 
     def _own_output(self, inputs: dict[str, Any]) -> Any:
         """Run the model with its own head."""
@@ -291,10 +289,10 @@ class Policy:
 
             return self._calls.as_root(scores)
 
-    def scores_beside(
+    def scores_in_lockstep(
         self,
         batch: PreferenceBatch,
-        beside: Beside,
+        reference: LockstepReference,
         execution: Execution = UNLIMITED,
         *,
         routing: RowRouting | None = None,
@@ -305,16 +303,18 @@ class Policy:
 
         Args:
             batch: the pairs, in the form "shared_prefix".
-            beside: what the reference is.
+            reference: what the reference is.
             execution: how the row is computed.
             routing: takes the policy's router logits of all layers; None records none.
         """
 
         def scores() -> tuple[TokenScores, TokenScores]:
-            hidden = self._predicting(batch, execution, routing, beside)
+            hidden = self._predicting(batch, execution, routing, reference)
             assert isinstance(hidden, Lockstep)
             return self._calls.as_head(
-                lambda: self._head.of_halves(hidden, batch.targets, execution.head_chunk, beside.adapters)
+                lambda: self._head.of_policy_and_reference(
+                    hidden, batch.targets, execution.head_chunk, reference.adapters
+                )
             )
 
         with self.autocast(), self._activations(batch, execution):

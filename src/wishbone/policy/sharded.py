@@ -7,7 +7,7 @@ head's weight. So the unit around all others and that of the head are called her
 `forward`, for as long as a pass lasts, and their hooks run as in any other call.
 
 FSDP looks through the arguments and outputs of its modules for tensors. It must not see a `Lockstep`, which is no
-tensor to PyTorch's C++ code. So hooks around FSDP's show it the policy's half.
+tensor to PyTorch's C++ code. So hooks around FSDP's show it the policy's tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from wishbone.fused.lockstep import half_of, rejoined
+from wishbone.fused.lockstep import rejoined, tensors_of
 
 Result = TypeVar("Result")
 
@@ -36,8 +36,8 @@ class ShardedCalls:
         self._root = model if isinstance(model, FSDPModule) else None
         self._head = head if isinstance(head, FSDPModule) else None
         for module in model.modules() if self._root is not None else ():
-            if isinstance(module, FSDPModule) and not _HalvesHidden.on(module):
-                _HalvesHidden(module)
+            if isinstance(module, FSDPModule) and not _ReferenceHidden.on(module):
+                _ReferenceHidden(module)
 
     @property
     def sharded(self) -> bool:
@@ -87,13 +87,13 @@ def _called(module: nn.Module | None, compute: Callable[[], Result]) -> Result:
 
 def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
-        return half_of([result], "policy")  # type: ignore[no-any-return]
+        return tensors_of([result], "policy")  # type: ignore[no-any-return]
     parts = result if isinstance(result, tuple | list) else vars(result).values()
     return [tensor for part in parts if part is not None for tensor in _tensors(part)]
 
 
-class _HalvesHidden:
-    """Hooks of one module around FSDP's: only the policy's half of a `Lockstep` is there while FSDP's run."""
+class _ReferenceHidden:
+    """Hooks of one module around FSDP's: only the policy's tensor of a `Lockstep` is there while FSDP's run."""
 
     def __init__(self, module: nn.Module) -> None:
         self._hidden: list[Any] = []
@@ -106,19 +106,19 @@ class _HalvesHidden:
     def on(module: nn.Module) -> bool:
         """Whether a module has them."""
         return any(
-            isinstance(getattr(hook, "__self__", None), _HalvesHidden) for hook in module._forward_hooks.values()
+            isinstance(getattr(hook, "__self__", None), _ReferenceHidden) for hook in module._forward_hooks.values()
         )
 
     def _split_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._hidden.append((args, kwargs))
-        return half_of(args, "policy"), half_of(kwargs, "policy")
+        return tensors_of(args, "policy"), tensors_of(kwargs, "policy")
 
     def _join_inputs(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         return rejoined((args, kwargs), self._hidden.pop())
 
     def _split_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         self._hidden.append(output)
-        return half_of(output, "policy")
+        return tensors_of(output, "policy")
 
     def _join_output(self, module: nn.Module, args: Any, output: Any) -> Any:
         return rejoined(output, self._hidden.pop())

@@ -33,7 +33,7 @@ from wishbone.engine.execution import UNLIMITED, Execution
 from wishbone.errors import RequestError
 from wishbone.ops.to_device import to_device
 from wishbone.paths import user_path
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.long_sequences import positions_depend_on_length
 from wishbone.policy.policy import Policy
 from wishbone.reference.identity import Autocast, reference_identity
@@ -118,9 +118,9 @@ class CachedReference(ReferencePolicy):
         sequences = [s for i in missing for s in (2 * i, 2 * i + 1)]
         return values.index_copy(0, to_device(torch.tensor(sequences), device), computed.to(values.dtype))
 
-    def beside(self, batch: PreferenceBatch) -> Beside | None:
+    def lockstep_reference(self, batch: PreferenceBatch) -> LockstepReference | None:
         """Return what `inner` says if a value is missing."""
-        return None if self.knows(batch.pairs) else self.inner.beside(batch)
+        return None if self.knows(batch.pairs) else self.inner.lockstep_reference(batch)
 
     def is_the_policy(self) -> bool:
         """Return what `inner` says."""
@@ -131,7 +131,7 @@ class CachedReference(ReferencePolicy):
         keys = [self._key(pair) for pair in pairs]
         return len(self._known(keys)) == len(set(keys))
 
-    def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
+    def record(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
         """Keep values that were missing, and return the known ones in the place of those computed again."""
         keys = [self._key(pair) for pair in batch.pairs]
         known = self._known(keys)

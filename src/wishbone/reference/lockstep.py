@@ -1,8 +1,8 @@
 """Whether policy and reference of a run can be computed in one pass: found out by trying, before the first step.
 
-A model's own code runs on both halves (`fused/lockstep.py`). Code that looks at the values of tensors, or hands them
-to something that knows nothing of halves, cannot. So two made-up pairs are scored in one pass and in two; where the
-log-probabilities differ by more than rounding, or the pass fails, two passes are used.
+A model's own code runs on policy and reference (`fused/lockstep.py`). Code that reads the values of tensors, or passes
+them to other libraries, cannot. So two made-up pairs are scored in one pass and in two; where the log-probabilities
+differ by more than rounding, or the pass fails, two passes are used.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from wishbone.data.batch import TokenizedPair
 from wishbone.model.eight_bit_linear import EightBitLinear
 from wishbone.policy.capability import TOLERANCE, trial_pairs
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
 from wishbone.reference.reference import AdapterDisabled
 
 FAILURES = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What a model's code raises that cannot run on both halves."""
+"""What a model's code raises that cannot run on policy and reference."""
 
 EIGHT_BITS = 0.1
 """Relative difference that rounding inputs to 8 bits explains."""
@@ -71,7 +71,7 @@ def _error(policy: Policy, reference: AdapterDisabled, pairs: Sequence[Tokenized
     with policy.running():
         expected.append(sequence_scores(policy.token_scores(batch, statistics=False), batch).logps)
         with torch.set_grad_enabled(graph):
-            found = policy.scores_beside(batch, Beside(tuple(reference.on())))
+            found = policy.scores_in_lockstep(batch, LockstepReference(tuple(reference.on())))
         got = [sequence_scores(scores, batch).logps.detach() for scores in reversed(found)]
     difference = max(
         float((own.double() - one.double()).norm() / own.double().norm())

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from wishbone.data.batch import PreferenceBatch
 from wishbone.engine.execution import UNLIMITED, Execution
-from wishbone.model.frozen_copy import HeldParameters
+from wishbone.model.frozen_copy import StartValues
 from wishbone.ops.to_device import to_device
 from wishbone.policy.activations import chosen_activations
-from wishbone.policy.lockstep import Beside
+from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.policy import Policy
 from wishbone.preference.sequence_scores import sequence_scores
 from wishbone.reference.adapter_switch import AdapterSwitch, EmptyAdapterCheck
@@ -35,7 +35,7 @@ class ReferencePolicy(ABC):
     def logps(self, batch: PreferenceBatch, execution: Execution = UNLIMITED) -> Tensor:
         """Return the reference log-probabilities of `batch`, computed as `execution` says."""
 
-    def beside(self, batch: PreferenceBatch) -> Beside | None:
+    def lockstep_reference(self, batch: PreferenceBatch) -> LockstepReference | None:
         """Return what the reference is where one pass should compute it with the policy; None where `logps` should."""
         return None
 
@@ -43,8 +43,8 @@ class ReferencePolicy(ABC):
         """Return whether policy and reference are one model at the moment, so that one's values are the other's."""
         return False
 
-    def take(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
-        """Take values, [2 * pairs], that were computed beside or by the policy, and return those to use."""
+    def record(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
+        """Note log-probabilities, [2 * pairs], that a pass of the policy computed, and return those to use."""
         return logps
 
 
@@ -66,7 +66,7 @@ class AdapterDisabled(ReferencePolicy):
         policy: Policy,
         adapter: str | None = None,
         ld_alpha: float | None = None,
-        held: HeldParameters | None = None,
+        held: StartValues | None = None,
     ) -> None:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
@@ -91,9 +91,9 @@ class AdapterDisabled(ReferencePolicy):
             scores = self._policy.token_scores(batch, execution, statistics=False)
             return sequence_scores(scores, batch, self._ld_alpha).logps
 
-    def beside(self, batch: PreferenceBatch) -> Beside | None:
+    def lockstep_reference(self, batch: PreferenceBatch) -> LockstepReference | None:
         """Return the adapters that are on, if policy and reference run in one pass."""
-        return Beside(tuple(self.on())) if self.in_lockstep else None
+        return LockstepReference(tuple(self.on())) if self.in_lockstep else None
 
     def is_the_policy(self) -> bool:
         """Return whether all adapters that are on in either add nothing yet, as before a run's first step.

@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel
 
 from wishbone.errors import RequestError
 from wishbone.model.adapter import copy_adapter, scale_adapter
-from wishbone.model.frozen_copy import FROZEN, LEFT_BY_SYNCHRONIZATION, HeldParameters, without_effect_on_base
+from wishbone.model.frozen_copy import FROZEN, LEFT_BY_SYNCHRONIZATION, StartValues, without_effect_on_base
 from wishbone.policy.policy import Policy
 from wishbone.reference.reference import AdapterDisabled
 
@@ -37,7 +37,7 @@ class SynchronizedAdapter(AdapterDisabled):
         RequestError: the adapter is more than a product of matrices that is added.
     """
 
-    def __init__(self, policy: Policy, ld_alpha: float | None = None, held: HeldParameters | None = None) -> None:
+    def __init__(self, policy: Policy, ld_alpha: float | None = None, held: StartValues | None = None) -> None:
         super().__init__(policy, ld_alpha=ld_alpha)
         config = self._model.peft_config[self._model.active_adapter]
         trains_more = not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NICE = (1, 2, 2.5, 5, 10)
+TICKS = 5
 SMALLEST_SPAN = 1e-250
 
 
@@ -28,15 +29,14 @@ class Axis:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
 
-def linear_axis(values: Sequence[float], start: float, end: float, *, whole: bool = False, ticks: int = 5) -> Axis:
-    """Return an axis that shows all `values` (finite) and has about `ticks` ticks at round numbers.
+def linear_axis(values: Sequence[float], start: float, end: float, *, whole: bool = False) -> Axis:
+    """Return an axis that shows all `values` (finite) and has about five ticks at round numbers.
 
     Args:
         values: values that must be visible; at least one.
         start: pixel of the lowest value.
         end: pixel of the highest value.
         whole: ticks only at whole numbers, and no margin at the ends (for optimizer steps).
-        ticks: how many ticks there should be.
     """
     low, high = min(values), max(values)
     if high - low <= max(SMALLEST_SPAN, 1e-9 * max(abs(low), abs(high))):
@@ -45,7 +45,7 @@ def linear_axis(values: Sequence[float], start: float, end: float, *, whole: boo
     elif not whole:
         room = 0.04 * (high - low)
         low, high = low - room, high + room
-    step = (high - low) / ticks
+    step = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(step))
     step = next(nice * power for nice in NICE if nice * power >= step * 0.999)
     if whole:

@@ -13,7 +13,6 @@ from typing import Any, TypeGuard
 
 from wishbone.report.guard import LONGEST_TEXT, alarms
 from wishbone.report.markup import Markup, element, join
-from wishbone.report.outcome import in_words
 from wishbone.report.run_directory import CONFIG, RunRecord
 
 MOST_TOKENS, MOST_TOKEN_LETTERS, MOST_PAIRS = 400, 200, 8
@@ -217,8 +216,3 @@ def next_steps(record: RunRecord) -> Markup:
         )
     ]
     return section("What next", element("ul", *rows, class_="next"))
-
-
-def shown_number(value: Any) -> str:
-    """A number of a table, or a dash."""
-    return in_words(float(value)) if isinstance(value, int | float) and not isinstance(value, bool) else "\N{EN DASH}"

@@ -63,7 +63,7 @@ from wishbone.run.trackers import open_trackers, tracked_name
 from wishbone.run.training_arguments import training_arguments
 from wishbone.trainer.fingerprint import pairs_facts
 from wishbone.trainer.image_tokens import images_of, trained_columns
-from wishbone.trainer.same_run import failure_told, libraries, refuse_differences
+from wishbone.trainer.same_run import failure_announced, libraries, refuse_differences
 from wishbone.trainer.stop_after_step import StopAfterStep
 from wishbone.trainer.trainer import DPOTrainer
 from wishbone.trainer.whole_weights import whole_weights
@@ -94,7 +94,7 @@ def train(
         Stopped: a signal came.
     """
     console = console or Console(stderr=True)
-    with ExitStack() as opened, failure_told():
+    with ExitStack() as opened, failure_announced():
         if is_first_process() and not heard():
             display = PhaseDisplay(console)
             opened.callback(display.close)

@@ -2,7 +2,7 @@
 
 A sequence longer than the positions that a model was trained on is read beyond what the model knows, or, where
 positions are rows of a table, not at all. On a CPU nothing is tried beforehand, so the planner's estimate of the
-longest row decides whether a run begins; on a GPU the rehearsal measures it.
+longest row decides whether a run begins; on a GPU profiling measures it.
 """
 
 from __future__ import annotations

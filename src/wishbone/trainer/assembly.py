@@ -16,13 +16,13 @@ from torch import nn
 from transformers import TrainerCallback
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.engine.compile_ahead import compile_ahead
 from wishbone.engine.execution import Execution, Treatment
-from wishbone.engine.first_kernels import compile_ahead
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.coverage import Coverage
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
-from wishbone.model.frozen_copy import FROZEN, HeldParameters
+from wishbone.model.frozen_copy import FROZEN, StartValues
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.quantization import forbid_repacking
 from wishbone.phases import phase
@@ -59,7 +59,7 @@ class Assembly:
 
     Attributes:
         step: computes losses and gradients.
-        execution: how rows are computed until the run has been rehearsed.
+        execution: how rows are computed until profiling has chosen.
         form_reason: why the policy does not run in its fast form, in one line, or None.
         callbacks: what the trainer must call for the step's reference to stay right.
         coverage: which parts of the policy run fused.
@@ -77,7 +77,7 @@ def assemble_step(
     ref_model: nn.Module | None,
     args: DPOConfig,
     autocast: Autocast = nullcontext,
-    held: HeldParameters | None = None,
+    held: StartValues | None = None,
     load_balancing: LoadBalancing | None = None,
     images: Sequence[TokenizedPair] = (),
 ) -> Assembly:
@@ -194,7 +194,7 @@ def _fused_layers(model: nn.Module, args: DPOConfig) -> FusedLayers | None:
         return None
     fused = FusedLayers(model)
     if on_gpu and not is_sharded(model):
-        fused.linears.lay_in_one_buffer()
+        fused.linears.join_weights()
     return fused
 
 
@@ -232,7 +232,7 @@ def _reference(
     args: DPOConfig,
     autocast: Autocast,
     objective: Objective,
-    held: HeldParameters | None,
+    held: StartValues | None,
     images: Sequence[TokenizedPair],
 ) -> tuple[ReferencePolicy, list[TrainerCallback]]:
     """Return the reference and the callbacks that it needs."""

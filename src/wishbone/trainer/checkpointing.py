@@ -57,7 +57,7 @@ class CheckpointedTrainer(ResumedTrainer):
     _push_later = False
     _timed: TimedSaves | None = None
 
-    def _checkpoint_by_the_clock(self) -> None:
+    def _checkpoint_by_time(self) -> None:
         """Save every few minutes where that is asked for; called once TRL has constructed itself."""
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)

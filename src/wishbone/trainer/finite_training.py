@@ -48,14 +48,14 @@ class FiniteTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self._first_non_finite.check()
         return output
 
-    def seen(self, loss: Tensor) -> Tensor:
-        """Return the loss of the step under way, a scalar, after a look at whether it is finite."""
+    def check_finite(self, loss: Tensor) -> Tensor:
+        """Return the loss of the current step, a scalar; note on its device whether it is finite."""
         if self.args.stop_on_non_finite:
             self._first_non_finite.see_loss(loss, self.state.global_step + 1)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return transformers' norm of all gradients after a look at whether it is finite."""
+        """Return transformers' norm of all gradients; note on its device whether it is finite."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if self.args.stop_on_non_finite:
             scaler = self.accelerator.scaler
@@ -77,7 +77,7 @@ class FiniteTrainer(TRLDPOTrainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as TRL does; then, as the host has waited for the device, look at what it noted."""
+        """Log as TRL does, which waits for the device; then read what was noted there."""
         super().log(logs, start_time)
         if self.model.training:
             self._first_non_finite.check()

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What a trainer has that its guard needs.
+class GuardContext:
+    """What a guard needs of its trainer.
 
     Attributes:
         model: the model that is trained, unwrapped.
@@ -55,36 +55,36 @@ class Surroundings:
     writes: bool
 
 
-def guard_of(args: DPOConfig, step: PreferenceStep, around: Surroundings) -> Guard | None:
+def guard_of(args: DPOConfig, step: PreferenceStep, context: GuardContext) -> Guard | None:
     """Return the guard that a trainer's arguments ask for, or None."""
     if args.guard == "off":
         return None
-    found = _sample(step, around)
+    found = _sample(step, context)
     if found is None:
         logger.warning("The guard does not watch this run: its pairs are a stream, and none are held out.")
         return None
     pairs, heldout = found
-    tokenizer, folder = around.tokenizer, Path(args.output_dir)
+    tokenizer, folder = context.tokenizer, Path(args.output_dir)
 
     def share(value: Any) -> Any:
-        return broadcast_object_list([value])[0] if around.processes > 1 else value
+        return broadcast_object_list([value])[0] if context.processes > 1 else value
 
     return Guard(
         cast(Action, args.guard),
         args.guard_steps,
         Measuring(
             step=step,
-            execution=around.execution,
+            execution=context.execution,
             sample=Sample(pairs, heldout=heldout, beta=args.beta, moves=args.sync_ref_model),
             questions=questions_of(pairs, step.policy.causal_lm, tokenizer.eos_token_id, tokenizer.pad_token_id),
-            here=around.writes,
+            here=context.writes,
             share=share,
             decode=partial(tokenizer.decode, skip_special_tokens=True),
         ),
-        BestWeights(around.model, folder, around.load_checkpoint),
-        Record(folder, writes=around.writes),
+        BestWeights(context.model, folder, context.load_checkpoint),
+        Record(folder, writes=context.writes),
         {
-            "adapter.method": "lora" if isinstance(around.model, PeftModel) else "full",
+            "adapter.method": "lora" if isinstance(context.model, PeftModel) else "full",
             "preference.beta": args.beta,
             "preference.loss": list(args.loss_type),
             "training.learning_rate": args.learning_rate,
@@ -95,15 +95,15 @@ def guard_of(args: DPOConfig, step: PreferenceStep, around: Surroundings) -> Gua
     )
 
 
-def _sample(step: PreferenceStep, around: Surroundings) -> tuple[list[TokenizedPair], bool] | None:
+def _sample(step: PreferenceStep, context: GuardContext) -> tuple[list[TokenizedPair], bool] | None:
     """The first pairs that are held out, otherwise of the training data, and whether they are held out."""
-    evaluated = around.evaluated
+    evaluated = context.evaluated
     if isinstance(evaluated, dict):
         evaluated = next(iter(evaluated.values()), None)
-    for rows, heldout in ((evaluated, True), (around.trained, False)):
+    for rows, heldout in ((evaluated, True), (context.trained, False)):
         if not isinstance(rows, Dataset) or len(rows) == 0:
             continue
-        pairs: list[TokenizedPair] = around.collate([rows[at] for at in range(min(PAIRS, len(rows)))])["pairs"]
+        pairs: list[TokenizedPair] = context.collate([rows[at] for at in range(min(PAIRS, len(rows)))])["pairs"]
         if not isinstance(step.reference, Stored) or pairs[0].ref_chosen_logps is not None:
             return pairs, heldout
     return None

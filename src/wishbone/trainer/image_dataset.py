@@ -26,6 +26,8 @@ LENGTHS = "lengths_with_images"
 READ_AT_A_TIME = 16
 MOST_PROBLEMS = 20
 """Rows that cannot be read before reading stops."""
+TRIAL_PAIRS = 2
+"""Pairs with images with which a row is compared with ordinary sequences before training."""
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +134,14 @@ def prepare_evaluated(evaluated: Any, encoder: ImageRows, args: DPOConfig) -> An
     return prepare_image_pairs(evaluated, encoder, args, "eval").rows
 
 
-def trial_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig, count: int = 2) -> list[TokenizedPair]:
-    """Return the first pairs of a data set that have images."""
+def trial_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig) -> list[TokenizedPair]:
+    """Return the first `TRIAL_PAIRS` pairs of a data set that have images, or fewer."""
     pairs: list[TokenizedPair] = []
     for row in _first(rows, 100):
         pair = encoder.pair(row, max_length=args.max_length, longest_prompt=args.max_prompt_length)
         if pair.images is not None:
             pairs.append(pair)
-        if len(pairs) == count:
+        if len(pairs) == TRIAL_PAIRS:
             break
     return pairs
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -38,12 +37,10 @@ class ImageRows:
 
     Args:
         processor: the model's, with a tokenizer and an image processor.
-        folder: where relative paths of images begin and which no path may leave; None: the working directory, any path.
     """
 
-    def __init__(self, processor: Any, folder: Path | None = None) -> None:
+    def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._folder = folder
         self._tokens_of_size: dict[tuple[str, int, int], int] = {}
         self._mark = str(getattr(processor, "image_token", None) or "")
         self._mark_id = processor.tokenizer.convert_tokens_to_ids(self._mark) if self._mark else None
@@ -61,7 +58,7 @@ class ImageRows:
         """
         if completion_has_image(row):
             raise RequestError("a completion has an image, which cannot be trained here; leave the row out")
-        images = [read_image(cell, self._folder) for cell in row_images(row)]
+        images = [read_image(cell) for cell in row_images(row)]
         texts = self._texts(row, images)
         prompt, made = (
             self._encoded(texts["prompt"], images) if images else (self._text_ids(texts["prompt"], "prompt"), None)
@@ -91,7 +88,7 @@ class ImageRows:
             RequestError: as `pair`, for what can be known without pixels.
         """
         cells = row_images(row)
-        sizes = [image_size(cell, self._folder) for cell in cells] if sizes is None else sizes
+        sizes = [image_size(cell) for cell in cells] if sizes is None else sizes
         texts = self._texts(row, cells)
         chosen, rejected = (len(self._text_ids(texts[side], side)) for side in SIDES[1:])
         return self._prompt_length(texts["prompt"], sizes, near), chosen, rejected

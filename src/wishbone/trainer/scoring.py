@@ -22,7 +22,7 @@ from wishbone.engine.distributed import sum_over_processes
 from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.guard.guard import Guard
-from wishbone.model.frozen_copy import HeldParameters
+from wishbone.model.frozen_copy import StartValues
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.evaluation_sets import move_under_set
@@ -99,7 +99,7 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
         own = {name: inputs[name] for name in inputs if name != "pairs"}
-        held: HeldParameters | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
+        held: StartValues | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
         with nullcontext() if held is None else held.in_place():
             return super().compute_ref_log_probs(model, own)  # type: ignore[no-any-return]
 

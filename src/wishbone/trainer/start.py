@@ -29,7 +29,7 @@ from wishbone.errors import RequestError, some_of
 from wishbone.model.adapter import copy_adapter
 from wishbone.model.frozen_copy import (
     FROZEN,
-    HeldParameters,
+    StartValues,
     copied_model,
     drop_frozen,
     is_whole_in_memory,
@@ -172,7 +172,7 @@ def refuse_precomputed_elsewhere(peft_config: Any) -> None:
     )
 
 
-def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -> HeldParameters | None:
+def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -> StartValues | None:
     """Make the reference of a model with an adapter exact after TRL's constructor; the model itself stays as it is.
 
     Args:
@@ -201,7 +201,7 @@ def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -
     adapters = [FROZEN] if FROZEN in model.peft_config else []
     ran = {id(tensor) for tensor in base_tensors(model.get_base_model(), adapters).values()}
     held = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in ran}
-    return HeldParameters(held) if held else None
+    return StartValues(held) if held else None
 
 
 def refuse_other_start(policy: Tensor, reference: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:

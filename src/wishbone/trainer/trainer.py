@@ -24,9 +24,9 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from wishbone.data.batch import TokenizedPair
+from wishbone.engine.compile_ahead import compile_trial_kernels
 from wishbone.engine.distributed import fill_gradients, reduce_gradients, send_float8_as_bytes, sum_over_processes
 from wishbone.engine.execution import UNLIMITED
-from wishbone.engine.first_kernels import compile_tries_ahead
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.engine.sharing import Share, share_of
 from wishbone.engine.step import PreferenceStep
@@ -34,7 +34,7 @@ from wishbone.errors import RequestError
 from wishbone.fused.coverage import Coverage
 from wishbone.guard.guard import Guard
 from wishbone.model.adapter import parameter_values, train_in_float32, undo_rounding
-from wishbone.model.frozen_copy import harmless_copies
+from wishbone.model.frozen_copy import second_adapter_harmless
 from wishbone.preference.losses import are_reference_free
 from wishbone.preference.metrics import PairMetrics
 from wishbone.trainer.argument_kinds import check_optimizer
@@ -46,22 +46,17 @@ from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import refuse_tokens_without_embedding, refuse_tokens_without_position
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
-from wishbone.trainer.guarding import Surroundings, guard_of
+from wishbone.trainer.guarding import GuardContext, guard_of
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.moving_reference import load_reference
+from wishbone.trainer.profiling import ProfiledTrainer
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
-from wishbone.trainer.rehearsing import RehearsedTrainer
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.same_run import compare_processes
 from wishbone.trainer.scoring import ScoringTrainer
 from wishbone.trainer.sharded_trainer import ShardedTrainer
 from wishbone.trainer.sharding import is_sharded, shard
-from wishbone.trainer.shared_steps import (
-    OWN_BATCHES,
-    WAITING,
-    read_every_batch,
-    sum_of_losses,
-)
+from wishbone.trainer.shared_steps import OWN_BATCHES, WAITING, read_every_batch, sum_of_losses
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.tokenizing import TokenizingTrainer
@@ -70,14 +65,14 @@ from wishbone.trainer.trl_path import noise_reason, refuse_on_trl_path, trl_path
 logger = logging.getLogger(__name__)
 
 
-class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTrainer, RehearsedTrainer):
+class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTrainer, ProfiledTrainer):
     """Preference optimization with shared prefixes and packing; arguments and behaviour of TRL's `DPOTrainer`.
 
     Constructing one takes three steps: read the arguments, let TRL construct its trainer, assemble the step.
 
     Attributes:
         preference_step: what computes loss and gradients, or None where the run needs TRL's own path.
-        execution: how the step computes rows now: as the settings ask, from the first step on as the rehearsal found,
+        execution: how the step computes rows now: as the settings ask, from the first step on as profiling found,
             and after memory ran out as it fitted.
         form_reason: why pairs do not run in the fast form (one row, shared prefix), in one line, or None.
         coverage: which parts of the model run fused, or None on TRL's own path.
@@ -105,12 +100,12 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self._assemble_step(request, collator_given=data_collator is not None)
 
     def _construct_trl(self, request: Request, data_collator: Any) -> None:
-        """Let TRL and transformers construct themselves; then put right what they changed."""
+        """Run the constructors of TRL and transformers, then undo what they changed in the model."""
         given = parameter_values(request.model)
         self.given_collator = data_collator
         with (
             head_hidden(request.model) if request.head_adapted else nullcontext(),
-            harmless_copies(request.model, read=not request.starts_as_reference),
+            second_adapter_harmless(request.model, read=not request.starts_as_reference),
         ):
             super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
         refuse_untrainable(self.model)
@@ -123,7 +118,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         undo_rounding(self.model, given)
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
-        self._checkpoint_by_the_clock()
+        self._checkpoint_by_time()
         self._held = None
         if are_reference_free(self.args.loss_type) and not request.ref_model_given:
             self.ref_model = None  # TRL has one for every model without adapter
@@ -132,7 +127,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self._refuse_non_finite_weights()
 
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
-        """Build Wishbone's step with what it needs around it, or leave the run on TRL's own path and say why."""
+        """Build Wishbone's step and its callbacks, or leave the run on TRL's own path and log why."""
         self.preference_step: PreferenceStep | None = None
         self.execution = UNLIMITED
         self.coverage: Coverage | None = None
@@ -141,7 +136,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self._pending: list[list[TokenizedPair]] = []
         self._losses = FiniteLosses()
         self._pair_metrics = {"train": PairMetrics(self.beta), "eval": PairMetrics(self.beta)}
-        self._rehearsed = False
+        self._profiled = False
         self._image_pairs = None
         self._pairs_with_images = []
         self._start_checked = request.ref_model_given
@@ -152,7 +147,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
                 self._record_weights()
                 shard(self)
             else:
-                compile_tries_ahead(self.model)
+                compile_trial_kernels(self.model)
             self.form_reason = noise_reason(self.model)
         if self.form_reason:
             self.aux_loss_enabled = trl_computes_it(self, load_balancing)
@@ -166,7 +161,9 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         images = self._collate_pairs()
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
-            self._move_model_to_device(self.model, self.args.device)  # transformers waits for training, a trial cannot
+            self._move_model_to_device(
+                self.model, self.args.device
+            )  # the checks below run it; transformers moves it at train()
         assembly = assemble_step(
             self.model, self.ref_model, self.args, self.accelerator.autocast, self._held, load_balancing, images
         )
@@ -176,7 +173,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         groups = self.args.gradient_accumulation_steps
         if self._shares_steps and assembly.step.couples and groups < self.accelerator.num_processes:
             logger.warning(WAITING, groups, self.accelerator.num_processes)
-        around = Surroundings(
+        context = GuardContext(
             model=self.accelerator.unwrap_model(self.model),
             evaluated=self.eval_dataset,
             trained=self.train_dataset,
@@ -187,12 +184,12 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
             processes=self.accelerator.num_processes,
             writes=self.is_world_process_zero(),
         )
-        self.guard = guard_of(self.args, assembly.step, around)
+        self.guard = guard_of(self.args, assembly.step, context)
         for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train as TRL and transformers do; batches that an earlier, interrupted call left are dropped."""
+        """Train as TRL and transformers do; batches left by an interrupted call are dropped."""
         self._pending = []
         if not is_sharded(self.model):
             train_in_float32(self.model)
@@ -211,7 +208,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
                 self.execution.graphs.release()  # what comes after training can use their memory
 
     def _refuse_empty_stream(self) -> None:
-        """A stream tells only when it is read that no pair of it is left; transformers then ends without a step."""
+        """Refuse a stream without pairs: transformers would end the run without a step."""
         if isinstance(self.train_dataset, IterableDataset) and not self.state.global_step and not self.trained_pairs:
             raise RequestError(
                 "nothing was trained: the stream gave no pair. It is empty, or every pair was left out (see the "
@@ -235,7 +232,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         """Collect the batches of one optimizer step; with the last one, compute its loss and gradients."""
         if self.preference_step is None:
             self._check_start(inputs)
-            return self.seen(super().training_step(model, inputs, num_items_in_batch))
+            return self.check_finite(super().training_step(model, inputs, num_items_in_batch))
         if not model.training:
             model.train()
         if callable(getattr(self.optimizer, "train", None)):
@@ -244,19 +241,19 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         # A stream may end before a step is complete; its last batches then count towards the next step, as in TRL.
         if not self.accelerator.sync_gradients and len(self._pending) < self.current_gradient_accumulation_steps:
             return torch.zeros((), device=self.args.device)
-        if not self._rehearsed:
-            self._rehearsed = True
-            self._rehearse(self.preference_step)
+        if not self._profiled:
+            self._profiled = True
+            self._profile_rows(self.preference_step)
         self._check_start(inputs)
         groups, self._pending = self._pending, []
         loss = self._backward(self.preference_step, groups)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        return self._losses.logged(self.seen(loss.to(self.args.device)), self.state.global_step)
+        return self._losses.logged(self.check_finite(loss.to(self.args.device)), self.state.global_step)
 
     def _check_start(self, inputs: dict[str, Any]) -> None:
-        """Before the first optimizer step of a run: policy and reference are one model, or the run is refused."""
+        """Before the first optimizer step, refuse a run whose reference is not the model that training starts from."""
         if self._start_checked or self.state.global_step:
             return
         self._start_checked = True
@@ -287,7 +284,11 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         if sharded:  # FSDP takes the mean over processes of what they add up here
             factor = scale * (self.accelerator.num_processes if shared else 1)
             loss = step.backward(
-                part.groups, metrics, self.execution, lambda loss: self.accelerator.backward(factor * loss), part.own
+                part.groups,
+                metrics,
+                self.execution,
+                lambda loss: self.accelerator.backward(factor * loss),
+                part.indices,
             )
         elif not part.is_empty:
             with self.maybe_activation_offload_context:
@@ -298,7 +299,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
                     self.execution,
                     lambda loss: self.accelerator.backward(scale * loss),
                     [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
-                    part.own,
+                    part.indices,
                 )
         if sharded:
             fill_gradients(step.policy.model)

@@ -9,7 +9,7 @@ from torch import nn
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.errors import RequestError, some_of
-from wishbone.model.frozen_copy import HeldParameters
+from wishbone.model.frozen_copy import StartValues
 from wishbone.policy.capability import varies_in_training
 from wishbone.policy.image_stem import TOWER
 from wishbone.policy.policy import Policy
@@ -103,7 +103,7 @@ def _adapter_has_own_forward(model: nn.Module) -> bool:
     return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
 
 
-def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig, *, held: HeldParameters | None = None) -> None:
+def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig, *, held: StartValues | None = None) -> None:
     """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
 
     Args:

@@ -31,6 +31,9 @@ class Recognized:
     unread: tuple[str, ...]
 
 
+MOST_NAMES = 20
+"""Names of columns in a message."""
+
 ONE_ANSWER = {"instruction", "input", "output", "system", "history", "prompt", "response", "completion", "question",
               "answer", "query", "messages", "conversations", "text", "tools", "id", "source"}  # fmt: skip
 """Columns of rows that show one answer, for supervised fine-tuning."""
@@ -148,11 +151,11 @@ def columns_to_read(names: Iterable[str], columns: Columns | None = None) -> lis
     return [name for name in found if name in wanted or may_hold_prompt(name)]
 
 
-def shown_names(names: Iterable[str], most: int = 20) -> str:
+def shown_names(names: Iterable[str]) -> str:
     """Names of columns for a message: the first ones, each cut to 40 characters and fit to be printed."""
     listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(map(_shown, listed[:most])) + more
+    more = f" and {len(listed) - MOST_NAMES} more" if len(listed) > MOST_NAMES else ""
+    return ", ".join(map(_shown, listed[:MOST_NAMES])) + more
 
 
 def _shown(name: object) -> str:

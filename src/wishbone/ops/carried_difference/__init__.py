@@ -9,29 +9,29 @@ from torch import Tensor
 
 from wishbone.ops.carried_difference.reference import (
     gated_product_reference,
-    quantized_halves,
+    quantized_in_lockstep,
     rms_norm_reference,
     sum_reference,
 )
-from wishbone.ops.carried_difference.rows import Halves, PreparedHalves
+from wishbone.ops.carried_difference.rows import GatedProduct, PolicyAndReference
 from wishbone.ops.fp8_quantize import LockstepRows, RowForm
 
 Backend = Literal["auto", "reference", "triton"]
 
 __all__ = [
     "Backend",
-    "Halves",
-    "PreparedHalves",
-    "gated_product_of_halves_",
-    "quantized_halves",
-    "rms_norm_of_halves",
-    "sum_of_halves",
+    "GatedProduct",
+    "PolicyAndReference",
+    "gated_product_in_lockstep_",
+    "quantized_in_lockstep",
+    "rms_norm_in_lockstep",
+    "sum_in_lockstep",
 ]
 
 
-def sum_of_halves(
+def sum_in_lockstep(
     reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor, *, backend: Backend = "auto"
-) -> Halves:
+) -> PolicyAndReference:
     """Return the sum of two tensors, each given by the reference's and by what the policy's differs by.
 
     Args:
@@ -48,7 +48,7 @@ def sum_of_halves(
     return sum_reference(reference, difference, other, other_difference)
 
 
-def rms_norm_of_halves(
+def rms_norm_in_lockstep(
     reference: Tensor,
     difference: Tensor,
     weight: Tensor,
@@ -57,8 +57,8 @@ def rms_norm_of_halves(
     offset: float = 0.0,
     form: RowForm | None = None,
     backend: Backend = "auto",
-) -> tuple[Halves, LockstepRows | None, Tensor]:
-    """Return RMSNorm of both halves, 8-bit rows of the reference and of the difference, and 1 / rms of the policy's.
+) -> tuple[PolicyAndReference, LockstepRows | None, Tensor]:
+    """Return RMSNorm of policy and reference, 8-bit rows of reference and difference, and 1 / rms of the policy's rows.
 
     Args:
         reference, difference: [rows, columns], of one dtype.
@@ -66,7 +66,7 @@ def rms_norm_of_halves(
         eps: added to the mean square.
         offset: added to the weight.
         form: of the rows in 8 bits, which are then made in the same pass.
-        backend: as for `sum_of_halves`.
+        backend: as for `sum_in_lockstep`.
     """
     if _by_triton(reference, backend):
         from wishbone.ops.carried_difference.triton import rms_norm_triton
@@ -75,32 +75,30 @@ def rms_norm_of_halves(
     return rms_norm_reference(reference, difference, weight, eps, offset=offset, form=form)
 
 
-def gated_product_of_halves_(
+def gated_product_in_lockstep_(
     reference_gate: Tensor,
     reference_up: Tensor,
     gate: Tensor,
     up: Tensor,
     *,
     silu: bool = True,
-    keep: bool = True,
     form: RowForm | None = None,
     backend: Backend = "auto",
-) -> PreparedHalves:
-    """Return a(gate) * up of both halves; the differences are overwritten by the policy's gate and up.
+) -> GatedProduct:
+    """Return a(gate) * up of policy and reference; the differences are overwritten by the policy's gate and up.
 
     Args:
         reference_gate, reference_up: [rows, columns], the reference's.
         gate, up: [rows, columns], what the policy's differ by on input, the policy's, rounded, on output.
         silu: whether a is SiLU, otherwise the tanh approximation of GELU.
-        keep: whether the policy's product is wanted.
         form: of 8-bit rows, which are made instead of the reference's product and its difference.
-        backend: as for `sum_of_halves`.
+        backend: as for `sum_in_lockstep`.
     """
     if _by_triton(gate, backend):
         from wishbone.ops.carried_difference.triton import gated_product_triton
 
-        return gated_product_triton(reference_gate, reference_up, gate, up, silu=silu, keep=keep, form=form)
-    return gated_product_reference(reference_gate, reference_up, gate, up, silu=silu, keep=keep, form=form)
+        return gated_product_triton(reference_gate, reference_up, gate, up, silu=silu, form=form)
+    return gated_product_reference(reference_gate, reference_up, gate, up, silu=silu, form=form)
 
 
 def _by_triton(x: Tensor, backend: Backend) -> bool:

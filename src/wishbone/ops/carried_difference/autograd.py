@@ -1,4 +1,4 @@
-"""The sum of both halves as a function of autograd, whose graph is the policy's alone."""
+"""The sum of policy and reference as a function of autograd, whose graph is the policy's alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wishbone.ops import carried_difference as ops
-from wishbone.ops.carried_difference.rows import Halves
+from wishbone.ops.carried_difference.rows import PolicyAndReference
 
 
 def difference_of(policy: Tensor, reference: Tensor) -> Tensor:
@@ -17,9 +17,9 @@ def difference_of(policy: Tensor, reference: Tensor) -> Tensor:
     return policy.detach() - reference
 
 
-def sum_with_graph(halves: Halves, other: Halves) -> Halves:
-    """Return `sum_of_halves`, with the gradients of both policies."""
-    return Halves(*_Sum.apply(halves.policy, other.policy, *halves[1:], *other[1:]))
+def sum_with_graph(one: PolicyAndReference, other: PolicyAndReference) -> PolicyAndReference:
+    """Return `sum_in_lockstep`, with the gradients of both policies."""
+    return PolicyAndReference(*_Sum.apply(one.policy, other.policy, *one[1:], *other[1:]))
 
 
 class _Sum(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _Sum(torch.autograd.Function):
         other: Tensor,
         other_difference: Tensor,
     ) -> tuple[Tensor, ...]:
-        total = ops.sum_of_halves(reference, difference, other, other_difference)
+        total = ops.sum_in_lockstep(reference, difference, other, other_difference)
         ctx.mark_non_differentiable(*total[1:])
         return tuple(total)
 

@@ -81,7 +81,7 @@ def norm(
     TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write the RMSNorm of a row of both halves, its difference, and 1 / rms of the policy's; grid (R,).
+    """Write the RMSNorm of a row of policy and reference, its difference, and 1 / rms of the policy's; grid (R,).
 
     Args:
         weight_ptr: [C].
@@ -132,21 +132,19 @@ def gated(
     stride_up_row,
     columns,
     SILU: tl.constexpr,
-    KEEP: tl.constexpr,
     QUANTIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """Write a(gate) * up of a row of both halves and the difference, and the policy's gate and up; grid (R,).
+    """Write a(gate) * up of a row of policy and reference and the difference, and the policy's gate and up; grid (R,).
 
     Rows in 8 bits need the largest element first: the row is computed twice, BLOCK columns at a time, and read from
     the cache the second time, where all results are written.
 
     Args:
         gate_ptr, up_ptr: differences on input, the policy's on output.
-        policy_out: written if KEEP.
         reference_out, change_out: written if not QUANTIZE.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -181,8 +179,7 @@ def gated(
         )
         tl.store(gate_ptr + column, g, mask=inside)
         tl.store(up_ptr + column, u, mask=inside)
-        if KEEP:
-            tl.store(policy_out + at + column, policy, mask=inside)
+        tl.store(policy_out + at + column, policy, mask=inside)
         if QUANTIZE:
             exact = rotated_row(reference, signs_ptr, TURN, BLOCK) * factor
             tl.store(values_ptr + at + column, to_8_bits(exact, form, INTERPRETED), mask=inside)

@@ -1,6 +1,6 @@
 r"""What the policy differs by, carried through the parts of a layer between its products: the definition.
 
-A half in 16 bits is rounded at each step, so the difference of two rounded halves is mostly rounding where an adapter
+A tensor in 16 bits is rounded at each step, so the difference of two such tensors is mostly rounding where an adapter
 adds little. Carried as a tensor d = x - x_ref, it has the relative error of 16 bits itself, and x is formed from it
 where x is needed, in float32 and unrounded:
 
@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.carried_difference.rows import Halves, PreparedHalves
+from wishbone.ops.carried_difference.rows import GatedProduct, PolicyAndReference
 from wishbone.ops.fp8_quantize import LockstepRows, RowForm, quantize_rows
 
 
-def sum_reference(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> Halves:
-    """Return the sum of two tensors of both halves; as `sum_of_halves`."""
+def sum_reference(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> PolicyAndReference:
+    """Return the sum of two tensors of policy and reference; as `sum_in_lockstep`."""
     total, change = reference + other, difference + other_difference
-    return Halves(total + change, total, change)
+    return PolicyAndReference(total + change, total, change)
 
 
 def rms_norm_reference(
     reference: Tensor, difference: Tensor, weight: Tensor, eps: float, *, offset: float, form: RowForm | None
-) -> tuple[Halves, LockstepRows | None, Tensor]:
-    """Return RMSNorm of both halves, 8-bit rows and 1 / rms of the policy's rows; as `rms_norm_of_halves`."""
+) -> tuple[PolicyAndReference, LockstepRows | None, Tensor]:
+    """Return RMSNorm of policy and reference, 8-bit rows and the policy's 1 / rms; as `rms_norm_in_lockstep`."""
     precise = torch.promote_types(reference.dtype, torch.float32)
     base, change = reference.to(precise), difference.to(precise)
     r = torch.rsqrt((base + change).square().mean(-1, keepdim=True) + eps)
@@ -44,9 +44,9 @@ def rms_norm_reference(
         return weight.to(reference.dtype) * unit.to(reference.dtype)
 
     moved = (change * r + base * (r - r_reference)) * (offset + weight.to(precise))
-    halves = Halves(normed((base + change) * r), normed(base * r_reference), moved.to(reference.dtype))
-    rows = None if form is None else quantized_halves(halves.reference, halves.difference, form)
-    return halves, rows, r[:, 0].float()
+    both = PolicyAndReference(normed((base + change) * r), normed(base * r_reference), moved.to(reference.dtype))
+    rows = None if form is None else quantized_in_lockstep(both.reference, both.difference, form)
+    return both, rows, r[:, 0].float()
 
 
 def gated_product_reference(
@@ -56,10 +56,9 @@ def gated_product_reference(
     up: Tensor,
     *,
     silu: bool,
-    keep: bool,
     form: RowForm | None,
-) -> PreparedHalves:
-    """Return a(gate) * up of both halves and overwrite the differences; as `gated_product_of_halves_`."""
+) -> GatedProduct:
+    """Return a(gate) * up of policy and reference and overwrite the differences; as `gated_product_in_lockstep_`."""
     precise, dtype = torch.promote_types(gate.dtype, torch.float32), gate.dtype
 
     def product(g: Tensor, u: Tensor) -> Tensor:
@@ -70,12 +69,12 @@ def gated_product_reference(
     gate.copy_(g + dg)
     up.copy_(u + du)
     reference, difference = base.to(dtype), (own - base).to(dtype)
-    policy = own.to(dtype) if keep else None
+    policy = own.to(dtype)
     if form is None:
-        return PreparedHalves(policy, reference, difference, None)
-    return PreparedHalves(policy, None, None, quantized_halves(reference, difference, form))
+        return GatedProduct(policy, reference, difference, None)
+    return GatedProduct(policy, None, None, quantized_in_lockstep(reference, difference, form))
 
 
-def quantized_halves(reference: Tensor, difference: Tensor, form: RowForm) -> LockstepRows:
+def quantized_in_lockstep(reference: Tensor, difference: Tensor, form: RowForm) -> LockstepRows:
     """Return rows [T, K] of the reference and of the difference in 8 bits."""
     return LockstepRows(quantize_rows(reference, form=form), quantize_rows(difference, form=form))

@@ -9,7 +9,7 @@ from torch import Tensor
 from wishbone.ops.fp8_quantize import LockstepRows
 
 
-class Halves(NamedTuple):
+class PolicyAndReference(NamedTuple):
     """One result for policy and reference.
 
     Attributes:
@@ -23,16 +23,16 @@ class Halves(NamedTuple):
     difference: Tensor
 
 
-class PreparedHalves(NamedTuple):
+class GatedProduct(NamedTuple):
     """A result as the frozen layer after it takes it.
 
     Attributes:
-        policy: rounded, or None where it was not asked for.
-        reference, difference: as in `Halves`, or None where 8-bit rows were made of them.
+        policy: rounded.
+        reference, difference: as in `PolicyAndReference`, or None where 8-bit rows were made of them.
         rows: both of them in 8 bits, or None.
     """
 
-    policy: Tensor | None
+    policy: Tensor
     reference: Tensor | None
     difference: Tensor | None
     rows: LockstepRows | None

@@ -1,6 +1,6 @@
 """The carried difference in Triton: one pass over memory each; `kernels.py` has the kernels.
 
-Beside what two halves need anyway, an element of a sum, of a norm or of a gated product costs one more write.
+Beyond what policy and reference need anyway, an element of a sum, of a norm or of a gated product costs one more write.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from wishbone.ops.carried_difference.kernels import add, gated, norm
-from wishbone.ops.carried_difference.rows import Halves, PreparedHalves
+from wishbone.ops.carried_difference.rows import GatedProduct, PolicyAndReference
 from wishbone.ops.fp8_quantize import E4M3_ROWS, LockstepRows, RowForm
 from wishbone.ops.fp8_quantize.triton import dense_rows, empty_rows, row_block, signs_of
 from wishbone.ops.launch_sizes import power_of_two, tiles
@@ -21,22 +21,22 @@ GATED, COLUMNS_A_WARP = 4096, 256
 """Columns of a gated product at a time, and columns of a warp; half as many of each where they are rotated."""
 
 
-def sum_triton(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> Halves:
-    """Return the sum of two tensors of both halves; as `sum_of_halves`."""
+def sum_triton(reference: Tensor, difference: Tensor, other: Tensor, other_difference: Tensor) -> PolicyAndReference:
+    """Return the sum of two tensors of policy and reference; as `sum_in_lockstep`."""
     parts = [x.contiguous() for x in (reference, difference, other, other_difference)]
     policy, total, change = (torch.empty_like(parts[0]) for _ in range(3))
     if elements := policy.numel():
         add[(tiles(elements, ADDED),)](*parts, policy, total, change, elements, BLOCK=ADDED, num_warps=ADDING_WARPS)
-    return Halves(policy, total, change)
+    return PolicyAndReference(policy, total, change)
 
 
 def rms_norm_triton(
     reference: Tensor, difference: Tensor, weight: Tensor, eps: float, *, offset: float, form: RowForm | None
-) -> tuple[Halves, LockstepRows | None, Tensor]:
-    """Return RMSNorm of both halves, 8-bit rows and 1 / rms of the policy's rows; as `rms_norm_of_halves`."""
+) -> tuple[PolicyAndReference, LockstepRows | None, Tensor]:
+    """Return RMSNorm of policy and reference, 8-bit rows and the policy's 1 / rms; as `rms_norm_in_lockstep`."""
     reference, difference = dense_rows(reference), dense_rows(difference)
     shape, dtype, device = reference.shape, reference.dtype, reference.device
-    halves = Halves(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
+    both = PolicyAndReference(*(torch.empty(shape, dtype=dtype, device=device) for _ in range(3)))
     reciprocal_rms = torch.empty(shape[0], dtype=torch.float32, device=device)
     rows = None if form is None else LockstepRows(empty_rows(reference, form), empty_rows(reference, form))
     some = form or E4M3_ROWS
@@ -46,9 +46,9 @@ def rms_norm_triton(
             reference,
             difference,
             weight.contiguous(),
-            *halves,
+            *both,
             reciprocal_rms,
-            *_row_pointers(rows, halves.policy),
+            *_row_pointers(rows, both.policy),
             signs_of(reference, some),
             reference.stride(0),
             difference.stride(0),
@@ -63,7 +63,7 @@ def rms_norm_triton(
             INTERPRETED=triton.knobs.runtime.interpret,
             num_warps=warps,
         )
-    return halves, rows, reciprocal_rms
+    return both, rows, reciprocal_rms
 
 
 def gated_product_triton(
@@ -73,18 +73,15 @@ def gated_product_triton(
     up: Tensor,
     *,
     silu: bool,
-    keep: bool,
     form: RowForm | None,
-) -> PreparedHalves:
-    """Return a(gate) * up of both halves and overwrite the differences; as `gated_product_of_halves_`."""
+) -> GatedProduct:
+    """Return a(gate) * up of policy and reference and overwrite the differences; as `gated_product_in_lockstep_`."""
     reference_gate, reference_up = dense_rows(reference_gate), dense_rows(reference_up)
     assert gate.stride(1) == up.stride(1) == 1
     shape, dtype, device = gate.shape, gate.dtype, gate.device
 
-    def empty(wanted: bool) -> Tensor | None:
-        return torch.empty(shape, dtype=dtype, device=device) if wanted else None
-
-    policy, reference, difference = empty(keep), empty(form is None), empty(form is None)
+    policy = torch.empty(shape, dtype=dtype, device=device)
+    reference, difference = (torch.empty_like(policy) if form is None else None for _ in range(2))
     rows = None if form is None else LockstepRows(empty_rows(gate, form), empty_rows(gate, form))
     some = form or E4M3_ROWS
     if shape[0]:
@@ -103,7 +100,6 @@ def gated_product_triton(
             up.stride(0),
             shape[1],
             SILU=silu,
-            KEEP=keep,
             QUANTIZE=form is not None,
             BLOCK=block,
             DIVISOR=some.scale_divisor,
@@ -112,7 +108,7 @@ def gated_product_triton(
             num_warps=max(1, block // (COLUMNS_A_WARP // 2 if some.block else COLUMNS_A_WARP)),
             num_stages=1,
         )
-    return PreparedHalves(policy, reference, difference, rows)
+    return GatedProduct(policy, reference, difference, rows)
 
 
 def _row_pointers(rows: LockstepRows | None, any_tensor: Tensor) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ def expert_mlp(
     up: StackedLinear,
     down: StackedLinear,
     gate: Gate,
-    half: ExpertsOfReference | None = None,
+    reference_call: ExpertsOfReference | None = None,
 ) -> Tensor:
     """Return what the experts of each token make of it, weighted and added up.
 
@@ -68,7 +68,7 @@ def expert_mlp(
         up: layers [experts, U, K].
         down: layers [experts, K, I].
         gate: between the two. Its graph can be used only once, as u is overwritten with its gradient.
-        half: the reference's half of the call, computed as well; its y is left in it.
+        reference_call: that of the reference, computed as well; its y is left in it.
 
     Returns:
         [T, K], in the dtype of x. Gradients go to x, share and the factors of adapters, each in its own dtype.
@@ -77,11 +77,11 @@ def expert_mlp(
     factors = _factors(up.adapter, down.adapter)
     with without_autocast(x.device):
         if has_graph(x, share, *factors):
-            y: Tensor = _ExpertMLP.apply(x, share, routing, up, down, gate, half, *factors)
+            y: Tensor = _ExpertMLP.apply(x, share, routing, up, down, gate, reference_call, *factors)
             return y
         with torch.no_grad():
             passes = StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing)
-            return _forward(x, share, *passes, gate, half)[0]
+            return _forward(x, share, *passes, gate, reference_call)[0]
 
 
 def _factors(*adapters: StackedAdapter | None) -> list[Tensor | None]:
@@ -90,23 +90,26 @@ def _factors(*adapters: StackedAdapter | None) -> list[Tensor | None]:
 
 
 def _forward(
-    x: Tensor, share: Tensor, up: StackedPass, down: StackedPass, gate: Gate, half: ExpertsOfReference | None
+    x: Tensor, share: Tensor, up: StackedPass, down: StackedPass, gate: Gate, reference_call: ExpertsOfReference | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return y, u, and the low-rank products of both layers; leave the reference's y in its half."""
+    """Return y, u, and the low-rank products of both layers; leave the reference's y in `reference_call`."""
     matrices = up.matrices()
     u, low = up.forward(x.index_select(0, up.routing.token), matrices)
-    other = beside = None
-    if half is not None:
-        routing = Routing.of(half.chosen, matrices.shape[0])
-        other, beside = up.beside(half.up, routing), down.beside(half.down, routing)
-        reference = gate.forward(other.forward(half.x.index_select(0, routing.token), matrices)[0])
+    reference_up = reference_down = None
+    if reference_call is not None:
+        routing = Routing.of(reference_call.chosen, matrices.shape[0])
+        reference_up, reference_down = (
+            up.with_adapter(reference_call.up, routing),
+            down.with_adapter(reference_call.down, routing),
+        )
+        reference = gate.forward(reference_up.forward(reference_call.x.index_select(0, routing.token), matrices)[0])
     matrices = down.matrices()
     rows, down_low = down.forward(gate.forward(u), matrices)
     y = grouped.gathered(rows, up.routing, share)
-    if half is not None and beside is not None:
+    if reference_call is not None and reference_down is not None:
         del rows
-        rows, _ = beside.forward(reference, matrices)
-        half.leave(grouped.gathered(rows, beside.routing, half.share))
+        rows, _ = reference_down.forward(reference, matrices)
+        reference_call.leave(grouped.gathered(rows, reference_down.routing, reference_call.share))
     return y, u, low, down_low
 
 
@@ -120,11 +123,11 @@ class _ExpertMLP(torch.autograd.Function):
         up: StackedLinear,
         down: StackedLinear,
         gate: Gate,
-        half: ExpertsOfReference | None,
+        reference_call: ExpertsOfReference | None,
         *factors: Tensor | None,
     ) -> Tensor:
         first, second = StackedPass(up, x.dtype, routing), StackedPass(down, x.dtype, routing)
-        y, u, low, down_low = _forward(x, share, first, second, gate, half)
+        y, u, low, down_low = _forward(x, share, first, second, gate, reference_call)
         trains_a = ctx.needs_input_grad[BEFORE_FACTORS]
         ctx.save_for_backward(
             x if trains_a else None,

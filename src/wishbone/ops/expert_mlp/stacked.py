@@ -111,7 +111,7 @@ class StackedPass:
         b = None if self.b is None else self.b.transpose(1, 2)
         return grouped.product(x, matrices.transpose(1, 2), self.routing, self.bias, low, b), low
 
-    def beside(self, adapter: StackedAdapter | None, routing: Routing) -> StackedPass:
+    def with_adapter(self, adapter: StackedAdapter | None, routing: Routing) -> StackedPass:
         """Return the same layer with another adapter, over other rows."""
         return StackedPass(replace(self._linear, adapter=adapter), self._dtype, routing)
 

@@ -28,11 +28,11 @@ MOST_WARPS = 32
 WARPS_THAT_KEEP_SWIGLU = 16
 """Most warps of a program that also writes the product of SwiGLU, as measured (docs/log.md)."""
 SWIGLU_BLOCK, SWIGLU_COLUMNS_A_WARP = 4096, 128
-"""Columns of SwiGLU of both halves at a time, half as many where they are rotated, and columns of a warp."""
+"""Columns of SwiGLU of policy and reference at a time, half as many where they are rotated, and columns of a warp."""
 SWIGLU_ROTATED_A_WARP = 512
-"""Columns of a warp of SwiGLU of both halves where they are rotated in registers."""
+"""Columns of a warp of SwiGLU of policy and reference where they are rotated in registers."""
 HELD_WARPS, HELD_COLUMNS = 32, 16384
-"""Warps of a program of SwiGLU of both halves that holds whole rows of 16 bits, and the widest such rows."""
+"""Warps of a program of SwiGLU of policy and reference that holds whole rows of 16 bits, and the widest such rows."""
 
 
 def quantize_rows_triton(x: Tensor, column_scale: Tensor | None = None, form: RowForm = E4M3_ROWS) -> QuantizedRows:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wishbone.ops.carried_difference import gated_product_of_halves_
+from wishbone.ops.carried_difference import gated_product_in_lockstep_
 from wishbone.ops.fp8_quantize import swiglu_quantize, swiglu_quantize_both
 from wishbone.ops.frozen_linear import EightBitWeight, FrozenWeight, Prepared
 from wishbone.ops.gated_mlp import elementwise
@@ -29,7 +29,7 @@ from wishbone.ops.gated_mlp.elementwise import Activation
 from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
 from wishbone.ops.lora_linear.fused import has_graph
 from wishbone.ops.lora_linear.group import Factors, LinearGroup
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf
+from wishbone.ops.lora_linear.lockstep import ReferenceCall
 from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
 
 BEFORE_FACTORS = 8
@@ -45,7 +45,7 @@ def gated_mlp(
     activation: Activation,
     tile_tokens: int | None = None,
     prepared: Prepared | None = None,
-    half: ReferenceHalf | None = None,
+    reference_call: ReferenceCall | None = None,
 ) -> Tensor:
     """Return `down(act(gate(x)) * up(x))`.
 
@@ -58,7 +58,7 @@ def gated_mlp(
         tile_tokens: about how many tokens are computed at a time; None computes a whole row at once.
         prepared: what `prepare` of gate's weight makes of `x` [T, K], where it was made together with x; tiles make
             their own.
-        half: the reference's half of the call, computed as well: its input, the adapters of all layers, the rows of
+        reference_call: that of the reference, computed as well: its input, the adapters of all layers, the rows of
             gate's and up's input; y_ref [T, K] is left in it.
 
     Returns:
@@ -70,11 +70,17 @@ def gated_mlp(
     tile = tile_tokens if tile_tokens and _tile_count(rows.shape[0], tile_tokens) > 1 else None
     with without_autocast(x.device):
         if has_graph(rows, *factors):
-            y: Tensor = _GatedMLP.apply(rows, prepared, half, weights, biases, scales, activation, tile, *factors)
+            y: Tensor = _GatedMLP.apply(
+                rows, prepared, reference_call, weights, biases, scales, activation, tile, *factors
+            )
         else:
             with torch.no_grad():
                 block = _Block(weights, biases, adapters, x.dtype, activation)
-                y = _forward_tiled(block, rows, tile, half)[0] if tile else block.forward(rows, prepared, half).y
+                y = (
+                    _forward_tiled(block, rows, tile, reference_call)[0]
+                    if tile
+                    else block.forward(rows, prepared, reference_call).y
+                )
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -96,48 +102,49 @@ class _Block:
         self.factors = (*self.into.factors, *self.down.factors)
         self.activation = activation
 
-    def forward(self, x: Tensor, prepared: Prepared | None = None, half: ReferenceHalf | None = None) -> _Forward:
+    def forward(
+        self, x: Tensor, prepared: Prepared | None = None, reference_call: ReferenceCall | None = None
+    ) -> _Forward:
         """Return y, the outputs of gate and up as they lie in memory, one tensor or two, and low-rank products."""
-        if half is not None:
-            return self._forward_in_lockstep(x, half)
+        if reference_call is not None:
+            return self._forward_in_lockstep(x, reference_call)
         outputs, low = self.expand(x, prepared)
         y, down_low = self.contract(outputs)
         return _Forward(y, outputs, low, down_low)
 
-    def _forward_in_lockstep(self, x: Tensor, half: ReferenceHalf) -> _Forward:
-        if half.difference is not None:
-            return self._forward_carried(x, half)
-        *into_adapters, down_adapter = half.adapters
-        into = ReferenceHalf(half.x, into_adapters, half.rows)
+    def _forward_in_lockstep(self, x: Tensor, reference_call: ReferenceCall) -> _Forward:
+        if reference_call.difference is not None:
+            return self._forward_carried(x, reference_call)
+        *into_adapters, down_adapter = reference_call.adapters
+        into = ReferenceCall(reference_call.x, into_adapters, reference_call.rows)
         outputs, low = self.into.forward_in_lockstep(x, into)
         (gate, up), (reference_gate, reference_up) = _gate_and_up(outputs), _gate_and_up(into.outputs)
         form = self.down.weights[0].input_form
         if form is not None and self.activation == "silu" and down_adapter is None:
             product, rows = swiglu_quantize_both(gate, up, reference_gate, reference_up, form=form)
             assert product is not None
-            down = ReferenceHalf(product, [None], rows)  # without adapter its x is not read
+            down = ReferenceCall(product, [None], rows)  # without adapter its x is not read
         else:
             product = _elementwise(gate).gated_product(gate, up, self.activation)
             reference = _elementwise(gate).gated_product(reference_gate, reference_up, self.activation)
-            down = ReferenceHalf(reference, [down_adapter])
+            down = ReferenceCall(reference, [down_adapter])
         del reference_gate, reference_up, into
         (y,), down_low = self.down.forward_in_lockstep(product, down)
-        half.leave(*down.outputs)
+        reference_call.leave(*down.outputs)
         return _Forward(y, outputs, low, down_low)
 
-    def _forward_carried(self, x: Tensor, half: ReferenceHalf) -> _Forward:
+    def _forward_carried(self, x: Tensor, reference_call: ReferenceCall) -> _Forward:
         """`_forward_in_lockstep` with what the policy's x differs by in a tensor of its own."""
-        bases, outputs, low = self.into.forward_of_difference(x, half)
+        bases, outputs, low = self.into.forward_of_difference(x, reference_call)
         form = self.down.weights[0].input_form
-        product, reference, difference, rows = gated_product_of_halves_(
+        product, reference, difference, rows = gated_product_in_lockstep_(
             *_gate_and_up(bases), *_gate_and_up(outputs), silu=self.activation == "silu", form=form
         )
         del bases
-        assert product is not None
         reference, difference = (product if one is None else one for one in (reference, difference))  # or in `rows`
-        down = ReferenceHalf(reference, [None], rows, difference)
+        down = ReferenceCall(reference, [None], rows, difference)
         (y,), down_low = self.down.forward_in_lockstep(product, down)
-        half.leave(*down.outputs, differences=down.differences)
+        reference_call.leave(*down.outputs, differences=down.differences)
         return _Forward(y, outputs, low, down_low)
 
     def expand(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -202,7 +209,7 @@ class _GatedMLP(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         prepared: Prepared | None,
-        half: ReferenceHalf | None,
+        reference_call: ReferenceCall | None,
         weights: Sequence[FrozenWeight],
         biases: Sequence[Tensor | None],
         scales: Sequence[float],
@@ -214,10 +221,10 @@ class _GatedMLP(torch.autograd.Function):
         ctx.weights, ctx.biases, ctx.scales, ctx.dtype, ctx.activation = weights, biases, scales, x.dtype, activation
         ctx.tile, ctx.used = tile, False
         if tile is not None:
-            y, down_low = _forward_tiled(block, x, tile, half)
+            y, down_low = _forward_tiled(block, x, tile, reference_call)
             ctx.save_for_backward(x, down_low, *block.factors, *factors)
             return y
-        y, outputs, low, down_low = block.forward(x, prepared, half)
+        y, outputs, low, down_low = block.forward(x, prepared, reference_call)
         trains_input_a = any(ctx.needs_input_grad[BEFORE_FACTORS : BEFORE_FACTORS + len(weights) - 1])
         ctx.save_for_backward(x if trains_input_a else None, low, down_low, *outputs, *block.factors, *factors)
         return y
@@ -245,17 +252,23 @@ class _GatedMLP(torch.autograd.Function):
         return dx, *(None,) * (BEFORE_FACTORS - 1), *of_dtypes(gradients, factors, needed)
 
 
-def _forward_tiled(block: _Block, x: Tensor, tile: int, half: ReferenceHalf | None) -> tuple[Tensor, Tensor | None]:
+def _forward_tiled(
+    block: _Block, x: Tensor, tile: int, reference_call: ReferenceCall | None
+) -> tuple[Tensor, Tensor | None]:
     """Return y and the low-rank product of down, tile by tile."""
     y = x.new_empty(x.shape[0], block.down.weights[0].out_features)
-    if half is not None:
-        half.leave(torch.empty_like(y), differences=[] if half.difference is None else [torch.empty_like(y)])
+    if reference_call is not None:
+        reference_call.leave(
+            torch.empty_like(y), differences=[] if reference_call.difference is None else [torch.empty_like(y)]
+        )
     lows = []
     for rows in _tiles(x.shape[0], tile):
-        part = None if half is None else half.tile(rows)
-        y[rows], _, _, low = block.forward(x[rows], half=part)
-        if half is not None and part is not None:
-            for whole, tiled in zip(half.outputs + half.differences, part.outputs + part.differences, strict=True):
+        part = None if reference_call is None else reference_call.tile(rows)
+        y[rows], _, _, low = block.forward(x[rows], reference_call=part)
+        if reference_call is not None and part is not None:
+            for whole, tiled in zip(
+                reference_call.outputs + reference_call.differences, part.outputs + part.differences, strict=True
+            ):
                 whole[rows] = tiled
         if low is not None:
             lows.append(low)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from wishbone.ops.lora_linear.adapter import Adapter
 from wishbone.ops.lora_linear.fused import lora_linears
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf
+from wishbone.ops.lora_linear.lockstep import ReferenceCall
 from wishbone.ops.lora_linear.one_buffer import fuse_group
 from wishbone.ops.lora_linear.precision import compute_dtype
 from wishbone.ops.lora_linear.reference import lora_linears_reference
 
 __all__ = [
     "Adapter",
-    "ReferenceHalf",
+    "ReferenceCall",
     "compute_dtype",
     "fuse_group",
     "lora_linears",

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from wishbone.ops.frozen_linear import FrozenWeight, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter, adapters_of, factors_and_scales, of_dtypes
 from wishbone.ops.lora_linear.group import LinearGroup
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf
+from wishbone.ops.lora_linear.lockstep import ReferenceCall
 from wishbone.ops.lora_linear.precision import compute_dtype, without_autocast
 
 BEFORE_FACTORS = 6
@@ -30,7 +30,7 @@ def lora_linears(
     adapters: Sequence[Adapter | None],
     *,
     prepared: Prepared | None = None,
-    half: ReferenceHalf | None = None,
+    reference_call: ReferenceCall | None = None,
 ) -> tuple[Tensor, ...]:
     """Return `x W_i^T + b_i + s_i (x A_i^T) B_i^T` for each of the layers that share `x`.
 
@@ -41,8 +41,8 @@ def lora_linears(
         adapters: an adapter or None for each weight. A and B get their gradients in their own dtype, from products in
             float32 or better.
         prepared: what `prepare` of the first weight makes of `x` [T, K], where it was made together with x; without
-            `half`.
-        half: the reference's half of the call, computed as well; its outputs are left in it.
+            `reference_call`.
+        reference_call: that of the reference, computed as well; its outputs are left in it.
 
     Returns:
         [..., N_i] for each layer. Without a graph, outputs of weights in one buffer are views of one tensor.
@@ -52,11 +52,13 @@ def lora_linears(
     factors, scales = factors_and_scales(adapters)
     with without_autocast(x.device):
         if has_graph(rows, *factors):
-            outputs: tuple[Tensor, ...] = _LoraLinears.apply(rows, prepared, half, weights, biases, scales, *factors)
+            outputs: tuple[Tensor, ...] = _LoraLinears.apply(
+                rows, prepared, reference_call, weights, biases, scales, *factors
+            )
         else:
             with torch.no_grad():
-                group = LinearGroup(weights, biases, adapters, x.dtype, join=half is None)
-                outputs, _ = _forward(group, rows, prepared, half)
+                group = LinearGroup(weights, biases, adapters, x.dtype, join=reference_call is None)
+                outputs, _ = _forward(group, rows, prepared, reference_call)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
 
 
@@ -66,7 +68,7 @@ class _LoraLinears(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         prepared: Prepared | None,
-        half: ReferenceHalf | None,
+        reference_call: ReferenceCall | None,
         weights: Sequence[FrozenWeight],
         biases: Sequence[Tensor | None],
         scales: Sequence[float],
@@ -75,7 +77,7 @@ class _LoraLinears(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         m, needed = len(weights), ctx.needs_input_grad[BEFORE_FACTORS:]
         group = LinearGroup(weights, biases, adapters_of(factors, scales), x.dtype)
-        outputs, low = _forward(group, x, prepared, half)
+        outputs, low = _forward(group, x, prepared, reference_call)
         ctx.save_for_backward(
             x if any(needed[:m]) else None, low if any(needed[m:]) else None, *group.factors, *factors
         )
@@ -111,9 +113,9 @@ class _LoraLinears(torch.autograd.Function):
 
 
 def _forward(
-    group: LinearGroup, x: Tensor, prepared: Prepared | None, half: ReferenceHalf | None
+    group: LinearGroup, x: Tensor, prepared: Prepared | None, reference_call: ReferenceCall | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    return group.forward(x, prepared) if half is None else group.forward_in_lockstep(x, half)
+    return group.forward(x, prepared) if reference_call is None else group.forward_in_lockstep(x, reference_call)
 
 
 def has_graph(*tensors: Tensor | None) -> bool:

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wishbone.ops.carried_difference import quantized_halves
+from wishbone.ops.carried_difference import quantized_in_lockstep
 from wishbone.ops.fp8_quantize import QuantizedRows, quantize_both, quantize_side_by_side
 from wishbone.ops.frozen_linear import DenseWeight, EightBitWeight, FrozenWeight, InputForm, MatrixWeight, Prepared
 from wishbone.ops.lora_linear.adapter import Adapter
-from wishbone.ops.lora_linear.lockstep import ReferenceHalf, eight_bit_in_lockstep, matrix_in_lockstep
+from wishbone.ops.lora_linear.lockstep import ReferenceCall, eight_bit_in_lockstep, matrix_in_lockstep
 from wishbone.ops.lora_linear.one_buffer import joined_weight
 from wishbone.ops.lora_linear.precision import LowTerm, gradient_and_term, precise_product, product_and_terms
 from wishbone.ops.low_rank_add import add_low_rank_
@@ -104,42 +104,42 @@ class LinearGroup:
         terms = self._low_terms(low, range(len(self.weights)))
         return product_and_terms(joined, prepared, self._joined_bias(x), terms), low
 
-    def forward_in_lockstep(self, x: Tensor, half: ReferenceHalf) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Return what `forward` returns, and leave the reference's outputs in `half`.
+    def forward_in_lockstep(self, x: Tensor, reference_call: ReferenceCall) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Return what `forward` returns, and leave the reference's outputs in `reference_call`.
 
         Outputs of joined weights come in one tensor each, [T, sum of N_i], the policy's and the reference's.
         """
-        if half.difference is not None:
-            return self._forward_carried(x, half)
-        reference = LinearGroup(self.weights, self.biases, half.adapters, self.dtype, join=True)
+        if reference_call.difference is not None:
+            return self._forward_carried(x, reference_call)
+        reference = LinearGroup(self.weights, self.biases, reference_call.adapters, self.dtype, join=True)
         if all(isinstance(weight, DenseWeight) for weight in self.weights):
             if self.joined is None:
-                half.leave(*reference.forward(half.x)[0])
+                reference_call.leave(*reference.forward(reference_call.x)[0])
                 return self.forward(x)
-            half.leave(reference.forward_together(half.x)[0])
+            reference_call.leave(reference.forward_together(reference_call.x)[0])
             together, low = self.forward_together(x)
             return (together,), low
-        low, reference_low = self._low(x), reference._low(half.x)
-        rows, bases = half.rows, None
+        low, reference_low = self._low(x), reference._low(reference_call.x)
+        rows, bases = reference_call.rows, None
         if reference.whole is not None and reference.whole.input_form is not None:
-            rows = rows or quantize_both(x, half.x, form=reference.whole.input_form)
+            rows = rows or quantize_both(x, reference_call.x, form=reference.whole.input_form)
             base = reference.whole.forward(rows.reference, reference._joined_bias(x))
             bases = [base] if self.joined is not None else base.split(self.sizes, dim=1)
         outputs = []
         for i, (weight, bias, layers) in enumerate(self._products(x)):
             terms, reference_terms = self._low_terms(low, layers), reference._low_terms(reference_low, layers)
             if weight.input_form is not None:
-                rows = rows or quantize_both(x, half.x, form=weight.input_form)
+                rows = rows or quantize_both(x, reference_call.x, form=weight.input_form)
                 base = weight.forward(rows.reference, bias) if bases is None else bases[i]
                 outputs.append(eight_bit_in_lockstep(weight, rows, base, terms, reference_terms))
             else:
-                outputs.append(matrix_in_lockstep(weight, x, half.x, bias, terms, reference_terms))
-        half.leave(*(y for _, y in outputs))
+                outputs.append(matrix_in_lockstep(weight, x, reference_call.x, bias, terms, reference_terms))
+        reference_call.leave(*(y for _, y in outputs))
         return tuple(y for y, _ in outputs), low
 
-    def _forward_carried(self, x: Tensor, half: ReferenceHalf) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def _forward_carried(self, x: Tensor, reference_call: ReferenceCall) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """`forward_in_lockstep` with the difference of the inputs in a tensor of its own; no outputs share memory."""
-        low, base, change = self.products_of_difference(x, half)
+        low, base, change = self.products_of_difference(x, reference_call)
         bases, changes = self._split(base), self._split(change)
         outputs = [torch.empty(one.shape, dtype=one.dtype, device=one.device) for one in bases]
         for i, (base_of, change_of, y) in enumerate(zip(bases, changes, outputs, strict=True)):
@@ -148,43 +148,43 @@ class LinearGroup:
                 torch.add(base_of, change_of, out=y)
             for _, low_of, factor in terms:
                 add_low_rank_(change_of, low_of, factor, base=base_of, total=y)
-        half.leave(*bases, differences=changes)
+        reference_call.leave(*bases, differences=changes)
         return tuple(outputs), low
 
     def forward_of_difference(
-        self, x: Tensor, half: ReferenceHalf
+        self, x: Tensor, reference_call: ReferenceCall
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None]:
         """Return y_ref and d_y as they lie in memory, in one tensor where the weights are joined, and l.
 
         Args:
             x: the policy's input.
-            half: the reference's half of the call, with the difference d.
+            reference_call: that of the reference, with the difference d.
         """
-        low, base, change = self.products_of_difference(x, half)
+        low, base, change = self.products_of_difference(x, reference_call)
         for i, part in enumerate(self._split(change)):
             for _, low_of, factor in self._low_terms(low, [i]):
                 add_low_rank_(part, low_of, factor)
         return tuple(base), tuple(change), low
 
     def products_of_difference(
-        self, x: Tensor, half: ReferenceHalf
+        self, x: Tensor, reference_call: ReferenceCall
     ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
         """Return l, and y_ref and W e(d) of each layer; of all side by side where their weights lie in one buffer."""
-        assert half.difference is not None
-        rows, inputs = half.rows, (half.x, half.difference)
+        assert reference_call.difference is not None
+        rows, inputs = reference_call.rows, (reference_call.x, reference_call.difference)
         joined = self.joined or (joined_weight(self.weights, self.dtype) if len(self.weights) > 1 else None)
         layers = list(zip(self.weights, self.biases, strict=True))
         bases, changes = [], []
         for weight, bias in layers if joined is None else [(joined, self._joined_bias(x))]:
             if weight.input_form is not None:
-                rows = quantized_halves(*inputs, weight.input_form) if rows is None else rows
+                rows = quantized_in_lockstep(*inputs, weight.input_form) if rows is None else rows
                 bases.append(weight.forward(rows.reference, bias))
                 changes.append(weight.forward(rows.difference))
                 continue
             assert isinstance(weight, MatrixWeight)
             matrix = DenseWeight(weight.matrix(self.dtype))
-            bases.append(matrix.forward(half.x, bias))
-            changes.append(matrix.forward(half.difference))
+            bases.append(matrix.forward(reference_call.x, bias))
+            changes.append(matrix.forward(reference_call.difference))
         return self._low(x), bases, changes
 
     def backward(

@@ -1,4 +1,4 @@
-r"""The reference's half of a layer, computed beside the policy's: the same frozen weights, read once for both.
+r"""The reference's output of a layer, computed together with the policy's: the same frozen weights, read once for both.
 
     y_ref = W x_ref + b + l_ref B_ref^T            y = W x + b + l B^T
 
@@ -9,7 +9,7 @@ roundings. So the reference's input is rounded, and then what the policy's diffe
     y_ref = W e(x_ref) + b                         y = y_ref + ( W e(x - x_ref) + l B^T )
 
 These are as many products as two layers take. What rounding leaves in a reward is the rounding of a small difference,
-and where the policy is the reference, y is y_ref, bit by bit. Nothing of the reference's half has a gradient.
+and where the policy is the reference, y is y_ref, bit by bit. Nothing of the reference's has a gradient.
 
 Where the difference of the inputs comes in a tensor of its own, d = x - x_ref, that of the outputs leaves in one, for
 weights of every form; y is formed from it, and l = A x as always:
@@ -32,8 +32,8 @@ from wishbone.ops.low_rank_add import add_low_rank_
 
 
 @dataclass
-class ReferenceHalf:
-    """The reference's half of a call.
+class ReferenceCall:
+    """A call of layers by the reference, computed together with the policy's.
 
     Attributes:
         x: input [T, K].
@@ -52,10 +52,10 @@ class ReferenceHalf:
     outputs: tuple[Tensor, ...] = field(default=())
     differences: tuple[Tensor, ...] = field(default=())
 
-    def tile(self, rows: slice) -> ReferenceHalf:
-        """Return the half of a call with some of the rows of the input; it makes its own 8-bit rows."""
+    def tile(self, rows: slice) -> ReferenceCall:
+        """Return the call with some of the rows of the input; it makes its own 8-bit rows."""
         difference = None if self.difference is None else self.difference[rows]
-        return ReferenceHalf(self.x[rows], self.adapters, difference=difference)
+        return ReferenceCall(self.x[rows], self.adapters, difference=difference)
 
     def leave(self, *outputs: Tensor, differences: Sequence[Tensor] = ()) -> None:
         """Note the outputs of the call."""

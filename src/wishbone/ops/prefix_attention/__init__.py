@@ -25,7 +25,7 @@ LARGEST_HEAD_BYTES_ON_TURING = 512
 
 KERNEL_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
-__all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention", "prefix_attention_of_halves"]
+__all__ = ["Backend", "Document", "PrefixLayout", "prefix_attention", "prefix_attention_in_lockstep"]
 
 
 def prefix_attention(
@@ -59,7 +59,7 @@ def prefix_attention(
             without gradient.
         backend: "reference", "sdpa" or "triton" by name, or "auto": triton on CUDA where it is installed and takes the
             head dimension and the dtype, sdpa everywhere else, and where tokens of a stem see each other.
-        unrounded: of `prefix_attention_of_halves`; for the backend "triton".
+        unrounded: of `prefix_attention_in_lockstep`; for the backend "triton".
 
     Returns:
         [1, heads, tokens, value_dim], dtype of `value` or autocast's.
@@ -91,7 +91,7 @@ def prefix_attention(
     raise ValueError(f"backend {backend!r} is not one of auto, reference, sdpa, triton")
 
 
-def prefix_attention_of_halves(
+def prefix_attention_in_lockstep(
     policy: tuple[Tensor, Tensor, Tensor],
     reference: tuple[Tensor, Tensor, Tensor],
     layout: PrefixLayout,

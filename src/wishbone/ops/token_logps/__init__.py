@@ -28,7 +28,7 @@ def token_logps(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
-    beside: ReferenceStates | None = None,
+    reference: ReferenceStates | None = None,
     backend: Backend = "auto",
 ) -> TokenScores:
     """Return log p(target) and its companions for each hidden state that predicts a completion token.
@@ -43,8 +43,8 @@ def token_logps(
         chunk_bytes: memory for the logits of the tokens that are scored at a time, but at least what the smallest chunk
             needs, and at most the default of the backend, which None stands for. "reference" takes all tokens at once.
         statistics: whether to compute more than `logps`; otherwise the other fields are NaN (`is_top1` False).
-        beside: the reference's states and the policy's difference from them, for a head that is not trained; the scores
-            are then of the logits that these give, and the reference's `logps` are written there.
+        reference: the reference's states and the policy's difference from them, for a head that is not trained; the
+            scores are then of the logits that these give, and the reference's `logps` are written there.
         backend: "triton", "chunked", or "reference" for the definition, by name; or "auto": "triton" on CUDA where it
             is installed and takes the dtype, "chunked" elsewhere.
 
@@ -59,7 +59,7 @@ def token_logps(
         "logit_scale": logit_scale,
         "softcap": softcap,
         "statistics": statistics,
-        "beside": beside,
+        "reference": reference,
     }
     if backend == "triton":
         if not _triton_installed():

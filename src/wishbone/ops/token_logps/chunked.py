@@ -26,12 +26,12 @@ def token_logps_chunked(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
-    beside: ReferenceStates | None = None,
+    reference: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`; arguments as `token_logps`."""
     chunk = max(LEAST_TOKENS, min(chunk_bytes or CHUNK_BYTES, CHUNK_BYTES) // (4 * weight.shape[0]))
     head = _PlainHead(logit_scale, softcap, chunk)
-    return score_by_chunks(hidden, weight, bias, targets, head, statistics=statistics, beside=beside)
+    return score_by_chunks(hidden, weight, bias, targets, head, statistics=statistics, reference=reference)
 
 
 class _PlainHead(Head):
@@ -45,16 +45,16 @@ class _PlainHead(Head):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
-        beside: ReferenceStates | None,
+        reference: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         parts = []
         for tokens in self._chunks(hidden):
-            if beside is None:
+            if reference is None:
                 logits = self._logits(hidden[tokens], weight, bias)
             else:
-                raw = self._raw(beside.hidden[tokens], weight, bias)
-                (beside.logps[tokens],), _ = _score(self._final(raw.clone()), targets[tokens], False)
-                raw += self._raw(beside.difference[tokens], weight, None)
+                raw = self._raw(reference.hidden[tokens], weight, bias)
+                (reference.logps[tokens],), _ = _score(self._final(raw.clone()), targets[tokens], False)
+                raw += self._raw(reference.difference[tokens], weight, None)
                 logits = self._final(raw)
             capped = None if unit is None else self._capped(logits)
             scores, probabilities = _score(logits, targets[tokens], statistics)

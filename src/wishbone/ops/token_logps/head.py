@@ -48,12 +48,12 @@ class Head(ABC):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
-        beside: ReferenceStates | None,
+        reference: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return the fields of `TokenScores`, without `statistics` its `logps` alone, and what to keep.
 
         Args:
-            beside: the reference's states, of which the policy's logits are formed; their `logps` are set.
+            reference: the reference's states, of which the policy's logits are formed; their `logps` are set.
             unit: set to the unit gradient [tokens, hidden_size], where it is given.
             keep: return the tensors that `logit_gradients` takes as `kept`; otherwise there are none.
         """
@@ -87,7 +87,7 @@ def score_by_chunks(
     head: Head,
     *,
     statistics: bool,
-    beside: ReferenceStates | None,
+    reference: ReferenceStates | None,
 ) -> TokenScores:
     """Return the scores of `targets`; tensors and `statistics` as `token_logps`.
 
@@ -96,9 +96,9 @@ def score_by_chunks(
     """
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
     recompute = trained and torch.is_grad_enabled()
-    if recompute and beside is not None:
-        raise NotImplementedError("a head that is trained forms logits of its own hidden states: leave out `beside`")
-    scores = _Scores.apply(hidden, weight, bias, targets, head, recompute, statistics, beside)
+    if recompute and reference is not None:
+        raise NotImplementedError("a head that is trained forms logits of its own hidden states: leave out `reference`")
+    scores = _Scores.apply(hidden, weight, bias, targets, head, recompute, statistics, reference)
     return TokenScores(*scores) if statistics else TokenScores.logps_alone(scores[0])
 
 
@@ -113,13 +113,13 @@ class _Scores(torch.autograd.Function):
         head: Head,
         recompute: bool,
         statistics: bool,
-        beside: ReferenceStates | None,
+        reference: ReferenceStates | None,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.head, ctx.recompute = head, recompute
         unit = _empty_like(hidden) if ctx.needs_input_grad[0] and not recompute else None
         scores, kept = head.score(
-            hidden, weight, bias, targets, statistics=statistics, unit=unit, keep=recompute, beside=beside
+            hidden, weight, bias, targets, statistics=statistics, unit=unit, keep=recompute, reference=reference
         )
         if recompute:
             ctx.save_for_backward(hidden, weight, bias, targets, *kept)

@@ -20,7 +20,7 @@ def token_logps_reference(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     statistics: bool = True,
-    beside: ReferenceStates | None = None,
+    reference: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`, materializing all logits; arguments as `token_logps`."""
     precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -30,10 +30,10 @@ def token_logps_reference(
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     raw = torch.nn.functional.linear(hidden, weight, bias).to(precise)
-    if beside is not None:
-        base = torch.nn.functional.linear(beside.hidden, weight, bias).to(precise)
-        beside.logps.copy_(scores_of_logits(capped(base), targets).logps)
-        formed = base + torch.nn.functional.linear(beside.difference, weight).to(precise)
+    if reference is not None:
+        base = torch.nn.functional.linear(reference.hidden, weight, bias).to(precise)
+        reference.logps.copy_(scores_of_logits(capped(base), targets).logps)
+        formed = base + torch.nn.functional.linear(reference.difference, weight).to(precise)
         raw = raw + (formed - raw).detach()  # the values of one, the gradient of the other
     scores = scores_of_logits(capped(raw), targets)
     return scores if statistics else TokenScores.logps_alone(scores.logps)

@@ -46,7 +46,7 @@ def token_logps_triton(
     softcap: float | None = None,
     chunk_bytes: int | None = None,
     statistics: bool = True,
-    beside: ReferenceStates | None = None,
+    reference: ReferenceStates | None = None,
 ) -> TokenScores:
     """Return the scores of `targets`; arguments as `token_logps`.
 
@@ -64,7 +64,7 @@ def token_logps_triton(
     chunk_bytes = most if chunk_bytes is None else min(chunk_bytes, most)
     head = _TritonHead(logit_scale, softcap, chunk_tokens(chunk_bytes, weight.shape[0]))
     bias = None if bias is None else bias.contiguous()
-    return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics, beside=beside)
+    return score_by_chunks(hidden, weight, bias, targets.contiguous(), head, statistics=statistics, reference=reference)
 
 
 def chunk_tokens(chunk_bytes: int, vocabulary: int) -> int:
@@ -95,7 +95,7 @@ class _TritonHead(Head):
         statistics: bool,
         unit: Tensor | None,
         keep: bool,
-        beside: ReferenceStates | None,
+        reference: ReferenceStates | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         def empty(dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(targets.shape, dtype=dtype, device=hidden.device)
@@ -104,7 +104,7 @@ class _TritonHead(Head):
         companions = (empty(), empty(), empty(torch.bool), empty()) if statistics else ()
         peaks_and_totals = (empty(), empty()) if keep else ()
         columns = (logps, *(companions or (None,) * 4), *(peaks_and_totals or (None,) * 2))
-        chunks = _Chunks(hidden if beside is None else beside.hidden, weight, self.chunk)
+        chunks = _Chunks(hidden if reference is None else reference.hidden, weight, self.chunk)
 
         def score_chunk(tokens: slice, logits: Tensor, gradient: Tensor | None, columns: Sequence[Any]) -> None:
             with torch.cuda.device_of(hidden):
@@ -124,9 +124,9 @@ class _TritonHead(Head):
                 )
 
         for tokens, logits, gradient in chunks:
-            if beside is not None:
-                score_chunk(tokens, logits, None, (beside.logps, *(None,) * 6))
-                self.add_product(logits[:, : chunks.vocabulary], beside.difference[tokens], weight.t())
+            if reference is not None:
+                score_chunk(tokens, logits, None, (reference.logps, *(None,) * 6))
+                self.add_product(logits[:, : chunks.vocabulary], reference.difference[tokens], weight.t())
             score_chunk(tokens, logits, None if unit is None else gradient, columns)
             if unit is not None:
                 torch.mm(gradient[:, : chunks.vocabulary], weight, out=unit[tokens])

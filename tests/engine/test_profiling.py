@@ -1,4 +1,4 @@
-"""What the rehearsal chooses from measurements: room for layers, the budget of a row, host memory."""
+"""What profiling chooses from measurements: room for layers, the budget of a row, host memory."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from wishbone.data.pair_images import PairImages
 from wishbone.engine import fitting
 from wishbone.engine.execution import EVERYTHING, NOTHING, Execution, Room
 from wishbone.engine.fitting import longest_rows, measured_room
-from wishbone.engine.probe import Timing, Trial, made_up_row
-from wishbone.engine.rehearsal import faster_rows, fitted
+from wishbone.engine.probe import RowProbe, Timing, made_up_row
+from wishbone.engine.profiling import faster_rows, fitted
 from wishbone.engine.row_lengths import longest_of_stream, most_in_a_row, pair_tokens
 
 LAYERS, BASE, LAYER, FIXED = 8, 10.0, 5.0, 30_000.0
 OFFLOADED_BASE = 4.0
-VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "rehearsals.json").read_text())["vectors"]
+VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "profiling.json").read_text())["vectors"]
 PAIRS = {(900, 1800): [900] * 92 + [1800] * 8, (300, 300): [300] * 100, (200, 6000): [200] * 99 + [6000]}
 UNMEASURED = Execution(8192, Room(1.0, 1.0, 1.0), offload="as needed")
 
 
-class Card(Trial):
+class Card(RowProbe):
     """A GPU of so many bytes, on which a row takes the memory of the equation, and the time of its work."""
 
     def __init__(self, memory: float, row_seconds: float = 0.0, curvature: float = 0.0) -> None:

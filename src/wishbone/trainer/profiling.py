@@ -1,6 +1,6 @@
-"""TRL's trainer that settles before its first step how rows are computed, and keeps that with its checkpoints.
+"""TRL's trainer that chooses before its first step how rows are computed, and writes that choice to its checkpoints.
 
-The rehearsal measures how long rows may be and which activations are kept, and records CUDA graphs where they pay. A
+Profiling measures how long rows may be and which activations are kept, and records CUDA graphs where they pay. A
 run that continues on the same machine takes what its checkpoint says (`execution_in_checkpoint.py`).
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 from datasets import Dataset
 
 from wishbone.data.batch import TokenizedPair
-from wishbone.engine.equal_passes import agreed
+from wishbone.engine.equal_passes import with_least_room
 from wishbone.engine.execution import Execution
 from wishbone.engine.graph_selection import passes_to_come, with_cuda_graphs
-from wishbone.engine.rehearsal import rehearse
+from wishbone.engine.profiling import profile_rows
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
 from wishbone.phases import phase
@@ -28,12 +28,12 @@ from wishbone.trainer.image_dataset import ImagePairs
 logger = logging.getLogger(__name__)
 
 
-class RehearsedTrainer(CheckpointedTrainer):
+class ProfiledTrainer(CheckpointedTrainer):
     """TRL's trainer with an execution.
 
     Attributes:
         preference_step: what computes loss and gradients, or None where the run needs TRL's own path.
-        execution: how the step computes rows now: as the settings ask, from the first step on as the rehearsal found,
+        execution: how the step computes rows now: as the settings ask, from the first step on as profiling found,
             and after memory ran out as it fitted.
     """
 
@@ -43,14 +43,14 @@ class RehearsedTrainer(CheckpointedTrainer):
     _image_pairs: ImagePairs | None
     _pairs_with_images: list[TokenizedPair]
 
-    def _rehearse(self, step: PreferenceStep) -> None:
-        """Before the first step: measure how much memory rows take, and record CUDA graphs where that pays.
+    def _profile_rows(self, step: PreferenceStep) -> None:
+        """Measure how much memory rows take, and record CUDA graphs where that pays; before the first step.
 
         A run that continues on the same machine computes rows as before. Rows of a sharded model are not tried out,
         because one that does not fit in one process would leave the others waiting.
         """
         if step.policy.sharded:
-            self.execution = agreed(self.execution, step.policy.device)
+            self.execution = with_least_room(self.execution, step.policy.device)
             return
         usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
         pairs = max(usual, sum(map(len, self._pending)))
@@ -68,8 +68,8 @@ class RehearsedTrainer(CheckpointedTrainer):
             self.execution, graphs = replace(recorded.execution, room=room), "on" if recorded.graphs else "off"
         else:
             fixed = self.args.token_budget != "auto"
-            with phase("rehearsal"):
-                self.execution = rehearse(
+            with phase("profiling"):
+                self.execution = profile_rows(
                     step, self.execution, tokens, pairs, budget_fixed=fixed, images=self._pairs_with_images
                 )
         if images is not None and graphs != "off":

@@ -49,7 +49,7 @@ def compile_ahead(step: PreferenceStep) -> None:
         run_through(step)
 
 
-def compile_tries_ahead(model: nn.Module) -> None:
+def compile_trial_kernels(model: nn.Module) -> None:
     """Start to compile the kernels with which `FusedLayers` tries norms and MLPs; nothing of the model changes.
 
     Args:
@@ -61,7 +61,7 @@ def compile_tries_ahead(model: nn.Module) -> None:
     kinds = {part_of(module) for module in layers[0].modules()} if layers else {"experts"}
     if kinds.isdisjoint({"experts", "recurrence"}):
         quantized = QuantizedInput()
-        with handed_over(), _no_harm():
+        with handed_over(), _failures_ignored():
             FusedNorms(layers[0], quantized=quantized)
             FusedLinears(layers[0], quantized)
 
@@ -76,7 +76,7 @@ def run_through(step: PreferenceStep) -> None:
     model.eval()
     try:
         forked = torch.random.fork_rng([policy.device] if policy.device.type == "cuda" else [])
-        with _no_harm(), forked, few_layers(policy):
+        with _failures_ignored(), forked, few_layers(policy):
             batch = policy.collate(pairs)
             step.reference.logps(batch)
             with torch.no_grad(), policy.running():
@@ -90,7 +90,7 @@ def run_through(step: PreferenceStep) -> None:
 
 
 @contextmanager
-def _no_harm() -> Iterator[None]:
+def _failures_ignored() -> Iterator[None]:
     """Context of a pass without which a run is the same: what cannot run in it is left to the trials, which say why."""
     try:
         yield

@@ -13,8 +13,8 @@ import torch
 from tiny import tiny_model
 
 from wishbone.engine.execution import Execution, Room
-from wishbone.engine.probe import Trial, made_up_row
-from wishbone.engine.rehearsal import rehearse, usable_bytes
+from wishbone.engine.probe import RowProbe, made_up_row
+from wishbone.engine.profiling import profile_rows, usable_bytes
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter
@@ -54,10 +54,10 @@ def limited_to(gib: float) -> None:
 @pytest.mark.parametrize("gib", [1.2, 1.5, 1.8])
 def test_a_row_takes_most_of_what_memory_there_is(step: PreferenceStep, gib: float) -> None:
     limited_to(gib)
-    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=True)
+    execution = profile_rows(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=True)
     assert execution.room is not None
     assert 0 < execution.room.kept(PAIR * PAIRS, LAYERS) < LAYERS
-    peak, usable = Trial(step, PAIR).peak(PAIR * PAIRS, execution), usable_bytes(step.policy.device)
+    peak, usable = RowProbe(step, PAIR).peak(PAIR * PAIRS, execution), usable_bytes(step.policy.device)
     assert peak is not None
     one_more = PAIR * PAIRS * execution.room.layer
     # the room for a kept layer is counted on top of that in which one is recomputed, and rounded down
@@ -66,7 +66,7 @@ def test_a_row_takes_most_of_what_memory_there_is(step: PreferenceStep, gib: flo
 
 def test_rows_of_a_step_that_cannot_be_kept_are_the_longest_or_kept_whole(step: PreferenceStep) -> None:
     limited_to(1.5)
-    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    execution = profile_rows(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
     assert execution.room is not None
     budget, whole = execution.token_budget, execution.room.keeps_all(execution.token_budget, LAYERS)
     assert budget == PAIR * PAIRS or (whole and 512 <= budget < PAIR * PAIRS)
@@ -95,20 +95,20 @@ def test_memory_comes_in_segments_that_grow(order: str) -> None:
 
 
 def test_where_memory_is_plenty_rows_are_whole_steps(step: PreferenceStep) -> None:
-    execution = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    execution = profile_rows(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
     assert execution.token_budget == PAIR * PAIRS
     assert execution.room is not None and execution.room.keeps_all(PAIR * PAIRS, LAYERS)
 
 
 def test_where_memory_seems_plenty_one_row_is_run(step: PreferenceStep, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = rehearse(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    measured = profile_rows(step, UNMEASURED, np.full(64, PAIR), PAIRS, budget_fixed=False)
     rows: list[int] = []
-    run = Trial.run
+    run = RowProbe.run
     monkeypatch.setattr(
-        Trial, "run", lambda trial, tokens, execution: [rows.append(tokens), run(trial, tokens, execution)][1]
+        RowProbe, "run", lambda trial, tokens, execution: [rows.append(tokens), run(trial, tokens, execution)][1]
     )
     estimate = Execution(8192, Room(1e11, LAYERS * 2048.0, 8e4), offload="as needed")
-    execution = rehearse(step, estimate, np.full(64, PAIR), PAIRS, budget_fixed=False)
+    execution = profile_rows(step, estimate, np.full(64, PAIR), PAIRS, budget_fixed=False)
     assert rows == [PAIR * PAIRS] and execution.token_budget == measured.token_budget
     assert execution.room is not None and measured.room is not None
     assert execution.room.keeps_all(PAIR * PAIRS, LAYERS)

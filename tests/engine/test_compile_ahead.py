@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from wishbone.engine.first_kernels import compile_ahead, run_through
+from wishbone.engine.compile_ahead import compile_ahead, run_through
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
 from wishbone.model.adapter import add_adapter

@@ -1,4 +1,4 @@
-"""Before the first step: how much memory do this run's rows take, and which `Execution` fits?
+"""How much memory the rows of a run take, and which `Execution` fits: measured before the first step.
 
 A GPU's memory is measured, not estimated. Rows of made-up pairs are run forward and backward, and the execution is
 fitted to what they take (`fitting.py`). So a row that does not fit is found before training and not at step 900. Where
@@ -25,7 +25,7 @@ import torch
 from wishbone.data.batch import TokenizedPair
 from wishbone.engine.execution import EVERYTHING, Execution, Room
 from wishbone.engine.fitting import LEAST_PROBE, MOST_ROW_TOKENS, SPARE, Usable, fit
-from wishbone.engine.probe import Timing, Trial
+from wishbone.engine.probe import RowProbe, Timing
 from wishbone.engine.row_lengths import likely_rows, most_in_a_row
 from wishbone.engine.step import PreferenceStep
 
@@ -41,7 +41,7 @@ ADAM_BYTES = 8
 logger = logging.getLogger(__name__)
 
 
-def rehearse(
+def profile_rows(
     step: PreferenceStep,
     execution: Execution,
     tokens: np.ndarray[Any, Any],
@@ -65,15 +65,15 @@ def rehearse(
         return execution
     trained = sum(p.numel() for p in step.policy.model.parameters() if p.requires_grad)
     optimizer_state = torch.empty(ADAM_BYTES * trained, dtype=torch.uint8, device=device)
-    trial = Trial(step, int(tokens.max()), images)
-    execution = fitted(trial, execution, lambda: usable_bytes(device), tokens, pairs_a_step, budget_fixed=budget_fixed)
+    probe = RowProbe(step, int(tokens.max()), images)
+    execution = fitted(probe, execution, lambda: usable_bytes(device), tokens, pairs_a_step, budget_fixed=budget_fixed)
     del optimizer_state
     torch.cuda.empty_cache()
     return execution
 
 
 def fitted(
-    trial: Trial,
+    probe: RowProbe,
     execution: Execution,
     usable: Usable,
     tokens: np.ndarray[Any, Any],
@@ -84,18 +84,18 @@ def fitted(
     """Return the execution whose rows fit and, where there is a choice, take less time.
 
     Args:
-        trial: of the run's step.
-        execution, tokens, pairs_a_step, budget_fixed: as for `rehearse`.
+        probe: of the run's step.
+        execution, tokens, pairs_a_step, budget_fixed: as for `profile_rows`.
         usable: bytes that rows should stay below.
     """
-    whole = kept_whole(trial, execution, usable, tokens, pairs_a_step, budget_fixed=budget_fixed)
+    whole = kept_whole(probe, execution, usable, tokens, pairs_a_step, budget_fixed=budget_fixed)
     if whole is not None:
         return whole
     found = fit(
         execution,
-        trial.peak,
+        probe.peak,
         usable,
-        layers=len(trial.policy.layers),
+        layers=len(probe.policy.layers),
         longest=int(tokens.max()),
         most=most_in_a_row(tokens, pairs_a_step),
         budget_fixed=budget_fixed,
@@ -107,14 +107,14 @@ def fitted(
     if budget_fixed or not found.fits:
         return found.execution
     if found.execution.measures_room:
-        return faster_rows(trial, found.execution, tokens, pairs_a_step)
+        return faster_rows(probe, found.execution, tokens, pairs_a_step)
     if found.execution == Execution.treating(found.execution.token_budget, "recompute"):
-        return fuller_rows(trial, found.execution, usable, tokens, pairs_a_step)
+        return fuller_rows(probe, found.execution, usable, tokens, pairs_a_step)
     return found.execution
 
 
 def kept_whole(
-    trial: Trial,
+    probe: RowProbe,
     execution: Execution,
     usable: Usable,
     tokens: np.ndarray[Any, Any],
@@ -128,17 +128,17 @@ def kept_whole(
     which counts only once memory has run out. None where the room is given, or is estimated or seen to be too small.
 
     Args:
-        trial, execution, usable, tokens, pairs_a_step, budget_fixed: as for `fitted`.
+        probe, execution, usable, tokens, pairs_a_step, budget_fixed: as for `fitted`.
     """
-    estimated, layers = execution.room, len(trial.policy.layers)
+    estimated, layers = execution.room, len(probe.policy.layers)
     if not execution.measures_room or estimated is None:
         return None
     most = min(execution.token_budget if budget_fixed else MOST_ROW_TOKENS, most_in_a_row(tokens, pairs_a_step))
     row = max(int(tokens.max()), most)
     if row * (estimated.base + layers * estimated.layer) > CAREFUL * estimated.total:
         return None
-    at_rest = trial.at_rest()
-    peak = trial.peak(row, replace(execution, room=EVERYTHING))
+    at_rest = probe.at_rest()
+    peak = probe.peak(row, replace(execution, room=EVERYTHING))
     room = usable() - at_rest
     if peak is None or peak - at_rest > room:
         return None
@@ -148,16 +148,16 @@ def kept_whole(
     return replace(execution, token_budget=budget, room=Room(room, base, (of_a_token - base) / max(layers, 1)))
 
 
-def faster_rows(trial: Trial, execution: Execution, tokens: np.ndarray[Any, Any], pairs_a_step: int) -> Execution:
+def faster_rows(probe: RowProbe, execution: Execution, tokens: np.ndarray[Any, Any], pairs_a_step: int) -> Execution:
     """Return the execution with the token budget whose rows take less time: its own, that of rows kept whole, or more.
 
     Args:
-        trial: of the run's step.
+        probe: of the run's step.
         execution: what fits; its room was measured.
         tokens: of each pair of the run in a row.
         pairs_a_step: pairs of one optimizer step.
     """
-    room, layers, budget = execution.room, len(trial.policy.layers), execution.token_budget
+    room, layers, budget = execution.room, len(probe.policy.layers), execution.token_budget
     if room is None or room.keeps_all(budget, layers):
         return execution
 
@@ -165,29 +165,29 @@ def faster_rows(trial: Trial, execution: Execution, tokens: np.ndarray[Any, Any]
         """Time of a row of usual length, and seconds a token."""
         row = likely_rows(tokens, pairs_a_step, budget).mean()
         try:
-            found = trial.timing(round(row), execution)
+            found = probe.timing(round(row), execution)
         except torch.OutOfMemoryError:
             found = Timing(float("inf"), 0.0)
         return found, found.total / row
 
     def fits(budget: int) -> bool:
-        return trial.peak(budget, execution) is not None
+        return probe.peak(budget, execution) is not None
 
     long, long_seconds = timing(budget)
     whole = room.longest_kept(layers)
     if LEAST_WHOLE <= whole < budget and fits(whole) and timing(whole)[1] < long_seconds:
         return replace(execution, token_budget=whole)
     most = min(most_in_a_row(tokens, pairs_a_step), MOST_ROW_TOKENS, room.longest())
-    return replace(execution, token_budget=most) if long.waits and most > budget and fits(most) else execution
+    return replace(execution, token_budget=most) if long.host_bound and most > budget and fits(most) else execution
 
 
 def fuller_rows(
-    trial: Trial, execution: Execution, usable: Usable, tokens: np.ndarray[Any, Any], pairs_a_step: int
+    probe: RowProbe, execution: Execution, usable: Usable, tokens: np.ndarray[Any, Any], pairs_a_step: int
 ) -> Execution:
     """Return the execution whose recomputed rows hold as much of a step as memory does, where the GPU waits otherwise.
 
     Args:
-        trial: of the run's step.
+        probe: of the run's step.
         execution: what fits; it recomputes every layer.
         usable: bytes that rows should stay below.
         tokens: of each pair of the run in a row.
@@ -195,10 +195,10 @@ def fuller_rows(
     """
     budget, most = execution.token_budget, most_in_a_row(tokens, pairs_a_step)
     rows = range(ceil(most / MOST_ROW_TOKENS), ceil(most / budget))
-    if not rows or not trial.timing(round(likely_rows(tokens, pairs_a_step, budget).mean()), execution).waits:
+    if not rows or not probe.timing(round(likely_rows(tokens, pairs_a_step, budget).mean()), execution).host_bound:
         return execution
     for longer in (max(ceil(most / count), int(tokens.max())) for count in rows):
-        peak = trial.peak(longer, execution)
+        peak = probe.peak(longer, execution)
         if peak is not None and peak <= usable():
             return replace(execution, token_budget=longer)
     return execution
