@@ -3,7 +3,7 @@
 A directory is built under a temporary name beside its place and renamed into it, so it is there whole or not at all.
 Its manifest records size, modification time and SHA-256 of every file. A file whose size and time are as recorded is
 taken as sound (a stat, microseconds); one whose time differs, as after a copy, is hashed; one that differs is damage,
-and the directory is built anew. A file lock lets one process build while the others wait.
+and the directory is built again. A file lock lets one process build while the others wait.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SCREEN = 6000
-"""Characters that the problems of one request take; of more, the first ones are told and the others counted."""
+"""Characters that the problems of one request take; of more, the first ones are listed and the others counted."""
 
 
 class RequestError(ValueError):
@@ -26,7 +26,7 @@ class RequestError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run cannot go on. The message says why and what to do; the command line prints it and ends with status 1.
+    """A run cannot continue. The message says why and what to do; the command line prints it and ends with status 1.
 
     Attributes:
         resumable: whether continuing the run from its last checkpoint, once that is done, may succeed.

@@ -1,4 +1,4 @@
-"""Named phases of a run, and who is told of them.
+"""Named phases of a run, and who listens to them.
 
 What takes time says so: `with phase("tokenizing", total=50_000)` around the work, `Phase.to` from within it. Phases may
 lie in each other. Nobody listens unless a command asks to, and then nothing costs more than a call.
@@ -55,7 +55,7 @@ class Phase:
 
 
 class Listener(Protocol):
-    """Who is told of phases."""
+    """The listeners."""
 
     def began(self, phase: Phase) -> None:
         """A phase begins."""

@@ -1,7 +1,7 @@
 """Lines of the log that are left out: what the first of several processes says, too, and one of another library.
 
 Processes of one run decide alike, so the first speaks for all. What concerns one process alone, such as memory that
-ran out there, is said by that one, and names it.
+ran out there, is logged by that process, with its number.
 
 At its import on a processor with AVX512-BF16, bitsandbytes warns that it found no kernel of another package for 4-bit
 layers in evaluation mode. Wishbone keeps such layers as they are (`model/quantization.py`), so the package would change

@@ -1,4 +1,4 @@
-"""Pairs about made-up images, as trainers and models of every shape take them, and the table of what was measured."""
+"""Pairs about synthetic images, as trainers and models of every shape take them, and the table of what was measured."""
 
 from __future__ import annotations
 

@@ -325,7 +325,7 @@ def test_metrics_that_cannot_be_written_are_said_once_and_training_goes_on(
     metrics.symlink_to(where)
     outcome = train("output.dir=mine", "training.max_steps=3", "--resume")
     assert outcome.exit_code == 0, outcome.stderr
-    assert outcome.stderr.count("cannot be written (No space left on device): training goes on") == 1
+    assert outcome.stderr.count("cannot be written (No space left on device): training continues") == 1
     assert json.loads((workplace / "mine" / "summary.json").read_text())["lost_metrics_lines"] == 2
 
 

@@ -5,7 +5,7 @@
 The checkout is TRL's repository at the tag of the installed version, because the package that pip installs has no
 tests. The judge copies `tests/test_dpo_trainer.py` and the DPO part of `tests/invariant/` unchanged and runs them
 twice, each time in new processes: with TRL as installed, and after `PatchDPOTrainer()`. Nothing is downloaded: tiny
-random models and made-up data lie where the tests name hub ids. TRL recorded its trajectories with a large model on a
+random models and synthetic data lie where the tests name hub ids. TRL recorded its trajectories with a large model on a
 GPU, so the judge records them again, from TRL and the stand-in model. It compares trajectories in float32 only: in
 bfloat16 TRL leaves its own trajectory as soon as a step is divided differently.
 

@@ -81,7 +81,7 @@ def until_all_is_loaded() -> bool:
 
 
 def module_of(name: str) -> Any:
-    """The made-up kernels as a module of this name."""
+    """The synthetic kernels as a module of this name."""
     path = Path(__file__).with_name("made_up_kernels.py")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

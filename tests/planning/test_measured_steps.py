@@ -27,7 +27,7 @@ TENTH = 0.1
 WARM_UP, TIMED = {5: 1, 6: 1, 7: 1}, {5: 2, 6: 2, 7: 2}
 """Steps of calls of the scaling benchmark that were not and that were timed; of all others 2 and 3."""
 BEFORE = {("70b", "sharded x2")}
-"""Steps that were timed when a process with fewer rows than another one still ran made-up rows."""
+"""Steps that were timed when a process with fewer rows than another one still ran synthetic rows."""
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a tower for images adds to a plan, against the models that transformers builds from the same sizes."""
+"""What a vision tower adds to a plan, against the models that transformers builds from the same sizes."""
 
 from __future__ import annotations
 

@@ -368,7 +368,7 @@ def test_what_a_run_on_images_learned_is_asked_merged_and_loaded(
 ) -> None:
     with caplog.at_level("INFO", "wishbone"):
         run = train(config_of(model, write_pairs(tmp_path, "column"), tmp_path / "run"))
-    assert "Adapters on 14 layers of the tower for images, too" in caplog.text
+    assert "Adapters on 14 layers of the vision tower, too" in caplog.text
     finished = finished_run(run)
     exporter = Exporter(finished)
     exporter.merged(tmp_path / "merged", overwrite=False)

@@ -62,7 +62,7 @@ def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
     (line,) = [line for line in messages.splitlines() if "cannot be checked" in line]
     assert "no manifest.json" in line and "no fingerprint.json" in line
     for ours, theirs in zip(metrics(run), metrics(OLD), strict=True):
-        for line in (ours, theirs):  # wall time, and a count that begins anew with a process, as in TRL
+        for line in (ours, theirs):  # wall time, and a count that starts again with a process, as in TRL
             assert line.pop("seconds") > 0 and line.pop("num_tokens") > 0
             line.pop("memory_gib", None)  # which 0.1.0 did not write
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
@@ -74,7 +74,7 @@ def test_a_run_is_continued_as_if_it_had_not_been_stopped(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_continues_its_optimizer_and_schedule_and_not_only_its_weights(run: Path) -> None:
-    """A run that began anew from the old adapter would take other steps."""
+    """A run that started again from the old adapter would take other steps."""
     path = run / "checkpoints" / "checkpoint-2" / "optimizer.pt"
     optimizer = torch.load(path, weights_only=True)
     for state in optimizer["state"].values():

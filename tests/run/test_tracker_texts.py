@@ -123,7 +123,7 @@ def test_a_tracker_that_fails_is_told_of_once_and_stops_nothing(
         tracker.end()
         tracker.end()
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "the run goes on without it" in line and "\n" not in line
+    assert "the run continues without it" in line and "\n" not in line
     assert "OfAnother: no account" in line or failing == "table"
 
 

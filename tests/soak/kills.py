@@ -10,7 +10,7 @@ killed. Each attempt is a process of its own, forked from one that has the libra
     saving    some milliseconds after the n-th checkpoint began to be written
     between   right after the n-th checkpoint was put in its place
 
-Before the first checkpoint there is nothing to continue, and `--resume` begins anew; what a process leaves that was
+Before the first checkpoint there is nothing to continue, and `--resume` starts again; what a process leaves that was
 killed before it locked its directory is removed first.
 """
 

@@ -221,6 +221,6 @@ def _processor_seconds(process: int | None) -> float:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin anew."""
+    """Let VmHWM start again."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -39,7 +39,7 @@ WORDS = [
 
 @cache
 def chat_pairs(count: int, seed: int = 0) -> Dataset:
-    """Ragged chat pairs of made-up sentences."""
+    """Ragged chat pairs of synthetic sentences."""
     rng = random.Random(seed)
 
     def text(role: str) -> list[dict[str, str]]:

@@ -129,10 +129,10 @@ def test_a_checkpoint_without_the_moving_reference_says_so(tmp_path: Path, caplo
     first = trainer_for(tmp_path, None, **SYNC, save_strategy="steps", save_steps=4)
     first.train()
     load_reference(first.ref_model, tmp_path / "checkpoint-4")
-    assert "begins anew" not in caplog.text
+    assert "starts again" not in caplog.text
     (tmp_path / "checkpoint-4" / FILE).unlink()
     load_reference(first.ref_model, tmp_path / "checkpoint-4")
-    assert "begins anew" in caplog.text
+    assert "starts again" in caplog.text
 
 
 def test_a_moving_reference_and_fixed_values_exclude_each_other(tmp_path: Path):

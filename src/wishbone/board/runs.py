@@ -1,4 +1,4 @@
-"""The runs of a board: directories named on the command line, and those inside of them, read anew where they changed.
+"""The runs of a board: directories named on the command line, and those inside of them, read again where they changed.
 
 A run directory is written while it is read. What decides whether it is read again are names, sizes and times of its
 files, so that an unchanged run of thousands of points costs a few calls of `stat`.

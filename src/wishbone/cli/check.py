@@ -80,7 +80,7 @@ def check(
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
 ) -> None:
-    """Check preference pairs. Exit status 0: nothing hurts, 1: something does, 2: the data cannot be read."""
+    """Check preference pairs. Exit status 0: no problems, 1: problems or warnings, 2: the data cannot be read."""
     settle_libraries()
     with requested():
         from wishbone.check.cleaned import refuse_existing, write_cleaned

@@ -106,7 +106,7 @@ def build(
 
 
 def init(*, as_json: bool = False, **flags: Any) -> None:
-    """`build`, after what was not told is found out; without flags on a terminal, after questions."""
+    """`build`, after missing answers are read from the data or, without flags on a terminal, asked for."""
     named = flags.pop("named_data")
     if named is not None and flags["data"] is not None:
         with requested():

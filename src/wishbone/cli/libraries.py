@@ -42,7 +42,7 @@ class _Notes(logging.Handler):
 
 
 def keep_bars_out_of_pipes() -> None:
-    """Turn progress bars off where nobody sees them move; call it before anything imports tqdm, which reads it once."""
+    """Turn progress bars off outside of terminals; call it before tqdm is imported, which reads the setting once."""
     if not (sys.stderr.isatty() and is_first_process()):
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

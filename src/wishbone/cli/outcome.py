@@ -31,7 +31,7 @@ from wishbone.run.stop_signals import Stopped
 
 LOST = ("closed by peer", "reset by peer", "remote process exited", "ncclRemoteError")
 """What gloo and NCCL say where another process has ended."""
-GONE = "another process of the run is gone, and this one cannot go on without it"
+GONE = "another process of the run is gone, and this one cannot continue without it"
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Each run is a process of its own, so that memory is free again and one that fails does not end the others. The
 reference's log-probabilities depend on none of the usual settings of a sweep; the first run computes them, and the
-others read them. What is done is not done again: the same command goes on where it was stopped.
+others read them. What is done is not done again: the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def sweep(
         say(f"{at} of {len(combinations)}, {' '.join(one.overrides)}", marker="run: ", style="bold", error=True)
         outcomes[one.name] = _train(config_path, one, directory, shared)
         if outcomes[one.name] in (INTERRUPTED, 143, 129):
-            say("stopped; the same command goes on from here", marker="sweep: ", style="bold yellow", error=True)
+            say("stopped; the same command continues from here", marker="sweep: ", style="bold yellow", error=True)
             break
     rows = [_row(one, output / one.name, outcomes.get(one.name)) for one in combinations]
     table = json.dumps(without_nan(rows), indent=2)
@@ -179,7 +179,7 @@ def _train(config_path: Path, one: Combination, directory: Path, store: Path | N
     """Train one combination in a process of its own, and return its exit status."""
     words = [*one.overrides, f"output.dir={json.dumps(str(directory))}"]
     words += [f"training.reference_store={json.dumps(str(store))}"] if store else []
-    began = (directory / CONFIG_FILE).exists()  # where it ended before its first checkpoint, --resume begins anew
+    began = (directory / CONFIG_FILE).exists()  # where it ended before its first checkpoint, --resume starts again
     command = [sys.executable, "-m", "wishbone", "train", str(config_path), *words, *(["--resume"] * began)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process, passed_on_to(process):
         try:

@@ -1,4 +1,4 @@
-"""What to say where the words of a command are none that it takes: what is meant, in the form of all other messages.
+"""Messages for wrong words in a command: what was probably meant, in the form of all other messages.
 
 A person writes settings as flags (`--learning-rate 1e-5`), commands in the words of other programs (`merge`, `serve`)
 or a file in place of a command. Each is answered with the words that do it.

@@ -85,7 +85,7 @@ class AdapterConfig(Section):
     )
     target_modules: Literal["all-linear", "language-linear"] | Annotated[list[Line], Field(min_length=1)] = Field(
         default="all-linear",
-        description="all-linear (every linear layer but the head, those of a tower for images among them), "
+        description="all-linear (every linear layer but the head, those of a vision tower among them), "
         "language-linear (those of the language model), or a list of module name endings.",
     )
 
@@ -110,7 +110,7 @@ class DataConfig(Section):
     )
     invalid_rows: Literal["refuse", "drop"] = Field(
         default="refuse",
-        description="Rows that are not usable pairs: refuse (list them and end) or drop (count them and go on).",
+        description="Rows that are not usable pairs: refuse (list them and end) or drop (count them and continue).",
     )
     template: Literal["auto", "chat", "none"] = Field(
         default="auto",
@@ -121,7 +121,7 @@ class DataConfig(Section):
     lost_text: Literal["refuse", "drop", "allow"] = Field(
         default="refuse",
         description="Rows of which the chat template loses text (tool calls, thoughts): refuse (list them and end), "
-        "drop (count them and go on) or allow (train what is left of them).",
+        "drop (count them and continue) or allow (train what remains of them).",
     )
     system_prompt: str | None = Field(
         default=None, min_length=1, description="System message for conversations that have none; null: none is added."

@@ -168,7 +168,7 @@ def _content(cell: Any, folder: Path | None) -> bytes:
         try:
             return _limited(base64.b64decode(cell[header.end() :], validate=True))
         except binascii.Error as error:
-            raise RequestError(f"{_named(cell)} is not valid base64 ({error}); write it anew") from error
+            raise RequestError(f"{_named(cell)} is not valid base64 ({error}); write it again") from error
     if folder == Path() and isinstance(cell, str):
         raise RequestError(f"{_named(cell)} comes from the hub without its bytes; download the data set with its files")
     if not isinstance(cell, str | Path) or not str(cell):

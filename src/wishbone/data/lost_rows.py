@@ -16,7 +16,7 @@ from wishbone.data.tokenize import LOST_COLUMN
 from wishbone.errors import counted_of
 
 LostText = Literal["refuse", "drop", "allow"]
-"""What happens to rows that lost text: refuse raises, drop leaves them out, allow trains what is left of them."""
+"""What happens to rows that lost text: refuse raises, drop leaves them out, allow trains what remains of them."""
 
 _SHOWN = 10
 
@@ -49,7 +49,7 @@ def lost_problems(lost: Mapping[str, Sequence[int]], rows: int, option: str) -> 
     for reason, numbers in lost.items():
         problems.append(
             f"{counted_of(len(numbers), rows, 'row')}: {reason} ({few_rows(numbers)}). Use a model or a chat template "
-            f"that writes it, or set {option} to drop (leave such rows out) or allow (train what is left of them)"
+            f"that writes it, or set {option} to drop (leave such rows out) or allow (train what remains of them)"
         )
     return problems
 

@@ -1,4 +1,4 @@
-r"""What of a conversation its rendered text does not hold.
+r"""Parts of a conversation that its rendered text does not contain.
 
 A chat template is a program, and it may leave out what it does not know: thoughts, tool calls, results of tools,
 content that is a list. So after rendering each part of each message is looked for in the text. These count as there:

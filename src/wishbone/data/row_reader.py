@@ -1,4 +1,4 @@
-"""Numbered rows of one source, rewritten as pairs; what does not fit, what is left out and what is not read is told.
+"""Numbered rows of one source, rewritten as pairs; reports rows that do not fit and columns that are not read.
 
 All rows that do not fit are reported together, each with its place. Whether the rows hold a prompt at all is judged
 over all of them: two completions that happen to begin alike in a few rows are no prompt.
@@ -48,7 +48,7 @@ class RowRules:
     Attributes:
         invalid_rows: what happens to rows that do not fit: "refuse" raises, "drop" drops them.
         system_prompt: added before every conversation that has no system message.
-        columns: names of columns, Wishbone's and the data's; None in the place of a name: a column that is not read.
+        columns: names of columns, Wishbone's and the data's; None instead of a name: a column that is not read.
         rule: which scored completions become pairs.
         turns: whether texts with a prompt become one user turn and one answer.
         images: whether images are read or refused; where `columns` says that `images` is not read, they are dropped.

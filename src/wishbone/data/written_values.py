@@ -103,7 +103,7 @@ def _is_message(item: Any) -> bool:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """The same with lists in the place of tuples; raises ValueError for what JSON does not have."""
+    """The same with lists instead of tuples; raises ValueError for what JSON does not have."""
     if depth > MOST_DEPTH:
         raise ValueError("nests too deeply")
     match value:

@@ -1,4 +1,4 @@
-"""The auxiliary loss of one step's groups, put together from rows that hold parts of any of them.
+"""The auxiliary loss of a step's groups, summed over rows that hold pairs of any of them.
 
 A group's loss E sum_i f_i P_i is linear in its sums of probabilities, which rows add up, and f has no gradient. So a
 row that knows f of a whole group adds its exact part, value and gradients:
@@ -23,7 +23,7 @@ from wishbone.preference.load_balancing import LoadBalancing, load_balancing_los
 
 
 class StepBalance:
-    """Adds up what the routers do in one step.
+    """Sums router statistics of one step by group.
 
     Args:
         term: the auxiliary loss.
@@ -49,7 +49,7 @@ class StepBalance:
         return any(pairs < self._pairs[group] for group, pairs in self._pairs_of(row).items())
 
     def routing(self, row: Sequence[int], batch: PreferenceBatch) -> RowRouting:
-        """Return what takes a row's router logits."""
+        """Return the recorder of a row's router logits."""
         numbers = {group: number for number, group in enumerate(self._pairs_of(row))}
         return RowRouting(batch, [numbers[self._group[pair]] for pair in row], self.term.top_k)
 

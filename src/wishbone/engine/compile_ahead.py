@@ -1,9 +1,9 @@
-"""The kernels of a run's first step, compiled while the model is tried.
+"""Compiles the kernels of a run's first step in threads, while the model is being tested.
 
-Which kernels a step launches follows from the model, its adapter and its weights. So before anything is tried, a short
-made-up row is run through a few of the model's layers, forward and backward, with kernels handed to threads instead of
-launched (`ops/compiled_ahead.py`). The trials that choose how rows are run take some seconds of this thread, and the
-kernels are compiled meanwhile. What is not foreseen here is compiled where it is first launched, as always.
+Which kernels a step launches follows from the model, its adapter and its weights. So before the trials, a short
+synthetic row is run through a few of the model's layers, forward and backward, with kernels compiled in threads instead
+of launched (`ops/compiled_ahead.py`). The trials that choose how rows are run take some seconds of this thread;
+meanwhile the kernels are compiled. Other kernels are compiled at their first launch, as usual.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 
 def compile_ahead(step: PreferenceStep) -> None:
-    """Start to compile the kernels of a step on a GPU; nothing of the model or of the random state changes.
+    """Start to compile the kernels of a step on a GPU; model and random state do not change.
 
-    Experts and recurrent layers are left out: their kernels take sizes from values, which mean nothing here.
+    Experts and recurrent layers are left out: the sizes of their kernels depend on values, which are synthetic here.
 
     Args:
         step: its policy in the form "shared_prefix", with fused layers; its model has no gradients.
@@ -50,7 +50,7 @@ def compile_ahead(step: PreferenceStep) -> None:
 
 
 def compile_trial_kernels(model: nn.Module) -> None:
-    """Start to compile the kernels with which `FusedLayers` tries norms and MLPs; nothing of the model changes.
+    """Start to compile the kernels with which `FusedLayers` tests norms and MLPs; the model does not change.
 
     Args:
         model: a transformers model, with or without PEFT's adapters; on a CPU nothing is compiled.
@@ -67,7 +67,7 @@ def compile_trial_kernels(model: nn.Module) -> None:
 
 
 def run_through(step: PreferenceStep) -> None:
-    """Run a short row as trials and steps do, for the kernels that it asks for; of what it computes nothing is kept."""
+    """Run a short row as trials and steps do, only to request its kernels; all results are dropped."""
     policy = step.policy
     model = policy.model
     pairs = trial_pairs(policy.causal_lm.config.get_text_config().vocab_size)
@@ -91,7 +91,7 @@ def run_through(step: PreferenceStep) -> None:
 
 @contextmanager
 def _failures_ignored() -> Iterator[None]:
-    """Context of a pass without which a run is the same: what cannot run in it is left to the trials, which say why."""
+    """Context of an optional pass: its failures are only logged, because the trials report them with their reason."""
     try:
         yield
     except torch.OutOfMemoryError:

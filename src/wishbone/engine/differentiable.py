@@ -21,7 +21,7 @@ from wishbone.preference.metrics import PairMetrics
 
 
 def differentiable_loss(step: PreferenceStep, groups: Groups, metrics: PairMetrics, execution: Execution) -> Tensor:
-    """Return the loss of a step, a scalar with a graph; the parameters' own gradients stay as they are.
+    """Return the loss of a step, a scalar with a graph; existing gradients of the parameters do not change.
 
     Args:
         step: what computes it; its model's parameters are differentiated by.

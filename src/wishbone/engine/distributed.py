@@ -1,4 +1,4 @@
-"""Several processes: each computes its own pairs, and gradients are added up once a step.
+"""Several processes: each computes its own pairs, and gradients are reduced once a step.
 
 The step runs the model underneath DistributedDataParallel, so the number of rows may differ between processes: none
 waits for another until it has all its gradients. Where each process has a step's loss of its own, the mean over

@@ -1,7 +1,7 @@
 """Processes that share a sharded model run the same number of rows; those with fewer run filler rows.
 
 Each pass gathers every layer's parameters from all processes, so a process that runs the model once more than the
-others would wait for ever. Each process packs its own pairs, so the number of rows differs. Before a round of rows the
+others would wait forever. Each process packs its own pairs, so the number of rows differs. Before a round of rows the
 processes agree on the largest number. Those with fewer rows divide their pairs into as many, and where pairs are too
 few they run a synthetic row whose loss has weight 0:
 

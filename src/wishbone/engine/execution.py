@@ -1,4 +1,4 @@
-"""How a step is computed, and never what: row length, kept activations, small pieces, CUDA graphs; and what to give up.
+"""How a step is computed: row length, kept activations, chunk sizes, CUDA graphs; and what to give up first.
 
 Every field of `Execution` trades memory for time. Loss and gradients are the same for all of them. Profiling
 (`profiling.py`) finds the one a run begins with, a step takes it as an argument, a step that runs out of memory asks it
@@ -130,7 +130,7 @@ class Execution:
 
     @classmethod
     def treating(cls, token_budget: int, treatment: Treatment) -> Execution:
-        """Return the execution that treats the activations of every layer of every row alike, as a user asked for."""
+        """Return the execution that treats activations of all layers of all rows alike, as the user asked."""
         if treatment == "keep":
             return cls(token_budget, EVERYTHING)
         offload: Literal["never", "always"] = "always" if treatment == "offload" else "never"
@@ -147,7 +147,7 @@ class Execution:
         return self.room not in (None, EVERYTHING, NOTHING)
 
     def in_host_memory(self) -> Execution:
-        """Return this execution with as little on the device as possible.
+        """Return this execution with the least memory on the device.
 
         Inputs of recomputed layers wait in host memory; logits and MLPs are computed in small pieces.
         """

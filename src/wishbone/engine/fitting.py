@@ -95,7 +95,7 @@ def fit(
 
 
 def measured_room(execution: Execution, peak: Peak, usable: Usable, *, layers: int, row: int) -> Room | None:
-    """Return the room for rows: what is usable beyond what a row of no tokens takes; None if no short row fits.
+    """Return the room for rows: usable bytes minus those of a row of no tokens; None if no short row fits.
 
     Where the treatment of layers is given, rows so treated count as the base and no further layer can be kept.
 
@@ -133,7 +133,7 @@ def _bytes_of_a_kept_layer(
 
 
 def longest_rows(room: Room, layers: int, usual: int, most: int) -> int:
-    """Return a token budget: as many tokens as can be kept, down to the usual number, which may be recomputed."""
+    """Return a token budget: as many tokens as can be kept, but at least the usual number, which may be recomputed."""
     budget = most
     while budget > usual and not room.keeps_all(budget, layers):
         budget = max(budget // 2, usual)

@@ -127,7 +127,7 @@ class Lengths:
 
 
 def lengths_by_count(rows: np.ndarray[Any, Any], multiple: int) -> list[Lengths]:
-    """Return, for one length, two lengths and so on, those that pad rows as long as these least.
+    """Return the best set of one length, of two lengths and so on: those that pad rows of these tokens least.
 
     They are multiples of `multiple`. With u_1 < u_2 < ... the lengths that occur and n_ij the number of rows from u_i
     to u_j, the least total of m lengths with u_j as the last is T_m(j) = min_i T_{m-1}(i) + u_j n_{i+1,j}. The last
@@ -149,7 +149,7 @@ def lengths_by_count(rows: np.ndarray[Any, Any], multiple: int) -> list[Lengths]
 
 
 def worthwhile(choices: Sequence[Lengths], rows: float, *, run: float, replay: float, recording: float) -> list[int]:
-    """Return the lengths with which the rows to come end first, recording included; none where running them does.
+    """Return the lengths that minimize the time of all coming rows, recording included; none if no graphs do.
 
     Args:
         choices: what to choose from.
@@ -199,7 +199,7 @@ def keeps_all(policy: Policy, execution: Execution, tokens: int) -> bool:
 
 
 def passes_to_come(step: PreferenceStep, first: Sequence[TokenizedPair], *, seen_again: bool) -> list[PreferenceStep]:
-    """Return the step as rows of the run will run it: with its reference, without, or first one and then the other.
+    """Return the steps to record: with the reference, without it, or both where the first epoch stores its values.
 
     A pass of policy and reference is another one than that of the policy alone, which rows run whose reference values
     are stored.

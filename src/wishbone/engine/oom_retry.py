@@ -1,4 +1,4 @@
-"""When memory runs out all the same: the step is computed again with less memory, and its result is the same.
+"""If memory runs out in a step, the step is computed again with less memory and the same result.
 
 A step that ran out of memory is repeated from its beginning with the next smaller `Execution`, as often as memory runs
 out. The execution that fitted stays for the rest of the run. A pair that does not fit alone, with everything given up,
@@ -30,7 +30,7 @@ def backward_that_fits(
     trained: Sequence[Tensor],
     indices: Sequence[int] | None = None,
 ) -> tuple[Tensor, Execution]:
-    """Run `step.backward`, again with less memory as often as memory runs out.
+    """Run `step.backward`, and repeat it with less memory whenever memory runs out.
 
     Args:
         step: what is computed.

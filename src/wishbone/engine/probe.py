@@ -93,7 +93,7 @@ class RowProbe:
 
 
 def _uncached(reference: ReferencePolicy) -> ReferencePolicy:
-    """The reference for made-up pairs: none of its values is stored, and none is looked up."""
+    """The reference for synthetic pairs: none of its values is stored, and none is looked up."""
     if isinstance(reference, CachedReference):
         return reference.inner
     return NoReference() if isinstance(reference, Stored) else reference

@@ -1,6 +1,6 @@
 """How much memory the rows of a run take, and which `Execution` fits: measured before the first step.
 
-A GPU's memory is measured, not estimated. Rows of made-up pairs are run forward and backward, and the execution is
+A GPU's memory is measured, not estimated. Rows of synthetic pairs are run forward and backward, and the execution is
 fitted to what they take (`fitting.py`). So a row that does not fit is found before training and not at step 900. Where
 memory seems to be plenty, the longest row of the run is kept whole first: if it fits, nothing else is run.
 

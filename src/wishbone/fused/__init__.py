@@ -1,1 +1,1 @@
-"""Layers of a transformers model through the ops, for as long as a step runs."""
+"""Layers of a transformers model through the ops, while a step runs."""

@@ -89,7 +89,7 @@ class Coverage:
         return Coverage(tuple(_count(part, found) for part, found in by_part.items() if found))
 
     def warnings(self, said: str | None = None) -> list[str]:
-        """Return one line for each kind of part that loses speed, but for a reason that was said already."""
+        """Return one line for each kind of part that loses speed, without reasons that were already logged."""
         return [line for part in self.parts if (line := part.warning(said)) is not None]
 
     def as_json(self) -> list[dict[str, Any]]:

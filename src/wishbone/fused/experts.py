@@ -1,11 +1,11 @@
-"""Experts of any transformers model through `expert_mlp`, for as long as a step runs.
+"""Experts of any transformers model through `expert_mlp`, while a step runs.
 
 transformers keeps the experts of a layer as stacked weights, and marks their class with how these lie
 (`use_experts_implementation`). PEFT wraps the module once for each weight that `target_parameters` names, and at every
 call adds s B A to the whole stack, which takes memory and time of a second model. Here adapters stay factors.
 
-What a module computes is found out by trying: its output for a made-up input must be its own. A module that does more,
-whose weights are trained, or that something looks at, runs its own forward.
+What a module computes is tested: its output for a synthetic input must be its own. A module that does more, whose
+weights are trained, or that something looks at, runs its own forward.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class _Experts:
         return None
 
     def agrees(self) -> bool:
-        """Return whether our output for a made-up input is the module's own but for rounding."""
+        """Return whether the fused output for a synthetic input equals the module's own, but for rounding."""
         up, down = (self._linear(name) for name in _names(self._base))
         if up.weight.is_meta:
             return False
@@ -218,7 +218,7 @@ class _Experts:
         return expert_mlp(x.to(up.weight.dtype), chosen, share, up, down, self._gate, reference_call).to(x.dtype)
 
     def _reference(self, x: Tensor, chosen: Tensor, share: Tensor, adapters: tuple[str, ...]) -> ExpertsOfReference:
-        """The reference's half of a call, with these adapters."""
+        """The reference's call, with these adapters."""
         with only_adapters(self._flags, adapters):
             up, down = (self._linear(name) for name in _names(self._base))
         return ExpertsOfReference(x.to(up.weight.dtype), chosen, share, up.adapter, down.adapter)

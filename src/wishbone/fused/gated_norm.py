@@ -58,7 +58,7 @@ def gated_norm_forward(module: nn.Module, own_forward: Callable[..., Any], norm:
 
 
 def _agrees(module: nn.Module, weight: Tensor, norm: GatedNorm) -> bool:
-    """Whether output and gradients for made-up inputs are the module's own, but for rounding."""
+    """Whether output and gradients for synthetic inputs are the module's own, but for rounding."""
     wave = torch.arange(3 * len(weight), dtype=torch.float64, device=weight.device).mul(0.7).view(3, -1)
     results = []
     with torch.autocast(weight.device.type, enabled=False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Modules of a sharded model whose values are looked at outside of a pass.
+"""Modules of a sharded model whose parameters are read outside of a pass.
 
 FSDP gathers the parameters of a unit when the unit's module is called. A module inside that is called alone, to find
 out what it computes, needs its unit gathered first. All processes look at the same modules in the same order.
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 
 class GatheredUnits:
-    """Gathers the unit around a module for as long as it is looked at.
+    """Gathers the FSDP unit around a module while its parameters are read.
 
     Args:
         model: sharded or not.

@@ -1,4 +1,4 @@
-"""Attributes of single modules that are replaced for as long as a step runs, and put back.
+"""Attributes of single modules that are replaced while a step runs, and then restored.
 
 A module that has a `forward` of its own runs that instead of its class's, and no other module notices. Some have one
 already: `kernelize` gives each module that it has no kernel for the forward of its class, and accelerate's hooks keep
@@ -46,7 +46,7 @@ class InstanceAttributes:
         self._depth = 0
 
     def add(self, module: nn.Module, attribute: str, value: Any) -> None:
-        """Note what an attribute of a module is within `replaced()`.
+        """Set the value of a module's attribute within `replaced()`.
 
         It stays as it is where somebody has given it another value since this call.
         """

@@ -1,4 +1,4 @@
-"""Linear layers and MLPs of any transformers model through `lora_linears` and `gated_mlp`, for as long as a step runs.
+"""Linear layers and MLPs of any transformers model through `lora_linears` and `gated_mlp`, while a step runs.
 
 PEFT wraps each linear layer for itself: q, k and v each keep a copy of their common input, cast it to float32 for their
 adapters and add up three gradients. Here layers that share an input are found by the names that model families give

@@ -1,4 +1,4 @@
-"""What a linear layer of a model computes at this moment, read off the layer: frozen weight, bias, adapter.
+"""What a linear layer currently computes, read from the layer: frozen weight, bias, adapter.
 
 PEFT keeps the state of an adapter in each layer: switched off, merged, which of several are on, scaled by what. It is
 read at every call, so that switching adapters needs no word to us. A layer that does anything beyond

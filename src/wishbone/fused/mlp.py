@@ -1,8 +1,8 @@
 """Gated MLPs of any transformers model as one function each.
 
-An MLP is recognized by the sizes of its layers, and what it computes is found out by trying: its activation on a range
-of values, the whole module on a made-up input. Where the module's own output differs by more than rounding (a factor, a
-norm, a clamp between), the module runs its own forward.
+An MLP is recognized by the sizes of its layers, and what it computes is tested: its activation on a range of values,
+the whole module on a synthetic input. Where the module's own output differs by more than rounding (a factor, a norm, a
+clamp between), the module runs its own forward.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _made_up(layer: Any) -> Tensor:
 
 @torch.no_grad()
 def _agrees(mlp: FusedMlp) -> bool | None:
-    """Whether our output for a made-up input is the module's own but for rounding; None if layers cannot be read."""
+    """Whether our output for a synthetic input is the module's own but for rounding; None if layers cannot be read."""
     mlp.read_own()
     x = _made_up(mlp.layers[0])
     with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Norms of any transformers model in one pass each, for as long as a step runs.
+"""Norms of any transformers model in one pass each, while a step runs.
 
 Written in PyTorch, an RMSNorm with frozen weight makes five passes over memory and keeps float32 copies of its input
 for the backward pass. Here it keeps its input and one value a row, and where FP8 layers read its output, it writes that
@@ -267,7 +267,7 @@ def _formula_of(module: nn.Module, beside: Tensor) -> _Formula | str:
 
 
 def _agrees(module: nn.Module, weight: Tensor, formula: _Formula, size: float) -> bool:
-    """Whether output and gradient for a made-up input are the module's own, but for rounding.
+    """Whether output and gradient for a synthetic input are the module's own, but for rounding.
 
     Args:
         module: what may be a norm.

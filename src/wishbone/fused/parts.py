@@ -1,4 +1,4 @@
-"""Which parts of a model there is a fused form of, or could be: found by the names that families give their classes.
+"""Which parts of a model have a fused form, or could have one: recognized by the names of their classes.
 
 Names only say where to look, so that a part that runs the model's own code is counted. What is fused is found out by
 trying (`norm.py`, `mlp.py`, `rotary.py`), whatever the class is called.

@@ -26,19 +26,19 @@ Rows = QuantizedRows | LockstepRows
 
 
 class QuantizedInput:
-    """What the last norm left for the layer after it: one output, which is not kept alive, and perhaps its rows."""
+    """The output of the last norm, held weakly, and its quantized rows if they were made."""
 
     def __init__(self) -> None:
         self._asked: dict[nn.Module, RowForm] = {}
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was left."""
+        """Drop the stored output."""
         self._left: tuple[nn.Module, ReferenceType[Tensor], int] | None = None
         self._rows: Rows | None = None
 
     def begin(self, norm: nn.Module) -> RowForm | None:
-        """Forget what was left, as a norm begins a call; return the form of rows that were asked for since its last."""
+        """Drop the stored output as a norm begins; return the form of rows that was requested since its last call."""
         self.clear()
         return self._asked.pop(norm, None)
 

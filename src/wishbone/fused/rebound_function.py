@@ -1,4 +1,4 @@
-"""A copy of a function in which some names of its module mean something else.
+"""A copy of a function in which some global names are replaced.
 
 A function looks up the names that it does not define in the globals of its module, at every call. A copy with other
 globals therefore calls something else under the same name, and the module, the function and everybody who uses them
@@ -21,7 +21,7 @@ Replace = Callable[[str, Any], Any]
 
 
 def rebound(function: FunctionType, replace: Replace) -> FunctionType | None:
-    """Return a copy of `function` in which names mean what `replace` says, or None if it uses no such name.
+    """Return a copy of `function` with global names replaced as `replace` says, or None if it uses none of them.
 
     Args:
         function: a function of a module; nothing of it is changed.

@@ -1,4 +1,4 @@
-"""Rotary position embeddings of any transformers model in one pass over queries and keys, for as long as a step runs.
+"""Rotary position embeddings of any transformers model in one pass over queries and keys, while a step runs.
 
 Written in PyTorch, a rotary embedding makes six passes over memory. Families write it as a function of their module,
 which attention layers call by name. Each layer gets copies of its own methods in which that name means ours
@@ -251,7 +251,7 @@ class _Arguments:
 
 
 def _turned(tensors: tuple[Tensor, ...], heads_dim: int, form: Form) -> Any:
-    """Return queries and keys, or one of them, turned by our op; they come and go with heads in `heads_dim`."""
+    """Return queries and keys, or one of them, rotated by the op; heads are in `heads_dim` before and after."""
     *states, cos, sin = tensors
     if heads_dim == 2:
         states = [x.transpose(1, 2) for x in states]

@@ -216,7 +216,7 @@ MIXERS: dict[str, Callable[..., Any]] = {
 Each is called with the family's own function, the layout of the row, and the arguments of the call.
 """
 OWN_FORWARDS: dict[str, Callable[..., Any]] = {"MiniMaxLightningAttention": _lightning_attention}
-"""What runs in the place of forwards that mix tokens without a function of their module, by the name of the class.
+"""Replacements of forwards that mix tokens without a function of their module, by the name of the class.
 
 Each is called with `linear_attention` of the row, the module and the arguments of the call.
 """

@@ -1,4 +1,4 @@
-"""The guard: it watches a run while it trains, says when it is not well, and slows or stops it where that was asked.
+"""The guard: watches a run while it trains, reports when something goes wrong, and slows or stops it if asked.
 
 sample, answers, training_figures     what is measured
 judge, advice                         how it is judged, and what to change

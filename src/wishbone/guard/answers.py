@@ -6,7 +6,7 @@
     kl          mean over their tokens of log pi(y_t) - log pi_ref(y_t), nats a token
 
 The last one estimates KL(pi || pi_ref) along the answers that the policy prefers. Greedy decoding draws no random
-numbers, so training goes on as if nobody had asked.
+numbers, so training continues as if nobody had asked.
 """
 
 from __future__ import annotations

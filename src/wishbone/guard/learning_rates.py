@@ -1,4 +1,4 @@
-"""Lowering the learning rate of a run that goes on.
+"""Lowering the learning rate of a run that continues.
 
 A schedule of PyTorch computes each rate from its base rate, and both are saved with the optimizer and the scheduler. So
 base rates are multiplied too, and a resumed run goes on with the lowered rates, bit by bit.

@@ -1,7 +1,7 @@
 """One measurement of a run: on one process, in evaluation mode, timed.
 
 The others wait for its values, so that all processes decide alike. No random number is drawn and no gradient computed:
-training goes on as if nothing had been measured.
+training continues as if nothing had been measured.
 """
 
 from __future__ import annotations

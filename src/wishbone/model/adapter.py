@@ -43,7 +43,7 @@ def lora_config(
         dropout: probability in [0, 1) that an input of A is dropped in training.
         target_modules: names of linear layers ("q_proj", "layers.0.mlp.down_proj"), or "all-linear" for all but the
             head, `out_proj` of state-space layers (`FUSED_OUTPUT`) and routers of experts, or "language-linear" for
-            those of them that are not in a tower for images (`tower_layers`). Stacked weights of experts
+            those of them that are not in a vision tower (`tower_layers`). Stacked weights of experts
             are named like layers ("experts.gate_up_proj", "experts.down_proj") and become PEFT's `target_parameters`.
             In families that kept experts apart before transformers 5 (Qwen3 MoE, DeepSeek) PEFT counts them among all
             linear layers; in others they stay frozen unless they are named.

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read with nothing in it taken on trust.
+"""The header of a GGUF file, read without trusting it.
 
     magic "GGUF" | version u32 | tensors u64 | values u64
     values times:   key | type u32 | value               a string is its length u64 and its bytes in UTF-8;
@@ -112,7 +112,7 @@ class _Reader:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(f"<{kind}")))[0]
 
     def fits(self, count: int, smallest: int, what: str) -> None:
-        """Refuse a count of things of which each takes at least so many bytes, if the file is too short for them."""
+        """Refuse a count of items that each take at least this many bytes, if the file is too short for them."""
         if count * smallest > self.end - self.place:
             raise DamagedError(f"it ends before its {count} {what}")
 
@@ -145,7 +145,7 @@ class _Reader:
         return list(struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(count * size)))
 
     def tensors(self, count: int, alignment: Any) -> tuple[GgufTensor, ...]:
-        """What is said of the tensors, each of which has to lie in the file."""
+        """The descriptions of the tensors, each of which must lie within the file."""
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
             raise DamagedError(f"its alignment {alignment!r:.40} is not a power of two")
         found: dict[str, tuple[GgufTensor, int]] = {}
@@ -161,7 +161,7 @@ class _Reader:
         return tuple(tensor for tensor, _ in found.values())
 
     def tensor(self) -> tuple[GgufTensor, int]:
-        """What is said of one tensor, and its offset."""
+        """The description of one tensor, and its offset."""
         name, dimensions = self.string(), self.number("I")
         if dimensions > MOST_DIMENSIONS:
             raise DamagedError(f"tensor {name!r:.80} has {dimensions} dimensions")

@@ -1,4 +1,4 @@
-"""A repository on the hub, or the copy of it that was downloaded before.
+"""A repository on the hub, or its downloaded copy.
 
 The hub client retries an unreachable hub for most of a minute for each file. So the hub is asked once, with a time
 limit, before anything else; if it does not answer, the local copy is used as a directory.

@@ -91,7 +91,7 @@ def load_model(
             in FP8 without this, too.
         load_in_rotated_int8: rotate them and quantize them to int8 with a scale for each row, and multiply in int8.
         token: for hub repositories that need one; None is the token of `hf auth login`.
-        images: load a model that reads images, and its processor in the place of a tokenizer. Without it such a model
+        images: load a model that reads images, and its processor instead of a tokenizer. Without it such a model
             is loaded for text: without its towers where transformers has a class for that, else whole.
 
     Raises:

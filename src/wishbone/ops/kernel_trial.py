@@ -1,9 +1,9 @@
 """Kernels are tried before they are trusted: values and gradients beside PyTorch's form, once for each kind of call.
 
 A compiler, a driver or a GPU that this project never saw may make something else of a kernel. So the first call of a
-kind (sizes, dtypes, device) runs a short made-up row both ways. Where they differ by more than rounding, or the GPU has
-too little shared memory, PyTorch's form runs instead, and one line says so. A scan has a dozen kernels, so before that
-they are compiled several at once (`compiled_ahead.py`).
+kind (sizes, dtypes, device) runs a short synthetic row both ways. Where they differ by more than rounding, or the GPU
+has too little shared memory, PyTorch's form runs instead, and one line says so. A scan has a dozen kernels, so before
+that they are compiled several at once (`compiled_ahead.py`).
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def reads_images(directory: Path) -> bool:
 
 
 def tower_in(directory: Path) -> Tower | None:
-    """Return the tower for images of the model in a directory, as its config.json tells."""
+    """Return the vision tower of the model in a directory, as its config.json tells."""
     return read_tower(_config(directory))
 
 

@@ -25,7 +25,7 @@ from wishbone.planning.lengths import (
 )
 
 SHOWN = 3
-"""Problems of rows that are told."""
+"""Problems of rows that are listed."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a tower for images adds to a plan, from a model's config.json alone: tokens of an image, weights, activations.
+"""What a vision tower adds to a plan, from a model's config.json alone: tokens of an image, weights, activations.
 
 A tower is a transformer over patches. An image has k patches for each token that the language model reads of it, so in
 a row the tower runs over several times as many patches as there are tokens of images. With h elements a patch, inner

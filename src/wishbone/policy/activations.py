@@ -1,4 +1,4 @@
-"""Activations of a row: kept for the backward pass, recomputed layer by layer, or recomputed with inputs on the host.
+"""Activations of a row: kept for the backward pass, recomputed by layer, or recomputed from inputs on the host.
 
 Keeping a layer's activations saves one forward pass of it. Recomputing holds one layer's at a time beside the layers'
 inputs (activation checkpointing). Offloading moves these inputs to host memory too (`offload.py`). The gradients are
@@ -43,7 +43,7 @@ def activations_of_row(
         layers: the `checkpointed_layers` of the model for text.
         tokens: of the row.
         execution: its `room` says how many layers are kept, its `offload` whether inputs of the others are moved.
-        tower: those of towers for images. An image has several times as many patches as tokens, so they are recomputed
+        tower: those of vision towers. An image has several times as many patches as tokens, so they are recomputed
             unless everything is to be kept; a frozen tower keeps nothing either way (`image_stem.py`).
     """
     room = execution.room
@@ -61,7 +61,7 @@ def activations_of_row(
 
 
 def choose_activations(model: nn.Module, treatment: Treatment) -> None:
-    """Note on a model how its activations are to be treated in training; the trainer asks `chosen_activations`."""
+    """Store on a model how training treats its activations; the trainer reads it with `chosen_activations`."""
     assert treatment in get_args(Treatment)
     model.wishbone_activations = treatment  # type: ignore[assignment]
 

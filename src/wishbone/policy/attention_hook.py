@@ -28,18 +28,18 @@ NAME, NAME_WITH_MASK = "wishbone_prefix", "wishbone_prefix_with_mask"
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What one layer asked for: recorded by `record_calls` to see that every layer went through the hook."""
+    """A call of the hook by one layer, recorded by `record_calls` to check that every layer called it."""
 
     window: int | None
 
 
 class MaskNotPassedDown(TypeError):
-    """A model's layers did not hand the keyword arguments of its forward pass down to their attention."""
+    """A model's layers did not pass the keyword arguments of its forward pass on to their attention."""
 
 
 @dataclass(frozen=True)
 class LayoutMask:
-    """The layout of a row in the place of a mask."""
+    """The layout of a row, passed as a mask."""
 
     layout: PrefixLayout
 
@@ -115,7 +115,7 @@ def prefix_attention_forward(module: nn.Module, query: Tensor, *args: Any, **kwa
 
 
 def _layout_for_layers(*_: Any, **__: Any) -> LayoutMask | None:
-    """Return what `mask_of_layout` says, where transformers asks for a mask."""
+    """Return the mask of `mask_of_layout` where transformers builds a mask."""
     return _mask
 
 
@@ -136,7 +136,7 @@ def shared_prefix_attention(configs: Sequence[Any], name: str = NAME, towers: Se
     Args:
         configs: the model's `attention_configs`.
         name: `NAME`, or `NAME_WITH_MASK` for models that take the layout as a mask.
-        towers: those of them that belong to towers for images, whose attention stays as it is.
+        towers: those of them that belong to vision towers, whose attention stays as it is.
     """
     before = [(config, config._attn_implementation) for config in configs]
     kept = {id(config) for config in towers}

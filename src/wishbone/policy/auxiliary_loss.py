@@ -1,7 +1,7 @@
-"""Whether the auxiliary loss of a mixture of experts can be computed: found out by trying, before the first step.
+"""Whether the auxiliary loss of a mixture of experts can be computed: tested before the first step.
 
 TRL applies transformers' `load_balancing_loss_func` to the router logits that a model records. Families differ in what
-they record and in whether they have such a loss at all. So the model runs once on made-up pairs, and what it records
+they record and in whether they have such a loss at all. So the model runs once on synthetic pairs, and what it records
 must be one row of experts for each token. Where TRL cannot tell how many experts there are, the model's own auxiliary
 loss must be that function.
 """

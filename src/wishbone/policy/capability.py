@@ -1,10 +1,10 @@
-"""Which form a model can be run in: found out by trying, before the first step.
+"""Which form a model can be run in: tested before the first step.
 
 A row with a shared prefix is right only if every layer's attention goes through our hook with the window that its
 configuration promises, and every recurrent layer starts branches from the state at their stem's end. So the model is
-run on two short made-up pairs as a packed row and as plain sequences; where hidden states differ by more than rounding,
-plain sequences are used. The same run compares our head with the model's own logits, so that a family's unknown scaling
-is noticed.
+run on two short synthetic pairs as a packed row and as plain sequences; where hidden states differ by more than
+rounding, plain sequences are used. The same run compares our head with the model's own logits, so that a family's
+unknown scaling is noticed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def choose_form(
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     images: Sequence[TokenizedPair] = (),
 ) -> Capability:
-    """Return the fastest form that gives the model's own numbers.
+    """Return the fastest form that gives the model's own results.
 
     Args:
         model: the model as it will be trained; nothing of it is changed.
@@ -119,7 +119,7 @@ def choose_form(
 
 
 def varies_in_training(model: torch.nn.Module) -> bool:
-    """Return whether the model in training mode gives other numbers each time it runs, as with dropout.
+    """Return whether the model's results vary from run to run in training mode, as with dropout.
 
     A shared prompt would share its random numbers. Nothing of the model or of the random state is changed.
     """
@@ -194,7 +194,7 @@ def _reason_from_images(plain: Policy, packed: Policy, pairs: Sequence[Tokenized
 
 
 def trial_pairs(vocabulary: int) -> list[TokenizedPair]:
-    """Return two pairs of made-up tokens; all sequences are equally long, so that the plain run needs no padding."""
+    """Return two pairs of synthetic tokens; all sequences are equally long, so that the plain run needs no padding."""
     ids = [(7 + 13 * i * i + 5 * i) % vocabulary for i in range(100)]
     first = TokenizedPair(ids[:14] + ids[20:31], ids[:14] + ids[40:51], 14, 14)
     second = TokenizedPair(ids[50:57] + ids[60:78], ids[50:57] + ids[80:98], 7, 7)

@@ -315,7 +315,7 @@ class _Recording:
     gradients: tuple[Tensor, ...] = ()
 
     def take(self, batch: SharedPrefixBatch) -> None:
-        """Write another row of the same length where the graphs read theirs."""
+        """Copy another row of the same length into the graphs' input tensors."""
         self.batch.input_ids.copy_(batch.input_ids, non_blocking=True)
         self.batch.position_ids.copy_(batch.position_ids, non_blocking=True)
         overwrite_tables(self.batch.layout, batch.layout)

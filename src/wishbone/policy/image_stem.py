@@ -33,7 +33,7 @@ TOWER = "get_image_features"
 
 
 class ImageStem:
-    """Runs a model's tower for images as a row needs it.
+    """Runs a model's vision tower as a row needs it.
 
     Args:
         causal_lm: the model without its adapters' wrapper.

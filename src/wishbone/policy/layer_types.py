@@ -45,7 +45,7 @@ def attending_layers(causal_lm: PreTrainedModel, config: Any, *, recurrent: bool
 
 
 def why_not_all_attend(calls: list[AttentionCall], config: Any, attending: int) -> str | None:
-    """Return in what the calls of a pass are not one for each layer that attends, with its window; None if they are.
+    """Return how the calls of a pass differ from one call with the right window by each attention layer, or None.
 
     Args:
         calls: of the attention function, in order. Each layer may have called equally often.

@@ -55,7 +55,7 @@ class _Output(NamedTuple):
 
 
 def worst_layer(packed: Policy, plain: Policy, pairs: Sequence[TokenizedPair]) -> float | None:
-    """Return the largest relative difference of a layer's outputs; None where the layers cannot be judged.
+    """Return the largest relative difference of a layer's outputs; None where the layers cannot be compared.
 
     Args:
         packed: the model with pairs in one row.

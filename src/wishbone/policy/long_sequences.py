@@ -1,4 +1,4 @@
-"""What treats long sequences otherwise: some position encodings, Llama 4's chunks and its temperature.
+"""Model features that depend on the sequence length: some position encodings, Llama 4's chunks and temperature.
 
 Some position encodings change for all tokens of a pass once a sequence of it is longer than those of pretraining.
 

@@ -1,4 +1,4 @@
-"""What a model's Python code looks at in a pass: where tensors lie, which are trained, adapters, hooks.
+"""The state that a model's Python code reads in a pass: addresses of tensors, `requires_grad`, adapters, hooks.
 
 Two passes with the same state launch the same kernels for rows of the same length. The values of tensors are not part
 of the state: kernels read those themselves.
@@ -45,7 +45,7 @@ class ModelState:
         return self._model.training, autocast, hooks, tensors, list(map(_adapters_on, self._adapted))
 
     def hooks_of_others(self) -> bool:
-        """Return whether modules have hooks of the user's, which replayed passes do not call."""
+        """Return whether modules have hooks of the user, which a replayed pass would not call."""
         hooks = [hook for found in self._hooks for hook in found.values()]
         return any(str(getattr(hook, "__module__", "")).partition(".")[0] not in LIBRARIES for hook in hooks)
 

@@ -1,4 +1,4 @@
-"""Tensors that a forward pass keeps for its backward pass wait in host memory meanwhile.
+"""Moves tensors that a forward pass saves for its backward pass to host memory and back.
 
 Each is copied to pinned host memory on a separate stream while the next layer computes. The backward pass needs them in
 reverse order: when it asks for one, the copy of the one before starts, so that it has arrived when it is needed. Values

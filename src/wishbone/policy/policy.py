@@ -78,9 +78,9 @@ class Policy:
 
     Attributes:
         causal_lm: the model without its adapters' wrapper.
-        layers: those that can be recomputed, without the layers of towers for images, which text does not run through.
+        layers: those that can be recomputed, without the layers of vision towers, which text does not run through.
         recurrence: recurrent layers as they run in a row with a shared prefix.
-        image_stem: the tower for images, as rows run it.
+        image_stem: the vision tower, as rows run it.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class Policy:
     def backbone(
         self, batch: PreferenceBatch, reference: LockstepReference | None = None, routed: bool = False
     ) -> BackboneOutput:
-        """Return what a pass over a batch gives; call it within `running()`.
+        """Return the outputs of a pass over a batch; call it within `running()`.
 
         Args:
             batch: the pairs.

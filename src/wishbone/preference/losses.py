@@ -1,4 +1,4 @@
-"""All losses by name, what the step must know about each, and their weighted sum.
+"""All losses by name, their properties, and their weighted sum.
 
     L_i = w_i sum_k lambda_k loss_k(pair i)        w: WPO weight of the pair, lambda: weight of the loss
 

@@ -191,7 +191,7 @@ def apo_down(scores: PairScores, hp: LossParameters) -> Tensor:
 
 
 def discopop(scores: PairScores, hp: LossParameters) -> Tensor:
-    """A loss that a language model found: logistic for wrongly ranked pairs, exponential for others.
+    """A loss discovered by a language model: logistic for wrongly ranked pairs, exponential for others.
 
         (1 - m) (-log sigma(z)) + m exp(-z),    z = beta Delta,  m = sigma(z / tau)
 

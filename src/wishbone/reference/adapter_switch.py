@@ -78,7 +78,7 @@ class AdapterSwitch:
 
 
 class EmptyAdapterCheck:
-    """Finds out whether adapters add nothing: LoRA whose B is zero everywhere.
+    """Checks whether adapters add nothing: LoRA whose B is zero everywhere.
 
     Args:
         model: with its adapters; layers that get an adapter later are not checked.

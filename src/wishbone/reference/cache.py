@@ -1,4 +1,4 @@
-"""A cache in front of a reference: what was computed once is looked up from then on.
+"""A cache in front of a reference: each value is computed once and then looked up.
 
 log pi_ref(y|x) does not change while the policy learns, so the first epoch computes it and later epochs, resumed runs
 and runs with other hyperparameters read it. A pair's key is a hash over
@@ -119,7 +119,7 @@ class CachedReference(ReferencePolicy):
         return values.index_copy(0, to_device(torch.tensor(sequences), device), computed.to(values.dtype))
 
     def lockstep_reference(self, batch: PreferenceBatch) -> LockstepReference | None:
-        """Return what `inner` says if a value is missing."""
+        """Return the reference of `inner` if a value is missing; None if all are known."""
         return None if self.knows(batch.pairs) else self.inner.lockstep_reference(batch)
 
     def is_the_policy(self) -> bool:
@@ -132,7 +132,7 @@ class CachedReference(ReferencePolicy):
         return len(self._known(keys)) == len(set(keys))
 
     def record(self, batch: PreferenceBatch, logps: Tensor) -> Tensor:
-        """Keep values that were missing, and return the known ones in the place of those computed again."""
+        """Keep values that were missing, and return the known ones instead of those computed again."""
         keys = [self._key(pair) for pair in batch.pairs]
         known = self._known(keys)
         missing = [key for key in keys if key not in known]

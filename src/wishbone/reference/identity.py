@@ -1,4 +1,4 @@
-"""What decides the reference's log-probabilities, as one hash.
+"""A hash of everything that the reference's log-probabilities depend on.
 
 A value computed earlier may stand in for one computed now if everything that decides it is the same: every weight that
 the reference runs through, the code that runs it, and the arithmetic of the machine. `reference_identity` is the

@@ -1,7 +1,7 @@
-"""Whether policy and reference of a run can be computed in one pass: found out by trying, before the first step.
+"""Whether policy and reference of a run can be computed in one pass: tested before the first step.
 
 A model's own code runs on policy and reference (`fused/lockstep.py`). Code that reads the values of tensors, or passes
-them to other libraries, cannot. So two made-up pairs are scored in one pass and in two; where the log-probabilities
+them to other libraries, cannot. So two synthetic pairs are scored in one pass and in two; where the log-probabilities
 differ by more than rounding, or the pass fails, two passes are used.
 """
 

@@ -1,4 +1,4 @@
-"""Whose file a reference store would be: one of another program must never be renamed or written to."""
+"""Whether a file belongs to another program; such a file must never be renamed or written as a reference store."""
 
 from __future__ import annotations
 

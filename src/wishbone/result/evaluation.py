@@ -1,7 +1,7 @@
 """How well a run tells better from worse completions, on pairs of any data set.
 
 The reward of a completion is r = beta (log pi(y|x) - log pi_ref(y|x)), as in training; losses without a reference have
-r = beta log pi(y|x). A pair is told right if r_chosen > r_rejected, and its margin is r_chosen - r_rejected.
+r = beta log pi(y|x). A pair is ranked right if r_chosen > r_rejected, and its margin is r_chosen - r_rejected.
 
 Intervals hold the value for all pairs of this kind with 95 % confidence, if these were drawn from them:
 

@@ -3,7 +3,7 @@
 A reader may go away (`| head`), a log's disk may be full, a terminal may close, and a parent may start a process
 without standard streams at all. In Python each of these raises wherever something is printed next.
 
-    a run                what cannot be printed is lost, and training goes on
+    a run                what cannot be printed is lost, and training continues
     any other command    what it prints is its result: it ends where standard output takes no more, with one line
 """
 
@@ -18,7 +18,7 @@ from typing import TextIO
 
 
 class OutputFailed(Exception):
-    """Standard output takes no more.
+    """Standard output failed or was closed.
 
     Attributes:
         number: of the system's error.

@@ -69,11 +69,11 @@ def load_reference(config: RunConfig, place: dict[str, Any], *, images: bool) ->
 
 
 def adapter_of(config: RunConfig, model: PreTrainedModel, *, images: bool) -> LoraConfig:
-    """Return the adapter that a run trains on its model; one line in the log where it lies on a tower for images."""
+    """Return the adapter that a run trains on its model; one line in the log where it lies on a vision tower."""
     adapter = config.adapter
     if images and adapter.target_modules == ALL_LINEAR:
         logger.info(
-            "Adapters on %d layers of the tower for images, too, as in TRL; adapter.target_modules=%s leaves it as it "
+            "Adapters on %d layers of the vision tower, too, as in TRL; adapter.target_modules=%s leaves it as it "
             "is, which takes less memory and time.",
             len(tower_layers(model)),
             LANGUAGE_LINEAR,

@@ -1,4 +1,4 @@
-"""What a terminal shows of a run's phases: one bar for what goes on, one line for what is done.
+"""Phases of a run on a terminal: a bar for the current one, a line for each finished one.
 
 A phase whose parts are counted has a bar and the time left at its present pace. One whose parts are not (imports,
 loading a model) has the time that it took on this machine the last time; the first time the bar only moves. Elsewhere
@@ -23,7 +23,7 @@ from wishbone.errors import counted
 from wishbone.phases import Phase
 
 TOLD_FROM = 1.0
-"""Seconds from which a phase is told of elsewhere than on a terminal."""
+"""Seconds from which a phase is printed without a terminal."""
 SHOWN_FROM = 0.1
 NAME_WIDTH = 11
 WIDE, WIDE_BAR, NARROW_BAR = 110, 24, 12
@@ -64,7 +64,7 @@ class PhaseDisplay:
         )
 
     def began(self, phase: Phase) -> None:
-        """Show a phase in the place of the one that it lies in."""
+        """Show a phase instead of the one that contains it."""
         if self._progress is None or phase.own_bars:
             self._told_tenth = _tenth(phase) if phase.unit == "step" else self._told_tenth
             self._open.append((phase, None))
@@ -87,7 +87,7 @@ class PhaseDisplay:
                 self._progress.update(task, visible=False)
 
     def moved(self, phase: Phase) -> None:
-        """Move its bar; elsewhere tell every tenth of training."""
+        """Move its bar; without a terminal print a line for every tenth of training."""
         task = next((task for open_phase, task in self._open if open_phase is phase), None)
         if self._progress is not None and task is not None:
             self._progress.update(task, completed=phase.done, figures=phase.figures or phase.note)
@@ -210,7 +210,7 @@ class LastTimes:
             self._changed = True
 
     def write(self) -> None:
-        """Write the file anew, the newest phases in it."""
+        """Rewrite the file, the newest phases in it."""
         if not self._changed:
             return
         kept = dict(list(self._seconds.items())[-MOST_KEPT:])

@@ -114,7 +114,7 @@ def prepare_data(
 
 @contextmanager
 def _untold() -> Iterator[None]:
-    """Context in which nobody is told that rows are dropped: they are read once more, to be refused with others."""
+    """Context without messages about dropped rows, for rows that are read only to list all problems."""
     told = logging.getLogger(rewritten.__name__)
     before = told.level
     told.setLevel(logging.ERROR)

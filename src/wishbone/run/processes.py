@@ -14,7 +14,7 @@ STARTERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "P
 
 
 def refuse_to_train_apart() -> None:
-    """Refuse a process that is one of several but would train alone, as all the others would, into one directory.
+    """Refuse one of several processes if each of them would train alone into the same directory.
 
     Raises:
         RequestError: WORLD_SIZE is set by hand, or in part; or a scheduler started the same command several times.

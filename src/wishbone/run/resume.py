@@ -55,7 +55,7 @@ def settings_of_processes(config: RunConfig) -> dict[str, Any]:
 
 
 def nothing_saved(run_dir: Path) -> bool:
-    """Whether the run ended before its first checkpoint, so that it can begin anew and nothing is lost."""
+    """Whether the run ended before its first checkpoint, so that it can start again and nothing is lost."""
     return not checkpoints_in(run_dir / CHECKPOINTS) and _summary(run_dir).get("status") != "done"
 
 
@@ -72,7 +72,7 @@ def refuse_another_run(config: RunConfig, run_dir: Path) -> None:
         if finished_steps(config, run_dir) is not None:
             return
         raise RequestError(
-            f"there is no checkpoint in {run_dir / CHECKPOINTS} to resume from; start anew in another directory or "
+            f"there is no checkpoint in {run_dir / CHECKPOINTS} to resume from; start again in another directory or "
             "delete it"
         )
     recorded = _recorded(checkpoints)

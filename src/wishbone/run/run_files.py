@@ -39,7 +39,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
 
     Beside the trainer's own names a line has `step` and `seconds` (of training, without the pauses of a resumed run),
     one of training also `memory_gib` (peak so far).
-    A line that cannot be written, as on a full disk, is left out, and training goes on.
+    A line that cannot be written, as on a full disk, is left out, and training continues.
 
     Attributes:
         lost: lines that could not be written.
@@ -52,12 +52,12 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         self.lost = 0
 
     def begin_anew(self) -> None:
-        """Drop what an attempt wrote that ended before its first checkpoint: its steps come again."""
+        """Drop the lines of an attempt that ended before its first checkpoint: its steps run again."""
         if self._path.is_file():
             self._replace([])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Drop the lines that were written after the checkpoint that the run continues from: they come again."""
+        """Drop the lines after the checkpoint that the run resumes from: these steps run again."""
         if not state.global_step or not state.is_world_process_zero or not self._path.is_file():
             return
         try:
@@ -89,7 +89,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
         """Append one line.
 
         Raises:
-            RunError: the run directory is gone; a checkpoint would make a part of it anew.
+            RunError: the run directory is gone; a checkpoint would make a part of it again.
         """
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -105,7 +105,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
                 raise RunError(gone) from error
             self.lost += 1
             if self.lost == 1:
-                self._say_unwritable(error, "training goes on without its lines")
+                self._say_unwritable(error, "training continues without its lines")
 
     def _replace(self, lines: list[bytes]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Whether FSDP2 divides the model of a run over its processes, decided by the first of them before weights are loaded.
+"""Whether FSDP2 divides the model of a run over its processes, decided by the first process before weights are loaded.
 
 Weights in 16 bits are then loaded as the mapped files, and only this process's part of each layer goes to its GPU.
 Those that are rounded on the way are loaded on the GPU, which must hold them whole until they are divided.

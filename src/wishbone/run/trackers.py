@@ -1,8 +1,8 @@
-"""The trackers of a run: programs of others, none of which may stop it.
+"""The trackers of a run, whose failures never stop it.
 
 transformers has a callback for each tracker. One of them may fail at any time: its package is broken, its server is
-away, its account is not there, its disk is full. Then one line says so and the run goes on without it. Standard output
-belongs to the command, so what a tracker prints there goes to standard error.
+away, its account is not there, its disk is full. Then one line says so and the run continues without it. Standard
+output belongs to the command, so what a tracker prints there goes to standard error.
 
 transformers ends a tracker when training ends. Here it ends with the run, because the last evaluation and the answers
 come after training.
@@ -69,7 +69,7 @@ class Tracker(TrainerCallback):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 (code of others, which may raise anything)
             self.failed = True
             said = one_line(error) or "no reason was given"
-            logger.warning("%s failed (%s: %s); the run goes on without it.", self.name, type(error).__name__, said)
+            logger.warning("%s failed (%s: %s); the run continues without it.", self.name, type(error).__name__, said)
             return None
 
     def _forward(self, event: str, args: tuple[Any, ...], given: dict[str, Any]) -> None:

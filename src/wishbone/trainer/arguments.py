@@ -107,7 +107,7 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
         default="refuse",
         metadata={
             "help": "Pairs of which the chat template loses text (tool calls, thoughts), which TRL trains without a "
-            "word: 'refuse' names them and ends, 'drop' leaves them out, 'allow' trains what is left of them.",
+            "word: 'refuse' names them and ends, 'drop' leaves them out, 'allow' trains what remains of them.",
             "choices": list(LOST_TEXT),
         },
     )

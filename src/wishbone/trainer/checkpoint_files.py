@@ -188,7 +188,7 @@ def _flush(path: Path) -> None:
 
 
 def _visible_damage(checkpoint: Path) -> str | None:
-    """What can be seen to be wrong without a manifest. The state is written last, so where it is whole all is there."""
+    """Damage that is visible without a manifest. The state is written last, so where it is whole the rest is there."""
     try:
         parse_json((checkpoint / STATE).read_bytes())["global_step"]
     except OSError as error:

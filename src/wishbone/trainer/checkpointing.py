@@ -58,7 +58,7 @@ class CheckpointedTrainer(ResumedTrainer):
     _timed: TimedSaves | None = None
 
     def _checkpoint_by_time(self) -> None:
-        """Save every few minutes where that is asked for; called once TRL has constructed itself."""
+        """Add timed checkpoints where the arguments ask for them; called after TRL's constructor."""
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
             self.add_callback(self._timed)

@@ -113,7 +113,7 @@ def _name_pairs_without_preference(tokenized: Dataset | IterableDataset, longest
 
 
 def refuse_tokens_without_embedding(model: Any, datasets: Any, name: str = "the model") -> None:
-    """Refuse token ids beyond the embedding of a model, which a GPU reports as a failed assertion of no place.
+    """Refuse token ids beyond the embedding of a model, which a GPU reports only as a failed assertion.
 
     Args:
         model: the trainer's, or its reference.
@@ -239,7 +239,7 @@ def _stream_without_losses(stream: IterableDataset, lost_text: str, name: str) -
         if lost_text == "refuse":
             raise RequestError(
                 f"{name} data: of a pair of the stream {reason}, such as {text!r}. Use a model or a chat template that "
-                "writes it, or set lost_text to drop (leave such pairs out) or allow (train what is left of them)"
+                "writes it, or set lost_text to drop (leave such pairs out) or allow (train what remains of them)"
             )
         if reason not in told:
             told.add(reason)

@@ -1,4 +1,4 @@
-"""How rows are computed goes with a checkpoint, so that a run continued on the same machine computes them alike.
+"""How rows were computed, as part of a checkpoint, so that a run resumed on the same machine computes them alike.
 
 `token_budget: auto` and the activations that are kept follow from memory that is free when a run begins. Rows of
 another length round differently. So each process records its `Execution` beside the weights, with the device and what
@@ -74,7 +74,7 @@ def write_execution(checkpoint: Path, process: int, execution: Execution, asked:
 
 
 def read_execution(checkpoint: Path, process: int, asked: Asked) -> Recorded | None:
-    """Return what a process goes on with, or None where rows are measured.
+    """Return the execution to resume with, or None where rows have to be measured.
 
     A line says why rows are measured
     again, except for checkpoints of version 0.1.0, of transformers and of TRL, which record nothing.

@@ -1,4 +1,4 @@
-"""Whether a run that continues is the run that was begun.
+"""Whether a resumed run is the run that its checkpoint belongs to.
 
 A checkpoint holds what was learned, not what it was learned from. `fingerprint.json` beside it records what decides the
 result: the settings, the pairs in their order, the weights of the model and of the reference, the adapter. A run that
@@ -192,7 +192,7 @@ def read_fingerprint(checkpoint: Path) -> Facts | None:
 
 
 def changes(old: Facts, new: Facts) -> list[str]:
-    """Say what differs, one line each: name, old and new value. What only one of both knows is not compared.
+    """Say what differs, one line each: name, old and new value. Facts that only one of the two has are not compared.
 
     Without a model of its own the reference has the weights that the model started with. So a run may name that model
     as its reference, or leave it out, and continue; another one it may not.

@@ -36,7 +36,7 @@ class FiniteLosses:
             self._filters, args.logging_nan_inf_filter = False, asked
 
     def logged(self, loss: Tensor, step: int) -> Tensor:
-        """Return what is logged for a loss, a scalar on its device, after `step` optimizer steps."""
+        """Return the value to log for a loss, a scalar on its device, after `step` optimizer steps."""
         if not self._filters:
             return loss
         if self._logged_at is None:
@@ -47,5 +47,5 @@ class FiniteLosses:
         return logged
 
     def log(self, step: int) -> None:
-        """Begin anew after a log at `step` optimizer steps."""
+        """Start a new logging interval after `step` optimizer steps."""
         self._logged_at, self._total = step, None

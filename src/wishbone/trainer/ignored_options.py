@@ -1,4 +1,4 @@
-"""Options that have no effect in a run: a warning names each of them, and those that would do harm are taken out."""
+"""Options that have no effect in a run: one warning for each, and those that would cause errors are removed."""
 
 from __future__ import annotations
 

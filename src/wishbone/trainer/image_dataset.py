@@ -1,4 +1,4 @@
-"""A data set with images before a run: lengths are known, and pairs that cannot be trained are left out.
+"""Prepares a data set with images: measures lengths, and drops pairs that cannot be trained.
 
 Files are looked at and not unpacked, so what is too large is refused before anything unpacks it.
 """

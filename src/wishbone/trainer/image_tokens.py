@@ -1,4 +1,4 @@
-"""Pairs with images as tokens, for all that looks at pairs before a run: lengths, repeats, what was lost.
+"""Pairs with images as tokens, for all checks before a run: lengths, repeats, lost text.
 
 The ids that are trained are made with the pixels, batch by batch (`image_rows`). Before that, the text of a pair is
 tokenized as any other's, and its prompt is filled up to the length that it has with its images:

@@ -23,12 +23,12 @@ def save_reference(model: nn.Module, checkpoint: Path) -> None:
 
 
 def load_reference(model: nn.Module, checkpoint: Path) -> None:
-    """Give the reference the weights of a checkpoint; a line says so where it holds none."""
+    """Load the reference from a checkpoint; log a warning where the checkpoint has none."""
     if (checkpoint / FILE).is_file():
         load_model(model, checkpoint / FILE)
     else:
         logger.warning(
-            "%s does not hold the reference, which follows the policy (sync_ref_model): it begins anew with the model "
-            "that is given, so the run differs from one without interruption.",
+            "%s does not hold the reference, which follows the policy (sync_ref_model): it starts again from the "
+            "given model, so the run differs from an uninterrupted one.",
             checkpoint,
         )

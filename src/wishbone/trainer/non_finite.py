@@ -1,4 +1,4 @@
-"""NaN and infinity in training: where they were first, and that nothing is built on them.
+"""NaN and infinity in training: the first step that has them, and refusals to save or continue from them.
 
 One loss or gradient that is not finite makes every weight NaN at the next optimizer step, and all that follows is lost
 time. On a GPU the host must not wait for each loss, so the device notes the first step that went wrong, and the host

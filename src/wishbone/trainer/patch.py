@@ -65,7 +65,7 @@ def PatchDPOTrainer() -> Patch:
 
 
 def UnpatchDPOTrainer() -> None:
-    """Give TRL its own trainer back; trainers that exist already do not change."""
+    """Restore TRL's own trainer; existing trainers do not change."""
     if Patch.active:
         _set_names(TRLDPOTrainer, TRLDPOConfig)
         Patch.active = False
@@ -79,7 +79,7 @@ def _set_names(trainer: type, config: type) -> None:
 
 
 def _construct(cls: type, *_: Any, **__: Any) -> Any:
-    """Stand in for `TRLDPOTrainer.__new__`; it stays: without it Python would refuse arguments."""
+    """Replace `TRLDPOTrainer.__new__` for good: if it were deleted, Python would refuse arguments."""
     if Patch.active and cls is TRLDPOTrainer:
         cls = DPOTrainer
     elif Patch.active and not issubclass(cls, DPOTrainer):

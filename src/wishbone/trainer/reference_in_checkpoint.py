@@ -1,4 +1,4 @@
-"""Which frozen adapter a resumed run compares with: the one of its checkpoint.
+"""A resumed run uses the frozen reference adapter of its checkpoint.
 
 A checkpoint of this version belongs to one reference, which is checked (`fingerprint.py`). Those of 0.1.0 and of TRL
 say nothing of it, but they hold the frozen adapter where the run had one. So a resumed run takes that one, or the base
@@ -29,7 +29,7 @@ DEFAULT = "default"
 
 
 def take_reference(step: PreferenceStep, checkpoint: Path) -> None:
-    """Switch the reference to what a checkpoint was written with, once its adapters were loaded."""
+    """Switch the reference to the frozen adapter that a checkpoint names, after its adapters are loaded."""
     reference, model = uncached(step), step.policy.model
     if type(reference) is not AdapterDisabled or not isinstance(model, PeftModel):
         return
@@ -56,7 +56,7 @@ def load_default_adapter(model: nn.Module, checkpoint: Path) -> None:
 
 @contextmanager
 def trained_as_before(model: nn.Module) -> Iterator[None]:
-    """Context in which PEFT loads adapters, which sets anew what of the base is trained; then it is as it was."""
+    """Context in which PEFT loads adapters, after which `requires_grad` of the base, which it resets, is restored."""
     learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     yield
     for parameter, was in learns:

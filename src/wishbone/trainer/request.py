@@ -44,7 +44,7 @@ from wishbone.trainer.start import (
 
 SPLIT_AT_RANDOM = (
     "init_lora_weights=%r splits the weights of the base at random, so an adapter that is saved fits no base but the "
-    "one in memory: PEFT splits anew where it loads one. Save model.merge_and_unload(), or use 'pissa'."
+    "one in memory: PEFT splits again where it loads one. Save model.merge_and_unload(), or use 'pissa'."
 )
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ WITH_MORE_INPUTS = frozenset({PeftType.POLY, PeftType.MULTITASK_PROMPT_TUNING, P
 
 @dataclass(frozen=True)
 class Request:
-    """What TRL's trainer is constructed with, and what it is not told.
+    """Arguments for TRL's trainer, and those that only Wishbone reads.
 
     Attributes:
         model: the model or its name, as TRL takes it.
@@ -146,7 +146,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
 
 
 def resolved(model: Any) -> Any:
-    """Return what TRL takes for a model: names that only Wishbone knows become the directory that they stand for.
+    """Return what TRL takes for a model: names that only Wishbone resolves are replaced by their directory.
 
     These are the embedded model's and GGUF files, which are converted first; directories and hub ids stay as they are.
 
@@ -225,7 +225,7 @@ def _without_pairs(options: dict[str, Any]) -> list[str]:
 
 
 def _no_directory(config: DPOConfig) -> list[str]:
-    """Return why nothing can be saved where `output_dir` says; a run would end at its first checkpoint.
+    """Return why `output_dir` cannot be written; otherwise a run would fail at its first checkpoint.
 
     Raises:
         RequestError: as `user_path`.

@@ -1,4 +1,4 @@
-"""TRL's trainer with runs that continue exactly where a checkpoint was written.
+"""TRL's trainer that resumes exactly from where a checkpoint was written.
 
 Before a run continues, the files of the checkpoint are checked (`checkpoint_files.py`), and so is whether it is the
 same run (`fingerprint.py`). It ends after `max_steps` steps, not one later.
@@ -75,7 +75,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     _total_train_tokens: int
 
     def _record_weights(self) -> None:
-        """Take the fingerprint of the model before it is divided over processes, where the first one has it whole."""
+        """Record the fingerprint of the model before it is sharded, while the first process still has all weights."""
         if self.args.should_save:
             self._weights = model_facts(self.model)
             self._trained = trained_facts(self.model)
@@ -130,8 +130,8 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         self.continued = None
         if not asked and self.args.resume_from_checkpoint:
             logger.warning(
-                "The run begins anew: train() does not read the option resume_from_checkpoint=%r of its arguments, not "
-                "in transformers either; call train(resume_from_checkpoint=...).",
+                "The run starts from its first step: train() ignores the option resume_from_checkpoint=%r, as in "
+                "transformers; call train(resume_from_checkpoint=...).",
                 self.args.resume_from_checkpoint,
             )
         if not asked and asked != "":
@@ -168,7 +168,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             if choice.path is None:
                 why = "all of them are damaged" if choice.skipped else "there is none"
                 raise RequestError(
-                    f"no checkpoint in {folder} can be continued, because {why}; start anew in another directory"
+                    f"no checkpoint in {folder} can be continued, because {why}; start again in another directory"
                 )
             path = choice.path
         if not path.is_dir():
@@ -220,7 +220,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return begun
 
     def _compare_steps(self, continued: Path, max_steps: int) -> None:
-        """Refuse to continue behind the end; say where the learning rate follows another schedule than it did.
+        """Refuse to resume after the last step; warn where the learning rate schedule has changed.
 
         Raises:
             RequestError: the checkpoint was written after the last step that is asked for.
@@ -246,7 +246,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless all steps are done or training was stopped: transformers asks only after a step."""
+        """Run an epoch, unless all steps are done or training stopped, which transformers checks only after a step."""
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return

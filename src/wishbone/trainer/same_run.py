@@ -1,7 +1,7 @@
 """All processes of a run must have the same settings and data; otherwise they train different models unnoticed.
 
 Each machine reads its own configuration and data and has its own libraries. Only gradients are exchanged: with another
-learning rate on one machine its copy of the adapter drifts away, with another number of batches all wait for ever. So
+learning rate on one machine its copy of the adapter drifts away, with another number of batches all wait forever. So
 before a run does anything collective, the processes exchange short descriptions of both and compare them.
 
 The descriptions go through the rendezvous store, over the network alone: they need no GPU and no backend, and a process

@@ -40,7 +40,7 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
     _pair_metrics: dict[str, PairMetrics]
 
     def reference_counts(self) -> dict[str, int]:
-        """Return how many pairs' reference values all processes `computed`, and how many they `reused`.
+        """Return how many reference values of pairs all processes `computed`, and how many they `reused`.
 
         Empty where values are not cached. Every process must call at the same time.
         """

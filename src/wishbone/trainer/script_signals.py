@@ -1,4 +1,4 @@
-"""Signals in a script: training saves before Ctrl-C, SIGTERM or SIGHUP does what it would have done at once.
+"""Signals in a script: training saves a checkpoint before Ctrl-C, SIGTERM or SIGHUP take effect.
 
     trainer.train()      at the first signal the step under way ends and a checkpoint is saved; then the same signal is
                          raised again: KeyboardInterrupt for Ctrl-C, the end of the process for the others
@@ -53,7 +53,7 @@ class ScriptSignals:
         return self.received or 0
 
     def catch(self) -> bool:
-        """Take over the signals that nobody else handles, and return whether there are any."""
+        """Install handlers for signals that have no other handler, and return whether there are any."""
         for name, default in _DEFAULTS.items():
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) == default:
@@ -61,7 +61,7 @@ class ScriptSignals:
         return bool(self._before)
 
     def release(self) -> None:
-        """Let the signals do again what they did."""
+        """Restore the handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

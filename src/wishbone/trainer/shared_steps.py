@@ -21,13 +21,13 @@ OWN_BATCHES = (
     "There each of the %d processes adds a batch of its own to a step, so a step has as many times more pairs as there "
     "are processes. Divide gradient_accumulation by their number to keep the size of a step."
 )
-"""What is said where a run that was to share its steps takes TRL's own path."""
+"""The warning where a run that was to share its steps takes TRL's own path."""
 
 WAITING = (
     "The loss couples the pairs of a batch, so batches are not divided: with %d in a step, some of the %d processes "
     "wait. More and smaller batches (gradient_accumulation) would keep all at work, and are another loss."
 )
-"""What is said where some processes have nothing to compute."""
+"""The warning where some processes have nothing to compute."""
 
 
 def read_every_batch(loader: Any) -> None:

@@ -1,4 +1,4 @@
-"""What training starts from: the reference of a run for which the user gave no `ref_model`.
+"""The reference of a run without `ref_model`: the model that training starts from.
 
     no adapter                              a copy of the model as it is in memory; where no loss reads it, no copy
     new adapter that changes nothing yet    the model with its adapter off
@@ -78,7 +78,7 @@ def refuse_untrainable(model: Any) -> None:
 
 
 def refuse_shared_reference(model: Any, ref_model: Any) -> None:
-    """Refuse a reference that holds tensors which are trained: it would move with the policy, and nothing be learned.
+    """Refuse a reference that holds trained tensors: it would change with the policy, and nothing would be learned.
 
     `get_peft_model` puts its layers into the model that it is given, so that model is no copy.
 
@@ -123,7 +123,7 @@ def _refuse_adapters_that_do_not_run(model: PeftModel, learns: Sequence[str]) ->
 
 
 def reference_of_start(model: Any, ref_model: Any, args: DPOConfig, *, adapter_added: bool) -> Any:
-    """Return the reference model to construct TRL's trainer with, and drop what an earlier trainer left on the model.
+    """Return the reference model to construct TRL's trainer with, and delete the frozen adapters of an earlier trainer.
 
     Args:
         model: the model or its name, as the trainer got it.

@@ -28,7 +28,7 @@ PAIRS = 2
 
 
 def uncached(step: PreferenceStep) -> ReferencePolicy:
-    """Return what computes a step's reference values."""
+    """Return the reference that computes values, without its cache."""
     return step.reference.inner if isinstance(step.reference, CachedReference) else step.reference
 
 
@@ -59,7 +59,7 @@ def products_dtype(policy: Policy) -> torch.dtype:
 
 
 def cannot_be_checked(trainer: TRLDPOTrainer) -> bool:
-    """Return whether a run on TRL's path cannot be compared with a pass more before its first step.
+    """Return whether a run on TRL's path cannot take an additional pass for this check before its first step.
 
     A model that is sharded takes part in each pass with all processes in training mode, and activated LoRA allows one
     pass before each backward pass.

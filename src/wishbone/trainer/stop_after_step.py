@@ -1,4 +1,4 @@
-"""Ends training after the step in which a signal came, with a checkpoint.
+"""Ends training after the step during which a signal arrived, with a checkpoint.
 
 Under torchrun each process gets the signal at a moment of its own, or only one gets it. So they agree at the end of
 each step: all stop after the same one. What was due at that step (a log, an evaluation, a checkpoint) is done as in a
@@ -38,24 +38,24 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc]
         self._saved_at = -1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Stop after this step. At the end of an epoch what is due then comes first."""
+        """Stop after this step, but at the end of an epoch only after its evaluations and checkpoints."""
         if self._agreed(args):
             control.should_training_stop = control.should_log = True
             control.should_save |= not _epoch_ended(state)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Stop after an evaluation in which the signal came."""
+        """Stop after an evaluation during which the signal arrived."""
         if self._agreed(args):
             control.should_training_stop = True
             control.should_save |= self._saved_at != state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Stop after a checkpoint in whose writing the signal came."""
+        """Stop after a checkpoint during which the signal arrived."""
         self._saved_at = state.global_step
         control.should_training_stop |= bool(self._agreed(args))
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        """Training that stops within an epoch also comes here: an epoch has ended only where its pairs are used up."""
+        """Called also when training stops within an epoch; the epoch has ended only if all its pairs were used."""
         if not self._agreed(args):
             return
         control.should_training_stop = True

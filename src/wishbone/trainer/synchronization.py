@@ -20,6 +20,6 @@ class Synchronization(TrainerCallback):  # type: ignore[misc]
         self._reference = reference
 
     def on_step_end(self, args: DPOConfig, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move it if this step is one to do so."""
+        """Move the reference if it is due after this step."""
         if state.global_step % args.ref_model_sync_steps == 0:
             self._reference.synchronize(args.ref_model_mixup_alpha)

@@ -1,4 +1,4 @@
-"""Checkpoints by the clock, beside those by step or epoch: what a kill costs is bounded, however long steps take.
+"""Timed checkpoints, in addition to those by step or epoch, so that a kill costs at most minutes of work.
 
 With T the time between two checkpoints and C what the last one cost, one is due after
 
@@ -41,7 +41,7 @@ class TimedSaves(TrainerCallback):  # type: ignore[misc]
         self.rolling = False
 
     def saved(self, seconds: float) -> None:
-        """Note that a checkpoint was written, which took so many seconds."""
+        """Note that a checkpoint was written, and the seconds that it took."""
         self._cost, self._last, self.rolling = seconds, time.monotonic(), False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -45,7 +45,7 @@ class TokenizingTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return prepare_pairs(tokenized, self._tokenizer, args, dataset_name)
 
     def _collate_pairs(self) -> list[TokenizedPair]:
-        """Let batches be lists of pairs; return some pairs with images, for trials, or none where rows have none."""
+        """Set a collator that returns lists of pairs; return some pairs with images for trials, or none."""
         options = {
             "pad_token_id": self._tokenizer.pad_token_id,
             "max_length": self.args.max_length,

@@ -71,14 +71,14 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
 
 
 def noise_reason(model: nn.Module) -> str | None:
-    """Return that a model gives other numbers each time it runs in training, which needs TRL's own path, or None."""
+    """Return the reason if a model's results vary in training (dropout), which needs TRL's own path, else None."""
     if varies_in_training(model):
         return "the model has dropout or other noise that disable_dropout does not turn off"
     return None
 
 
 def _image_reasons(trainer: TRLDPOTrainer, collator_given: bool) -> list[str]:
-    """Return why the images of a run cannot lie in the stems of rows; empty where they can, or there are none."""
+    """Return why images cannot be part of the shared stems of rows; empty where they can, or without images."""
     if not trainer._is_vision_dataset:
         return []
     reasons: list[str] = []

@@ -1,1 +1,1 @@
-"""Where version 0.1.0 had the trainer; what is left is the name that its pickled files know."""
+"""The trainer's place in version 0.1.0; keeps the one name that its pickled files need."""

@@ -259,7 +259,7 @@ class NF4Stack(QuantizedStack):
 
 
 def _values_of(value: Any) -> Any:
-    """Return a value, or a list, tuple or dictionary of values, with W in the place of each stack."""
+    """Return a value, or a list, tuple or dictionary of values, with W for each stack."""
     if isinstance(value, QuantizedStack):
         return value.dense()
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """The gated delta rule over packed rows in which sequences share a prefix: one op, its definition, a chunked form.
 
 A head keeps a matrix S [key_dim, value_dim] (Yang et al., arXiv 2412.06464). At each token it forgets, then writes the
-value under the key in the place of what it would read there:
+value under the key instead of what it would read there:
 
     S <- exp(g) S;    S <- S + k (beta (v - S^T k))^T;    o = S^T q
 

@@ -15,7 +15,7 @@ With a decay for each element of the key, exp(G_i - G_j) stands inside the sum o
 matrices: chunks are shorter there.
 
 Only the last line and U go from chunk to chunk (`prefix_chunks.py`). Nothing but the inputs is kept for the backward
-pass, which computes the chunks anew.
+pass, which computes the chunks again.
 """
 
 from __future__ import annotations

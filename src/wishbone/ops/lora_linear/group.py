@@ -7,7 +7,7 @@ With S_i = s_i A_i, and a stack S of all S_i so that x is read once for all of t
                dB_i = g_i^T l_i,           dA_i = s_i h_i^T x
 
 A, B are cast to the dtype of x, whatever they are kept in; dA and dB come out of the product in float32 (float64 for
-float64), never rounded to 16 bits. How y and dx are rounded is said in `precision.py`.
+float64), never rounded to 16 bits. How y and dx are rounded: see `precision.py`.
 """
 
 from __future__ import annotations

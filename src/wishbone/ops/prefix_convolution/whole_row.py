@@ -1,4 +1,4 @@
-"""The fast form: the row is convolved as if it were one sequence, then the first tokens of segments are done anew.
+"""The fast form: convolves the row as if it were one sequence, then the first tokens of segments again.
 
 Only the first k - 1 tokens of a segment read inputs of another one. So these tokens, each behind the k - 1 inputs that
 belong before it, are convolved once more as a small batch and written over what the whole row gave. The convolution

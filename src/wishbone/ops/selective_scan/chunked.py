@@ -5,7 +5,7 @@ sum of dt in the chunk and h the state before it, the state after a token is exp
 from chunk to chunk (`prefix_chunks.py`).
 
 A channel keeps state_dim numbers for each token. So channels run in parts, and only inputs are kept for the backward
-pass, which computes a part anew.
+pass, which computes a part again.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Within a chunk with G the running sum of dt A, and H the state before it,
     H <- exp(G_last) H + (exp(G_last - G) B)^T (dt x)
 
 so only the last line goes from chunk to chunk (`prefix_chunks.py`). Nothing but the inputs is kept for the backward
-pass, which computes the chunks anew.
+pass, which computes the chunks again.
 """
 
 from __future__ import annotations
