@@ -55,7 +55,7 @@ class AdapterDisabled(ReferencePolicy):
         policy: a policy around a PEFT model.
         adapter: name of a frozen adapter to switch to instead of none, for policies that continue an existing adapter.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
-        held: trained parameters of the base, which switching adapters does not restore, or None.
+        start_values: trained parameters of the base, which switching adapters does not restore, or None.
 
     Attributes:
         in_lockstep: whether one pass computes it with the policy; `reference/lockstep.py` finds out whether it can.
@@ -66,11 +66,11 @@ class AdapterDisabled(ReferencePolicy):
         policy: Policy,
         adapter: str | None = None,
         ld_alpha: float | None = None,
-        held: StartValues | None = None,
+        start_values: StartValues | None = None,
     ) -> None:
         assert isinstance(policy.model, PeftModel)
         self._policy, self._model, self._adapter, self._ld_alpha = policy, policy.model, adapter, ld_alpha
-        self._held = held
+        self._start_values = start_values
         self._switch = AdapterSwitch(policy.model)
         self._check = EmptyAdapterCheck(policy.model)
         self.in_lockstep = False
@@ -107,7 +107,7 @@ class AdapterDisabled(ReferencePolicy):
     @property
     def switches_by_layer(self) -> bool:
         """Whether the reference is the policy but for which adapters are on, as flags of single layers say."""
-        return self._held is None and (self._switch.by_name if self.adapters else self._switch.by_flag)
+        return self._start_values is None and (self._switch.by_name if self.adapters else self._switch.by_flag)
 
     def on(self) -> list[str]:
         """Names of the adapters that are on and add something."""
@@ -119,7 +119,7 @@ class AdapterDisabled(ReferencePolicy):
         adapters = self.on()
         with (
             self._switch.only(adapters) if adapters else self._switch.off(),
-            nullcontext() if self._held is None else self._held.in_place(),
+            nullcontext() if self._start_values is None else self._start_values.in_place(),
         ):
             yield
 

@@ -31,17 +31,17 @@ class SynchronizedAdapter(AdapterDisabled):
     Args:
         policy: a policy around a PEFT model with a LoRA adapter.
         ld_alpha: LD-DPO's weight of the tail of the longer completion, or None.
-        held: trained parameters of the base; there must be none.
+        start_values: trained parameters of the base; there must be none.
 
     Raises:
         RequestError: the adapter is more than a product of matrices that is added.
     """
 
-    def __init__(self, policy: Policy, ld_alpha: float | None = None, held: StartValues | None = None) -> None:
+    def __init__(self, policy: Policy, ld_alpha: float | None = None, start_values: StartValues | None = None) -> None:
         super().__init__(policy, ld_alpha=ld_alpha)
         config = self._model.peft_config[self._model.active_adapter]
         trains_more = not isinstance(config, LoraConfig) or config.use_dora or config.modules_to_save
-        if trains_more or config.bias != "none" or held is not None:
+        if trains_more or config.bias != "none" or start_values is not None:
             raise RequestError(
                 "sync_ref_model with an adapter needs plain LoRA (no DoRA, no modules_to_save, bias='none', the base "
                 "frozen), the form whose earlier versions can be added up; set sync_ref_model=False, or fine-tune all "

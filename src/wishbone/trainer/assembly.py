@@ -77,7 +77,7 @@ def assemble_step(
     ref_model: nn.Module | None,
     args: DPOConfig,
     autocast: Autocast = nullcontext,
-    held: StartValues | None = None,
+    start_values: StartValues | None = None,
     load_balancing: LoadBalancing | None = None,
     images: Sequence[TokenizedPair] = (),
 ) -> Assembly:
@@ -88,7 +88,7 @@ def assemble_step(
         ref_model: a second model as the reference, or None.
         args: the trainer's arguments.
         autocast: context of forward passes, for mixed precision.
-        held: trained parameters of an adapter's base, with the values that they have in the reference, or None.
+        start_values: trained parameters of an adapter's base, with the values that they have in the reference, or None.
         load_balancing: the auxiliary loss of the model's experts, or None.
         images: some pairs of the run that have images; empty if it has none.
 
@@ -108,7 +108,7 @@ def assemble_step(
         for line in coverage.warnings(said=form_reason):
             logger.warning("%s: %s", type(policy.causal_lm).__name__, line)
     execution = _execution(policy, args)
-    reference, callbacks = _reference(policy, ref_model, args, autocast, objective, held, images)
+    reference, callbacks = _reference(policy, ref_model, args, autocast, objective, start_values, images)
     return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
 
 
@@ -232,7 +232,7 @@ def _reference(
     args: DPOConfig,
     autocast: Autocast,
     objective: Objective,
-    held: StartValues | None,
+    start_values: StartValues | None,
     images: Sequence[TokenizedPair],
 ) -> tuple[ReferencePolicy, list[TrainerCallback]]:
     """Return the reference and the callbacks that it needs."""
@@ -248,12 +248,12 @@ def _reference(
         runs, _ = _policy(ref_model, args, autocast, images)
         reference = SeparateModel(runs, args.ld_alpha)
     elif args.sync_ref_model:
-        reference = own = moving = SynchronizedAdapter(policy, args.ld_alpha, held)
+        reference = own = moving = SynchronizedAdapter(policy, args.ld_alpha, start_values)
         callbacks.append(Synchronization(moving))
     else:
         assert isinstance(policy.model, PeftModel)
         frozen_copy = FROZEN if FROZEN in policy.model.peft_config else None
-        reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, held)
+        reference = own = AdapterDisabled(policy, frozen_copy, args.ld_alpha, start_values)
     asked, unasked = args.reference_store, args.reference_store == "auto" and STORE_VARIABLE not in os.environ
     rounds = own is not None and _run_in_lockstep(policy, own, images) and rounds_inputs(policy)
     if rounds and unasked:

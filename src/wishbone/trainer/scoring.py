@@ -99,8 +99,9 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""
         own = {name: inputs[name] for name in inputs if name != "pairs"}
-        held: StartValues | None = getattr(self, "_held", None)  # TRL's constructor calls before anything is held
-        with nullcontext() if held is None else held.in_place():
+        # TRL's constructor calls this before `_start_values` is set.
+        start_values: StartValues | None = getattr(self, "_start_values", None)
+        with nullcontext() if start_values is None else start_values.in_place():
             return super().compute_ref_log_probs(model, own)  # type: ignore[no-any-return]
 
     def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:

@@ -200,8 +200,8 @@ def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -
         return None  # PEFT takes these layers out of the model to switch them off
     adapters = [FROZEN] if FROZEN in model.peft_config else []
     ran = {id(tensor) for tensor in base_tensors(model.get_base_model(), adapters).values()}
-    held = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in ran}
-    return StartValues(held) if held else None
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in ran}
+    return StartValues(trained) if trained else None
 
 
 def refuse_other_start(policy: Tensor, reference: Tensor, tokens: Tensor, dtype: torch.dtype) -> None:

@@ -119,11 +119,11 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self.args = DPOConfig.from_arguments(self.args)
         self.args.sync_ref_model |= request.synchronized
         self._checkpoint_by_time()
-        self._held = None
+        self._start_values = None
         if are_reference_free(self.args.loss_type) and not request.ref_model_given:
             self.ref_model = None  # TRL has one for every model without adapter
         if self.ref_model is None:
-            self._held = settle_adapter(self.model, self.args, adapter_is_new=request.adapter_is_new)
+            self._start_values = settle_adapter(self.model, self.args, adapter_is_new=request.adapter_is_new)
         self._refuse_non_finite_weights()
 
     def _assemble_step(self, request: Request, *, collator_given: bool) -> None:
@@ -151,7 +151,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
             self.form_reason = noise_reason(self.model)
         if self.form_reason:
             self.aux_loss_enabled = trl_computes_it(self, load_balancing)
-            refuse_on_trl_path(request, self.form_reason, self.args, held=self._held)
+            refuse_on_trl_path(request, self.form_reason, self.args, start_values=self._start_values)
             logger.warning("This run takes TRL's own path, because %s.", self.form_reason)
             if self.args.shared_steps and self.accelerator.num_processes > 1:
                 logger.warning(OWN_BATCHES, self.accelerator.num_processes)
@@ -165,7 +165,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
                 self.model, self.args.device
             )  # the checks below run it; transformers moves it at train()
         assembly = assemble_step(
-            self.model, self.ref_model, self.args, self.accelerator.autocast, self._held, load_balancing, images
+            self.model, self.ref_model, self.args, self.accelerator.autocast, self._start_values, load_balancing, images
         )
         self.preference_step, self.execution = assembly.step, assembly.execution
         self.form_reason = assembly.form_reason
@@ -264,25 +264,20 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
             check_start(self.preference_step, [pair for group in self._pending for pair in group], self.execution)
 
     def _backward(self, step: PreferenceStep, groups: list[list[TokenizedPair]]) -> Tensor:
-        """Compute the gradients of one optimizer step, averaged over processes, and return its loss."""
-        pairs = [pair for group in groups for pair in group]
-        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
-        shared = self._shares_steps
-        self.trained_pairs += len(pairs) if shared else sum_over_processes(len(pairs), self.accelerator)
-        self._total_train_tokens += tokens if shared else sum_over_processes(tokens, self.accelerator)
-        # Where a callback ended the step early, its loss is that share of a whole step's, as in TRL.
-        share: float = len(groups) / self.current_gradient_accumulation_steps
+        """Compute the gradients of one optimizer step, reduced over processes, and return its loss."""
+        shared, processes = self._shares_steps, self.accelerator.num_processes
+        self._count_trained(groups)
         part = Share(groups)
         if shared:
-            processes, process = self.accelerator.num_processes, self.accelerator.process_index
+            process = self.accelerator.process_index
             part = share_of(groups, whole_groups=step.couples, processes=processes, process=process)
-        loss = torch.zeros((), device=self.args.device)
-        metrics, sharded = self._pair_metrics["train"], step.policy.sharded
-        scale = share * part.scale
+        # Where a callback ended the step early, its loss is that share of a whole step's, as in TRL.
+        scale = len(groups) / self.current_gradient_accumulation_steps * part.scale
+        loss, metrics = torch.zeros((), device=self.args.device), self._pair_metrics["train"]
         if part.is_empty:
             metrics.add_nothing(self.args.device)
-        if sharded:  # FSDP takes the mean over processes of what they add up here
-            factor = scale * (self.accelerator.num_processes if shared else 1)
+        if step.policy.sharded:
+            factor = scale * (processes if shared else 1)  # FSDP takes the mean of what must be added up
             loss = step.backward(
                 part.groups,
                 metrics,
@@ -290,23 +285,31 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
                 lambda loss: self.accelerator.backward(factor * loss),
                 part.indices,
             )
-        elif not part.is_empty:
-            with self.maybe_activation_offload_context:
-                loss, self.execution = backward_that_fits(
-                    step,
-                    part.groups,
-                    metrics,
-                    self.execution,
-                    lambda loss: self.accelerator.backward(scale * loss),
-                    [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
-                    part.indices,
-                )
-        if sharded:
             fill_gradients(step.policy.model)
         else:
+            if not part.is_empty:
+                with self.maybe_activation_offload_context:
+                    loss, self.execution = backward_that_fits(
+                        step,
+                        part.groups,
+                        metrics,
+                        self.execution,
+                        lambda loss: self.accelerator.backward(scale * loss),
+                        [parameter for group in self.optimizer.param_groups for parameter in group["params"]],
+                        part.indices,
+                    )
             reduce_gradients(step.policy.model, self.accelerator, mean=not shared)
         loss = scale * loss
         return sum_of_losses(loss, self.accelerator) if shared else loss
+
+    def _count_trained(self, groups: list[list[TokenizedPair]]) -> None:
+        """Add the pairs and tokens of a step, of all processes, to `trained_pairs` and `trained_tokens`."""
+        pairs = [pair for group in groups for pair in group]
+        counts = len(pairs), sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)
+        if not self._shares_steps:
+            counts = sum_over_processes(counts[0], self.accelerator), sum_over_processes(counts[1], self.accelerator)
+        self.trained_pairs += counts[0]
+        self._total_train_tokens += counts[1]
 
     @property
     def _shares_steps(self) -> bool:

@@ -103,22 +103,25 @@ def _adapter_has_own_forward(model: nn.Module) -> bool:
     return invoked or not isinstance(tuner, BaseTuner) or type(tuner).forward is not BaseTuner.forward
 
 
-def refuse_on_trl_path(request: Request, reason: str, args: DPOConfig, *, held: StartValues | None = None) -> None:
+def refuse_on_trl_path(
+    request: Request, reason: str, args: DPOConfig, *, start_values: StartValues | None = None
+) -> None:
     """Refuse a run that needs TRL's path for one thing and Wishbone's step for another.
 
     Args:
         request: what the run asks for.
         reason: why it needs TRL's path.
         args: the arguments of the constructed trainer.
-        held: trained parameters of an adapter's base, which TRL's reference would follow.
+        start_values: trained parameters of an adapter's base, which TRL's reference would follow.
 
     Raises:
         RequestError: naming both, and the remedy.
     """
     own_losses = sorted(set(args.loss_type) - TRL_LOSSES)
+    trained = [] if start_values is None else list(start_values.values)
     needs = {
         f"loss_type {', '.join(own_losses)}": bool(own_losses),
-        f"training {some_of([*(held.values if held else ())])} beside the adapter": held is not None,
+        f"training {some_of(trained)} beside the adapter": start_values is not None,
         "an adapter on the output head": request.head_adapted,
         "sync_ref_model with an adapter": request.synchronized,
     }
