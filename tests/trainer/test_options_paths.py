@@ -187,7 +187,6 @@ def test_several_reasons_are_named_together(tmp_path: Path) -> None:
                 None,
                 None,
                 {},
-                adapter_added=False,
                 head_adapted=True,
                 synchronized=False,
                 adapter_is_new=False,

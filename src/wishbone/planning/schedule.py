@@ -20,14 +20,12 @@ class Schedule:
 
     Attributes:
         pairs_a_step: preference pairs in a full optimizer step.
-        steps_an_epoch: optimizer steps in one pass over the pairs.
         steps: optimizer steps of the whole run.
         warmup_steps: steps in which the learning rate rises.
         epochs: passes over the pairs, a fraction where the run ends within one.
     """
 
     pairs_a_step: int
-    steps_an_epoch: int
     steps: int
     warmup_steps: int
     epochs: float
@@ -40,7 +38,6 @@ def schedule(pairs: int, training: TrainingConfig) -> Schedule:
     steps = training.max_steps or ceil(training.epochs * steps_an_epoch)
     return Schedule(
         pairs_a_step=training.batch_size * training.gradient_accumulation,
-        steps_an_epoch=steps_an_epoch,
         steps=steps,
         warmup_steps=ceil(steps * training.warmup_ratio),
         epochs=steps / steps_an_epoch if training.max_steps else training.epochs,

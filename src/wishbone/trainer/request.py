@@ -60,7 +60,6 @@ class Request:
         model: the model or its name, as TRL takes it.
         args: the configuration.
         options: TRL's other arguments by name.
-        adapter_added: whether the adapter of `peft_config` is on the model already.
         head_adapted: whether an adapter is on the model's output head.
         synchronized: whether the reference follows the policy's adapter; `args` says that it does not.
         adapter_is_new: whether the adapter is that of `peft_config`, put on by us or by TRL.
@@ -71,7 +70,6 @@ class Request:
     model: Any
     args: DPOConfig
     options: dict[str, Any]
-    adapter_added: bool
     head_adapted: bool
     synchronized: bool
     adapter_is_new: bool
@@ -130,8 +128,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
         refuse_untrainable(model)
     elif config.precompute_ref_log_probs and ref_model is None:
         refuse_precomputed_elsewhere(peft_config)
-    adapter_added = adapts_head(model, peft_config, config.use_liger_kernel)
-    if adapter_added:
+    if adapts_head(model, peft_config, config.use_liger_kernel):
         model = add_adapter_on_head(model, options.pop("peft_config"), config.seed)
     head_adapted = head_is_adapted(model, config.use_liger_kernel)
     has_adapter = isinstance(model, PeftModel) or bool(options.get("peft_config"))
@@ -140,9 +137,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     config = config.changed({"sync_ref_model": False}) if synchronized else config
     adapter_is_new = peft_config is not None
     start = reference_of_start(model, ref_model, config, adapter_added=adapter_is_new)
-    return Request(
-        model, config, options, adapter_added, head_adapted, synchronized, adapter_is_new, start, ref_model is not None
-    )
+    return Request(model, config, options, head_adapted, synchronized, adapter_is_new, start, ref_model is not None)
 
 
 def resolved(model: Any) -> Any:
