@@ -252,7 +252,7 @@ LEFT: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "computing more": (
         lambda: rewritten(apply_rotary_pos_emb=scaled),
-        "scaled pairs elements in a way that is not known, or computes more than a rotary embedding",
+        "scaled pairs elements in an unknown way, or computes more than a rotary embedding",
     ),
     "called with other arguments": (
         lambda: rewritten(

@@ -12,7 +12,7 @@ from wishbone.policy.capability import choose_form
 
 REASONS = {
     "falcon": "its layers do not run without a mask of their own",
-    "llama4_text": "treats sequences of more than 63 tokens otherwise",
+    "llama4_text": "treats sequences of more than 63 tokens differently",
 }
 
 

@@ -223,7 +223,7 @@ class Rotary:
         """Return why calls so far ran the family's own function; None where none did."""
         name = getattr(self.own, "__name__", type(self.own).__name__)
         if None in self.forms.values():
-            return f"{name} pairs elements in a way that is not known, or computes more than a rotary embedding"
+            return f"{name} pairs elements in an unknown way, or computes more than a rotary embedding"
         if self.other_calls:
             return f"{name} is called with other arguments than queries, keys, cosines and sines"
         return None

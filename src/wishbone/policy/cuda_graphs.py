@@ -198,7 +198,7 @@ class CudaGraphs:
             recording.backward.replay()
             same = same and torch.equal(self.gradients, gradients)
         if not same:
-            raise RuntimeError(f"replaying a row of {tokens} tokens gives different numbers from running it")
+            raise RuntimeError(f"replaying a row of {tokens} tokens gives different results from running it")
         return recording
 
     def _memory(self, name: str, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -260,7 +260,7 @@ class CudaGraphs:
         every = torch.autograd.grad(*_with_graph(outputs, direction, [*leaves, *self.trained]), allow_unused=True)
         found, own = every[: len(leaves)], every[len(leaves) :]
         if any(gradient is not None for gradient in own):
-            raise NotImplementedError("a trained parameter is used from somewhere else than its module")
+            raise NotImplementedError("a trained parameter is used outside its module")
         for parameters in (self.trained, leaves):
             parameters[:] = [p for p, gradient in zip(parameters, found, strict=True) if gradient is not None]
         if len({parameter.dtype for parameter in self.trained}) != 1:

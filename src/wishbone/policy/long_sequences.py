@@ -52,7 +52,7 @@ def reason_from_long_sequences(config: Any, max_length: int | None) -> str | Non
     if getattr(config, TEMPERATURE, False):
         longest = min(config.floor_scale - 1, config.floor_scale if longest is None else longest)
     if longest is not None and (max_length is None or max_length > longest):
-        return f"its attention treats sequences of more than {longest} tokens otherwise, and this run may have such"
+        return f"its attention treats sequences of more than {longest} tokens differently, and this run may have some"
     rope = getattr(config, "rope_scaling", None) or getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     trained = getattr(config, "original_max_position_embeddings", None) or rope.get(

@@ -138,11 +138,11 @@ def _held_out(pairs: Dataset, fraction: float, seed: int) -> tuple[RowNumbers, R
 
 
 def _say_what_is_in_both(train: Dataset, heldout: Dataset, source: str) -> None:
-    """Log how many held-out pairs are trained, too: their figures show what was learned by heart."""
+    """Log how many held-out pairs are trained, too: their figures show what was memorized."""
     seen = len(heldout) - int((~np.isin(_keys(heldout), _keys(train))).sum())
     if seen:
         logger.warning(
-            "%s trained, too, so their figures show what was learned by heart; `wishbone check %s --fix FILE` writes "
+            "%s trained, too, so their figures show what was memorized; `wishbone check %s --fix FILE` writes "
             "each pair once",
             counted_of(seen, len(heldout), "held-out pair", "is", "are"),
             source,

@@ -76,7 +76,7 @@ def _beyond_positions(config: RunConfig, model: Mapping[str, Any], lengths: Pair
             "to train beyond these positions, of which the model knows nothing"
         )
     elif longer:
-        logger.warning("%s: data.max_length is %s, and the model knows nothing of the positions beyond.", what, limit)
+        logger.warning("%s: data.max_length is %s, and the model was not trained on the positions beyond.", what, limit)
     else:
         logger.warning(
             "data.max_length %s is more than the %s positions of the model; no pair is that long.", limit, positions
