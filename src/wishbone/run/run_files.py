@@ -79,7 +79,7 @@ class MetricsFile(TrainerCallback):  # type: ignore[misc]
                     continue
             kept.append(line)
         if unreadable:
-            logger.warning("%s: %s cannot be read: removed.", self._path, counted(unreadable, "line"))
+            logger.warning("%s: %s could not be read and were removed.", self._path, counted(unreadable, "line"))
         if len(kept) < len(lines):
             self._replace(kept)
 
