@@ -19,7 +19,7 @@ from wishbone.reference.cache import CachedReference
 from wishbone.reference.reference import NoReference, ReferencePolicy, Stored
 
 HOST_BOUND = 0.85
-"""Share of a row's time after which its last kernel is launched, from which on the host may be what limits."""
+"""Share of a row's time until its last kernel is launched, from which on the host may be the limit."""
 
 
 @dataclass(frozen=True)
