@@ -34,7 +34,7 @@ def test_pairs_are_taken_from_both_ends(tmp_path: Path):
 def test_nobody_names_a_reference_store_for_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # a store that is named is used in FP8, too, and stored values put the noise of two passes into later epochs
     monkeypatch.setenv("WISHBONE_REFERENCE_STORE", "named.sqlite")
-    environment = _environment(tmp_path, {"OWN": "1"})
+    environment = _environment(tmp_path, tmp_path, {"OWN": "1"})
     assert "WISHBONE_REFERENCE_STORE" not in environment and environment["OWN"] == "1"
     assert Path(environment["WISHBONE_CACHE"]).is_relative_to(tmp_path)
 

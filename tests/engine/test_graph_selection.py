@@ -27,7 +27,7 @@ from wishbone.engine.graph_selection import (
     with_cuda_graphs,
     worthwhile,
 )
-from wishbone.engine.probe import Timing, Trial
+from wishbone.engine.probe import RowProbe, Timing
 from wishbone.engine.row_lengths import likely_rows, most_pairs_in_a_row
 from wishbone.engine.step import PreferenceStep
 from wishbone.fused.layers import FusedLayers
@@ -267,7 +267,7 @@ def test_lengths_are_recorded_once_where_the_host_limits_rows_or_the_run_asks_fo
     monkeypatch.setattr(graph_selection, "_obstacle", lambda *_: None)
     monkeypatch.setattr(graph_selection, "CudaGraphs", lambda *_: graphs)
     monkeypatch.setattr(graph_selection, "_record", record)
-    monkeypatch.setattr(Trial, "timing", timing)
+    monkeypatch.setattr(RowProbe, "timing", timing)
     policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
     step, execution = PreferenceStep(policy, AdapterDisabled(policy), Objective()), Execution(512)
     found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted=wanted, steps=steps)
