@@ -284,7 +284,7 @@ class PreferenceStep:
             if one_model:
                 with self.policy.running(execution):
                     scores = self._scores(batch, execution, routing)
-                ref_logps = self.reference.take(batch, scores.logps)
+                ref_logps = self.reference.record(batch, scores.logps)
             else:
                 reference = self._reference_of(batch, execution)
                 with self.policy.running(execution):
