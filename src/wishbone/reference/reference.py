@@ -100,7 +100,7 @@ class AdapterDisabled(ReferencePolicy):
 
         Parts of a sharded model are not looked at: its processes must agree.
         """
-        if self._held is not None or self._policy.sharded or self.on():
+        if self._start_values is not None or self._policy.sharded or self.on():
             return False
         return self._check.empty_now(self._model.active_adapters)
 
