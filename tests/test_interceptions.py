@@ -53,8 +53,6 @@ OURS = {
     "data/row_reader.py:RowReader._finish": "a refusal that was made there",
     "run/trackers.py:_tensorboard": "a callback that was made there",
     "fused/linear.py:FusedLinears.running": "its own layers",
-    "trainer/ignored_options.py:_never": "names of its own options",
-    "trainer/option_values.py:numbers_refused": "its own arguments",
     "trainer/sharding.py:why_not_sharded_in_step": "its own trainer",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/eight_bit_linear.py:EightBitLinear.dequantized": "a layer that was made there",
