@@ -164,7 +164,7 @@ def test_dropout_and_whatever_is_trained_beside_the_adapter_keep_two_passes():
     reference: ReferencePolicy = AdapterDisabled(policy)
     assert reference.is_the_policy()
     assert not AdapterDisabled(Policy(with_reference(modules_to_save=["lm_head"]))).is_the_policy()
-    assert not AdapterDisabled(policy, held=object()).is_the_policy()  # type: ignore[arg-type]
+    assert not AdapterDisabled(policy, start_values=object()).is_the_policy()  # type: ignore[arg-type]
     with torch.no_grad():
         second_factor(model, "ref").fill_(0.5)
     assert not AdapterDisabled(policy, "ref").is_the_policy()
