@@ -11,7 +11,7 @@ from trl import DPOConfig as TRLDPOConfig
 from trainer.preference_runs import arguments
 from wishbone import DPOConfig
 from wishbone.errors import RequestError
-from wishbone.trainer.ignored_options import name_options_without_effect
+from wishbone.trainer.ignored_options import name_options_without_effect, not_reached
 from wishbone.trainer.option_values import BOUNDED, _numeric_options
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -89,3 +89,19 @@ def test_what_an_odd_value_does_is_said(
 ) -> None:
     name_options_without_effect(DPOConfig(**{**arguments(tmp_path), "save_strategy": "no", **options}))
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 100}, "after step 100 of 8"),
+        ({"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 9}, "after step 9 of 8"),
+        ({"eval_strategy": "steps", "eval_steps": 0.5}, ""),
+        ({"warmup_steps": 10, "lr_scheduler_type": "linear"}, "rises over 10 steps"),
+        ({"warmup_ratio": 1.0, "lr_scheduler_type": "linear"}, ""),
+        ({"warmup_steps": 10, "lr_scheduler_type": "constant"}, ""),
+    ],
+)
+def test_what_lies_behind_the_last_step_is_said(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    found = not_reached(DPOConfig(**{**arguments(tmp_path), **options}), 8)
+    assert [said in sentence for sentence in found] == [True] * bool(said)

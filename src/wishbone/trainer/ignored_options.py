@@ -54,6 +54,25 @@ def name_options_without_effect(config: DPOConfig) -> DPOConfig:
     return config
 
 
+def not_reached(config: DPOConfig, steps: int) -> list[str]:
+    """Return a sentence for each thing that is to happen after more steps than a run takes.
+
+    Args:
+        config: of the run.
+        steps: that it takes in all.
+    """
+    found = []
+    every = (config.eval_steps or 0) * (steps if (config.eval_steps or 0) < 1 else 1)
+    measures = config.eval_strategy == "steps" and not config.eval_on_start
+    if measures and max(every, config.eval_delay) > steps:
+        found.append(f"Nothing is evaluated: that begins after step {max(every, config.eval_delay):g} of {steps}.")
+    if config.lr_scheduler_type != "constant" and (warm := config.get_warmup_steps(steps)) > steps:
+        found.append(
+            f"The learning rate rises over {warm} steps, and the run takes {steps}: it does not reach its top."
+        )
+    return found
+
+
 def _without_learning(config: DPOConfig) -> list[str]:
     """A sentence for each value that keeps a loss from being learned, or turns it round."""
     found = []

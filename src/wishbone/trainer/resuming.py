@@ -42,6 +42,7 @@ from wishbone.trainer.fingerprint import (
     trained_facts,
     versions,
 )
+from wishbone.trainer.ignored_options import not_reached
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +215,9 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.continued is not None:
             self._compare_steps(self.continued, max_steps)
         self.state.compute_steps(self.args, max_steps)
+        if self.deciding is None and self.is_world_process_zero():
+            for sentence in not_reached(self.args, max_steps):
+                logger.warning("%s", sentence)
         if self.continued is not None and self.args.include_num_input_tokens_seen == "no":
             self._earlier_tokens += self.state.num_input_tokens_seen - self._total_train_tokens
             self._total_train_tokens = self.state.num_input_tokens_seen
