@@ -205,6 +205,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     row["not_on_fast_path_because"], row["versions"] = trainer.form_reason, versions(system)
     if device.type == "cuda":
         row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        row["allocation_retries"] = torch.cuda.memory_stats()["num_alloc_retries"]
         row["held_before_gib"] = round(held / 2**30, 2)  # what the case before left
     del trainer, loaded
     return row

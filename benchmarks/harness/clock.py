@@ -49,6 +49,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         seconds: seconds of each step.
         seconds_between: seconds between the ends of consecutive steps, one fewer than steps.
         processor_seconds: the same in seconds of processor time of this process, all its threads together.
+        allocation_retries: how often, until the end of each step, PyTorch gave unused memory back to the driver because
+            an allocation found none.
         first_step_done: when the first step ended (`time.perf_counter`).
         start_peak: peak bytes on the GPU until then.
         compiled_at_start: compilations until then.
@@ -58,6 +60,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.seconds: list[float] = []
         self.seconds_between: list[float] = []
         self.processor_seconds: list[float] = []
+        self.allocation_retries: list[int] = []
         self.first_step_done = 0.0
         self.start_peak = 0
         self.compiled_at_start: dict[str, int] = {}
@@ -75,6 +78,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         """Stop the watch."""
         moment = now()
         self.seconds.append(moment - self._begun)
+        if torch.cuda.is_available():
+            self.allocation_retries.append(torch.cuda.memory_stats()["num_alloc_retries"])
         if len(self.seconds) > 1:
             self.seconds_between.append(moment - self._ended)
             self.processor_seconds.append(time.process_time() - self._processor)
@@ -102,6 +107,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]
             "pairs_per_s": round(pairs / sum(seconds), 4),
             "pairs_per_s_with_data": round(pairs / sum(between), 4),
             "step_seconds": [round(value, 4) for value in self.seconds],
+            "allocation_retries": self.allocation_retries,
             "first_step_seconds": round(self.first_step_done - ready, 2),
             "compiled_at_start": self.compiled_at_start,
             "compiled_later": self.compiled_later(),

@@ -35,6 +35,7 @@ from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
+from wishbone.trainer.one_gpu import placement, with_one_gpu
 from wishbone.trainer.start import (
     reference_of_start,
     refuse_precomputed_elsewhere,
@@ -135,6 +136,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     synchronized = config.sync_ref_model and has_adapter
     _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
     config = config.changed({"sync_ref_model": False}) if synchronized else config
+    config = with_one_gpu(config, model)
     adapter_is_new = peft_config is not None
     start = reference_of_start(model, ref_model, config, adapter_added=adapter_is_new)
     return Request(model, config, options, head_adapted, synchronized, adapter_is_new, start, ref_model is not None)
@@ -162,7 +164,7 @@ def resolved(model: Any) -> Any:
 
 def _loaded_reference(name: str, model: Any, args: DPOConfig) -> nn.Module:
     """Load a reference that is given by its name, as TRL loads one: in the dtype of the model."""
-    settings = dict(args.model_init_kwargs or {})
+    settings = placement(args) | (args.model_init_kwargs or {})
     settings.setdefault("trust_remote_code", args.trust_remote_code)
     if isinstance(model, PreTrainedModel | PeftModel):
         settings.setdefault("dtype", model.dtype)
