@@ -57,6 +57,7 @@ CONSTANTS = {
         "BF16_FROM", "COUNTED", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED",
         "SAID_AROUND", "SERIES", "SIZE", "SOLD", "SPELLED",
     ),
+    "planning.expert_time": ("ADAPTED", "CODE_BYTES", "TILE", "TURNED"),
     "planning.host_time": ("AGAIN", "LAYER", "PARAMETER"),
     "planning.known_models": ("FORMS",),
     "planning.memory": (
@@ -74,7 +75,7 @@ CONSTANTS = {
     "planning.run_plan": ("DTYPES",),
     "planning.sharded": ("MASTER_BYTES", "NVLINK_RATE", "WITHOUT_COPY"),
     "planning.situation": ("NO_GPU",),
-    "planning.step_time": ("FULL_ROW", "SCAN_TRAFFIC", "TRAFFIC", "YARDSTICK"),
+    "planning.step_time": ("FULL_ROW", "LOGITS", "SCAN_TRAFFIC", "TRAFFIC", "YARDSTICK"),
 }  # fmt: skip
 """Names that the builder reads, by module of the package."""
 

@@ -100,7 +100,8 @@ def _planned(size: str, weights: str, count: int, pair: Lengths) -> Row:
     from wishbone.planning.gpus import find_gpu
     from wishbone.planning.memory import MemoryPlan
     from wishbone.planning.model_shape import read_shape
-    from wishbone.planning.step_time import Work, step_seconds
+    from wishbone.planning.step_time import step_seconds
+    from wishbone.planning.work import Work
 
     shape = read_shape(config_of(SIZES[size], torch.bfloat16).to_dict())
     sequence = pair.prompt + pair.chosen

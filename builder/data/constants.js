@@ -233,6 +233,16 @@
   ],
   "SPELLED": "\\b([0-9]{1,3})[ -]?gi?b?\\b"
  },
+ "planning.expert_time": {
+  "ADAPTED": 9.5,
+  "CODE_BYTES": {
+   "nf4": 0.5,
+   "fp8": 1.0,
+   "int8": 1.0
+  },
+  "TILE": 128,
+  "TURNED": 0.8
+ },
  "planning.host_time": {
   "AGAIN": 0.005,
   "LAYER": 0.01,
@@ -479,6 +489,7 @@
  },
  "planning.step_time": {
   "FULL_ROW": 4096,
+  "LOGITS": 6,
   "SCAN_TRAFFIC": 13.7,
   "TRAFFIC": 33.0,
   "YARDSTICK": "H200"

@@ -169,7 +169,8 @@
   }
 
   const parts = {
-    CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, adapted, elementBytes, estimateMemory, expertBytes, frozenBytes, layerBytes, linearBytes, trainedParameters,
+    CONTEXT, GIB, MEMORY_PLAN: MemoryPlan, adapted, adaptedOfExpert, elementBytes, estimateMemory, expertBytes, frozenBytes, isFused, layerBytes,
+    linearBytes, trainedParameters,
   };
   if (typeof module === "undefined") globalThis.wishbone = { ...globalThis.wishbone, ...parts };
   else module.exports = parts;

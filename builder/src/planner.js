@@ -107,7 +107,7 @@
     const kept = keptBy(rowTokens);
     const work = {
       tokens: stepTokens, scored: onDevice * pair.scored, contexts: onDevice * pair.contexts, passes: passesOf(settings),
-      recomputed: 1 - kept / shape.layers,
+      recomputed: 1 - kept / shape.layers, rows: rowsAStep,
     };
     const products = gpu ? stepSeconds(shape, { ...plan, offload: rows.offload }, work, gpu) : null;
     const ofGpu = products === null || !sharded ? products : products + gatheringSeconds(shape, plan, rowsAStep, facts.gpus);

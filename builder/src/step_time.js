@@ -5,15 +5,16 @@
  */
 {
   const inNode = typeof require !== "undefined";
+  const { expertSeconds, keptOfExperts } = inNode ? require("./expert_time.js") : globalThis.wishbone;
   const { layerBytes } = inNode ? require("./memory.js") : globalThis.wishbone;
   const { gpus } = inNode ? require("../data/gpus.js") : globalThis.wishbone;
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
-  const { SCAN_TRAFFIC, TRAFFIC, YARDSTICK } = constants["planning.step_time"];
+  const { LOGITS, SCAN_TRAFFIC, TRAFFIC, YARDSTICK } = constants["planning.step_time"];
 
   /**
    * The seconds of a step on one GPU, or null where nothing was measured that they could be derived from.
-   * work: tokens, scored, contexts, passes, recomputed, as in Python; plan: as for memory.
+   * work: tokens, scored, contexts, passes, recomputed, rows, as in Python; plan: as for memory.
    */
   function stepSeconds(shape, plan, work, gpu) {
     const { measured, bf16_tflops: published } = gpus[YARDSTICK];
@@ -25,13 +26,15 @@
     if (plan.weights === "fp8" && gpu.fp8_tflops) linearRate = share * gpu.fp8_tflops * 1e12;
     if (plan.weights === "int8" && gpu.int8_tflops) linearRate = (measured.int8_tflops / gpus[YARDSTICK].int8_tflops) * gpu.int8_tflops * 1e12;
     const passes = work.passes + work.recomputed;
+    const bandwidth = gpu.bandwidth_gbs * 1e9;
     const linear = 2 * shape.linearParameters * work.tokens;
-    const experts = 2 * (shape.expertLayers * shape.expertsUsed * shape.matrices * shape.hidden * shape.expertInner) * work.tokens;
     const head = 2 * shape.hidden * shape.vocabulary * work.scored;
     const attention = 4 * shape.query * shape.attending * work.contexts;
-    let traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * layerBytes(shape, plan);
+    const kept = layerBytes(shape, plan) - keptOfExperts(shape, plan);
+    let traffic = ((TRAFFIC * passes) / 3) * work.tokens * shape.layers * kept;
     traffic += ((SCAN_TRAFFIC * passes) / 3) * work.tokens * shape.recurrent * 4 * shape.scan.held;
-    return passes * (linear / linearRate + experts / rate + attention / rate) + (work.passes * head) / rate + traffic / (gpu.bandwidth_gbs * 1e9);
+    traffic += LOGITS * work.passes * shape.vocabulary * work.scored;
+    return passes * (linear / linearRate + attention / rate) + (work.passes * head) / rate + expertSeconds(shape, plan, work, rate, bandwidth) + traffic / bandwidth;
   }
 
   const parts = { stepSeconds };

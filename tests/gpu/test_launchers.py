@@ -112,7 +112,6 @@ WAYS: dict[str, tuple[int, list[str]]] = {
     "one": (1, []),
     "plain": (1, []),
     "by name": (1, []),
-    "split": (1, []),
     "torchrun": (2, [*TORCHRUN, "--nproc-per-node", "2", "--master-port", "PORT"]),
     "accelerate": (2, ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]),
     "fsdp2": (2, ["-m", "accelerate.commands.launch", "--config_file", "fsdp2.yaml"]),
@@ -124,14 +123,18 @@ MACHINES = "static rendezvous"
 """Two launchers, each with a GPU of its own, as on two machines."""
 
 
+SPLIT = "split"
+"""A model that device_map="auto" put on both GPUs."""
+
+
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
 
 
-def started(folder: Path, words: list[str], gpus: str | None) -> str:
-    """Run Python with words to its end; return what it said on stderr."""
+def started(folder: Path, words: list[str], gpus: str | None, status: int = 0) -> str:
+    """Run Python with words to its end, whose status is known; return what it said on stderr."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400", "OMP_NUM_THREADS": "2"}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     if gpus is not None:
@@ -139,7 +142,7 @@ def started(folder: Path, words: list[str], gpus: str | None) -> str:
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, text=True, env=environment, stderr=subprocess.PIPE, timeout=LONGEST
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == status, done.stderr[-3000:]
     return done.stderr
 
 
@@ -164,19 +167,22 @@ def found(folder: Path, way: str, name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[dict[str, Any]]]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
     folder = tmp_path_factory.mktemp("launchers")
     write_tiny_run(folder, "", pairs=43)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "fsdp2.yaml").write_text(FSDP2)
-    with ThreadPoolExecutor(len(WAYS) + 1) as pool:
-        yield {way: pool.submit(found, folder, way, way.replace(" ", "-")) for way in [*WAYS, MACHINES]}
+    with ThreadPoolExecutor(len(WAYS) + 2) as pool:
+        split = pool.submit(started, folder, ["script.py", "split", "split", "0"], SEEN, 1)
+        yield {way: pool.submit(found, folder, way, way.replace(" ", "-")) for way in [*WAYS, MACHINES]} | {
+            SPLIT: split
+        }
         for child in psutil.Process().children(recursive=True):
             child.kill()
 
 
 @pytest.mark.parametrize("way", [*(way for way in WAYS if way != "one"), MACHINES])
-def test_losses_are_those_of_one_gpu(runs: dict[str, Future[dict[str, Any]]], way: str) -> None:
+def test_losses_are_those_of_one_gpu(runs: dict[str, Future[Any]], way: str) -> None:
     one, other = runs["one"].result(), runs[way].result()
     apart = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
     print(way, "apart", apart, {name: other[name] for name in other if name not in ("losses", "said")})
@@ -185,18 +191,16 @@ def test_losses_are_those_of_one_gpu(runs: dict[str, Future[dict[str, Any]]], wa
 
 
 @pytest.mark.parametrize("way", ["plain", "by name"])
-def test_one_process_alone_uses_one_gpu_and_says_so(runs: dict[str, Future[dict[str, Any]]], way: str) -> None:
+def test_one_process_alone_uses_one_gpu_and_says_so(runs: dict[str, Future[Any]], way: str) -> None:
     run = runs[way].result()
     assert run["in the step"] and run["devices"] == ["cuda:0"]
     assert "one of the 2 GPUs" in run["said"] and "torchrun --nproc-per-node 2 script.py" in run["said"]
 
 
-def test_a_split_model_takes_trls_path(runs: dict[str, Future[dict[str, Any]]]) -> None:
-    run = runs["split"].result()
-    assert len(run["devices"]) == 2 and not run["in the step"]
-    assert "lie on several devices" in run["said"]
+def test_a_split_model_is_refused(runs: dict[str, Future[Any]]) -> None:
+    assert "lie on 2 devices (0, 1)" in runs[SPLIT].result()
 
 
-def test_a_file_of_accelerate_divides_the_model_in_the_step(runs: dict[str, Future[dict[str, Any]]]) -> None:
+def test_a_file_of_accelerate_divides_the_model_in_the_step(runs: dict[str, Future[Any]]) -> None:
     run = runs["fsdp2"].result()
     assert run["in the step"] and run["divided"]

@@ -15,7 +15,8 @@ from wishbone.planning.known_models import known_shapes
 from wishbone.planning.memory import MemoryPlan
 from wishbone.planning.mixers import NO_SCAN
 from wishbone.planning.model_shape import read_shape
-from wishbone.planning.step_time import Work, step_seconds
+from wishbone.planning.step_time import step_seconds
+from wishbone.planning.work import Work
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "suite-h200.json"
 SHAPES = {"8b": "meta-llama/Llama-3.1-8B-Instruct", "1b": "meta-llama/Llama-3.2-1B-Instruct"}

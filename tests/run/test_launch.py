@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from tiny import write_tiny_run
 
 from wishbone.errors import RequestError
-from wishbone.run.launch import choose_one_gpu, gpus_asked_for, launch
+from wishbone.run.launch import STARTED_AS, choose_one_gpu, gpus_asked_for, launch
 
 CONFIG = """\
 model: {name: ./model}
@@ -37,6 +38,34 @@ def test_without_a_gpu_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch, asked
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(RequestError, match="without --gpus the run uses the CPU"):
         gpus_asked_for(asked)
+
+
+@pytest.mark.parametrize("asked", ["2", "all"])
+def test_what_may_hide_gpus_is_named(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(RequestError, match="on this machine, where CUDA_VISIBLE_DEVICES is ''; without --gpus"):
+        gpus_asked_for(asked)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(8, "4"), (1, "1")])
+def test_processes_share_out_the_cores_that_are_theirs(
+    monkeypatch: pytest.MonkeyPatch, cores: int, threads: str
+) -> None:
+    """Schedulers and containers give fewer than the machine has; one setting of one's own stays."""
+    given: list[str | None] = []
+    monkeypatch.setattr("wishbone.run.launch.read_cpu", lambda: SimpleNamespace(cores=cores))
+    monkeypatch.setattr(
+        "torch.distributed.launcher.api.elastic_launch",
+        lambda *_: lambda *_: given.append(os.environ.get("OMP_NUM_THREADS")),
+    )
+    monkeypatch.setenv(STARTED_AS, "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert launch(["train"], processes=2) == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert launch(["train"], processes=2) == 0
+    assert given == [threads, "3"]
 
 
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

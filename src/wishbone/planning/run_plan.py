@@ -24,8 +24,9 @@ from wishbone.planning.room import Machine, Rows, choose_rows, longest_pair
 from wishbone.planning.schedule import Schedule, schedule
 from wishbone.planning.sharded import gathering_seconds, machine_of_shards, sharded_memory, uncopied
 from wishbone.planning.simulated_rows import Packing, simulated_rows
-from wishbone.planning.step_time import FULL_ROW, Work, step_seconds
+from wishbone.planning.step_time import FULL_ROW, step_seconds
 from wishbone.planning.vision_tower import Tower
+from wishbone.planning.work import Work
 
 REFERENCE_FREE = frozenset({"simpo", "cpo", "orpo"})
 GRADIENT_BYTES = 4
@@ -126,7 +127,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
     sequence = int(fitting / (1 + scored_share / (2 - scored_share)))
     step_tokens = fmean(map(sum, packed))
     gathered = 2 * (processes - 1) / processes * frozen_bytes(shape, plan) if sharded else 0.0
-    seconds = None
+    seconds, a_step = None, fmean(map(len, packed))
     if target.gpu is not None:
         work = Work(
             tokens=step_tokens,
@@ -135,10 +136,10 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
             passes=_passes(config, steps.epochs),
             recomputed=1 - rows.kept(row_tokens) / shape.layers,
             tower=_tower_flop(config, target, step_tokens, steps.epochs) if target.sees_images else 0.0,
+            rows=a_step,
         )
         seconds = step_seconds(shape, replace(plan, offload=rows.offload), work, target.gpu)
         if seconds is not None:
-            a_step = fmean(map(len, packed))
             seconds += gathering_seconds(a_step, gathered)
             host = host_seconds(shape, plan, a_step, work.recomputed, offload=rows.offload, divided=sharded)
             seconds = max(seconds, host)
@@ -149,7 +150,7 @@ def plan_run(config: RunConfig, target: Target, *, processes: int = 1) -> RunPla
         fits=rows.memory.total <= target.machine.limit,
         pairs=pairs,
         schedule=steps,
-        rows_a_step=fmean(map(len, packed)),
+        rows_a_step=a_step,
         row_tokens=row_tokens,
         step_tokens=step_tokens,
         longest=int(tokens.max()),

@@ -2,11 +2,13 @@
 
 A pass over u tokens multiplies each of W weights once a token, and a head of V words once for each of the s scored
 tokens; a completion token attends to all tokens before it. A forward pass counts one, the backward pass one for the
-gradients of inputs and one for those of weights; recomputing a layer is a forward pass. Experts multiply in 16 bits in
-whatever form they are kept. Between products every layer reads and writes what it keeps for the backward pass many
-times:
+gradients of inputs and one for those of weights; recomputing a layer is a forward pass. Between products every layer
+reads and writes what it keeps for the backward pass many times, and the head's logits are written and read:
 
-    seconds = passes ( 2 W u / rate + (2 H V s + attention) / rate_16 ) + TRAFFIC passes/3 u layer_bytes L / bandwidth
+    seconds = passes ( 2 W u / rate + (2 H V s + attention) / rate_16 )
+            + ( TRAFFIC passes/3 u layer_bytes L + LOGITS passes V s ) / bandwidth
+
+Experts multiply in 16 bits in whatever form they are kept, and move bytes of their own (`expert_time.py`).
 
 The rates are those of matrix products of a layer's sizes on an H200. For another GPU they are estimated as the same
 share of its published rate; for int8 that of our kernel. Thirteen cases measured on the H200 (8B in bfloat16, FP8 and
@@ -18,11 +20,11 @@ host memory, float32 and processors were not measured, so no time is given for t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from wishbone.planning.expert_time import expert_seconds, kept_of_experts
 from wishbone.planning.gpus import Gpu, known_gpus
 from wishbone.planning.memory import MemoryPlan, layer_bytes
 from wishbone.planning.model_shape import ModelShape
+from wishbone.planning.work import Work
 
 YARDSTICK = "H200"
 TRAFFIC = 33.0
@@ -32,29 +34,10 @@ TOWER = 0.45
 SCAN_TRAFFIC = 13.7
 """How often what a scan's kernels hold is read or written in the three passes: a layer of Granite 4's shape took 1.1 ms
 forward and 5.6 ms with the backward pass over 14,290 tokens on an H200. The delta rule's kernels were not timed."""
+LOGITS = 6
+"""Bytes of a scored logit that a pass moves: 4 written and 4 read by the reference, 10 by the policy in two passes."""
 FULL_ROW = 4096
 """Shortest row, in tokens, that fills a GPU, so that its time is that of the products."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step computes.
-
-    Attributes:
-        tokens: of all rows.
-        scored: those whose log-probability is computed.
-        contexts: tokens that each token attends to, added up.
-        passes: forward and backward passes over the tokens: 3 with adapters and a reference that is computed.
-        recomputed: share of the layers that run forward once more.
-        tower: operations of a vision tower, all of its passes together.
-    """
-
-    tokens: float
-    scored: float
-    contexts: float
-    passes: float
-    recomputed: float = 0.0
-    tower: float = 0.0
 
 
 def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> float | None:
@@ -72,16 +55,19 @@ def step_seconds(shape: ModelShape, plan: MemoryPlan, work: Work, gpu: Gpu) -> f
     if plan.weights == "int8" and gpu.int8_tflops:
         linear_rate = _int8_share() * gpu.int8_tflops * 1e12
     passes = work.passes + work.recomputed
+    bandwidth = gpu.bandwidth_gbs * 1e9
     linear = 2 * shape.linear_parameters * work.tokens
-    experts = 2 * _expert_parameters(shape) * work.tokens
     head = 2 * shape.hidden * shape.vocabulary * work.scored
     attention = 4 * shape.query * shape.attending * work.contexts
-    traffic = TRAFFIC * passes / 3 * work.tokens * shape.layers * layer_bytes(shape, plan)
+    kept = layer_bytes(shape, plan) - kept_of_experts(shape, plan)
+    traffic = TRAFFIC * passes / 3 * work.tokens * shape.layers * kept
     traffic += SCAN_TRAFFIC * passes / 3 * work.tokens * shape.recurrent * 4 * shape.scan.held
+    traffic += LOGITS * work.passes * shape.vocabulary * work.scored
     return (
-        passes * (linear / linear_rate + experts / rate + attention / rate)
+        passes * (linear / linear_rate + attention / rate)
         + (work.passes * head + work.tower / TOWER) / rate
-        + traffic / (gpu.bandwidth_gbs * 1e9)
+        + expert_seconds(shape, plan, work, rate, bandwidth)
+        + traffic / bandwidth
     )
 
 
@@ -97,8 +83,3 @@ def _int8_share() -> float:
     gpu = known_gpus()[YARDSTICK]
     assert gpu.measured is not None and gpu.measured.int8_tflops is not None and gpu.int8_tflops is not None
     return gpu.measured.int8_tflops / gpu.int8_tflops
-
-
-def _expert_parameters(shape: ModelShape) -> int:
-    """Weights of the experts that a token goes to."""
-    return shape.expert_layers * shape.experts_used * shape.matrices * shape.hidden * shape.expert_inner

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Sequence
 
 from wishbone.errors import RequestError, RunError, one_line
+from wishbone.planning.hardware import read_cpu
 
 STARTED_AS = "WISHBONE_STARTED_AS"
 """Environment variable: the options with which `wishbone train` starts the same processes again."""
@@ -41,13 +42,19 @@ def gpus_asked_for(asked: str) -> int:
         raise RequestError(f"--gpus {asked!r:.40}: give a number from 1 on, or all")
     if not here:
         raise RequestError(
-            f"--gpus {asked}: PyTorch sees no GPU on this machine; without --gpus the run uses the CPU, and `wishbone "
-            "doctor` says what is missing"
+            f"--gpus {asked}: PyTorch sees no GPU on this machine{_hidden()}; without --gpus the run uses the CPU, and "
+            "`wishbone doctor` says what is missing"
         )
     number = here if asked == "all" else int(asked)
     if number > here:
-        raise RequestError(f"--gpus {asked}: PyTorch sees {here} here; give at most that many, or all")
+        raise RequestError(f"--gpus {asked}: PyTorch sees {here} here{_hidden()}; give at most that many, or all")
     return number
+
+
+def _hidden() -> str:
+    """What may hide GPUs from PyTorch, in words; nothing where nothing may."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if seen is None else f", where CUDA_VISIBLE_DEVICES is {seen!r:.40}"
 
 
 def choose_one_gpu() -> int:
@@ -104,7 +111,7 @@ def launch(
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # each process says itself why it ended
     os.environ[STARTED_AS] = f"--processes {processes}" if nodes == 1 else ""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, read_cpu().cores // processes)))
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from wishbone.errors import RequestError, some_of
 from wishbone.trainer.arguments import DPOConfig
 
 ONE_OF = (
@@ -19,19 +20,27 @@ ONE_OF = (
     "--nproc-per-node %d %s (in a notebook accelerate.notebook_launcher, with all imports inside its function). There "
     "each process adds a batch of its own to a step, or shares the pairs of one with shared_steps=True."
 )
-SPLIT = (
-    "the model's layers lie on several devices (device_map) and compute one after the other; torchrun with fsdp=True "
-    "divides them in Wishbone's step"
-)
-"""Why such a model takes TRL's own path."""
-
 logger = logging.getLogger(__name__)
 
 
-def is_split(model: Any) -> bool:
-    """Whether `device_map` put layers of a model on several devices; host memory and disks count as none."""
+def refuse_split(model: Any) -> None:
+    """Refuse a model whose layers `device_map` put on several devices; host memory and disks count as none.
+
+    TRL 1.16's loss joins tensors of the first and of the last device and ends in PyTorch's error, and Wishbone's step
+    packs rows for one.
+
+    Raises:
+        RequestError: with the devices and what to do instead.
+    """
     places = getattr(model, "hf_device_map", None) or {}
-    return len({str(place) for place in places.values()} - {"cpu", "disk"}) > 1
+    devices = sorted({str(place) for place in places.values()} - {"cpu", "disk"})
+    if len(devices) > 1:
+        raise RequestError(
+            f"the layers of the model lie on {len(devices)} devices ({some_of(devices)}), because it was loaded with "
+            "device_map or is too large for one: a step is computed on one device in each process. Load it without "
+            "device_map where one GPU holds it; where none does, take fewer bits (load_in_4bit, FP8), or divide the "
+            f"weights: DPOConfig(fsdp=True), started with torchrun --nproc-per-node {len(devices)}"
+        )
 
 
 def placement(config: DPOConfig) -> dict[str, Any]:
@@ -46,7 +55,6 @@ def with_one_gpu(config: DPOConfig, model: Any) -> DPOConfig:
     changes: dict[str, Any] = {"_n_gpu": 1}
     if isinstance(model, str):
         changes["model_init_kwargs"] = placement(config) | (config.model_init_kwargs or {})
-    if not is_split(model):
-        script = Path(sys.argv[0]).name
-        logger.warning(ONE_OF, config.n_gpu, config.n_gpu, script if script.endswith(".py") else "SCRIPT.py")
+    script = Path(sys.argv[0]).name
+    logger.warning(ONE_OF, config.n_gpu, config.n_gpu, script if script.endswith(".py") else "SCRIPT.py")
     return config.changed(changes)

@@ -35,7 +35,7 @@ from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.head_adapter import adapts_head, add_adapter_on_head, head_is_adapted
 from wishbone.trainer.ignored_options import name_options_without_effect
 from wishbone.trainer.legacy import modern_arguments
-from wishbone.trainer.one_gpu import placement, with_one_gpu
+from wishbone.trainer.one_gpu import placement, refuse_split, with_one_gpu
 from wishbone.trainer.start import (
     reference_of_start,
     refuse_precomputed_elsewhere,
@@ -125,6 +125,8 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     if isinstance(initialization, str) and initialization.startswith("pissa_niter_"):
         logger.warning(SPLIT_AT_RANDOM, initialization)
     refuse_shared_reference(model, ref_model)
+    for one in (model, ref_model):
+        refuse_split(one)
     if peft_config is None:
         refuse_untrainable(model)
     elif config.precompute_ref_log_probs and ref_model is None:

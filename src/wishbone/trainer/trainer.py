@@ -49,6 +49,7 @@ from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import GuardContext, guard_of
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.moving_reference import load_reference
+from wishbone.trainer.one_gpu import refuse_split
 from wishbone.trainer.profiling import ProfiledTrainer
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
@@ -108,6 +109,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
             second_adapter_harmless(request.model, read=not request.starts_as_reference),
         ):
             super().__init__(request.model, request.ref_model, request.args, data_collator, **request.options)
+        refuse_split(self.model)  # TRL loaded one that was given by its name
         refuse_untrainable(self.model)
         check_optimizer(self.model, request.options.get("optimizers", (None, None))[0])
         for dataset in (self.train_dataset, self.eval_dataset):

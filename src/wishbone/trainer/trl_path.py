@@ -16,7 +16,6 @@ from wishbone.policy.policy import Policy
 from wishbone.preference.losses import LOSSES
 from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.image_dataset import completions_with_images
-from wishbone.trainer.one_gpu import SPLIT, is_split
 from wishbone.trainer.request import Request
 from wishbone.trainer.sharding import why_not_sharded_in_step
 
@@ -60,7 +59,6 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         "DeepSpeed's engine runs the model's own forward pass (FSDP 2 runs in the step)": trainer.is_deepspeed_enabled,
         "parallelism_config splits the model or its sequences": trainer.accelerator.parallelism_config is not None,
         "torch_compile compiles the model's own forward pass": args.torch_compile,
-        SPLIT: is_split(model),
         "NEFTune's noise depends on the padded length of a batch": args.neftune_noise_alpha is not None,
         f"optim={args.optim.value} steps within the backward pass": args.optim.value in STEPS_IN_BACKWARD,
         "dispatch_batches cuts batches of tensors": trainer.accelerator.dataloader_config.dispatch_batches is True
