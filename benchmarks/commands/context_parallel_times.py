@@ -114,7 +114,8 @@ class Attention:
         group = self.mesh.get_group().group_name
 
         def attend(query: Any, key: Any, value: Any) -> Any:
-            return self.flex(query, *private.flex_cp_allgather(key, value, 2, group), blocks)
+            keys, values = private.flex_cp_allgather(key, value, 2, group)
+            return self.flex(query, keys, values, blocks)
 
         mine = [self.own(tensor, order) for tensor in (*whole, self.upstream)]
         return attend, mine[:3], mine[3], order

@@ -15,7 +15,7 @@ class Work:
         contexts: tokens that each token attends to, added up.
         passes: forward and backward passes over the tokens: 3 with adapters and a reference that is computed.
         recomputed: share of the layers that run forward once more.
-        tower: operations of a tower for images, all of its passes together.
+        tower: operations of a vision tower, all of its passes together.
         rows: that the tokens lie in.
     """
 
