@@ -109,7 +109,7 @@ def hybrid_cases() -> list[Case]:
 
 
 def deep_cases() -> list[Case]:
-    """70B in NF4 on one GPU, two steps after the first; FP8 is 17 % off (docs/log.md says what it is not)."""
+    """70B in NF4 on one GPU, two steps after the first; in FP8 its steps grew slower meanwhile (docs/log.md)."""
     (row,) = (row for row in rows_of("70b-h200.json") if row["size"] == "70b")
     assert row["case"] == "ultrafeedback:4"
     settings = {"model": {"quantization": "nf4"}}
