@@ -54,6 +54,7 @@ OURS = {
     "run/trackers.py:_tensorboard": "a callback that was made there",
     "fused/linear.py:FusedLinears.running": "its own layers",
     "trainer/sharding.py:why_not_sharded_in_step": "its own trainer",
+    "trainer/later_changes.py:LaterChanges.follow": "its own step and its own metrics",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/eight_bit_linear.py:EightBitLinear.dequantized": "a layer that was made there",
     "model/eight_bit_linear.py:FP8Linear.settle": "its own layer",

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from wishbone.phases import begin, end, heard, listening, phase
 from wishbone.run import phase_display
-from wishbone.run.phase_display import LastTimes, PhaseDisplay, duration
+from wishbone.run.phase_display import LastTimes, PhaseDisplay, duration, phases_shown
 
 
 def console(terminal: bool) -> Console:
@@ -93,3 +93,23 @@ def test_times_are_remembered_and_a_damaged_memory_does_no_harm(tmp_path: Path):
 )
 def test_durations(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_a_pipe_is_told_how_far_a_long_phase_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(phase_display, "TOLD_EVERY", 0.0)
+    screen = console(False)
+    with (
+        listening(PhaseDisplay(screen, tmp_path / "phases.json")),
+        phase("training", 4, "step"),
+        phase("forward", 30, "layer", note="12,345 tokens") as forward,
+    ):
+        forward.to(2)
+    assert shown(screen).splitlines() == ["training 0/4 steps, forward 2/30 layers (12,345 tokens)"]
+
+
+def test_the_ends_of_passes_over_long_rows_are_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(phase_display, "TOLD_FROM", 0.0)
+    screen = console(False)
+    with phases_shown(screen), phase("answers", 1, "answer"), phase("forward", 30, "layer"):
+        pass
+    assert [line.split()[0] for line in shown(screen).splitlines()] == ["answers"]

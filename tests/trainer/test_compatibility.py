@@ -63,7 +63,13 @@ def test_every_override_and_every_private_call_is_checked() -> None:
     assert {"_save_checkpoint", "_get_grad_norm", "save_state", "log", "train"} <= dependent
     assert {"_save", "_prepare_inputs"} <= calls.keys() - overrides.keys()
     assert dependent | calls.keys() == METHODS.keys()
-    assert overrides.keys() - METHODS.keys() == {"predict", "create_model_card", "create_optimizer", "evaluation_loop"}
+    assert overrides.keys() - METHODS.keys() == {
+        "create_model_card",
+        "create_optimizer",
+        "evaluation_loop",
+        "predict",
+        "prediction_step",
+    }
 
 
 def test_changed_methods_are_refused_all_at_once() -> None:

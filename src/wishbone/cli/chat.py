@@ -17,6 +17,7 @@ from wishbone.cli.finished import opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.errors import RequestError
+from wishbone.run.phase_display import phases_shown
 
 if TYPE_CHECKING:
     from wishbone.result.conversation import Conversation, Reply
@@ -73,10 +74,11 @@ def chat(
         _note("the run was trained on images; a word with an @ shows one: @cat.png What is it?")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    if sys.stdin.isatty():
-        _converse(conversation, as_json)
-    else:
-        _answer_lines(conversation, as_json)
+    with phases_shown(screen(error=True)):  # a long question takes minutes on a CPU
+        if sys.stdin.isatty():
+            _converse(conversation, as_json)
+        else:
+            _answer_lines(conversation, as_json)
 
 
 def _converse(conversation: Conversation, as_json: bool) -> None:

@@ -14,7 +14,9 @@ from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.schema import RunConfig
 from wishbone.errors import RequestError
+from wishbone.phases import phase
 from wishbone.report.html import write_report
+from wishbone.run.phase_display import phases_shown
 
 if TYPE_CHECKING:
     from wishbone.report.answers import Question
@@ -43,10 +45,11 @@ def compare(
         as_text = config.data.template == "none"
         if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
             config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
-        with screen(error=True).status("answering before and after"):
+        with screen(error=True).status("loading torch"):
             from wishbone.report.answers import answer_before_and_after, to_json, write_answers
             from wishbone.result.finished_run import refuse_moved
 
+        with phases_shown(screen(error=True)), phase("run", note="answers before and after"):
             refuse_moved(finished.path, "model.name", config.model.name)
             questions = _questions(config, prompt or [], count, as_text=as_text)
             answers = answer_before_and_after(finished.path, config.model, questions, max_new_tokens=max_new_tokens)

@@ -16,7 +16,9 @@ from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.document import show
 from wishbone.errors import RequestError, counted
+from wishbone.phases import phase
 from wishbone.report.run_directory import CONFIG
+from wishbone.run.phase_display import phases_shown
 from wishbone.strict_json import without_nan
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def evaluate(
 
         found: list[Evaluation] = []
         for run in finished:
-            with screen(error=True).status(f"measuring {plain(str(run.path)).plain}"):
+            with phases_shown(screen(error=True)), phase("run", note=plain(str(run.path)).plain):
                 found.append(measured(run, data, split=split, limit=limit))
     if as_json:
         shown = [{"run": str(path), "data": data, **asdict(one)} for path, one in zip(runs, found, strict=True)]

@@ -24,12 +24,12 @@ from wishbone.config.load import load_config
 from wishbone.config.run_directory import choose_run_directory, claimed_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.errors import counted
-from wishbone.phases import listening, phase
+from wishbone.phases import phase
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 from wishbone.report.run_directory import read_run
 from wishbone.run.lasting_output import lasting_output
 from wishbone.run.launch import choose_one_gpu, gpus_asked_for, is_launched, launch
-from wishbone.run.phase_display import PhaseDisplay
+from wishbone.run.phase_display import phases_shown
 from wishbone.run.preflight import check_access
 from wishbone.run.processes import is_first_process, refuse_to_train_apart
 from wishbone.run.stop_signals import StopSignals
@@ -155,9 +155,7 @@ def _run(
             if screen(error=True).is_terminal:
                 watch = f"wishbone board {shlex.quote(str(directory.parent))} shows it in a browser"
                 say(f"{directory}; {watch}", marker="run: ", style="bold", error=True)
-            display = PhaseDisplay(screen(error=True))
-            opened.callback(display.close)
-            opened.enter_context(listening(display))
+            opened.enter_context(phases_shown(screen(error=True)))
         with phase("imports", note="torch, transformers, trl"):
             if (gpus := choose_one_gpu()) > 1 and not is_launched():
                 say(f"the run uses one of {gpus} GPUs; --gpus all uses all of them", marker="note: ", error=True)

@@ -45,6 +45,7 @@ from wishbone.policy.lockstep import LockstepModules, LockstepReference, carries
 from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
+from wishbone.policy.told_layers import told_layers
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
@@ -203,7 +204,9 @@ class Policy:
         output: BackboneOutput | None = None
         if execution.graphs is not None and isinstance(batch, SharedPrefixBatch) and not batch.images:
             output = execution.graphs.replay(batch, reference, routed)
-        output = self.backbone(batch, reference, routed) if output is None else output
+        if output is None:
+            with told_layers(self.layers, batch.tokens, self.device):
+                output = self.backbone(batch, reference, routed)
         if routing is not None:
             routing.take(output.router_logits)
         return output.hidden.flatten(0, 1).index_select(0, batch.predictor_index)

@@ -40,13 +40,13 @@ class PairMetrics:
     """
 
     def __init__(self, beta: float) -> None:
-        self._beta = beta
+        self.beta = beta
         self._sums: Tensor | None = None
 
     def add(self, policy: SequenceScores, ref_logps: Tensor) -> None:
         """Add the pairs of one micro-batch, without waiting for the device."""
         logps = policy.logps.detach().double()
-        rewards = self._beta * (logps - ref_logps.double())
+        rewards = self.beta * (logps - ref_logps.double())
         chosen, rejected = rewards[0::2], rewards[1::2]
         scored = policy.scored_lengths.double()
         mean_logit = policy.mean_logit.double()
@@ -85,7 +85,7 @@ class PairMetrics:
     @classmethod
     def like(cls, other: PairMetrics) -> PairMetrics:
         """Return empty metrics of the same kind."""
-        return cls(other._beta)
+        return cls(other.beta)
 
     def absorb(self, other: PairMetrics) -> None:
         """Add everything that was added to `other`."""

@@ -27,9 +27,13 @@ from wishbone.data.chat_template import REFUSALS, rendered
 from wishbone.data.messages import Message
 from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.errors import RequestError, one_line
+from wishbone.fused.parts import text_layers
 from wishbone.model.load import load_model, saved_with_processor
 from wishbone.model.saved_adapter import load_adapter
 from wishbone.paths import unwritten, user_path
+from wishbone.phases import phase
+from wishbone.policy.activations import checkpointed_layers
+from wishbone.policy.told_layers import told_layers
 from wishbone.report.run_directory import ANSWERS, CONFIG, RunRecord, read_run
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
@@ -201,13 +205,17 @@ def _answers(
 ) -> list[str]:
     """One answer per question, each computed alone so that padding cannot change it."""
     answers = []
-    for question in questions:
-        ids = torch.tensor([question.ids], device=model.device)
-        seen = placed_images([(question.images, [(0, 0)])], (1, len(question.ids)), model.device)
-        sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **seen)[0]
-        text = str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip()
-        ended = int(sequence[-1]) in (model.generation_config.eos_token_id or [])
-        answers.append(text if ended else f"{text} \N{HORIZONTAL ELLIPSIS}")
+    layers = checkpointed_layers(text_layers(model)[1])
+    with phase("answers", len(questions), "answer") as answering:
+        for question in questions:
+            ids = torch.tensor([question.ids], device=model.device)
+            seen = placed_images([(question.images, [(0, 0)])], (1, len(question.ids)), model.device)
+            with told_layers(layers, len(question.ids), model.device):
+                sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **seen)[0]
+            text = str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip()
+            ended = int(sequence[-1]) in (model.generation_config.eos_token_id or [])
+            answers.append(text if ended else f"{text} \N{HORIZONTAL ELLIPSIS}")
+            answering.more()
     return answers
 
 

@@ -18,6 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from wishbone.data.messages import Message
 from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.errors import RequestError
+from wishbone.fused.parts import text_layers
+from wishbone.policy.activations import checkpointed_layers
+from wishbone.policy.told_layers import told_layers
 from wishbone.report.answers import conversation_ids, decode_greedily
 from wishbone.result.shown_images import named_images, parts_of
 from wishbone.result.trained_model import TrainedModel
@@ -147,7 +150,8 @@ class Conversation:
         seen = placed_images([(images, [(0, 0)])], (1, len(ids)), model.device)
         end: Literal["token", "length", "person"]
         try:
-            with torch.inference_mode():
+            layers = checkpointed_layers(text_layers(model)[1])
+            with torch.inference_mode(), told_layers(layers, len(ids), model.device):
                 sequence = model.generate(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),

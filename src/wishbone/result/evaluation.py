@@ -27,7 +27,11 @@ from torch import Tensor
 from wishbone.config.schema import DataConfig, RunConfig
 from wishbone.data.batch import TokenizedPair, truncated_pair
 from wishbone.data.pair_images import PairImages, placed_images
+from wishbone.fused.parts import text_layers
 from wishbone.model.load import load_model
+from wishbone.phases import phase
+from wishbone.policy.activations import checkpointed_layers
+from wishbone.policy.told_layers import told_layers
 from wishbone.preference.losses import are_reference_free
 from wishbone.result.finished_run import FinishedRun, refuse_moved
 from wishbone.result.trained_model import TrainedModel
@@ -186,9 +190,13 @@ def _reference_logps(run: FinishedRun, model: TrainedModel, pairs: Sequence[Toke
 def pair_logps(model: Any, pairs: Sequence[TokenizedPair]) -> Values:
     """Return log pi(y|x) of the completions of each pair, summed over tokens: [pairs, 2], chosen first, float64."""
     found = torch.empty(len(pairs), 2, dtype=torch.float64)
-    for number, pair in enumerate(pairs):
-        for side, (ids, start) in enumerate(pair.sequences()):
-            found[number, side] = _completion_logp(model, ids, start, pair.images)
+    layers = checkpointed_layers(text_layers(model)[1])
+    with phase("measuring", len(pairs), "pair") as measuring:
+        for number, pair in enumerate(pairs):
+            for side, (ids, start) in enumerate(pair.sequences()):
+                with told_layers(layers, len(ids), model.device):
+                    found[number, side] = _completion_logp(model, ids, start, pair.images)
+            measuring.more()
     return found.numpy()
 
 

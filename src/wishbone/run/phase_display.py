@@ -2,14 +2,17 @@
 
 A phase whose parts are counted has a bar and the time left at its present pace. One whose parts are not (imports,
 loading a model) has the time that it took on this machine the last time; the first time the bar only moves. Elsewhere
-than on a terminal each phase that took a second is one line, and of training one line after every tenth.
+than on a terminal each phase that took a second is one line, and of training one line after every tenth. Where nothing
+was told for half a minute, a line says how far the phase is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +23,7 @@ from rich.text import Text
 
 from wishbone.cache import cache_root
 from wishbone.errors import counted
-from wishbone.phases import Phase
+from wishbone.phases import Phase, listening
 
 TOLD_FROM = 1.0
 """Seconds from which a phase is printed without a terminal."""
@@ -29,8 +32,12 @@ NAME_WIDTH = 11
 WIDE, WIDE_BAR, NARROW_BAR = 110, 24, 12
 LONGEST_FILE = 65_536
 MOST_KEPT = 200
+TOLD_EVERY = 30.0
+"""Seconds without a line after which one says how far a phase is, elsewhere than on a terminal."""
 REPEATED = ("evaluation", "saving")
 """Phases within training that come again and again; their end is no news."""
+ROW_UNIT = "layer"
+"""Parts of the passes over a long row (`policy/told_layers.py`), of which there are many."""
 
 
 class PhaseDisplay:
@@ -46,6 +53,7 @@ class PhaseDisplay:
         self._memory = LastTimes(cache_root() / "phases.json" if memory is None else memory)
         self._open: list[tuple[Phase, TaskID | None]] = []
         self._told_tenth = 0
+        self._told_at = time.monotonic()
         self._progress = (
             Progress(
                 TextColumn("{task.description}", style="bold", table_column=Column(no_wrap=True, min_width=NAME_WIDTH)),
@@ -93,7 +101,13 @@ class PhaseDisplay:
             self._progress.update(task, completed=phase.done, figures=phase.figures or phase.note)
         elif self._progress is None and phase.unit == "step" and _tenth(phase) > self._told_tenth:
             self._told_tenth = _tenth(phase)
-            self._console.print(f"step {phase.done}/{phase.total}  {phase.figures}".rstrip(), highlight=False)
+            self._tell(f"step {phase.done}/{phase.total}  {phase.figures}".rstrip())
+        elif self._progress is None and time.monotonic() - self._told_at >= TOLD_EVERY:
+            self._tell(", ".join(_so_far(one) for one, _ in self._open))
+
+    def _tell(self, line: str | Text) -> None:
+        self._told_at = time.monotonic()
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def ended(self, phase: Phase) -> None:
         """Say how long it took, and show the one that it lay in again."""
@@ -109,14 +123,30 @@ class PhaseDisplay:
             else:
                 self._progress.stop()
         told = SHOWN_FROM if self._progress is not None else TOLD_FROM
-        if phase.seconds >= told and not (inner and phase.name in REPEATED):
-            self._console.print(_line(phase), highlight=False, soft_wrap=True)
+        if phase.seconds >= told and phase.unit != ROW_UNIT and not (inner and phase.name in REPEATED):
+            self._tell(_line(phase))
 
     def close(self) -> None:
         """Take the bar away and write down how long phases took."""
         if self._progress is not None:
             self._progress.stop()
         self._memory.write()
+
+
+@contextmanager
+def phases_shown(console: Console) -> Iterator[None]:
+    """Context in which phases are shown on a console."""
+    display = PhaseDisplay(console)
+    try:
+        with listening(display):
+            yield
+    finally:
+        display.close()
+
+
+def _so_far(phase: Phase) -> str:
+    parts = "" if phase.total is None else f" {phase.done}/{counted(phase.total, phase.unit or 'part')}"
+    return f"{phase.name}{parts}" + (f" ({phase.note})" if phase.note else "")
 
 
 def _line(phase: Phase) -> Text:

@@ -1,4 +1,4 @@
-"""Training and evaluation as phases: step, loss, reward margin and accuracy.
+"""Training as a phase: step, loss, reward margin and accuracy.
 
 Figures stand beside the step that they were logged at. transformers logs a step after it has called `on_step_end`, so a
 step is told when its figures are there; where not every step is logged, the step of the last figures is named.
@@ -16,13 +16,12 @@ _NAMES = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "ac
 
 
 class TrainingPhases(TrainerCallback):  # type: ignore[misc]
-    """Tells of training step by step and of each evaluation batch by batch."""
+    """Tells of training step by step."""
 
     def __init__(self) -> None:
         self._figures = ""
         self._logged_at = -1
         self._training: Phase | None = None
-        self._evaluation: Phase | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start at the run's first step, which is not 0 after a resume."""
@@ -43,28 +42,6 @@ class TrainingPhases(TrainerCallback):  # type: ignore[misc]
         shown = (f"{label} {float(logs[name]):.3f}" for name, label in _NAMES.items() if name in logs)
         self._figures, self._logged_at = "  ".join(shown), state.global_step
         self._show(state)
-
-    def on_prediction_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        eval_dataloader: Any = None,
-        **_: Any,
-    ) -> None:
-        """Count a batch of an evaluation, which begins with its first one."""
-        if not state.is_world_process_zero:
-            return
-        if self._evaluation is None:
-            batches = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
-            self._evaluation = begin("evaluation", batches)
-        self._evaluation.more()
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End an evaluation."""
-        if self._evaluation is not None:
-            end(self._evaluation)
-            self._evaluation = None
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """End training."""

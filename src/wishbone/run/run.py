@@ -31,14 +31,14 @@ from wishbone.config.schema import RunConfig
 from wishbone.config.trackers import chosen_trackers
 from wishbone.errors import RequestError, RunError, counted_of
 from wishbone.model.saved_adapter import name_base
-from wishbone.phases import heard, listening, phase
+from wishbone.phases import heard, phase
 from wishbone.report.answers import Answer, write_answers
 from wishbone.report.html import REPORT, write_report
 from wishbone.run.closing_answers import ClosingAnswers
 from wishbone.run.ending import early_end_noted, now, write_result
 from wishbone.run.heldout import evaluate, evaluated_last
 from wishbone.run.loading import adapter_of, load_pairs, load_policy, load_reference
-from wishbone.run.phase_display import PhaseDisplay
+from wishbone.run.phase_display import phases_shown
 from wishbone.run.planned_memory import planned_memory
 from wishbone.run.preflight import check_access
 from wishbone.run.prepare_data import trained_template
@@ -96,9 +96,7 @@ def train(
     console = console or Console(stderr=True)
     with ExitStack() as opened, failure_announced():
         if is_first_process() and not heard():
-            display = PhaseDisplay(console)
-            opened.callback(display.close)
-            opened.enter_context(listening(display))
+            opened.enter_context(phases_shown(console))
         if run_dir is None and is_first_process():
             run_dir = opened.enter_context(claimed_run_directory(config, resume=resume))
         datasets.disable_progress_bars()  # phases are shown instead

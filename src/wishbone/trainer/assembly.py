@@ -95,7 +95,7 @@ def assemble_step(
     Raises:
         RequestError: model and arguments do not go together.
     """
-    objective = _objective(args, load_balancing)
+    objective = objective_of(args, load_balancing)
     own_reference = isinstance(model, PeftModel) and ref_model is None and not args.precompute_ref_log_probs
     policy, form_reason = _policy(
         model, args, autocast, images, lambda tried: _compile_ahead(tried, objective, own_reference=own_reference)
@@ -112,7 +112,8 @@ def assemble_step(
     return Assembly(PreferenceStep(policy, reference, objective), execution, form_reason, callbacks, coverage)
 
 
-def _objective(args: DPOConfig, load_balancing: LoadBalancing | None) -> Objective:
+def objective_of(args: DPOConfig, load_balancing: LoadBalancing | None) -> Objective:
+    """Return what a trainer's arguments ask to minimize, with the auxiliary loss of the model's experts, if any."""
     return Objective(
         losses=tuple(args.loss_type),
         loss_weights=tuple(args.loss_weights or [1.0] * len(args.loss_type)),

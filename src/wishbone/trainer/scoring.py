@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, has_length
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
 from wishbone.data.batch import TokenizedPair, images_of_padded
@@ -23,10 +23,12 @@ from wishbone.engine.execution import Execution
 from wishbone.engine.step import PreferenceStep
 from wishbone.guard.guard import Guard
 from wishbone.model.frozen_copy import StartValues
+from wishbone.phases import Phase, phase
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
 from wishbone.trainer.evaluation_sets import move_under_set
 from wishbone.trainer.finite_losses import FiniteLosses
+from wishbone.trainer.later_changes import LaterChanges
 
 
 class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
@@ -35,8 +37,10 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
     preference_step: PreferenceStep | None
     execution: Execution
     guard: Guard | None
+    _later_changes: LaterChanges
     _losses: FiniteLosses
     _evaluates = False
+    _evaluation: Phase
     _pair_metrics: dict[str, PairMetrics]
 
     def reference_counts(self) -> dict[str, int]:
@@ -60,6 +64,7 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
         """
         if self.preference_step is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._follow_changes()
         metrics = self._pair_metrics["train" if self.model.training else "eval"]
         if self.model.training and torch.is_grad_enabled():
             loss = differentiable_loss(self.preference_step, [inputs["pairs"]], metrics, self.execution)
@@ -71,6 +76,11 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
         padded |= images_of_padded(inputs["pairs"], inputs["input_ids"].shape, inputs["input_ids"].device)
         with torch.no_grad():
             return loss, model(**padded, use_cache=False)
+
+    def _follow_changes(self) -> None:
+        """Let the step follow what was set on this trainer since it was constructed, or refuse it."""
+        if self.preference_step is not None:
+            self._later_changes.follow(self, self.preference_step, self._pair_metrics.values())
 
     def _held_out_loss(self, step: PreferenceStep, pairs: Sequence[TokenizedPair], metrics: PairMetrics) -> Tensor:
         """Return the mean loss of a batch, without the pairs that fill up the last batches of several processes.
@@ -90,11 +100,20 @@ class ScoringTrainer(TRLDPOTrainer):  # type: ignore[misc]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate as transformers does; each pair counts once, in one process or in several."""
+        batches = args[0] if args else kwargs["dataloader"]
         self._evaluates = True
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            with phase("evaluation", len(batches) if has_length(batches) else None) as self._evaluation:
+                return super().evaluation_loop(*args, **kwargs)
         finally:
             self._evaluates = False
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss of one batch as transformers does, and tell that it is done."""
+        found = super().prediction_step(*args, **kwargs)
+        if self._evaluates:
+            self._evaluation.more()
+        return found
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return TRL's reference log-probabilities of a padded batch, for values that are computed before training."""

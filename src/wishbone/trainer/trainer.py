@@ -48,6 +48,7 @@ from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import GuardContext, guard_of
 from wishbone.trainer.head_adapter import head_hidden
+from wishbone.trainer.later_changes import LaterChanges
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.one_gpu import refuse_split
 from wishbone.trainer.profiling import ProfiledTrainer
@@ -143,7 +144,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self._pairs_with_images = []
         self._start_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
-        self.form_reason = trl_path_reason(self, DPOTrainer, collator_given=collator_given)
+        self.form_reason = trl_path_reason(self, ScoringTrainer, collator_given=collator_given)
         if self.form_reason is None:
             if self.is_fsdp_enabled:
                 self._record_weights()
@@ -189,6 +190,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self.guard = guard_of(self.args, assembly.step, context)
         for callback in [*assembly.callbacks, *([self.guard] if self.guard else [])]:
             self.add_callback(callback)
+        self._later_changes = LaterChanges(self)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as TRL and transformers do; batches left by an interrupted call are dropped."""
@@ -243,6 +245,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         # A stream may end before a step is complete; its last batches then count towards the next step, as in TRL.
         if not self.accelerator.sync_gradients and len(self._pending) < self.current_gradient_accumulation_steps:
             return torch.zeros((), device=self.args.device)
+        self._follow_changes()
         if not self._profiled:
             self._profiled = True
             self._profile_rows(self.preference_step)
