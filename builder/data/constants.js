@@ -27,7 +27,10 @@
   "WITHOUT_GPU": [
    "none",
    "cpu",
-   "no"
+   "cpu only",
+   "no",
+   "no gpu",
+   "without"
   ]
  },
  "config.document": {

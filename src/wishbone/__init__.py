@@ -35,12 +35,15 @@ __all__ = [
     "train",
 ]
 
-_OF_UNSLOTH = {
+_OF_OTHERS = {
     "FastModel": "FastLanguageModel loads models of text, FastVisionModel those that read images",
     "FastTextModel": "FastLanguageModel loads models of text",
     "PatchORPOTrainer": "PatchDPOTrainer() and loss_type='orpo' train with ORPO",
     "PatchKTOTrainer": "KTO learns from single answers; loss_type='bco_pair' is the nearest for pairs",
     "ORPOTrainer": "DPOTrainer with loss_type='orpo' trains with ORPO",
+    "ORPOConfig": "DPOConfig with loss_type='orpo'",
+    "CPOConfig": "DPOConfig with loss_type='cpo' or 'simpo'",
+    "PatchFastRL": "rewards that come during training are not what it learns from; PatchDPOTrainer() is for pairs",
     "CPOTrainer": "DPOTrainer with loss_type='cpo' or 'simpo' trains with CPO or SimPO",
     "UnslothTrainer": "DPOTrainer trains; the rate of embeddings is that of the rest",
     "UnslothTrainingArguments": "DPOConfig has the settings; there is no rate for embeddings alone",
@@ -50,7 +53,19 @@ _OF_UNSLOTH = {
     "standardize_sharegpt": "pairs in ShareGPT's layout are read as they are",
     "get_chat_template": "the tokenizer's own chat template is used; tokenizer.chat_template = ... changes it",
 }
-"""Names that code for Unsloth imports and that are not here, and what to write instead."""
+"""Names that code for Unsloth or TRL imports and that are not here, and what to write instead."""
+_OF_TRL = {
+    "BEMACallback", "DatasetMixtureConfig", "DistillationConfig", "DistillationTrainer", "GRPOConfig",
+    "GRPOTrainer", "KTOConfig", "KTOTrainer", "LogCompletionsCallback", "ModelConfig", "RewardConfig",
+    "RewardTrainer", "RichProgressCallback", "RLOOConfig", "RLOOTrainer", "ScriptArguments", "SFTConfig",
+    "SFTTrainer", "SyncRefModelCallback", "TrlParser", "WeaveCallback", "add_response_schema",
+    "apply_chat_template", "clone_chat_template", "create_reference_model", "extract_prompt", "get_dataset",
+    "get_peft_config", "get_quantization_config", "get_training_chat_template", "init_zero_verbose",
+    "is_conversational", "is_conversational_from_value", "maybe_apply_chat_template", "maybe_convert_to_chatml",
+    "maybe_extract_prompt", "maybe_unpair_preference_dataset", "pack_dataset", "prepare_multimodal_messages",
+    "supports_tool_calling", "unpair_preference_dataset",
+}  # fmt: skip
+"""Names that scripts import from TRL beside `DPOConfig` and `DPOTrainer`."""
 _HOME = {
     "DPOConfig": "wishbone.trainer.arguments",
     "DPOTrainer": "wishbone.trainer.trainer",
@@ -65,8 +80,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name from the module that defines it."""
-    if name in _OF_UNSLOTH:
-        raise ImportError(f"wishbone has no {name}: {_OF_UNSLOTH[name]}")  # `from ... import` hides other errors' text
+    instead = _OF_OTHERS.get(name) or (f"from trl import {name}" if name in _OF_TRL else None)
+    if instead:
+        raise ImportError(f"wishbone has no {name}: {instead}")  # `from ... import` hides the text of other errors
     if name not in _HOME:
         raise AttributeError(f"module 'wishbone' has no attribute {name!r}")
     keep_host_memory()

@@ -146,6 +146,7 @@ def test_which_gpu_was_assumed_is_said_alike():
         "2x RTX 4090",
         "Radeon 7900",
         "CPU",
+        "no GPU",
         "no",
     ]
     asked = [["--model", "Qwen/Qwen3-8B", "--data", "p.jsonl", "--gpu", name] for name in names]
@@ -153,6 +154,8 @@ def test_which_gpu_was_assumed_is_said_alike():
     said = 0
     for words, python, javascript in zip(asked, in_python(asked), in_javascript(asked), strict=True):
         assert (javascript.status, javascript.text) == (python.status, python.text), words
+        if words[5] in ("CPU", "no GPU", "no"):
+            assert python.status == 0 and "dtype: float32" in python.text
         if python.status == 0 and (noted := re.search(r"note: .+? is taken for .+", javascript.said)):
             said += 1
             assert " ".join(noted[0].split()) in problems(python), words

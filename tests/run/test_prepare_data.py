@@ -55,3 +55,15 @@ def test_held_out_pairs_that_are_trained_are_counted(tmp_path: Path, caplog: pyt
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [rows[1], rows[2], rows[4]]))
     prepare_data(RunConfig.model_validate({"model": {"name": "x"}, "data": split}), tiny_tokenizer())
     assert "held-out" not in caplog.text
+
+
+def test_a_run_is_told_what_is_cut_repeated_and_contradicted(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "yes " * n, "rejected": "no"} for n in (1, 2, 2, 90)]
+    rows.append({"prompt": "1?", "chosen": "no", "rejected": "yes "})
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "p.jsonl"), "eval": str(tmp_path / "p.jsonl"), "max_length": 64}
+    told: list[str] = []
+    config = RunConfig.model_validate({"model": {"name": "x"}, "data": data})
+    prepare_data(config, tiny_tokenizer(), tell=told.append)
+    for part in ("1 of 5 rows is longer than max_length; truncation cuts", "1 pair occurred before", "contradicts"):
+        assert sum(part in sentence for sentence in told) == 1, part

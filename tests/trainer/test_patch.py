@@ -213,3 +213,11 @@ def test_the_public_names():
     assert {"PatchDPOTrainer", "UnpatchDPOTrainer", "FastLanguageModel", "is_bfloat16_supported"} <= set(
         wishbone.__all__
     )
+
+
+def test_every_other_name_of_trl_says_where_it_is() -> None:
+    names = [name for name in dir(trl) if name in {each for of in trl._import_structure.values() for each in of}]
+    assert len(names) > 20
+    for name in set(names) - {"DPOConfig", "DPOTrainer"}:
+        with pytest.raises(ImportError, match=f"wishbone has no {name}: from trl import {name}"):
+            exec(f"from wishbone import {name}")

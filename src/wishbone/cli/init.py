@@ -47,7 +47,7 @@ OF_SCRIPTS = {"script.gradient_checkpointing": "gradient checkpointing", "script
 
 SUFFIXES = {"yml": "yaml", "py": "python"}
 """Formats by the ends of their files' names."""
-WITHOUT_GPU = (NO_GPU, "cpu", "no")
+WITHOUT_GPU = (NO_GPU, "cpu", "cpu only", "no", "no gpu", "without")
 """What says that there is no GPU."""
 
 

@@ -84,7 +84,7 @@ class Inspection:
         chosen_longer: share of the pairs whose chosen completion is longer than the rejected one.
         duplicates: `source_row`s of pairs that occurred before.
         conflicts: `source_row`s of two pairs with the same prompt, and chosen and rejected swapped.
-        warnings: what the user should know before training, one sentence each.
+        warnings: what the user should know of the rows that are trained, one sentence each.
     """
 
     rows: int
@@ -267,8 +267,6 @@ def _warnings(found: Inspection, tokenized: Dataset) -> Iterator[str]:
             f"{counted_of(found.truncated_rows, found.rows, 'row', 'is', 'are')} longer than max_length; truncation "
             f"cuts {counted(found.truncated_tokens, 'token')} ({share:.1%})"
         )
-    for reason, lossy in found.lost.items():
-        yield f"in {counted(len(lossy), 'row')} {reason} ({few_rows(lossy)})"
     if found.duplicates:
         repeated = counted(len(found.duplicates), "pair")
         yield f"{repeated} occurred before ({few_rows(found.duplicates)}); each counts twice"

@@ -35,14 +35,37 @@ def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     except NotJsonError:
         raise
     except UnicodeDecodeError as error:
-        raise NotJsonError(f"is not UTF-8 text (byte {error.start + 1})") from None
+        raise NotJsonError(f"is not UTF-8 text (byte {error.start + 1}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"character {error.pos + 1}"
-        raise NotJsonError(f"is not JSON: {error.msg} at {place}") from None
+        raise NotJsonError(f"is not JSON: {error.msg.removesuffix(' at')} at {place}{_remedy(error)}") from None
     except RecursionError:
         raise NotJsonError("is JSON nested too deeply") from None
     except ValueError:
         raise NotJsonError("is JSON with an integer that has too many digits to be read") from None
+
+
+def _remedy(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text that people take for JSON, after a comma; empty where it is not known."""
+    rest = error.doc[error.pos :].lstrip()
+    match error.msg:
+        case "Extra data" if rest.rstrip() == ",":
+            return ", where a comma follows the object; in JSON Lines none does"
+        case "Extra data" if rest.startswith("{"):
+            return ", where a second object stands on the same line; each has a line of its own"
+        case "Expecting value" if rest.startswith(("None", "True", "False", "nan")):
+            return "; this is Python's writing, and JSON has null, true and false: json.dumps writes them"
+        case "Expecting property name enclosed in double quotes" if rest.startswith("'"):
+            return "; this is Python's writing: json.dumps writes JSON"
+        case "Illegal trailing comma before end of object" | "Illegal trailing comma before end of array":
+            return "; leave this comma out"
+        case "Expecting property name enclosed in double quotes" | "Expecting value" if rest.startswith(
+            ("}", "]")
+        ) and error.doc[: error.pos].rstrip().endswith(","):
+            return "; leave the comma before it out"
+        case "Invalid control character at":
+            return "; a line break or a tab within a text is written \\n or \\t"
+    return ""
 
 
 def _with_unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:

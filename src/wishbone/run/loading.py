@@ -34,9 +34,13 @@ def load_pairs(config: RunConfig) -> tuple[dict[str, Any], Dataset, Dataset | No
     with phase("pairs", note=_short(config.data.train), own_bars=_may_download(model.name)):
         described = read_model_config(model.name, model.revision, model.trust_remote_code)
         tokenizer = load_tokenizer(model.name, model.revision, model.trust_remote_code)
-        train, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described))
+        train, heldout, dropped = prepare_data(config, tokenizer, processor_of(model, described), _tell)
         check_lengths(config, described, train, None if torch.cuda.is_available() else this_cpu())
     return described, train, heldout, dropped
+
+
+def _tell(sentence: str) -> None:
+    logger.warning("%s.", sentence[0].upper() + sentence[1:])
 
 
 def load_policy(config: RunConfig, place: dict[str, Any], *, images: bool) -> tuple[PreTrainedModel, Any]:

@@ -33,7 +33,10 @@ RowNumbers = npt.NDArray[np.int64]
 
 
 def prepare_data(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, processor: Callable[[], ProcessorMixin] | None = None
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    processor: Callable[[], ProcessorMixin] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[Dataset, Dataset | None, int]:
     """Load, tokenize and check the pairs of a run.
 
@@ -41,6 +44,7 @@ def prepare_data(
         config: of the run.
         tokenizer: of the model.
         processor: loads the model's processor, where the model reads images; None: pairs with images are refused.
+        tell: is told what there is to know of the pairs to learn from (cut, repeated, contradicted), in sentences.
 
     Returns:
         Pairs to learn from, pairs held out or None, and how many unusable rows were dropped from both.
@@ -90,15 +94,18 @@ def prepare_data(
             return list(refused.problems)
         return unusable(inspection, data.lost_text)
 
-    def usable(source: str, split: str) -> tuple[Dataset, int]:
+    def usable(source: str, split: str, tell: Callable[[str], None] | None = None) -> tuple[Dataset, int]:
         try:
             pairs, inspection = tokenized(source, split, data.invalid_rows, data.invalid_rows)
         except MalformedRows as malformed:
             raise RequestError([*malformed.problems, *further_problems(source, split)]) from malformed
         kept = refuse_or_drop(pairs, inspection, data.invalid_rows, data.lost_text)
+        if tell is not None:
+            for sentence in inspection.warnings:
+                tell(sentence)
         return kept, len(pairs) - len(kept) + unreadable.get((source, split), 0)
 
-    pairs, dropped = usable(data.train, data.split)
+    pairs, dropped = usable(data.train, data.split, tell)
     if data.eval is not None or data.eval_split is not None:
         heldout, heldout_dropped = usable(data.eval or data.train, data.eval_split or data.split)
         pairs, heldout = with_same_columns(pairs, heldout), with_same_columns(heldout, pairs)

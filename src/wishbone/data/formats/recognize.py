@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -52,18 +53,44 @@ WORSE = ("refused", "worse", "bad", "negative", "dispreferred", "lose", "rejecte
          "response_rejected")  # fmt: skip
 """Names of two answers that people use."""
 
+PAIR = ("prompt", "chosen", "rejected")
+"""The names that most layouts share."""
+
 
 def _what_they_are(row: Row) -> str:
     """What rows are that hold no pair, as a sentence; empty where it is not known."""
-    names = {str(name).lower() for name in row}
-    better, worse = (next((name for name in known if name in names), None) for known in (BETTER, WORSE))
+    given = {str(name).strip().lower(): str(name) for name in row}
+    names = set(given)
+    better, worse = (next((given[name] for name in known if name in names), None) for known in (BETTER, WORSE))
     if better and worse:
-        return f"Write data.columns: {{chosen: {better}, rejected: {worse}}}. "
+        return f"Write data.columns: {{chosen: {_quoted(better)}, rejected: {_quoted(worse)}}}. "
+    if meant := _misspelt(given):
+        return f"Write data.columns: {{{', '.join(f'{ours}: {_quoted(theirs)}' for ours, theirs in meant.items())}}}. "
     if "label" in names and names - {"label"} <= ONE_ANSWER:
         return "Rows with one answer and a label are for KTO; a pair has two answers to one prompt. "
     if names <= ONE_ANSWER:
         return "Rows with one answer are for supervised fine-tuning; a pair has two answers, and says which is better. "
     return ""
+
+
+def _misspelt(given: Mapping[str, str]) -> dict[str, str]:
+    """Columns by the names of a pair that theirs come close to: `rejectd`, `Chosen`, ` prompt`; empty if none is.
+
+    Args:
+        given: names of columns as they are written, by what they are without case and space.
+    """
+    meant: dict[str, str] = {}
+    for ours in PAIR:
+        if ours in given.values():
+            continue
+        others = {name for name, written in given.items() if written not in PAIR}
+        if near := difflib.get_close_matches(ours, others, 1, 0.8):
+            meant[ours] = given[near[0]]
+    return meant
+
+
+def _quoted(name: str) -> str:
+    return name if name.isidentifier() else repr(name)
 
 
 def recognize(row: Row) -> Recognized:
