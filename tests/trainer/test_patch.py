@@ -198,7 +198,7 @@ def test_unknown_arguments_are_refused_all_at_once(tmp_path: Path):
 def test_moved_settings_are_checked_like_given_ones(tmp_path: Path):
     with pytest.raises(RequestError) as refusal:
         DPOTrainer(model=None, args=DPOConfig(str(tmp_path)), loss_weights=[1, 2], max_prompt_length=0)
-    assert refusal.value.problems == [
+    assert sorted(refusal.value.problems) == [
         "loss_weights has 2 values for 1 loss types",
         "max_prompt_length 0 must be 1 or more, or None for no limit",
     ]
