@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 BEFORE, AFTER = "before", "after"
 SYSTEMS = "wishbone-bf16=ultrafeedback:8,wishbone-fp8=ultrafeedback:8,wishbone-nf4-small=ultrafeedback:1,\
 wishbone-nf4=ultrafeedback:8"
+LOOKED_AT = 2
+"""Further steps with --look."""
 FIRST_STEPS = 4
 """Steps that warm up before "from step 5 on"."""
 
@@ -43,6 +45,7 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     from benchmarks.harness.imported import imported_package
     from benchmarks.harness.loading import Loaded, Origin, load
     from benchmarks.harness.moved_adapter import move_adapter
+    from benchmarks.harness.step_work import StepWork
     from benchmarks.harness.timed_training import timed_training
     from benchmarks.harness.turn_callback import Turns
 
@@ -53,12 +56,17 @@ def measure(request: dict[str, Any], progress: Progress) -> Row:
     def loaded(device: Any) -> Loaded:
         return load(system, Origin(request["size"], request.get("directory")), device)
 
-    turns = Turns(request["warm_up"], request["turn"], progress, move_adapter)
+    callbacks: list[Any] = [Turns(request["warm_up"], request["turn"], progress, move_adapter)]
+    steps = request["warm_up"] + request["timed"]
+    if request["look"]:
+        request = request | {"timed": request["timed"] + LOOKED_AT}
+        callbacks.append(StepWork(steps + LOOKED_AT))
     trained = timed_training(
-        system, loaded, request, progress, Case.parse(request["workload"]), size.vocabulary, [turns]
+        system, loaded, request, progress, Case.parse(request["workload"]), size.vocabulary, callbacks
     )
-    del trained.row["pairs_per_s_with_data"]  # it would count the other's turns
-    return trained.row | {"package": package}
+    row = trained.row | {"package": package, "step_seconds": trained.row["step_seconds"][:steps]}
+    del row["pairs_per_s_with_data"]  # it would count the other's turns
+    return row | ({"looked_at": callbacks[-1].found} if request["look"] else {})
 
 
 def compared(ways: dict[str, Row], warm_up: int, pairs: int) -> Row:
@@ -86,11 +94,14 @@ def compared(ways: dict[str, Row], warm_up: int, pairs: int) -> Row:
     return row
 
 
-def job(system: str, case: str, size: str, *, warm_up: int, turn: int, rounds: int, limit_seconds: float) -> Job:
+def job(
+    system: str, case: str, size: str, *, warm_up: int, turn: int, rounds: int, look: bool, limit_seconds: float
+) -> Job:
     """Return the job of one row; ValueError for a system or case that does not exist."""
     if parse_system(system).family != "wishbone":
         raise ValueError(f"{system} is not Wishbone's: `python -m benchmarks throughput` measures it")
     settings = {"workload": str(Case.parse(case)), "warm_up": warm_up, "turn": turn, "timed": turn * rounds}
+    settings["look"] = look
     return Job("before_and_after", system, size, case, settings, limit_seconds=limit_seconds)
 
 
@@ -107,6 +118,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=one_or_more, default=FIRST_STEPS, help="steps of the first turn, not timed")
     parser.add_argument("--turn", type=one_or_more, default=4, help="steps of each further turn")
     parser.add_argument("--rounds", type=one_or_more, default=4, help="further turns of each")
+    parser.add_argument("--look", action="store_true", help="two more steps of each: where the host is, and kernels")
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
@@ -116,7 +128,7 @@ def main() -> None:
     commits = {BEFORE: options.before_commit or current_commit(before), AFTER: options.commit or current_commit()}
     if unknown := [way for way, commit in commits.items() if commit is None]:
         parser.error(f"git does not know the commit of the code {unknown[0]}: give --before-commit or --commit")
-    asked = {name: getattr(options, name) for name in ("warm_up", "turn", "rounds", "limit_seconds")}
+    asked = {name: getattr(options, name) for name in ("warm_up", "turn", "rounds", "look", "limit_seconds")}
     pairs = [entry.rpartition("=")[::2] for entry in options.systems.split(",")]
     try:
         planned = [job(system, case, options.size, **asked) for system, case in pairs]

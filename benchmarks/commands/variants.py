@@ -3,6 +3,7 @@
     term       an adapter's term added to a product, with a base and without
     swiglu     SwiGLU of policy and reference to 8 bits: rows are read twice, or held in registers
     gradient   of the input of query, key and value: a product for each, or one
+    sum        of a block's output and its input in both halves, and the norm after it; and the gradient of that sum
 
 The ways of a part run in turn, and the median counts; results are compared with the first way's. The GPU replays
 recorded calls, so that the host does not count. Without a GPU, Triton's interpreter runs tiny shapes, to show that it
@@ -108,6 +109,37 @@ class Shapes:
             found[way] = partial(group.input_gradient, grads, group.down(grads))
         yield "query, key, value", found
 
+    def sum(self) -> Iterator[tuple[str, dict[str, Way]]]:
+        """Sums of both halves and the norm after them with its 8-bit rows; gradients of both that meet in the sum."""
+        import torch
+
+        from wishbone.ops.fp8_quantize import (
+            rms_norm_backward,
+            rms_norm_quantize_both,
+            sum_rms_norm_quantize_both,
+        )
+
+        x, added, reference, reference_added = (self.normal(self.tokens, self.hidden) for _ in range(4))
+        weight = self.normal(self.hidden)
+
+        def apart() -> Tensor:
+            with torch.no_grad():
+                return rms_norm_quantize_both(x + added, reference + reference_added, weight, 1e-5, backend="triton")[0]
+
+        def fused() -> Tensor:
+            return sum_rms_norm_quantize_both(x, added, reference, reference_added, weight, 1e-5, backend="triton")[2]
+
+        yield "forward", {"apart": apart, "in the norm": fused}
+        rms = torch.rsqrt(x.float().square().mean(1) + 1e-5)
+
+        def gradients_apart() -> Tensor:
+            return rms_norm_backward(added, x, weight, rms, backend="triton") + reference
+
+        def gradients() -> Tensor:
+            return rms_norm_backward(added, x, weight, rms, beside=reference, backend="triton")
+
+        yield "gradient", {"apart": gradients_apart, "in the norm": gradients}
+
 
 def measured(ways: dict[str, Way]) -> Row:
     """Return the milliseconds of each way, and how far its result is from the first way's."""
@@ -158,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks variants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = ("term", "swiglu", "gradient")
+    parts = ("term", "swiglu", "gradient", "sum")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts)
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")
     parser.add_argument("--commit", help="commit of this code, where git cannot tell")

@@ -31,17 +31,21 @@ class StepWork(TrainerCallback):  # type: ignore[misc]
 
     Args:
         steps: of the run.
-        module: whose forward passes are told apart.
+        module: whose forward passes are told apart; None for those of the model that is trained.
 
     Attributes:
         found: what there is after the run.
     """
 
-    def __init__(self, steps: int, module: nn.Module) -> None:
+    def __init__(self, steps: int, module: nn.Module | None = None) -> None:
         self._steps, self._module = steps, module
         self._sampler: Sampler | None = None
         self._profile: Any = None
         self.found: Row = {}
+
+    def on_train_begin(self, *_: Any, model: nn.Module, **__: Any) -> None:
+        """Note the model."""
+        self._module = self._module or model
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin to look where the step is one of the two."""
@@ -49,6 +53,7 @@ class StepWork(TrainerCallback):  # type: ignore[misc]
         if left == 2:
             self._sampler = Sampler()
         elif left == 1:
+            assert self._module is not None
             run = self._module.forward
 
             def marked(*values: Any, **named: Any) -> Any:
@@ -68,6 +73,7 @@ class StepWork(TrainerCallback):  # type: ignore[misc]
             self.found["host_is_in"] = self._sampler.shares()
             self._sampler = None
         if self._profile is not None:
+            assert self._module is not None
             self._profile.__exit__(None, None, None)
             del self._module.forward
             self.found |= _sums(self._profile.key_averages())
@@ -104,11 +110,16 @@ class Sampler:
     def _sample(self) -> None:
         while not self._ended.wait(SECONDS):
             self._samples += 1
-            functions: set[str] = set()
-            for thread, frame in sys._current_frames().items():
-                if thread != threading.get_ident():
-                    functions |= _functions(frame)
-            self._seen.update(functions)
+            self._seen.update(_others())
+
+
+def _others() -> set[str]:
+    """Return the functions on the stacks of all other threads; no frame, and so no tensor in one, outlives the call."""
+    functions: set[str] = set()
+    for thread, frame in sys._current_frames().items():
+        if thread != threading.get_ident():
+            functions |= _functions(frame)
+    return functions
 
 
 def _functions(frame: FrameType | None) -> set[str]:

@@ -129,7 +129,7 @@ def test_factors_are_of_the_same_steps():
 
 
 def test_only_systems_of_wishbone_have_a_before():
-    asked = {"warm_up": 1, "turn": 1, "rounds": 2, "limit_seconds": 1.0}
+    asked = {"warm_up": 1, "turn": 1, "rounds": 2, "look": False, "limit_seconds": 1.0}
     assert before_and_after.job("wishbone-fp8", "tiny:2", "tiny", **asked).settings["timed"] == 2
     with pytest.raises(ValueError, match="throughput"):
         before_and_after.job("unsloth-bf16", "tiny:2", "tiny", **asked)

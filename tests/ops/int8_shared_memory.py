@@ -17,6 +17,7 @@ import torch
 import triton
 from attention_shared_memory import AbsentGpu, Compiled
 
+import wishbone.ops.fp8_quantize.norm_triton as norms
 import wishbone.ops.fp8_quantize.register_rotation as register_rotation
 import wishbone.ops.fp8_quantize.triton as rows
 import wishbone.ops.frozen_linear.int8_hopper as hopper
@@ -33,8 +34,9 @@ def calls_of_rows(columns: int, dtype: torch.dtype) -> dict[str, Callable[[], ob
         "quantize": lambda: rows.quantize_rows_triton(x, None, form),
         "quantize with a scale": lambda: rows.quantize_rows_triton(x, torch.ones(columns), INT8_ROWS),
         "quantize_both": lambda: rows.quantize_both_triton(x, x, form),
-        "norm": lambda: rows.rms_norm_quantize_triton(x, weight, 1e-6, form=form),
-        "norm_both": lambda: rows.rms_norm_quantize_both_triton(x, x, weight, 1e-6, form=form),
+        "norm": lambda: norms.rms_norm_quantize_triton(x, weight, 1e-6, form=form),
+        "norm_both": lambda: norms.rms_norm_quantize_both_triton(x, x, weight, 1e-6, form=form),
+        "norm_both with sums": lambda: norms.sum_rms_norm_quantize_both_triton(x, x, x, x, weight, 1e-6, form=form),
         "swiglu": lambda: rows.swiglu_quantize_triton(x, x, form=form),
         "swiglu_both": lambda: rows.swiglu_quantize_both_triton(x, x, x, x, form=form),
     }
@@ -66,7 +68,8 @@ def main() -> None:
     taken: list[int] = []
     found: dict[str, int] = {}
     for name in KERNELS:
-        setattr(rows, name, CompiledRows(getattr(rows, name), taken))
+        owner = norms if name.startswith("norm") else rows
+        setattr(owner, name, CompiledRows(getattr(owner, name), taken))
     register_rotation.runs_on = lambda device: capability >= 80
     products.product = Compiled(products.product, taken)
     products.finish = Compiled(products.finish, taken)

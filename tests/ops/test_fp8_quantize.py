@@ -18,6 +18,7 @@ from wishbone.ops.fp8_quantize import (
     rms_norm_backward,
     rms_norm_quantize,
     rms_norm_quantize_both,
+    sum_rms_norm_quantize_both,
     swiglu_quantize,
     swiglu_quantize_both,
 )
@@ -198,6 +199,39 @@ def test_norms_of_policy_and_reference_in_one_pass(backend: Any, offset: float, 
     assert same(rows.reference, quantize_rows(other)) and same(rows.difference, quantize_both(normed, other).difference)
     equal = rms_norm_quantize_both(x, x.clone(), weight, 1e-5, offset=offset, backend=backend)
     assert torch.equal(equal[0], equal[1]) and not equal[2].difference.dequantized().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_of_both_on_the_way_to_their_norm(backend: Any, dtype: torch.dtype) -> None:
+    reference, x = close_rows(5, 130, dtype)
+    reference_added, added = (rows.flip(0) for rows in close_rows(5, 130, dtype))
+    weight = normal(130, seed=2, dtype=dtype)
+    total, reference_total, *normed = sum_rms_norm_quantize_both(
+        x, added, reference, reference_added, weight, 1e-5, backend=backend
+    )
+    for got, one, other in ((total, x, added), (reference_total, reference, reference_added)):
+        exact = one.double() + other.double()
+        assert got.dtype == dtype and torch.allclose(got.double(), exact, rtol=BFLOAT16, atol=1e-6)
+        if dtype == torch.float32 or DEVICE == "cuda":
+            assert torch.equal(got, one + other)
+    alone, other_alone, rows, reciprocal = rms_norm_quantize_both(total, reference_total, weight, 1e-5, backend=backend)
+    assert torch.equal(normed[0], alone) and torch.equal(normed[1], other_alone) and torch.equal(normed[3], reciprocal)
+    assert same(normed[2].reference, rows.reference) and same(normed[2].difference, rows.difference)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_gradient_is_added_in_the_norms(backend: Any, dtype: torch.dtype) -> None:
+    x, grad, beside = (normal(5, 139, seed=seed, dtype=dtype)[:, 4:134] for seed in range(3))
+    weight = normal(130, seed=3, dtype=dtype)
+    reciprocal = rms_norm(x, weight, 1e-5)[1]
+    alone = rms_norm_backward(grad, x, weight, reciprocal, backend=backend)
+    both = rms_norm_backward(grad, x, weight, reciprocal, beside=beside, backend=backend)
+    exact = alone.double() + beside.double()
+    assert both.dtype == dtype and torch.allclose(both.double(), exact, rtol=BFLOAT16, atol=1e-6)
+    if dtype == torch.float32 or DEVICE == "cuda":
+        assert torch.equal(both, alone + beside)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wishbone.ops.fp8_quantize import E4M3, E4M3_ROWS, INT8_ROWS, RowForm, quantize_rows
 from wishbone.ops.frozen_linear import DenseWeight, FP8Weight
@@ -287,3 +288,36 @@ def test_the_kernel_that_quantizes_is_two_kernels_in_one(
         both[0, columns] = float("nan")
         scale = kernels.gated_backward_quantized_(gradient, both, activation, column_scale, form).scale
         assert not scale[0].isfinite() and scale[1:].isfinite().all()
+
+
+class Counted(DenseWeight):
+    """A weight that counts its products."""
+
+    def __init__(self, weight: DenseWeight) -> None:
+        super().__init__(weight.matrix(torch.float64))
+        self.products = 0
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        self.products = getattr(self, "products", -1) + 1
+        return super().matrix(dtype)
+
+
+@pytest.mark.parametrize(("tile", "products"), [(None, (2, 1)), (7, (6, 3))])
+def test_a_layer_that_is_recomputed_ends_where_the_backward_pass_has_what_it_needs(
+    tile: int | None, products: tuple[int, int]
+) -> None:
+    """Products of gate in the forward pass and once more, of down in the forward pass alone; one tile or three."""
+    block = Block()
+    expected = block.gradients(tile_tokens=tile)
+    block.weights = [Counted(weight) for weight in block.weights]
+
+    def layer(x: Tensor) -> Tensor:
+        return x + gated_mlp(x, block.weights, block.biases, block.adapters, activation="silu", tile_tokens=tile)
+
+    y = checkpoint(layer, block.x, use_reentrant=False)
+    assert block.weights[2].products == products[1]
+    found = torch.autograd.grad(((y - block.x) * block.direction).sum(), block.leaves)
+    tiles = products[1]  # a gradient of the input is a product with each weight for each tile, too
+    assert [block.weights[i].products - tiles for i in (0, 2)] == [*products]
+    for got, value in zip(found[1:], expected[1:], strict=True):
+        assert torch.equal(got, value)

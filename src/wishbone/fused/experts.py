@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from wishbone.fused.coverage import Site
 from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED
-from wishbone.fused.lockstep import adapters_of_reference, apart, only_adapters, tensors_of, together
+from wishbone.fused.lockstep import adapters_of_reference, tensors_of, together
+from wishbone.fused.lockstep_calls import apart, only_adapters
 from wishbone.fused.lora_layer import Forward, has_hooks
 from wishbone.fused.mlp import TOLERANCE
 from wishbone.fused.parts import part_of

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from wishbone.fused.coverage import Site
 from wishbone.fused.gathered import GatheredUnits
-from wishbone.fused.lockstep import Lockstep, apart
+from wishbone.fused.lockstep import Lockstep
+from wishbone.fused.lockstep_calls import apart
 from wishbone.fused.lora_layer import (
     Forward,
     LayerReader,

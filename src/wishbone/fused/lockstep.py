@@ -11,22 +11,17 @@ Tensors in 16 bits are each rounded at every step. So what the policy differs by
 scale them carry it along. Whatever else is computed of a `Lockstep` has none, and the next sum starts from
 policy - reference.
 
-What has adapters but no fused form, and what chooses its work by the values of tensors (experts), runs once for each of
-the two (`apart`). A layer that is recomputed in the backward pass runs there for the policy alone
-(`checkpointed_in_lockstep`).
+What cannot take both at once, and recomputed layers, are in `lockstep_calls.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wishbone.fused.lora_layer import ACTIVE, OFF
 from wishbone.ops.carried_difference import PolicyAndReference
 from wishbone.ops.carried_difference.autograd import difference_of, sum_with_graph
 
@@ -100,6 +95,76 @@ class Lockstep(Tensor):
         raise NotImplementedError(f"{function} does not run on policy and reference together")
 
 
+class PendingSum(Lockstep):
+    """A sum of two that is computed where it is read first: a norm that comes next computes it on its way.
+
+    Args:
+        one, other: tensors of one shape and dtype, without a carried difference.
+
+    Attributes:
+        terms: the policy's two addends and the reference's two; None once the sum is there.
+    """
+
+    terms: tuple[Tensor, ...] | None
+
+    @staticmethod
+    def __new__(cls, one: Lockstep, other: Lockstep) -> PendingSum:  # noqa: D102
+        return Lockstep.__new__(cls, one.policy, one.reference, one.adapters)  # type: ignore[return-value]
+
+    def __init__(self, one: Lockstep, other: Lockstep) -> None:
+        self.terms = (one.policy, other.policy, one.reference, other.reference)
+        self.adapters, self._carried = one.adapters, None
+        self._versions, self._with_graph = _versions(*self.terms), torch.is_grad_enabled()
+
+    @property
+    def policy(self) -> Tensor:  # type: ignore[override]
+        """The policy's sum."""
+        return self._sums()[0]
+
+    @property
+    def reference(self) -> Tensor:  # type: ignore[override]
+        """The reference's sum."""
+        return self._sums()[1]
+
+    def addends(self) -> tuple[Tensor, ...] | None:
+        """Return `terms` for whoever computes the sum now; None where it is there or would have another graph.
+
+        Raises:
+            RuntimeError: an addend was changed in place since, so that the sum cannot be computed any more.
+        """
+        if self.terms is None or torch.is_grad_enabled() != self._with_graph:
+            return None
+        if _versions(*self.terms) != self._versions:
+            raise RuntimeError("a tensor was changed in place after it was added to another, before the sum was read")
+        return self.terms
+
+    def settle(self, policy: Tensor, reference: Tensor) -> None:
+        """Note both sums."""
+        self.terms, self._found = None, (policy, reference)
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        if self.terms is not None:
+            with torch.set_grad_enabled(self._with_graph):
+                terms = self.addends()
+                assert terms is not None
+                policy = terms[0] + terms[1]
+            with torch.no_grad():
+                self.settle(policy, terms[2] + terms[3])
+        return self._found
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As for any `Lockstep`; what an addend knows as well does not compute the sum."""
+        name = getattr(getattr(function, "__self__", None), "__name__", "")
+        if name in OF_ADDENDS and isinstance(args[0], PendingSum) and args[0].terms is not None:
+            return function(args[0].terms[0])
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+OF_ADDENDS = frozenset(["shape", "dtype", "device", "ndim", "is_cuda"])
+"""Attributes that a sum has from its addends."""
+
+
 def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Return what a function returns for the policy's and for the reference's arguments.
 
@@ -119,76 +184,6 @@ def in_lockstep(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[
         reference = function(*reference_args, **reference_kwargs)
         difference = _moved(function, args, kwargs)
     return together(policy, reference, adapters or (), difference)
-
-
-def apart(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that runs `forward` for the policy, then for the reference with the reference's adapters.
-
-    Args:
-        module: whose forward it is. The adapters in it are switched for the reference.
-        forward: computes one of the two, and calls without a `Lockstep`.
-    """
-    layers = [vars(one) for one in module.modules() if OFF in vars(one)]
-
-    def both(*args: Any, **kwargs: Any) -> Any:
-        adapters = adapters_of_reference((args, kwargs))
-        if adapters is None:
-            return forward(*args, **kwargs)
-        policy = forward(*tensors_of(args, "policy"), **tensors_of(kwargs, "policy"))
-        with torch.no_grad(), only_adapters(layers, adapters):
-            reference = forward(*tensors_of(args, "reference"), **tensors_of(kwargs, "reference"))
-        return together(policy, reference, adapters)
-
-    return both
-
-
-def checkpointed_in_lockstep(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an activation checkpoint of layers that may be called with policy and reference.
-
-    The forward pass runs both. The backward pass recomputes the policy alone: its gradient needs nothing of the
-    reference. In 8 bits the recomputed input is then rounded itself, where the forward pass rounded the difference.
-
-    Args:
-        checkpoint: runs `function(*args)` and again in the backward pass, as `torch.utils.checkpoint` does.
-    """
-
-    def run(function: Callable[..., Any], *args: Any) -> Any:
-        bound = function if isinstance(function, partial) else partial(function)
-        adapters = adapters_of_reference((args, bound.keywords))
-        if adapters is None:
-            return checkpoint(function, *args)
-        given = [(args, bound.keywords)]
-        keywords = tensors_of(bound.keywords, "policy")
-        found: list[Any] = []
-
-        def layer(*policy: Any) -> Any:
-            if not given:
-                return bound.func(*bound.args, *policy, **keywords)
-            positional, named = given.pop()
-            mine = policy, keywords
-            if not torch.is_grad_enabled():  # a reentrant checkpoint, which makes the graph itself
-                mine = _detached(mine)
-            out = bound.func(*bound.args, *rejoined(mine[0], positional), **rejoined(mine[1], named))
-            found.append(out)
-            return tensors_of(out, "policy")
-
-        policy = checkpoint(layer, *tensors_of(args, "policy"))
-        return rejoined(policy, found.pop())
-
-    return run
-
-
-@contextmanager
-def only_adapters(layers: Sequence[dict[str, Any]], adapters: Sequence[str]) -> Iterator[None]:
-    """Context in which only these adapters are on in some of PEFT's layers, given by their attributes."""
-    before = [(own[OFF], own[ACTIVE]) for own in layers]
-    for own in layers:
-        own[OFF], own[ACTIVE] = not adapters, list(adapters) if adapters else own[ACTIVE]
-    try:
-        yield
-    finally:
-        for own, (off, active) in zip(layers, before, strict=True):
-            own[OFF], own[ACTIVE] = off, active
 
 
 def tensors_of(value: Any, role: Role) -> Any:
@@ -277,14 +272,6 @@ def _has_graph(args: Sequence[Any]) -> bool:
     return any(isinstance(one, Lockstep) and one.policy.grad_fn is not None for one in args)
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detached(one) for key, one in value.items()}
-    return type(value)(_detached(one) for one in value) if type(value) in (list, tuple) else value
-
-
 def _items(value: Any) -> Any:
     return value if isinstance(value, (list, tuple, dict)) else ()
 
@@ -309,7 +296,7 @@ def _sum(function: Any, args: Sequence[Any], kwargs: dict[str, Any] | None) -> L
     if not both or one.shape != other.shape or one.dtype != other.dtype:
         return None
     if one.difference is None and other.difference is None:
-        return None
+        return None if torch.is_inference_mode_enabled() else PendingSum(one, other)
     total = sum_with_graph(one.with_difference(), other.with_difference())
     return Lockstep(total.policy, total.reference, one.adapters, total.difference)
 

@@ -28,7 +28,7 @@ from wishbone.fused.coverage import LAYER_NORM, NO_GPU, Site
 from wishbone.fused.gated_norm import gated_norm_forward, gated_norm_of
 from wishbone.fused.gathered import GatheredUnits
 from wishbone.fused.instance_attributes import REPLACED, InstanceAttributes, slot_of
-from wishbone.fused.lockstep import Lockstep
+from wishbone.fused.lockstep import Lockstep, PendingSum
 from wishbone.fused.parts import is_norm
 from wishbone.fused.quantized_input import QuantizedInput
 from wishbone.fused.rounding import differs_by_rounding
@@ -41,6 +41,7 @@ from wishbone.ops.fp8_quantize import (
     rms_norm_backward,
     rms_norm_quantize,
     rms_norm_quantize_both,
+    sum_rms_norm_quantize_both,
 )
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -167,6 +168,50 @@ class _RMSNorm(torch.autograd.Function):
         return dx.view(x.shape), *(None,) * 6
 
 
+class _SumNorm(torch.autograd.Function):
+    """The sum that a block of a layer ends with and the norm after it, of policy and reference, with rows in 8 bits.
+
+    The gradient of the sum, from what it is added to next and from its norm, is added in the norm's kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        added: Tensor,
+        reference: Tensor,
+        reference_added: Tensor,
+        weight: Tensor,
+        eps: float,
+        offset: float,
+        form: RowForm,
+    ) -> tuple[Tensor, Tensor, LockstepRows, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        x_rows, added_rows, other_rows, others_added = (
+            addend.reshape(-1, x.shape[-1]) for addend in (x, added, reference, reference_added)
+        )
+        total, reference_total, normed, reference_normed, rows, reciprocal_rms = sum_rms_norm_quantize_both(
+            x_rows, added_rows, other_rows, others_added, weight, eps, offset=offset, form=form
+        )
+        others = reference_total.view(x.shape), reference_normed.view(x.shape)
+        ctx.mark_non_differentiable(*others)
+        total = total.view(x.shape)
+        ctx.save_for_backward(total, weight, reciprocal_rms)
+        ctx.offset = offset
+        return total, normed.view(x.shape), rows, *others
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, beside: Tensor | None, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        x, weight, reciprocal_rms = ctx.saved_tensors
+        dx = beside
+        if grad is not None:
+            flat, other = grad.reshape(-1, x.shape[-1]), None if beside is None else beside.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1])
+            dx = rms_norm_backward(flat, rows, weight, reciprocal_rms, offset=ctx.offset, beside=other).view(x.shape)
+        return dx, dx, *(None,) * 6
+
+
 def _norm_forward(
     module: nn.Module, own_forward: Callable[..., Any], formula: _Formula, quantized: QuantizedInput
 ) -> Callable[..., Any]:
@@ -196,6 +241,10 @@ def _in_lockstep(
 ) -> tuple[Lockstep, LockstepRows | None]:
     """Return the RMSNorm of policy and reference, and their rows in 8 bits if wanted."""
     difference = x.difference
+    if isinstance(x, PendingSum) and form is not None and (addends := x.addends()) is not None:
+        total, policy, rows, *others = _SumNorm.apply(*addends, weight, eps, offset, form)
+        x.settle(total, others[0])
+        return Lockstep(policy, others[1], x.adapters), rows
     if form is not None or difference is not None:
         policy, rows, reference, moved = _RMSNorm.apply(x.policy, weight, eps, offset, form, x.reference, difference)
         return Lockstep(policy, reference, x.adapters, moved), rows

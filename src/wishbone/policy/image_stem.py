@@ -23,7 +23,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
 from wishbone.fused.instance_attributes import InstanceAttributes
-from wishbone.fused.lockstep import only_adapters, together
+from wishbone.fused.lockstep import together
+from wishbone.fused.lockstep_calls import only_adapters
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import text_layers
 from wishbone.policy.lockstep import LockstepReference

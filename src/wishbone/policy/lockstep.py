@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from wishbone.errors import RequestError
 from wishbone.fused.instance_attributes import InstanceAttributes, slot_of
 from wishbone.fused.layers import FusedLayers
-from wishbone.fused.lockstep import Lockstep, apart, checkpointed_in_lockstep, only_adapters
+from wishbone.fused.lockstep import Lockstep
+from wishbone.fused.lockstep_calls import apart, checkpointed_in_lockstep, only_adapters
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import part_of
 from wishbone.ops.carried_difference.autograd import difference_of

@@ -15,6 +15,7 @@ from wishbone.ops.fp8_quantize.reference import (
     rms_norm_quantize_both_reference,
     rms_norm_quantize_reference,
     rms_norm_reference,
+    sum_rms_norm_quantize_both_reference,
     swiglu_quantize_both_reference,
     swiglu_quantize_reference,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "rotated_back",
     "rotated_int8",
     "rotation_block",
+    "sum_rms_norm_quantize_both",
     "swiglu_quantize",
     "swiglu_quantize_both",
 ]
@@ -142,7 +144,7 @@ def rms_norm_quantize(
         [rows], float32.
     """
     if _by_triton(x, backend):
-        from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_triton
+        from wishbone.ops.fp8_quantize.norm_triton import rms_norm_quantize_triton
 
         return rms_norm_quantize_triton(x, weight, eps, offset=offset, form=form)
     return rms_norm_quantize_reference(x, weight, eps, offset=offset, form=form)
@@ -169,10 +171,42 @@ def rms_norm_quantize_both(
         x [rows], float32.
     """
     if _by_triton(x, backend):
-        from wishbone.ops.fp8_quantize.triton import rms_norm_quantize_both_triton
+        from wishbone.ops.fp8_quantize.norm_triton import rms_norm_quantize_both_triton
 
         return rms_norm_quantize_both_triton(x, reference, weight, eps, offset=offset, form=form)
     return rms_norm_quantize_both_reference(x, reference, weight, eps, offset=offset, form=form)
+
+
+def sum_rms_norm_quantize_both(
+    x: Tensor,
+    added: Tensor,
+    reference: Tensor,
+    reference_added: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    form: RowForm = E4M3_ROWS,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, LockstepRows, Tensor]:
+    """Return the sums x + added and reference + reference_added, and RMSNorm of them, in one pass.
+
+    Args:
+        x, added, reference, reference_added: [rows, columns], of one dtype.
+        weight, eps, offset, form, backend: as for `rms_norm_quantize`.
+
+    Returns:
+        The sums in the dtype of x, as PyTorch adds, and what `rms_norm_quantize_both` returns of them, bit by bit.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.norm_triton import sum_rms_norm_quantize_both_triton
+
+        return sum_rms_norm_quantize_both_triton(
+            x, added, reference, reference_added, weight, eps, offset=offset, form=form
+        )
+    return sum_rms_norm_quantize_both_reference(
+        x, added, reference, reference_added, weight, eps, offset=offset, form=form
+    )
 
 
 def rms_norm(
@@ -180,21 +214,35 @@ def rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Return RMSNorm of x and 1 / rms of each row; arguments and results as `rms_norm_quantize`."""
     if _by_triton(x, backend):
-        from wishbone.ops.fp8_quantize.triton import rms_norm_triton
+        from wishbone.ops.fp8_quantize.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps, offset=offset)
     return rms_norm_reference(x, weight, eps, offset=offset)
 
 
 def rms_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0, backend: Backend = "auto"
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    reciprocal_rms: Tensor,
+    *,
+    offset: float = 0.0,
+    beside: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Return the gradient of x [rows, columns] from that of its RMSNorm, for a weight that is not trained."""
-    if _by_triton(x, backend):
-        from wishbone.ops.fp8_quantize.triton import rms_norm_backward_triton
+    """Return the gradient of x [rows, columns] from that of its RMSNorm, for a weight that is not trained.
 
-        return rms_norm_backward_triton(grad, x, weight, reciprocal_rms, offset=offset)
-    return rms_norm_backward_reference(grad, x, weight, reciprocal_rms, offset=offset)
+    Args:
+        grad: of the RMSNorm, [rows, columns].
+        x, weight, offset, backend: as for `rms_norm`.
+        reciprocal_rms: what `rms_norm` returned.
+        beside: another gradient of x, which is added: rounded to 16 bits as a sum of two tensors is.
+    """
+    if _by_triton(x, backend):
+        from wishbone.ops.fp8_quantize.norm_triton import rms_norm_backward_triton
+
+        return rms_norm_backward_triton(grad, x, weight, reciprocal_rms, offset=offset, beside=beside)
+    return rms_norm_backward_reference(grad, x, weight, reciprocal_rms, offset=offset, beside=beside)
 
 
 def swiglu_quantize(

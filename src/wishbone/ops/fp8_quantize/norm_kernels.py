@@ -85,12 +85,19 @@ def norm_both(
     difference_ptr,
     difference_scale_ptr,
     signs_ptr,
+    added_ptr,
+    reference_added_ptr,
+    total_ptr,
+    reference_total_ptr,
     stride_x_row,
     stride_reference_row,
+    stride_added_row,
+    stride_reference_added_row,
     columns,
     eps,
     offset,
     OFFSET: tl.constexpr,
+    ADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     DIVISOR: tl.constexpr,
     TURN: tl.constexpr,
@@ -99,7 +106,11 @@ def norm_both(
 ):
     """Write the RMSNorm of a row of the policy, x, and of the reference; the latter in 8 bits, too, and the difference.
 
+    If ADDED, a row is added to each before, and the sums are written and normed, rounded to their dtype.
+
     Args:
+        added_ptr, reference_added_ptr: what is added, the dtype of x; not read without ADDED.
+        total_ptr, reference_total_ptr: [R, C], contiguous, the sums.
         normed_ptr, reference_normed_ptr: [R, C], contiguous, the dtype of x.
         reciprocal_rms_ptr: [R] float32, of the policy's rows.
         values_ptr, scale_ptr, difference_ptr, difference_scale_ptr: as `quantize_both`; other arguments as `norm`.
@@ -112,11 +123,19 @@ def norm_both(
         difference_at = tl.max_contiguous(difference_at, [IN_REGISTERS])
     w = tl.load(weight_ptr + column, mask=inside, other=0.0)
     exact = load_row(reference_ptr, row, stride_reference_row, column, inside)
+    if ADDED:
+        exact += load_row(reference_added_ptr, row, stride_reference_added_row, column, inside)
+        tl.store(reference_total_ptr + row * columns + column, exact.to(dtype), mask=inside)
+        exact = exact.to(dtype).to(tl.float32)
     normed, _ = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(reference_normed_ptr + row * columns + column, normed, mask=inside)
     reference = turned_row(tl.where(inside, normed, 0.0), column, signs_ptr, TURN, BLOCK, IN_REGISTERS)
     store_quantized(reference, values_at, scale_ptr + row, inside, DIVISOR, INTERPRETED)
     exact = load_row(x_ptr, row, stride_x_row, column, inside)
+    if ADDED:
+        exact += load_row(added_ptr, row, stride_added_row, column, inside)
+        tl.store(total_ptr + row * columns + column, exact.to(dtype), mask=inside)
+        exact = exact.to(dtype).to(tl.float32)
     normed, reciprocal = normed_row(exact, w, columns, eps, offset, OFFSET, dtype)
     tl.store(normed_ptr + row * columns + column, normed, mask=inside)
     tl.store(reciprocal_rms_ptr + row, reciprocal)
@@ -130,19 +149,28 @@ def norm_gradient(
     x_ptr,
     weight_ptr,
     reciprocal_rms_ptr,
+    beside_ptr,
     dx_ptr,
     stride_do_row,
     stride_x_row,
+    stride_beside_row,
     columns,
     offset,
+    BESIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the gradient of a row of x [R, C], contiguous, from that of its RMSNorm; other arguments as `norm`."""
+    """Write the gradient of a row of x [R, C], contiguous, from that of its RMSNorm; other arguments as `norm`.
+
+    If BESIDE, a row of x's gradient from elsewhere is added, rounded as if it were added to what is written without.
+    """
     row, column, inside = whole_row(columns, BLOCK)
     reciprocal = tl.load(reciprocal_rms_ptr + row)
     unit = load_row(x_ptr, row, stride_x_row, column, inside) * reciprocal
     do = load_row(do_ptr, row, stride_do_row, column, inside)
     weighted = do * (offset + tl.load(weight_ptr + column, mask=inside, other=0.0).to(tl.float32))
     mean = tl.sum(weighted * unit, axis=0) / columns
-    result = reciprocal * (weighted - unit * mean)
-    tl.store(dx_ptr + row * columns + column, result.to(dx_ptr.dtype.element_ty), mask=inside)
+    result = (reciprocal * (weighted - unit * mean)).to(dx_ptr.dtype.element_ty)
+    if BESIDE:
+        beside = load_row(beside_ptr, row, stride_beside_row, column, inside)
+        result = (result.to(tl.float32) + beside).to(dx_ptr.dtype.element_ty)
+    tl.store(dx_ptr + row * columns + column, result, mask=inside)

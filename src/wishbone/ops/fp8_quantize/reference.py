@@ -62,14 +62,21 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, offset: float =
 
 
 def rms_norm_backward_reference(
-    grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    reciprocal_rms: Tensor,
+    *,
+    offset: float = 0.0,
+    beside: Tensor | None = None,
 ) -> Tensor:
-    """Return dx = r (h - u mean(h u)) with r = 1 / rms, u = r x and h = grad * (offset + weight)."""
+    """Return dx = r (h - u mean(h u)) with r = 1 / rms, u = r x and h = grad * (offset + weight), plus `beside`."""
     precise = torch.promote_types(x.dtype, torch.float32)
     reciprocal = reciprocal_rms.to(precise)[:, None]
     unit = x.to(precise) * reciprocal
     weighted = grad.to(precise) * (offset + weight.to(precise))
-    return (reciprocal * (weighted - unit * (weighted * unit).mean(-1, keepdim=True))).to(x.dtype)
+    dx = (reciprocal * (weighted - unit * (weighted * unit).mean(-1, keepdim=True))).to(x.dtype)
+    return dx if beside is None else dx + beside
 
 
 def rms_norm_quantize_reference(
@@ -88,6 +95,23 @@ def rms_norm_quantize_both_reference(
     reference_normed, _ = rms_norm_reference(reference, weight, eps, offset=offset)
     rows = quantize_both_reference(normed, reference_normed, form=form)
     return normed, reference_normed, rows, reciprocal_rms
+
+
+def sum_rms_norm_quantize_both_reference(
+    x: Tensor,
+    added: Tensor,
+    reference: Tensor,
+    reference_added: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    offset: float = 0.0,
+    form: RowForm = E4M3_ROWS,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, LockstepRows, Tensor]:
+    """Return both sums, and RMSNorm of them with its rows in 8 bits; as `sum_rms_norm_quantize_both`."""
+    total, reference_total = x + added, reference + reference_added
+    normed = rms_norm_quantize_both_reference(total, reference_total, weight, eps, offset=offset, form=form)
+    return total, reference_total, *normed
 
 
 def swiglu_quantize_both_reference(

@@ -17,7 +17,6 @@ import triton
 from torch import Tensor
 
 from wishbone.ops.fp8_quantize.kernels import quantize, quantize_both, quantize_parts
-from wishbone.ops.fp8_quantize.norm_kernels import norm, norm_both, norm_gradient
 from wishbone.ops.fp8_quantize.register_rotation import elements_in_registers
 from wishbone.ops.fp8_quantize.rotation import hadamard
 from wishbone.ops.fp8_quantize.rows import E4M3_ROWS, LockstepRows, QuantizedRows, RowForm
@@ -120,82 +119,6 @@ def quantize_both_triton(x: Tensor, reference: Tensor, form: RowForm = E4M3_ROWS
     return out
 
 
-def rms_norm_quantize_both_triton(
-    x: Tensor, reference: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, form: RowForm = E4M3_ROWS
-) -> tuple[Tensor, Tensor, LockstepRows, Tensor]:
-    """Return RMSNorm of both, their rows in 8 bits, and 1 / rms of each row of x; as `rms_norm_quantize_both`."""
-    x, reference = dense_rows(x), dense_rows(reference)
-    out = LockstepRows(empty_rows(x, form), empty_rows(x, form))
-    normed, reference_normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
-    reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    if x.shape[0]:
-        block, warps = row_block(x.shape[1])
-        norm_both[(x.shape[0],)](
-            x,
-            reference,
-            weight.contiguous(),
-            normed,
-            reference_normed,
-            reciprocal_rms,
-            out.reference.values,
-            out.reference.scale,
-            out.difference.values,
-            out.difference.scale,
-            signs_of(x, form),
-            x.stride(0),
-            reference.stride(0),
-            x.shape[1],
-            eps,
-            offset,
-            DIVISOR=form.scale_divisor,
-            TURN=form.block,
-            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x, reference),
-            OFFSET=offset != 0,
-            BLOCK=block,
-            INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=warps,
-        )
-    return normed, reference_normed, out, reciprocal_rms
-
-
-def rms_norm_quantize_triton(
-    x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, form: RowForm = E4M3_ROWS
-) -> tuple[Tensor, QuantizedRows, Tensor]:
-    """Return RMSNorm of x, the same in 8 bits, and 1 / rms of each row; as `rms_norm_quantize`."""
-    out = empty_rows(x, form)
-    normed, reciprocal_rms = _rms_norm(x, weight, eps, offset, out, form)
-    return normed, out, reciprocal_rms
-
-
-def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return RMSNorm of x and 1 / rms of each row; as `rms_norm`."""
-    return _rms_norm(x, weight, eps, offset, None)
-
-
-def rms_norm_backward_triton(
-    grad: Tensor, x: Tensor, weight: Tensor, reciprocal_rms: Tensor, *, offset: float = 0.0
-) -> Tensor:
-    """Return the gradient of x from that of its RMSNorm; as `rms_norm_backward`."""
-    x, grad = dense_rows(x), dense_rows(grad)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.shape[0]:
-        block, warps = row_block(x.shape[1])
-        norm_gradient[(x.shape[0],)](
-            grad,
-            x,
-            weight.contiguous(),
-            reciprocal_rms,
-            out,
-            grad.stride(0),
-            x.stride(0),
-            x.shape[1],
-            offset,
-            BLOCK=block,
-            num_warps=warps,
-        )
-    return out
-
-
 def swiglu_quantize_triton(
     gate: Tensor, up: Tensor, *, keep: bool = True, form: RowForm = E4M3_ROWS
 ) -> tuple[Tensor | None, QuantizedRows]:
@@ -283,38 +206,6 @@ def swiglu_quantize_both_triton(
             num_stages=1,
         )
     return product, LockstepRows(reference, difference)
-
-
-def _rms_norm(
-    x: Tensor, weight: Tensor, eps: float, offset: float, quantized: QuantizedRows | None, form: RowForm = E4M3_ROWS
-) -> tuple[Tensor, Tensor]:
-    x = dense_rows(x)
-    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    reciprocal_rms = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
-    if x.shape[0]:
-        block, warps = row_block(x.shape[1])
-        norm[(x.shape[0],)](
-            x,
-            weight.contiguous(),
-            normed,
-            reciprocal_rms,
-            normed if quantized is None else quantized.values,
-            reciprocal_rms if quantized is None else quantized.scale,
-            signs_of(x, form),
-            x.stride(0),
-            x.shape[1],
-            eps,
-            offset,
-            DIVISOR=form.scale_divisor,
-            TURN=form.block,
-            IN_REGISTERS=elements_in_registers(x.shape[1], block, form.block, warps, x, wanted=8),
-            OFFSET=offset != 0,
-            QUANTIZE=quantized is not None,
-            BLOCK=block,
-            INTERPRETED=triton.knobs.runtime.interpret,
-            num_warps=warps,
-        )
-    return normed, reciprocal_rms
 
 
 def dense_rows(x: Tensor) -> Tensor:

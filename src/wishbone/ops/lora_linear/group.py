@@ -77,17 +77,20 @@ class LinearGroup:
         self.whole = weights[0] if len(weights) == 1 else self.joined
         self.dtype = dtype
 
-    def forward(self, x: Tensor, prepared: Prepared | None = None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def forward(
+        self, x: Tensor, prepared: Prepared | None = None, low: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Return outputs y_i [T, N_i] and l [T, sum of r_i], None without adapters.
 
         Args:
             x: [T, K], contiguous rows.
             prepared: what `prepare(x)` of the first weight returns, where it was made together with x.
+            low: l, where `low` has computed it.
         """
         if self.joined is not None:
             together, low = self.forward_together(x, prepared)
             return together.split(self.sizes, dim=1), low
-        low = self._low(x)
+        low = self.low(x) if low is None else low
         inputs: dict[InputForm, Prepared] = {} if prepared is None else {self.weights[0].input_form: prepared}
         outputs = []
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -98,7 +101,7 @@ class LinearGroup:
 
     def forward_together(self, x: Tensor, prepared: Prepared | None = None) -> tuple[Tensor, Tensor | None]:
         """Return all y_i side by side in one buffer [T, sum of N_i], and l, for weights that are joined."""
-        joined, low = self.joined, self._low(x)
+        joined, low = self.joined, self.low(x)
         assert joined is not None
         prepared = joined.prepare(x) if prepared is None else prepared
         terms = self._low_terms(low, range(len(self.weights)))
@@ -119,7 +122,7 @@ class LinearGroup:
             reference_call.leave(reference.forward_together(reference_call.x)[0])
             together, low = self.forward_together(x)
             return (together,), low
-        low, reference_low = self._low(x), reference._low(reference_call.x)
+        low, reference_low = self.low(x), reference.low(reference_call.x)
         rows, bases = reference_call.rows, None
         if reference.whole is not None and reference.whole.input_form is not None:
             rows = rows or quantize_both(x, reference_call.x, form=reference.whole.input_form)
@@ -185,7 +188,7 @@ class LinearGroup:
             matrix = DenseWeight(weight.matrix(self.dtype))
             bases.append(matrix.forward(reference_call.x, bias))
             changes.append(matrix.forward(reference_call.difference))
-        return self._low(x), bases, changes
+        return self.low(x), bases, changes
 
     def backward(
         self,
@@ -289,8 +292,8 @@ class LinearGroup:
         parts = zip(self.biases, self.sizes, strict=True)
         return torch.cat([x.new_zeros(size) if bias is None else bias for bias, size in parts])
 
-    def _low(self, x: Tensor) -> Tensor | None:
-        """Return l."""
+    def low(self, x: Tensor) -> Tensor | None:
+        """Return l [T, sum of r_i] of an input; None without adapters."""
         return None if self.a is None else F.linear(x, self.a)
 
     def _low_terms(self, low: Tensor | None, layers: Iterable[int]) -> list[LowTerm]:
