@@ -146,6 +146,7 @@ def test_a_run_ends_in_its_directory_and_can_be_continued(workplace: Path):
     assert train(f"output.dir={run}").exit_code == 2
 
 
+@pytest.mark.slow
 def test_the_end_is_data_on_demand(workplace: Path):
     outcome = train("--json", "data.eval_fraction=0.2", "output.dir=out")
     assert outcome.exit_code == 0, outcome.stderr

@@ -105,6 +105,7 @@ def test_a_setting_written_as_a_flag_is_named_with_the_whole_command(words: str,
         ("init pairs.jsonl --format yml", "Did you mean yaml?"),
     ],
 )
+@pytest.mark.slow
 def test_what_was_meant_is_named(place: Path, words: str, expected: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(place)
     assert expected in said(words)
@@ -148,6 +149,7 @@ def test_what_was_meant_is_named(place: Path, words: str, expected: str, monkeyp
         ("dpo.beta=1", "did you mean preference.beta?"),
     ],
 )
+@pytest.mark.slow
 def test_a_value_in_other_words_is_understood(
     place: Path, override: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ):

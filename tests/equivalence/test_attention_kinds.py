@@ -28,6 +28,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
         ("mpt", torch.float32),
     ],
 )
+@pytest.mark.slow
 def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> None:
     sizes = {"num_attention_heads": 6, "hidden_size": 48} if family in ("bloom", "mpt") else {}  # slopes of two kinds
     model = with_trained_adapter(tiny_model(family, dtype=dtype, **sizes), dtype)

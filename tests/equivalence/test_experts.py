@@ -66,6 +66,7 @@ def stepped(model: PeftModel, fused: bool = True, execution: Execution | None = 
 @pytest.mark.parametrize(
     ("family", "dtype"), [*((family, torch.float64) for family in FAMILIES), ("qwen3_moe", torch.float32)]
 )
+@pytest.mark.slow
 def test_step_equals_two_plain_sequences(family: str, dtype: torch.dtype) -> None:
     model = adapted(family, dtype)
     expected_loss = textbook_dpo(model, pairs_of(model.get_base_model()), beta=0.1)

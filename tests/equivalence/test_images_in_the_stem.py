@@ -116,6 +116,7 @@ def counted_blocks(model: Any) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
+@pytest.mark.slow
 def test_full_fine_tuning_equals_two_plain_sequences(kind: str, dtype: torch.dtype) -> None:
     model, these = vision_family(kind, dtype)[1], pairs(kind)
     capability = choose_form(model, images=these)

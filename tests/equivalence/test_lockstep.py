@@ -100,6 +100,7 @@ def test_one_pass_gives_the_loss_and_gradients_of_two(family: str, execution: Ex
 
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.slow
 def test_a_model_that_scales_only_embeddings_of_its_own(dtype: torch.dtype, hooked: bool) -> None:
     """Published Falcon-H1 models do, by 5.7."""
     policy = policy_of(adapted("falcon_h1", dtype, embedding_multiplier=5.0, num_hidden_layers=1))
@@ -286,6 +287,7 @@ def test_in_fp8_a_fresh_adapter_has_rewards_of_zero_and_known_gradients(dtype: t
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["o_proj"], ["down_proj"]], ids=str)
 @pytest.mark.parametrize("form", ["nf4", "fp8"])
+@pytest.mark.slow
 def test_adapters_on_some_layers_of_a_quantized_model_are_trained(form: str, targets: list[str]) -> None:
     base = tiny_model("llama") if form == "nf4" else loaded_in_fp8(tiny_model("llama"))
     model = trained(add_adapter(in_nf4(base) if form == "nf4" else base, rank=4, target_modules=targets), 0.0)

@@ -125,6 +125,7 @@ def test_a_reference_with_adapters_of_its_own_is_not_carried() -> None:
     assert hidden(policy).difference is not None
 
 
+@pytest.mark.slow
 def test_weights_of_16_bits_carry_it_by_themselves_and_others_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     sixteen, eight, precise = in_16_bits(False, 0.02), in_16_bits(True, 0.02), adapted("llama")
     models: list[Any] = [sixteen, eight, precise]

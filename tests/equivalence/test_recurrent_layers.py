@@ -154,6 +154,7 @@ def assert_equal_to_plain_sequences(
 @pytest.mark.parametrize("trained", ["LoRA", "all weights"])
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", KINDS)
+@pytest.mark.slow
 def test_loss_and_all_gradients_are_those_of_plain_sequences(family: str, dtype: torch.dtype, trained: str) -> None:
     skip_what_cannot_be_float64(family, dtype)
     model = adapted(family, dtype) if trained == "LoRA" else tiny_model(family, dtype)
@@ -190,6 +191,7 @@ def test_recomputed_layers_are_kept_ones_bit_by_bit(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", KINDS)
+@pytest.mark.slow
 def test_policy_and_reference_in_one_pass_keep_states_of_both(family: str) -> None:
     model = adapted(family, torch.float64)
     allow_recompute(model.get_base_model())

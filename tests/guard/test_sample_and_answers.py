@@ -72,6 +72,7 @@ def test_an_evaluation_gives_the_same_values_without_a_second_pass(trained: DPOT
     assert sample.observed(step) == pytest.approx(measured, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_answers_are_the_greedy_ones_and_their_divergence_that_of_the_logits(trained: DPOTrainer) -> None:
     model, pairs = trained.preference_step.policy.causal_lm, held_out(trained)
     questions = questions_of(pairs, model, 1, 2)

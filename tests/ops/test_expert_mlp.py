@@ -102,6 +102,7 @@ def test_a_clamped_gate() -> None:
 @pytest.mark.parametrize("gate", [GatedProduct("silu"), GateOf(swiglu)], ids=["kernel", "function"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("adapters", ["both", "up", "down", "none"])
+@pytest.mark.slow
 def test_values_and_gradients(gate: Any, bias: bool, adapters: str) -> None:
     arguments = inputs(bias=bias, adapters=adapters, transposed=bias)
     expected = results(expert_mlp_reference, arguments, swiglu)

@@ -44,6 +44,7 @@ def results(op: object, leaves: list[Tensor], layout: PrefixLayout = LAYOUT, uni
 
 @pytest.mark.parametrize("decays", [(), (4,)], ids=["a head", "an element"])
 @pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.slow
 def test_values_and_gradients_are_those_of_the_definition(heads: int, decays: tuple[int, ...]) -> None:
     leaves = inputs(heads, decays=decays)
     for got, expected in zip(

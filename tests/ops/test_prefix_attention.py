@@ -86,6 +86,7 @@ def test_equals_plain_sequences(backend: str, window: int | None, softcap: float
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize(("sinks", "slopes"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.slow
 def test_sinks_and_slopes(backend: str, window: int | None, sinks: bool, slopes: bool) -> None:
     a_head = torch.linspace(-1, 2, HEADS, dtype=torch.float64)
     compare(backend, window, None, a_head.clone().requires_grad_() if sinks else None, a_head + 1.2 if slopes else None)
@@ -235,6 +236,7 @@ def seen_together(layout: PrefixLayout, sequence: list[int], query: int, window:
 @pytest.mark.parametrize("backend", ["reference", "sdpa", "auto"])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("with_window", [False, True])
+@pytest.mark.slow
 def test_spans_of_a_stem_whose_tokens_see_each_other(backend: str, window: int | None, with_window: bool) -> None:
     layout = PrefixLayout(LAYOUT.documents, TOGETHER, with_window)
     q, k, v = inputs(layout)

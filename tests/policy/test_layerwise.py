@@ -52,6 +52,7 @@ def deep() -> Any:
     [(noisy, "shared_prefix"), (wrong_in_one, "plain"), (blind, "plain")],
     ids=["noisy", "wrong in one layer", "blind"],
 )
+@pytest.mark.slow
 def test_layers_are_judged_one_at_a_time(deep: Any, attention: Any, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capability, "TOLERANCE", capability.TOLERANCE | {torch.bfloat16: 1e-3})  # as if it were deeper
     monkeypatch.setattr(attention_hook, "prefix_attention", attention)

@@ -219,6 +219,7 @@ def test_what_cannot_be_talked_to_is_refused(run: Path, wishbone: Command, tmp_p
         (("export", "--merged", "OUT"), "name"),
     ],
 )
+@pytest.mark.slow
 def test_a_model_that_has_moved_is_named_with_the_remedy(
     run: Path, wishbone: Command, tmp_path: Path, words: tuple[str, ...], key: str
 ):

@@ -116,6 +116,7 @@ def prepared(config: RunConfig) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["column", "parts", "url", "texts", "parquet"])
+@pytest.mark.slow
 def test_images_are_read_however_a_file_holds_them(model: Path, tmp_path: Path, kind: str) -> None:
     config = config_of(model, write_pairs(tmp_path, kind), tmp_path / "run")
     train, heldout, dropped = prepared(config)
@@ -208,6 +209,7 @@ def damaged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [*DAMAGES])
+@pytest.mark.slow
 def test_images_that_cannot_be_read_are_refused_by_row(model: Path, tmp_path: Path, damaged: Path, kind: str) -> None:
     given, reason = DAMAGES[kind]
     lines = (damaged / "pairs.jsonl").read_text().splitlines()
