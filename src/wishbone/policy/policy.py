@@ -41,11 +41,11 @@ from wishbone.policy.attention_hook import (
 )
 from wishbone.policy.head_scores import HeadScores
 from wishbone.policy.image_stem import ImageStem
+from wishbone.policy.layer_progress import counted_layers
 from wishbone.policy.lockstep import LockstepModules, LockstepReference, carries, embedding_of_both, of_policy
 from wishbone.policy.long_sequences import without_temperature
 from wishbone.policy.router_logits import RowRouting
 from wishbone.policy.sharded import ShardedCalls
-from wishbone.policy.told_layers import told_layers
 
 Form = Literal["shared_prefix", "plain", "own_logits"]
 """How pairs are run: one row with a shared prefix; two plain rows a pair; plain rows through the model's own logits."""
@@ -205,7 +205,7 @@ class Policy:
         if execution.graphs is not None and isinstance(batch, SharedPrefixBatch) and not batch.images:
             output = execution.graphs.replay(batch, reference, routed)
         if output is None:
-            with told_layers(self.layers, batch.tokens, self.device):
+            with counted_layers(self.layers, batch.tokens, self.device):
                 output = self.backbone(batch, reference, routed)
         if routing is not None:
             routing.take(output.router_logits)

@@ -33,7 +33,7 @@ from wishbone.model.saved_adapter import load_adapter
 from wishbone.paths import unwritten, user_path
 from wishbone.phases import phase
 from wishbone.policy.activations import checkpointed_layers
-from wishbone.policy.told_layers import told_layers
+from wishbone.policy.layer_progress import counted_layers
 from wishbone.report.run_directory import ANSWERS, CONFIG, RunRecord, read_run
 
 ADAPTER, WHOLE_MODEL = "adapter", "model"
@@ -210,7 +210,7 @@ def _answers(
         for question in questions:
             ids = torch.tensor([question.ids], device=model.device)
             seen = placed_images([(question.images, [(0, 0)])], (1, len(question.ids)), model.device)
-            with told_layers(layers, len(question.ids), model.device):
+            with counted_layers(layers, len(question.ids), model.device):
                 sequence = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **seen)[0]
             text = str(tokenizer.decode(sequence[len(question.ids) :], skip_special_tokens=True)).strip()
             ended = int(sequence[-1]) in (model.generation_config.eos_token_id or [])

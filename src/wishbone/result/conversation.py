@@ -20,7 +20,7 @@ from wishbone.data.pair_images import PairImages, placed_images
 from wishbone.errors import RequestError
 from wishbone.fused.parts import text_layers
 from wishbone.policy.activations import checkpointed_layers
-from wishbone.policy.told_layers import told_layers
+from wishbone.policy.layer_progress import counted_layers
 from wishbone.report.answers import conversation_ids, decode_greedily
 from wishbone.result.shown_images import named_images, parts_of
 from wishbone.result.trained_model import TrainedModel
@@ -151,7 +151,7 @@ class Conversation:
         end: Literal["token", "length", "person"]
         try:
             layers = checkpointed_layers(text_layers(model)[1])
-            with torch.inference_mode(), told_layers(layers, len(ids), model.device):
+            with torch.inference_mode(), counted_layers(layers, len(ids), model.device):
                 sequence = model.generate(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),

@@ -31,7 +31,7 @@ from wishbone.fused.parts import text_layers
 from wishbone.model.load import load_model
 from wishbone.phases import phase
 from wishbone.policy.activations import checkpointed_layers
-from wishbone.policy.told_layers import told_layers
+from wishbone.policy.layer_progress import counted_layers
 from wishbone.preference.losses import are_reference_free
 from wishbone.result.finished_run import FinishedRun, refuse_moved
 from wishbone.result.trained_model import TrainedModel
@@ -194,7 +194,7 @@ def pair_logps(model: Any, pairs: Sequence[TokenizedPair]) -> Values:
     with phase("measuring", len(pairs), "pair") as measuring:
         for number, pair in enumerate(pairs):
             for side, (ids, start) in enumerate(pair.sequences()):
-                with told_layers(layers, len(ids), model.device):
+                with counted_layers(layers, len(ids), model.device):
                     found[number, side] = _completion_logp(model, ids, start, pair.images)
             measuring.more()
     return found.numpy()

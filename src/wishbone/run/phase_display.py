@@ -37,7 +37,7 @@ TOLD_EVERY = 30.0
 REPEATED = ("evaluation", "saving")
 """Phases within training that come again and again; their end is no news."""
 ROW_UNIT = "layer"
-"""Parts of the passes over a long row (`policy/told_layers.py`), of which there are many."""
+"""Parts of the passes over a long row (`policy/layer_progress.py`), of which there are many."""
 
 
 class PhaseDisplay:

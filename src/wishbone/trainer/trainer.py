@@ -164,9 +164,8 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         images = self._collate_pairs()
         load_whole_pairs(self.accelerator.dataloader_config)
         if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self.is_model_parallel:
-            self._move_model_to_device(
-                self.model, self.args.device
-            )  # the checks below run it; transformers moves it at train()
+            # The checks below run the model, which transformers moves only in train().
+            self._move_model_to_device(self.model, self.args.device)
         assembly = assemble_step(
             self.model, self.ref_model, self.args, self.accelerator.autocast, self._start_values, load_balancing, images
         )

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from wishbone.phases import Phase, begin, end, heard
 
 LONG = 2048
-"""Tokens of a row from which its layers are told on a CPU."""
+"""Tokens of a row from which its layers are counted on a CPU."""
 FORWARD, BACKWARD = "forward", "backward"
 
 
 @contextmanager
-def told_layers(layers: Sequence[nn.Module], tokens: int, device: torch.device) -> Iterator[None]:
-    """Context of a row's forward pass, or of a prompt's and the tokens after it; the backward pass is told, too.
+def counted_layers(layers: Sequence[nn.Module], tokens: int, device: torch.device) -> Iterator[None]:
+    """Context of a row's forward pass, or of a prompt's and the tokens after it; the backward pass is counted, too.
 
     Args:
         layers: the model's, in the order they run in.

@@ -11,7 +11,7 @@ from trainer.preference_runs import chat_pairs, losses
 from trainer.side_by_side import trainer
 
 from wishbone.phases import Phase, listening
-from wishbone.policy import told_layers
+from wishbone.policy import layer_progress
 from wishbone.policy.activations import checkpointed_layers
 
 
@@ -43,7 +43,7 @@ def test_layers_of_training_and_evaluation_are_told_and_change_nothing(
     further = lambda: {"eval_dataset": chat_pairs(3, seed=1)}  # noqa: E731
     quiet = trainer("ours", tmp_path, options, further=further)
     quiet.train()
-    monkeypatch.setattr(told_layers, "LONG", 2)
+    monkeypatch.setattr(layer_progress, "LONG", 2)
     told = Told()
     with listening(told):
         ours = trainer("ours", tmp_path, options, further=further)
@@ -58,10 +58,13 @@ def test_layers_of_training_and_evaluation_are_told_and_change_nothing(
 
 def test_only_the_first_pass_of_an_answer_is_told() -> None:
     model, told = tiny_model("llama"), Told()
-    with listening(told), told_layers.told_layers(checkpointed_layers(model), told_layers.LONG, model.device):
+    with listening(told), layer_progress.counted_layers(checkpointed_layers(model), layer_progress.LONG, model.device):
         model.generate(torch.arange(3, 20)[None], max_new_tokens=5, do_sample=False)
     assert told.ends == [("forward", 2, 2)]
-    with listening(told), told_layers.told_layers(checkpointed_layers(model), told_layers.LONG - 1, model.device):
+    with (
+        listening(told),
+        layer_progress.counted_layers(checkpointed_layers(model), layer_progress.LONG - 1, model.device),
+    ):
         model(torch.arange(3, 20)[None])
     assert len(told.ends) == 1
     assert not any(layer._forward_hooks for layer in checkpointed_layers(model))
