@@ -34,7 +34,7 @@ BATCH = 8
 MAX_LENGTH = 1024
 LEARNED = ("heldout_loss", "heldout_accuracy", "heldout_margin")
 ROUNDED = ("fp8", "int8", "nf4")
-"""Frozen weights that are rounded for training; their adapters are judged on the rounded weights, too."""
+"""Frozen weights that are rounded for training; adapters are judged on the rounded weights, too."""
 EVALUATED = {
     "eval_loss": "loss",
     "eval_rewards/accuracies": "accuracy",
@@ -108,7 +108,8 @@ def _train(request: Row, seed: int) -> Row:
     gc.collect()
     judged = (request["directory"], adapter, pairs["heldout"], MAX_LENGTH, device)
     learned = evaluate(*judged)
-    rounded = {} if system.weights not in ROUNDED else {"on_rounded_weights": evaluate(*judged, rounded=system.weights)}
+    codes = system.rounded or system.weights
+    rounded = {"on_rounded_weights": evaluate(*judged, rounded=codes)} if codes in ROUNDED else {}
     last_epoch = losses[-max(1, round(len(losses) / request["epochs"])) :]
     return {
         "seed": seed,

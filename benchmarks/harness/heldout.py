@@ -40,20 +40,11 @@ def evaluate(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from wishbone.data.tokenize import tokenize_pairs
-    from wishbone.model.load import load_model
 
     if rounded is None:
         base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, device_map={"": device})
     else:
-        base, _ = load_model(
-            directory,
-            dtype=torch.bfloat16,
-            device=device,
-            load_in_fp8=rounded == "fp8",
-            load_in_rotated_int8=rounded == "int8",
-            load_in_4bit=rounded == "nf4",
-        )
-        base = base.dequantize().float()
+        base = rounded_model(directory, rounded, device).float()
     model = PeftModel.from_pretrained(base, adapter).eval()
     margins = []
     for row in tokenize_pairs(Dataset.from_list(pairs), AutoTokenizer.from_pretrained(directory)):
@@ -70,6 +61,23 @@ def evaluate(
         "heldout_accuracy": fmean(float(margin > 0) for margin in margins),
         "heldout_margin": fmean(margins),
     }
+
+
+def rounded_model(directory: str, codes: str, device: Any) -> Any:
+    """Return the model of a directory in bfloat16 with linear weights that were rounded to "fp8", "int8" or "nf4"."""
+    import torch
+
+    from wishbone.model.load import load_model
+
+    model, _ = load_model(
+        directory,
+        dtype=torch.bfloat16,
+        device=device,
+        load_in_fp8=codes == "fp8",
+        load_in_rotated_int8=codes == "int8",
+        load_in_4bit=codes == "nf4",
+    )
+    return model.dequantize()
 
 
 def _log_probability(model: Any, prompt: list[int], completion: list[int]) -> float:

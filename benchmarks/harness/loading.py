@@ -129,6 +129,11 @@ def _load_for_trl(system: System, origin: Origin, device: Any) -> Loaded:
             return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
         model = (model_of_one_layer if origin.one_layer else random_model)(origin.size, dtype, device)
         return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
+    if system.rounded is not None:
+        from benchmarks.harness.heldout import rounded_model
+
+        model = rounded_model(origin.directory, system.rounded, device).to(dtype)
+        return Loaded(model, AutoTokenizer.from_pretrained(origin.directory), {"peft_config": adapter})
     quantization = {
         "nf4": lambda: BitsAndBytesConfig(
             load_in_4bit=True,

@@ -34,6 +34,8 @@ class System:
         offload_embedding: keep the input embedding in host memory.
         in_place: make quantized random weights on the device, layer by layer, instead of reading a directory.
         warm_store: train once before, untimed, so that Wishbone finds the reference's log-probabilities stored.
+        rounded: codes that 16-bit weights are rounded to when they are loaded ("fp8", "int8" or "nf4"), or None; what
+            rounding weights does is then measured apart from arithmetic in codes.
         memory_gib: memory of the GPU that the process may take, in GiB; None for all of it.
         environment: environment variables that the library reads.
     """
@@ -53,6 +55,7 @@ class System:
     offload_embedding: bool = False
     in_place: bool = False
     warm_store: bool = False
+    rounded: str | None = None
     memory_gib: float | None = None
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -105,7 +108,7 @@ SYSTEMS = {
 
 WISHBONE_OPTIONS = (
     "token_budget", "activations", "cuda_graphs", "apart", "plain", "torch_scans", "most_lengths", "offload_embedding",
-    "warm_store",
+    "warm_store", "rounded",
 )  # fmt: skip
 OPTIONS = ("style", "checkpointing", "in_place", *WISHBONE_OPTIONS, "memory_gib")
 
