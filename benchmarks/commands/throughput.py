@@ -47,10 +47,19 @@ def _train(system: System, request: dict[str, Any], progress: Progress) -> Row:
     return trained.row | {"useful_tflops": round(flop / trained.seconds / 1e12, 3)}
 
 
-def job(system: str, case: str, size: str, warm_up: int = WARM_UP, timed: int = TIMED, **options: Any) -> Job:
+def job(
+    system: str,
+    case: str,
+    size: str,
+    warm_up: int = WARM_UP,
+    timed: int = TIMED,
+    *,
+    watch: bool = False,
+    **options: Any,
+) -> Job:
     """Return the job of one row; ValueError for a system or case that does not exist."""
     parse_system(system)
-    settings = {"warm_up": warm_up, "timed": timed}
+    settings = {"warm_up": warm_up, "timed": timed, "watch": watch}
     return Job("throughput", system, size, str(Case.parse(case)), settings, **options)
 
 
@@ -64,12 +73,21 @@ def main() -> None:
     parser.add_argument("--cases", default="ultrafeedback:8", help="WORKLOAD[:BATCH[xACCUMULATION]], by commas")
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     jobs.add_step_options(parser, WARM_UP, TIMED)
+    jobs.add_watch(parser)
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
     try:
         planned = [
-            job(system, case, options.size, options.warm_up, options.timed, limit_seconds=options.limit_seconds)
+            job(
+                system,
+                case,
+                options.size,
+                options.warm_up,
+                options.timed,
+                watch=options.watch,
+                limit_seconds=options.limit_seconds,
+            )
             for case in options.cases.split(",")
             for system in options.systems.split(",")
         ]

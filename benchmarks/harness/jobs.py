@@ -92,6 +92,13 @@ def add_step_options(parser: argparse.ArgumentParser, warm_up: int, timed: int) 
     parser.add_argument("--timed", type=one_or_more, default=timed, help="steps that are timed")
 
 
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the option of benchmarks whose steps `timed_training` can watch."""
+    parser.add_argument(
+        "--watch", action="store_true", help="note each step's rows, host time, memory, allocator retries and clocks"
+    )
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every benchmark that runs jobs."""
     parser.add_argument("--out", type=Path, help="file of results; an existing one is continued")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from benchmarks.harness.jobs import Job, add_step_options
+from benchmarks.harness.jobs import Job, add_step_options, add_watch
 from benchmarks.harness.results import Row
 from benchmarks.harness.shapes import SHAPES, STACKS, shaped_model
 from benchmarks.harness.systems import parse_system
@@ -76,7 +76,7 @@ def shaped_job(
     parse_system(system), Case.parse(pairs)
     settings = {
         "warm_up": options.warm_up, "timed": options.timed, "layers": options.layers, "tiny": options.tiny,
-        "pairs": pairs, "stacks": stacks, "look": options.look,
+        "pairs": pairs, "stacks": stacks, "look": options.look, "watch": options.watch,
     }  # fmt: skip
     return Job(kind, system, shape, case, settings, options.limit_seconds, options.expected_seconds)
 
@@ -84,6 +84,7 @@ def shaped_job(
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that train shapes."""
     add_step_options(parser, 3, 8)
+    add_watch(parser)
     parser.add_argument("--layers", type=int, help="instead of the shape's own")
     parser.add_argument("--tiny", action="store_true", help="small sizes and short pairs, which a CPU trains, too")
     parser.add_argument("--look", action="store_true", help="profile one more row after the steps: kernels by time")

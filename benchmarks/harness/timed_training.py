@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from benchmarks.harness.clock import Clock, now, peak_gib
 from benchmarks.harness.loading import Loaded, device_of, trainer_for
 from benchmarks.harness.results import Row
+from benchmarks.harness.step_watch import StepWatch
 from benchmarks.harness.systems import System
 from benchmarks.harness.workloads import Case, Lengths, draw_lengths, texts
 
@@ -64,6 +65,7 @@ def timed_training(
     steps = request["warm_up"] + request["timed"]
     lengths = draw_lengths(case.workload, case.pairs_a_step * steps)
     clock = Clock(steps, progress)
+    watch = StepWatch(progress) if request.get("watch") else None
     progress.phase("loading the model")
     begun = time.perf_counter()
     device = device_of(system)
@@ -81,12 +83,14 @@ def timed_training(
         device,
         request["scratch"],
         texts(lengths, vocabulary),
-        callbacks=[clock, *callbacks],
+        callbacks=[clock, *([watch] if watch else []), *callbacks],
         per_device_train_batch_size=case.batch,
         gradient_accumulation_steps=case.accumulation,
         max_steps=steps,
         **settings,
     )
+    if watch is not None:
+        watch.attach(trainer)
     trainer.train()
     timed = lengths[case.pairs_a_step * request["warm_up"] :]
     seconds = sum(clock.seconds[request["warm_up"] :])
@@ -105,6 +109,7 @@ def timed_training(
         "rows": _rows(trainer) if hasattr(trainer, "execution") else {},
         "recorded_lengths": _recorded_lengths(trainer),
         **peak_gib(),
+        **({"steps": watch.steps} if watch else {}),
     }
     return TimedTraining(trainer, timed, seconds, row)
 

@@ -43,6 +43,7 @@ def options(**more: Any) -> argparse.Namespace:
         "limit_seconds": 60.0,
         "expected_seconds": 1.0,
         "look": False,
+        "watch": True,
     }
     return argparse.Namespace(**{**steps, "cuda_graphs": "auto", "shape": "qwen3-30b-a3b", **more})
 

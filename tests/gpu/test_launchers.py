@@ -123,10 +123,6 @@ MACHINES = "static rendezvous"
 """Two launchers, each with a GPU of its own, as on two machines."""
 
 
-SPLIT = "split"
-"""A model that device_map="auto" put on both GPUs."""
-
-
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -166,17 +162,19 @@ def found(folder: Path, way: str, name: str) -> dict[str, Any]:
     return {**json.loads((folder / f"{name}.json").read_text()), "said": said}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
-    folder = tmp_path_factory.mktemp("launchers")
+def prepared(folder: Path) -> Path:
+    """Write a model, pairs, the script and accelerate's file into a folder."""
     write_tiny_run(folder, "", pairs=43)
     (folder / "script.py").write_text(SCRIPT)
     (folder / "fsdp2.yaml").write_text(FSDP2)
-    with ThreadPoolExecutor(len(WAYS) + 2) as pool:
-        split = pool.submit(started, folder, ["script.py", "split", "split", "0"], SEEN, 1)
-        yield {way: pool.submit(found, folder, way, way.replace(" ", "-")) for way in [*WAYS, MACHINES]} | {
-            SPLIT: split
-        }
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Any]]]:
+    folder = prepared(tmp_path_factory.mktemp("launchers"))
+    with ThreadPoolExecutor(len(WAYS) + 1) as pool:
+        yield {way: pool.submit(found, folder, way, way.replace(" ", "-")) for way in [*WAYS, MACHINES]}
         for child in psutil.Process().children(recursive=True):
             child.kill()
 
@@ -197,8 +195,13 @@ def test_one_process_alone_uses_one_gpu_and_says_so(runs: dict[str, Future[Any]]
     assert "one of the 2 GPUs" in run["said"] and "torchrun --nproc-per-node 2 script.py" in run["said"]
 
 
-def test_a_split_model_is_refused(runs: dict[str, Future[Any]]) -> None:
-    assert "lie on 2 devices (0, 1)" in runs[SPLIT].result()
+def test_a_split_model_is_refused(tmp_path: Path) -> None:
+    """device_map="auto" puts it on both GPUs; the refusal is the last line, before any step."""
+    said = started(prepared(tmp_path), ["script.py", "split", "split", "0"], SEEN, status=1)
+    print(said[-800:])
+    last = said.strip().splitlines()[-1]
+    assert "RequestError" in last and "lie on 2 devices (0, 1)" in last
+    assert "torchrun --nproc-per-node 2" in last and not (tmp_path / "split.json").exists()
 
 
 def test_a_file_of_accelerate_divides_the_model_in_the_step(runs: dict[str, Future[Any]]) -> None:
