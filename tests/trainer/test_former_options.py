@@ -106,14 +106,6 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(tmp_path: Path, opti
     assert said in refusal(tmp_path, **options)
 
 
-def test_the_best_weights_of_several_sets_need_the_name_of_one(tmp_path: Path) -> None:
-    steps = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
-    sets = {"first": chat_pairs(2), "second": chat_pairs(2)}
-    assert "metric_for_best_model='eval_first_loss'" in refusal(
-        tmp_path, eval_dataset=sets, load_best_model_at_end=True, **steps
-    )
-
-
 def test_a_stream_of_which_no_pair_is_left_is_no_run(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     trainer = DPOTrainer(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tiny import tiny_tokenizer
+from torch import nn
 from transformers import TrainerCallback
 
 from trainer.preference_runs import arguments, chat_pairs, losses, model_for
@@ -53,6 +54,18 @@ def _new_model(ours: DPOTrainer) -> None:
     ours.model = ours.model_wrapped = model_for(tiny_tokenizer())
 
 
+def _attention_dropout(ours: DPOTrainer) -> None:
+    for module in ours.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+
+
+def _adapter_dropout(ours: DPOTrainer) -> None:
+    for module in ours.model.modules():
+        if hasattr(module, "lora_dropout"):
+            module.lora_dropout["default"] = nn.Dropout(0.1)
+
+
 def _trl_collator(ours: DPOTrainer) -> None:
     former = ours.data_collator
     ours.data_collator = lambda rows: former(rows)
@@ -66,6 +79,8 @@ def _trl_collator(ours: DPOTrainer) -> None:
         (_trl_collator, "trainer.data_collator was set.*give it to DPOTrainer"),
         (lambda ours: setattr(ours, "ref_model", model_for(tiny_tokenizer())), "trainer.ref_model was set"),
         (_new_model, "trainer.model was replaced"),
+        (_attention_dropout, "dropout was switched on after.*disable_dropout=False"),
+        (_adapter_dropout, "dropout was switched on after.*disable_dropout=False"),
         (lambda ours: setattr(ours, "model_init", lambda: model_for(tiny_tokenizer())), "trainer.model was replaced"),
         (lambda ours: setattr(ours, "ld_alpha", 0.5), "trainer.ld_alpha was changed.*in DPOConfig"),
         (lambda ours: setattr(ours, "beta", -1.0), "beta -1.0 must be 0 or more"),

@@ -42,6 +42,14 @@ NAN, INFINITE = float("nan"), float("inf")
         ("lr_scheduler_kwargs", {"power": 2}, "'linear' does not take"),
         ("lr_scheduler_type", "warmup_stable_decay", "num_decay_steps"),
         ("accelerator_config", {"split": True}, "DPOConfig: "),
+        ("train_sampling_strategy", "group_by_lenght", "choose one of random, sequential, group_by_length"),
+        ("include_num_input_tokens_seen", "padding", "choose one of no, all, non_padding"),
+        ("include_for_metrics", ["inputs", "losses"], "'losses' is not known: choose one of inputs, loss"),
+        ("log_level", "warn", "choose one of passive, detail, debug, info, warning"),
+        ("torch_compile_mode", "max", "choose one of None, default, reduce-overhead"),
+        ("torch_compile_backend", "foo", "choose one of None, no, eager"),
+        ("dataloader_multiprocessing_context", "thread", "choose one of None, fork, spawn"),
+        ("optim_args", "rank", "must be written name=value"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_name(tmp_path: Path, option: str, value: Any, said: str) -> None:
@@ -82,6 +90,9 @@ def test_every_bound_is_that_of_an_option() -> None:
         ({"ld_alpha": 0.5, "loss_type": "simpo"}, "ld_alpha=0.5 changes nothing"),
         ({"optim": "adamw_torch", "optim_args": "momentum=0.9"}, "optim_args=momentum=0.9 changes nothing"),
         ({"optim_target_modules": ["q_proj"]}, "only GaLore and APOLLO read it"),
+        ({"loss_type": ["ipo", "sft", "ipo"], "loss_weights": [1, 1, 0.5]}, "names ipo 2 times: it counts 1.5 times"),
+        ({"fsdp_config": {"version": 2}}, "fsdp is not set"),
+        ({"fsdp": True, "fsdp_config": {"fsdp_offload_params": True}}, "has offload_params, which transformers does"),
     ],
 )
 def test_what_an_odd_value_does_is_said(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from tiny import tiny_tokenizer
+from transformers import TrainerCallback
 
 from trainer.preference_runs import arguments, chat_pairs, model_for
 from trainer.side_by_side import lora
@@ -38,6 +39,40 @@ def test_every_metric_is_under_the_name_of_its_set(tmp_path: Path) -> None:
         for metric in measured:
             assert several[f"eval_{name}_{metric}"] == pytest.approx(alone[f"eval_{metric}"])
     assert not any(metric.startswith(("eval_rewards", "eval_logps")) for metric in several)
+
+
+@pytest.mark.parametrize(
+    ("metric", "named_sets", "said"),
+    [
+        ("accuracy", False, "choose one of loss, rewards/chosen, "),
+        ("eval_loss", True, "choose one of a_loss, a_rewards/chosen, "),
+        ("rewards/margins", False, None),
+        ("eval_a_num_tokens", True, None),
+    ],
+)
+def test_a_metric_that_is_not_measured_is_refused_before_training(
+    tmp_path: Path, metric: str, named_sets: bool, said: str | None
+) -> None:
+    held_out = {"a": chat_pairs(2)} if named_sets else chat_pairs(2)
+    run = trainer(tmp_path, heldout=held_out, metric_for_best_model=metric, eval_strategy="steps", eval_steps=1)
+    if said is None:
+        run.train()
+        assert run.state.best_metric is not None
+        return
+    with pytest.raises(RequestError, match=said):
+        run.train()
+    assert not run.state.log_history
+
+
+def test_metrics_of_the_users_own_are_left_to_them(tmp_path: Path) -> None:
+    class Adds(TrainerCallback):
+        def on_evaluate(self, *_: Any, metrics: dict[str, float], **__: Any) -> None:
+            metrics["eval_own"] = 1.0
+
+    run = trainer(tmp_path, heldout=chat_pairs(2), metric_for_best_model="own", eval_strategy="steps", eval_steps=1)
+    run.add_callback(Adds())
+    run.train()
+    assert run.state.best_metric == 1.0
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def _attend(
     refused = {"a position bias": position_bias, "an attention mask": attention_mask}
     named = [name for name, value in refused.items() if value is not None] + (["dropout"] if dropout else [])
     if named:
-        raise NotImplementedError(f"shared-prefix attention does not support {', '.join(named)}")
+        remedy = "; set attention_dropout before the trainer is constructed" if dropout else ""
+        raise NotImplementedError(f"shared-prefix attention does not support {', '.join(named)}{remedy}")
     if _recorder is not None:
         _recorder.append(AttentionCall(sliding_window))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -23,6 +23,9 @@ PAIR_MEANS = (
     "logps/rejected",
 )
 
+METRICS = (*PAIR_MEANS, "entropy", "logits/chosen", "logits/rejected", "mean_token_accuracy")
+"""What every evaluation and every logging interval has."""
+
 PAIR_SUMS = len(PAIR_MEANS) + 7
 """Sums that `PairMetrics.add` adds up: these, four over tokens, two numbers of tokens, and the number of pairs."""
 

@@ -15,7 +15,7 @@ from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 
 from wishbone.config.former_options import FORMER_LOSSES, FORMER_OPTIMIZERS, successor
 from wishbone.errors import RequestError, one_line
-from wishbone.trainer.option_values import losses_refused, numbers_refused, schedule_refused
+from wishbone.trainer.option_values import losses_refused, numbers_refused, schedule_refused, words_refused
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +28,6 @@ ACTIVATIONS = ("auto", "keep", "recompute", "offload")
 CUDA_GRAPHS = ("auto", "on", "off")
 LOST_TEXT = ("refuse", "drop", "allow")
 GUARDS = ("off", "report", "slow", "stop")
-CHOICES = {
-    "activations": ACTIVATIONS,
-    "cuda_graphs": CUDA_GRAPHS,
-    "lost_text": LOST_TEXT,
-    "guard": GUARDS,
-    "truncation_mode": ("keep_start", "keep_end"),
-}
-"""The words that an option takes."""
-
 
 ALL_STEPS = 1 - 2**-30
 """All steps as a share that transformers reads as one: it rounds the number of steps up, and takes 1.0 for one step."""
@@ -187,13 +178,9 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     def _refuse_unreadable(self) -> None:
         """Refuse what would end in an error of Python's or be ignored: no numbers, no losses, unknown words."""
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
-        problems = numbers_refused(self) + losses_refused(self.loss_type, self.loss_weights)
-        problems += [
-            f"{name} {getattr(self, name)!r} is not known: choose one of {', '.join(known)}"
-            for name, known in CHOICES.items()
-            if getattr(self, name) not in known
-        ]
-        if problems:
+        if problems := (
+            numbers_refused(self) + words_refused(self) + losses_refused(self.loss_type, self.loss_weights)
+        ):
             raise RequestError(problems)
 
     @classmethod

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+
+from transformers import TrainingArguments
 
 from wishbone.config.cautions import READ_BY
 from wishbone.preference.losses import REFERENCE_FREE, are_reference_free
@@ -83,6 +87,10 @@ def _without_learning(config: DPOConfig) -> list[str]:
     weights = config.loss_weights or [1.0] * len(config.loss_type)
     if unlearned := [name for name, weight in zip(config.loss_type, weights, strict=True) if not weight]:
         found.append(f"The weight of {', '.join(unlearned)} in loss_weights is 0, so it is not learned.")
+    for name, times in Counter(config.loss_type).items():
+        if times > 1:
+            total = sum(weight for one, weight in zip(config.loss_type, weights, strict=True) if one == name)
+            found.append(f"loss_type names {name} {times} times: it counts {total:g} times, as in TRL.")
     if config.sync_ref_model and not config.ref_model_mixup_alpha:
         found.append("sync_ref_model with ref_model_mixup_alpha=0 leaves the reference as it was.")
     if reversed_ := [name for name, weight in zip(config.loss_type, weights, strict=True) if weight < 0]:
@@ -98,6 +106,10 @@ def _never(config: DPOConfig) -> list[str]:
         for kind, so in steps.items()
         if getattr(config, f"{kind}_strategy") == "steps" and getattr(config, f"{kind}_steps") <= 0
     ]
+    if config.fsdp:
+        reader = inspect.getsource(TrainingArguments)
+        if unread := [key for key in config.fsdp_config if f'"{key}"' not in reader]:
+            found.append(f"fsdp_config has {', '.join(unread)}, which transformers does not read: it changes nothing.")
     if config.save_total_limit is not None and config.save_total_limit < 1:
         found.append(f"save_total_limit={config.save_total_limit} is no limit: all checkpoints are kept.")
     if config.load_best_model_at_end and config.eval_strategy == "no":
@@ -115,6 +127,7 @@ def _unread(config: DPOConfig, defaults: Mapping[str, Any]) -> dict[str, str]:
         "ref_model_mixup_alpha": (not config.sync_ref_model, "sync_ref_model is not set"),
         "ref_model_sync_steps": (not config.sync_ref_model, "sync_ref_model is not set"),
         "precompute_ref_batch_size": (not config.precompute_ref_log_probs, "precompute_ref_log_probs is not set"),
+        "fsdp_config": (not config.fsdp, "fsdp is not set"),
         "guard_steps": (config.guard == "off", "guard is off"),
         "warmup_ratio": (
             config.warmup_steps not in (config.warmup_ratio, ALL_STEPS),

@@ -45,6 +45,13 @@ REPLACED = {
 """What the step was built with or does not call, and how to ask for another."""
 
 
+DROPOUT = (
+    "dropout was switched on after the trainer was constructed, and both sequences of a pair would share the random "
+    "numbers of their prompt. Switch it on in the model or adapter before, with disable_dropout=False in DPOConfig, "
+    "and the run takes TRL's own path"
+)
+
+
 class LaterChanges:
     """Compares a trainer with what its step was built from.
 
@@ -56,6 +63,7 @@ class LaterChanges:
         self._settings = _settings(trainer)
         self._parts = {name: _part(trainer, name) for name in REPLACED}
         self._model = trainer.model
+        self._dropouts = [module for module in trainer.model.modules() if isinstance(module, nn.Dropout)]
 
     def follow(self, trainer: TRLDPOTrainer, step: PreferenceStep, metrics: Iterable[PairMetrics]) -> None:
         """Let the step minimize what the trainer says now.
@@ -78,6 +86,8 @@ class LaterChanges:
                 "trainer.model was replaced after the trainer was constructed, and its step would train the former "
                 "one: construct the trainer with the model that is to be trained"
             )
+        if any(dropout.p for dropout in self._dropouts):
+            problems.append(DROPOUT)
         if problems:
             raise RequestError(problems)
         self._model = trainer.model

@@ -1,7 +1,8 @@
-"""Numbers among the options: refused where TRL or transformers would fail on them later, or go on without a word.
+"""Numbers and words among the options: refused where TRL or transformers would fail on them later, or say nothing.
 
 Text, None where a number is needed, NaN, infinity, fractions of a step: each ends elsewhere in a `TypeError` that names
-no option, or in a run that never logs. What has no meaning is refused with the remedy, all at once.
+no option, or in a run that never logs. A misspelled word is often taken for the default. What has no meaning is
+refused with the remedy, all at once.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from accelerate.utils import DynamoBackend
 from transformers import SchedulerType, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import IntervalStrategy
@@ -49,6 +52,14 @@ BOUNDED: dict[str, tuple[Callable[[float], bool], str]] = {
 """Which values an option may have, and that in words, after "must be"."""
 UNBOUNDED = frozenset({"max_grad_norm", "save_minutes"})
 """Options that may be infinite: a norm that is measured and not clipped, never by the clock."""
+WORDS_WITHOUT_CHOICES: dict[str, tuple[object, ...]] = {
+    "include_for_metrics": ("inputs", "loss"),
+    "include_num_input_tokens_seen": ("no", "all", "non_padding", True, False),
+    "torch_compile_backend": (None, *(backend.value.lower() for backend in DynamoBackend)),
+    "torch_compile_mode": (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "truncation_mode": ("keep_start", "keep_end"),
+}
+"""Words that options take of which transformers and TRL declare no choices, as their documentation has them."""
 READ_WITH_STEPS = {"logging_steps": "logging_strategy", "save_steps": "save_strategy"}
 """Numbers that are read with the strategy 'steps' alone, and may be None with another."""
 GIVEN_BY_TRAINER = frozenset({"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"})
@@ -64,6 +75,25 @@ def numbers_refused(config: TrainingArguments) -> list[str]:
             setattr(config, name, value)
         if problem := _number_problem(config, name, value, kinds):
             problems.append(f"{name} {value!r} {problem}")
+    return problems
+
+
+def words_refused(config: TrainingArguments) -> list[str]:
+    """Return a sentence for each option, or each entry of a list, that is none of the words it takes."""
+    declared = {
+        option.name: (option.default, *option.metadata["choices"])
+        for option in fields(config)
+        if option.metadata.get("choices")
+    }
+    problems = []
+    for name, words in (declared | WORDS_WITHOUT_CHOICES).items():
+        value = getattr(config, name)
+        if unknown := [word for word in (value if isinstance(value, list) else [value]) if word not in words]:
+            known = ", ".join(dict.fromkeys(str(word) for word in words))
+            problems.append(f"{name} {unknown[0]!r} is not known: choose one of {known}")
+    given = config.optim_args
+    if isinstance(given, str) and not all(part.count("=") == 1 for part in given.split(",")):
+        problems.append(f"optim_args {given!r} must be written name=value, several with commas between them")
     return problems
 
 

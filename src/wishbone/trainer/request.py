@@ -103,7 +103,6 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
         raise RequestError(problems)
     problems = [
         *_unknown_trackers(config),
-        *_best_of_no_set(config, options),
         *_without_pairs(options),
         *_no_directory(config),
     ]
@@ -182,19 +181,6 @@ def _unknown_trackers(config: DPOConfig) -> list[str]:
         f"report_to names {name!r}, which is no tracker; choose of {known}, or leave it out"
         for name in names
         if name not in INTEGRATION_TO_CALLBACK
-    ]
-
-
-def _best_of_no_set(config: DPOConfig, options: dict[str, Any]) -> list[str]:
-    """Return a sentence if the best weights are to be chosen by a metric that several evaluation sets do not have."""
-    sets = options.get("eval_dataset")
-    if not isinstance(sets, Mapping) or not sets or not config.load_best_model_at_end:
-        return []
-    if str(config.metric_for_best_model).removeprefix("eval_") != "loss":
-        return []
-    return [
-        f"metric_for_best_model is {config.metric_for_best_model!r}, and each set of eval_dataset has a loss of its "
-        f"own: choose one, such as metric_for_best_model='eval_{next(iter(sets))}_loss'"
     ]
 
 

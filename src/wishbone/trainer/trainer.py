@@ -44,11 +44,12 @@ from wishbone.trainer.auxiliary_loss import auxiliary_loss_of, trl_computes_it
 from wishbone.trainer.collator import load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import refuse_tokens_without_embedding, refuse_tokens_without_position
+from wishbone.trainer.evaluation_sets import refuse_unknown_best
 from wishbone.trainer.finite_losses import FiniteLosses
 from wishbone.trainer.finite_training import FiniteTrainer
 from wishbone.trainer.guarding import GuardContext, guard_of
 from wishbone.trainer.head_adapter import head_hidden
-from wishbone.trainer.later_changes import LaterChanges
+from wishbone.trainer.later_changes import DROPOUT, LaterChanges
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.one_gpu import refuse_split
 from wishbone.trainer.profiling import ProfiledTrainer
@@ -62,7 +63,7 @@ from wishbone.trainer.shared_steps import OWN_BATCHES, WAITING, read_every_batch
 from wishbone.trainer.start import refuse_untrainable, settle_adapter
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.tokenizing import TokenizingTrainer
-from wishbone.trainer.trl_path import noise_reason, refuse_on_trl_path, trl_path_reason
+from wishbone.trainer.trl_path import drops_out, noise_reason, refuse_on_trl_path, trl_path_reason
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +198,7 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         if not is_sharded(self.model):
             train_in_float32(self.model)
             send_float8_as_bytes(self.model)
+        refuse_unknown_best(self)
         pairs = self.train_dataset if self._shares_steps else None
         compare_processes(self.args, pairs, self.accelerator.num_processes)
         if self.preference_step is None:
@@ -247,6 +249,8 @@ class DPOTrainer(TokenizingTrainer, ShardedTrainer, ScoringTrainer, FiniteTraine
         self._follow_changes()
         if not self._profiled:
             self._profiled = True
+            if drops_out(self.model) or noise_reason(self.model):
+                raise RequestError(DROPOUT)
             self._profile_rows(self.preference_step)
         self._check_start(inputs)
         groups, self._pending = self._pending, []

@@ -44,7 +44,6 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         RequestError: a completion holds an image, and the caller's collator does not take care of it.
     """
     model, args = trainer.model, trainer.args
-    dropout = {m.p for m in model.modules() if isinstance(m, nn.Dropout)} - {0.0}
     attention_dropout = getattr(model.config.get_text_config(), "attention_dropout", 0.0)
     prompt_learning = isinstance(model, PeftModel) and any(c.is_prompt_learning for c in model.peft_config.values())
     overridden = [name for name in BYPASSED if getattr(type(trainer), name) is not getattr(own, name)]
@@ -52,7 +51,7 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
         f"{type(trainer).__name__} overrides {', '.join(overridden)}": bool(overridden),
         "a data collator was given": collator_given,
         "compute_metrics reads logits": trainer.compute_metrics is not None,
-        "dropout is on (disable_dropout=False)": bool(dropout),
+        "dropout is on (disable_dropout=False)": drops_out(model),
         "attention dropout is on in the model's configuration": bool(attention_dropout),
         "prompt-learning adapters put virtual tokens before the prompt": prompt_learning,
         "the adapter needs its own forward pass": _adapter_has_own_forward(model) and not prompt_learning,
@@ -68,6 +67,11 @@ def trl_path_reason(trainer: TRLDPOTrainer, own: type[TRLDPOTrainer], *, collato
     if sharded := why_not_sharded_in_step(trainer):
         found.append(sharded)
     return " and ".join(found) or None
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Return whether a model has a dropout module that is on; that of a new adapter changes no result yet."""
+    return any(module.p for module in model.modules() if isinstance(module, nn.Dropout))
 
 
 def noise_reason(model: nn.Module) -> str | None:
