@@ -18,7 +18,7 @@ from wishbone.data.batch import PreferenceBatch
 from wishbone.engine.oom_retry import backward_that_fits
 from wishbone.fused.parts import text_layers
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import fp8_obstacle
+from wishbone.model.fp8 import FP8_ARITHMETIC
 from wishbone.policy.cuda_graphs import CudaGraphs
 from wishbone.policy.lockstep import LockstepReference
 from wishbone.policy.policy import BackboneOutput
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("family", ["qwen3", "mistral", "gemma2", "gemma3_text"])
 def test_replays_are_the_passes_bit_by_bit(family: str, fp8: bool) -> None:
-    if fp8 and fp8_obstacle(torch.device("cuda")):
+    if fp8 and FP8_ARITHMETIC.obstacle(torch.device("cuda")):
         pytest.skip("needs FP8")
     step = step_of(adapted(family, fp8=fp8))
     rows = [pairs_of(length, seed) for seed, length in enumerate((384, 640, 256, 640, 384), start=1)]

@@ -17,7 +17,7 @@ from wishbone.fused import norm as fused_norm
 from wishbone.fused.layers import FusedLayers
 from wishbone.fused.norm import FusedNorms
 from wishbone.model.adapter import add_adapter
-from wishbone.model.fp8 import fp8_obstacle
+from wishbone.model.fp8 import FP8_ARITHMETIC
 from wishbone.ops.fp8_quantize import rms_norm_quantize
 
 pytestmark = [
@@ -87,7 +87,7 @@ def test_norms_that_quantize_for_fp8_layers_change_no_bit(
     family: str, one_buffer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention is that of `SDPBackend.MATH`, whose backward pass gives the same bits each time."""
-    if obstacle := fp8_obstacle(torch.device("cuda")):
+    if obstacle := FP8_ARITHMETIC.obstacle(torch.device("cuda")):
         pytest.skip(obstacle)
     model = tiny_model(family, hidden_size=1024, intermediate_size=2048, dtype=torch.bfloat16).cuda()
     model = add_adapter(loaded_in_fp8(model), rank=8, seed=0)

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
-from wishbone.model import fp8
+from wishbone.model import eight_bit
 from wishbone.model.adapter import add_adapter
 from wishbone.model.eight_bit_linear import FP8Linear
-from wishbone.model.fp8 import fp8_obstacle
+from wishbone.model.fp8 import FP8_ARITHMETIC
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import is_quantized
@@ -310,12 +310,13 @@ def test_what_cannot_be_in_fp8_is_refused(tmp_path: Path, saved: Path, monkeypat
     with pytest.raises(RequestError, match="read weights of other layers"):
         loaded(save(tmp_path / "mamba", "mamba"), load_in_fp8=True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert "compute capability 8.0, and FP8 arithmetic begins with 8.9" in str(fp8_obstacle(torch.device("cuda")))
+    cuda = torch.device("cuda")
+    assert "compute capability 8.0, and FP8 arithmetic begins with 8.9" in str(FP8_ARITHMETIC.obstacle(cuda))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    monkeypatch.setattr(fp8, "find_spec", lambda _: None)
-    assert "install it with `pip install triton`" in str(fp8_obstacle(torch.device("cuda")))
-    assert fp8_obstacle(torch.device("cpu")) is None
-    assert "no FP8 arithmetic for 'mps' devices" in str(fp8_obstacle(torch.device("mps")))
+    monkeypatch.setattr(eight_bit, "find_spec", lambda _: None)
+    assert "install it with `pip install triton`" in str(FP8_ARITHMETIC.obstacle(torch.device("cuda")))
+    assert FP8_ARITHMETIC.obstacle(torch.device("cpu")) is None
+    assert "no FP8 arithmetic for 'mps' devices" in str(FP8_ARITHMETIC.obstacle(torch.device("mps")))
 
 
 def test_casts_leave_codes_and_scales_alone(saved: Path):

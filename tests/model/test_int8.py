@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel
 from wishbone.errors import RequestError
-from wishbone.model import int8
+from wishbone.model import eight_bit
 from wishbone.model.adapter import add_adapter
 from wishbone.model.eight_bit_linear import Int8Linear
-from wishbone.model.int8 import int8_obstacle
+from wishbone.model.int8 import INT8_ARITHMETIC
 from wishbone.model.load import load_model
 from wishbone.model.merge import merge_adapter
 from wishbone.model.quantization import dequantized, is_quantized
@@ -102,12 +102,13 @@ def test_what_cannot_be_in_int8_is_refused(tmp_path: Path, saved: Path, monkeypa
     with pytest.raises(ValueError, match="not serializable"):
         loaded(saved).save_pretrained(tmp_path / "again")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
-    assert "capability 7.0, and int8 tensor cores begin with 7.5 (Turing)" in str(int8_obstacle(torch.device("cuda")))
+    cuda = torch.device("cuda")
+    assert "capability 7.0, and int8 tensor cores begin with 7.5 (Turing)" in str(INT8_ARITHMETIC.obstacle(cuda))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    monkeypatch.setattr(int8, "find_spec", lambda _: None)
-    assert "install it with `pip install triton`" in str(int8_obstacle(torch.device("cuda")))
-    assert int8_obstacle(torch.device("cpu")) is None
-    assert "no int8 products for 'mps' devices" in str(int8_obstacle(torch.device("mps")))
+    monkeypatch.setattr(eight_bit, "find_spec", lambda _: None)
+    assert "install it with `pip install triton`" in str(INT8_ARITHMETIC.obstacle(torch.device("cuda")))
+    assert INT8_ARITHMETIC.obstacle(torch.device("cpu")) is None
+    assert "no int8 products for 'mps' devices" in str(INT8_ARITHMETIC.obstacle(torch.device("mps")))
 
 
 def test_a_packed_row_is_recognized_and_layers_take_adapters(saved: Path) -> None:

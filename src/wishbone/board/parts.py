@@ -140,12 +140,8 @@ def _line(record: RunRecord, metric: str) -> Line:
     return Line(record.metrics.get(metric, []), record.metrics.get(HELDOUT_PREFIX + metric, []))
 
 
-def shell(script: str, style: str) -> Markup:
-    """Return the page itself, whose parts the script puts in.
-
-    Args:
-        script, style: their addresses.
-    """
+def shell() -> Markup:
+    """Return the page itself, whose parts the script puts in."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -154,8 +150,8 @@ def shell(script: str, style: str) -> Markup:
         element("meta", name_="referrer", content="no-referrer"),
         element("title", "Wishbone board"),
         Markup('<link rel="icon" href="data:,">'),
-        Markup(f'<link rel="stylesheet" href="{style}">'),
-        Markup(f'<script src="{script}" defer></script>'),
+        Markup('<link rel="stylesheet" href="board.css">'),
+        Markup('<script src="board.js" defer></script>'),
     )
     body = element(
         "body",

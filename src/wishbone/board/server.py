@@ -202,7 +202,7 @@ def lasting_token(path: Path) -> str:
 @cache
 def _content(name: str) -> bytes:
     if name == "page":
-        return shell("board.js", "board.css").encode("utf-8")
+        return shell().encode("utf-8")
     if name == "board.css":
         return STYLE.read_bytes() + (HERE / name).read_bytes()
     return (HERE / name).read_bytes()

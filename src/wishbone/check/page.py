@@ -18,7 +18,7 @@ from wishbone.check.examine import Examination
 from wishbone.check.kinds import KINDS, Finding
 from wishbone.check.lengths import Spread
 from wishbone.check.sample import Token, View
-from wishbone.report.html import STYLE
+from wishbone.report.html import STYLE, document
 from wishbone.report.markup import Markup, element, join
 from wishbone.version import __version__
 
@@ -43,15 +43,6 @@ def page(found: Examination, shown: Sequence[View], title: str, model: str | Non
         "form-action 'none'"
     )
     style = STYLE.read_text(encoding="utf-8") + _OWN_STYLE.read_text(encoding="utf-8")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", f"{title} - Wishbone"),
-        element("style", Markup(style)),
-    )
     main = element(
         "main",
         _heading(found, title, model),
@@ -61,7 +52,7 @@ def page(found: Examination, shown: Sequence[View], title: str, model: str | Non
         element("footer", f"Written by Wishbone {__version__}."),
     )
     body = element("body", main, _embedded(found, shown), element("script", Markup(script)))
-    return join(Markup("<!doctype html>\n"), element("html", head, body, lang="en"), "\n")
+    return document(title, style, policy, body)
 
 
 def _heading(found: Examination, title: str, model: str | None) -> Markup:

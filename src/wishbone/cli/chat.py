@@ -7,13 +7,12 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wishbone.cli.console import plain, refuse, say, screen
-from wishbone.cli.finished import opened_run
+from wishbone.cli.finished import RunDirectory, TrustRemoteCode, opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.errors import RequestError
@@ -35,7 +34,7 @@ ENDS = ("/quit", "/exit")
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    run: RunDirectory,
     system: Annotated[
         str | None,
         typer.Option(
@@ -48,9 +47,7 @@ def chat(
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draws of each answer.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as one line of JSON.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to what a run learned. From a pipe each line is a question of its own."""
     settle_libraries()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wishbone.cli.answers import print_answer
 from wishbone.cli.console import say, screen
-from wishbone.cli.finished import opened_run
+from wishbone.cli.finished import RunDirectory, TrustRemoteCode, opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.schema import RunConfig
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    run: RunDirectory,
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", metavar="TEXT", help="A prompt to answer; may be repeated.", show_default=False),
@@ -33,18 +32,14 @@ def compare(
     ] = 3,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer, in tokens.")] = 80,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Compare the model's answers before and after the run, side by side, and keep them in its report."""
     settle_libraries()
     with requested():
         finished = opened_run(run, trust_remote_code=trust_remote_code)
-        config = finished.config
-        as_text = config.data.template == "none"
-        if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
-            config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
+        config = finished.settings
+        as_text = finished.config.data.template == "none"
         with screen(error=True).status("loading torch"):
             from wishbone.report.answers import answer_before_and_after, to_json, write_answers
             from wishbone.result.finished_run import refuse_moved

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from wishbone.cli.console import plain, say, screen
-from wishbone.cli.finished import opened_run
+from wishbone.cli.finished import TrustRemoteCode, opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.config.document import show
@@ -37,9 +37,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Measure the first so many pairs only.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a run's model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure runs on pairs: how often the better completion has the higher reward, and by how much."""
     settle_libraries()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wishbone.cli.console import plain, say, screen
-from wishbone.cli.finished import opened_run
+from wishbone.cli.finished import RunDirectory, TrustRemoteCode, opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 from wishbone.errors import RequestError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    run: RunDirectory,
     merged: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write the model with the adapter merged, 16 bits.", show_default=False),
@@ -41,9 +41,7 @@ def export(
     ] = "q8_0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write what a run learned in the formats of other programs, and check what was written."""
     settle_libraries()

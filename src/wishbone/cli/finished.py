@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from wishbone.cli.console import say
 
 if TYPE_CHECKING:
     from wishbone.result.finished_run import FinishedRun
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with a run's model.")
+]
 
 
 def opened_run(path: Path, *, trust_remote_code: bool) -> FinishedRun:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from wishbone.cli.console import binary_size, plain, say, screen
-from wishbone.cli.finished import opened_run
+from wishbone.cli.finished import RunDirectory, TrustRemoteCode, opened_run
 from wishbone.cli.libraries import settle_libraries
 from wishbone.cli.request import requested
 
 
 def push(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.", show_default=False)],
+    run: RunDirectory,
     repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub.", show_default=False)],
     merged: Annotated[bool, typer.Option("--merged", help="The whole model, with the adapter merged.")] = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
@@ -29,9 +28,7 @@ def push(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print card and files, publish nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print address, files and card as JSON.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the run's model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Publish what a run learned on the hub, with a model card that is written from the run."""
     settle_libraries()

@@ -33,9 +33,9 @@ class Measurement:
     """
 
     values: dict[str, float]
-    seconds: float
     tokens: int | None = None
     said: tuple[tuple[str, str], ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Measuring:
 
         def score() -> Measurement:
             values = self.sample.observed(self.step) if evaluated else None
-            return Measurement(values or self.sample.measure(self.step, self.execution()), 0.0)
+            return Measurement(values or self.sample.measure(self.step, self.execution()))
 
         return self._timed(score)
 
@@ -79,19 +79,17 @@ class Measuring:
 
         def generated() -> Measurement:
             if not self.questions.prompts:
-                return Measurement({}, 0.0, 0)
+                return Measurement({}, 0)
             model, began = self.step.policy.causal_lm, time.perf_counter()
             answers = generate(model, self.questions, tokens or NEW_TOKENS, limit if tokens is None else None)
             length = tokens or NEW_TOKENS
             if tokens is None and limit is not None and time.perf_counter() - began > limit:
                 length = max(map(len, answers))
                 if length < FEWEST_TOKENS:
-                    return Measurement({}, 0.0, 0)
+                    return Measurement({}, 0)
             values = answer_values(answers, self.questions, self.step, self.execution())
             said = zip(self.questions.prompts, answers, strict=True) if self.decode else ()
-            return Measurement(
-                values, 0.0, length, tuple((self._text(prompt), self._text(ids)) for prompt, ids in said)
-            )
+            return Measurement(values, length, tuple((self._text(prompt), self._text(ids)) for prompt, ids in said))
 
         return self._timed(generated)
 

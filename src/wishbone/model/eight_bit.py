@@ -7,7 +7,9 @@ layers these are. transformers reads the files; `fp8.py` and `int8.py` each regi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +25,52 @@ from wishbone.ops.expert_mlp import QuantizedStack
 
 READ_DIRECTLY = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h", "bamba", "jamba", "zamba2"})
 """Model types whose layers read weights of linear layers without calling them."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Products of one 8-bit form on a GPU.
+
+    Attributes:
+        name: of the arithmetic, as "there is no ..." or "are no ...".
+        capability: least compute capability of GPUs that have it.
+        begins: its name on a GPU, and the verb.
+        generations: of GPUs that have it.
+        instead: how to load the model where they are missing.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    begins: str
+    generations: str
+    instead: str
+
+    def obstacle(self, device: torch.device) -> str | None:
+        """Return why `device` has none, in one phrase that ends with the remedy; otherwise None."""
+        if device.type == "cpu":
+            return None
+        if device.type != "cuda" or torch.version.hip is not None:
+            kind = "AMD GPUs" if device.type == "cuda" else f"{device.type!r} devices"
+            return f"there {self.name} for {kind} here; load the model in 16 bits"
+        found, least = torch.cuda.get_device_capability(device), self.capability
+        if found < least:
+            return (
+                f"this GPU has compute capability {found[0]}.{found[1]}, and {self.begins} with {least[0]}.{least[1]} "
+                f"({self.generations}); {self.instead}"
+            )
+        if find_spec("triton") is None:
+            return "its kernels need Triton, which is not installed; install it with `pip install triton`"
+        return None
+
+
+def reads_weights_directly(name: str, config: Mapping[str, Any], form: str) -> list[str]:
+    """Return a sentence if layers of the model `name` read weights of linear layers, which then cannot be in 8 bits."""
+    kind = config.get("model_type")
+    if kind not in READ_DIRECTLY:
+        return []
+    return [
+        f"{name!r}: layers of {kind!r} read weights of other layers, so these cannot be in {form}; load it in 16 bits"
+    ]
 
 
 class EightBitQuantizer(HfQuantizer):  # type: ignore[misc]

@@ -7,7 +7,6 @@ codes and scales as they are; `fp8_layers.py` says which layers those are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from wishbone.errors import RequestError
-from wishbone.model.eight_bit import READ_DIRECTLY, EightBitQuantizer, empty_layer, replace
+from wishbone.model.eight_bit import Arithmetic, EightBitQuantizer, empty_layer, reads_weights_directly, replace
 from wishbone.model.eight_bit_linear import FP8Linear
 from wishbone.model.fp8_layers import stored_layers
 from wishbone.model.quantization import refusals, stored_method
@@ -27,27 +26,13 @@ from wishbone.ops.fp8_quantize import E4M3
 METHOD = "wishbone_fp8"
 STORED_METHODS = ("fp8", "compressed-tensors", "fbgemm_fp8")
 """Quantization methods of checkpoints whose linear weights may be e4m3 codes with scales beside them."""
-CAPABILITY = (8, 9)
-"""Least compute capability of GPUs with FP8 arithmetic."""
-
-
-def fp8_obstacle(device: torch.device) -> str | None:
-    """Return why there is no FP8 arithmetic on `device`, in one phrase that ends with the remedy; otherwise None."""
-    if device.type == "cpu":
-        return None
-    if device.type != "cuda" or torch.version.hip is not None:
-        kind = "AMD GPUs" if device.type == "cuda" else f"{device.type!r} devices"
-        return f"there is no FP8 arithmetic for {kind} here; load the model in 16 bits"
-    found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY:
-        return (
-            f"this GPU has compute capability {found[0]}.{found[1]}, and FP8 arithmetic begins with "
-            f"{CAPABILITY[0]}.{CAPABILITY[1]} (Ada, Hopper, Blackwell); load the model in 4 bits for the least memory, "
-            "or in 16 bits for the most speed"
-        )
-    if find_spec("triton") is None:
-        return "its kernels need Triton, which is not installed; install it with `pip install triton`"
-    return None
+FP8_ARITHMETIC = Arithmetic(
+    "is no FP8 arithmetic",
+    (8, 9),
+    "FP8 arithmetic begins",
+    "Ada, Hopper, Blackwell",
+    "load the model in 4 bits for the least memory, or in 16 bits for the most speed",
+)
 
 
 def is_stored_in_fp8(config: Mapping[str, Any]) -> bool:
@@ -74,13 +59,8 @@ def fp8_options(
     Raises:
         RequestError: the model's layers cannot be in FP8, or not on this device.
     """
-    problems = refusals(name, config, "FP8", fits=is_stored_in_fp8(config), obstacle=fp8_obstacle(device))
-    if config.get("model_type") in READ_DIRECTLY:
-        problems.append(
-            f"{name!r}: layers of {config['model_type']!r} read weights of other layers, so these cannot be in FP8; "
-            "load it in 16 bits"
-        )
-    if problems:
+    problems = refusals(name, config, "FP8", fits=is_stored_in_fp8(config), obstacle=FP8_ARITHMETIC.obstacle(device))
+    if problems := problems + reads_weights_directly(name, config, "FP8"):
         raise RequestError(problems)
     if not stored_method(config):
         return {"quantization_config": FP8Config()}

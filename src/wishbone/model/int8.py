@@ -8,7 +8,6 @@ rounded while it is read (`eight_bit.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,32 +15,19 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from wishbone.errors import RequestError
-from wishbone.model.eight_bit import READ_DIRECTLY, EightBitQuantizer
+from wishbone.model.eight_bit import Arithmetic, EightBitQuantizer, reads_weights_directly
 from wishbone.model.eight_bit_linear import Int8Linear
 from wishbone.model.quantization import refusals
 from wishbone.ops.expert_mlp import Int8Stack
 
 METHOD = "wishbone_int8"
-CAPABILITY = (7, 5)
-"""Least compute capability of GPUs whose tensor cores multiply int8."""
-
-
-def int8_obstacle(device: torch.device) -> str | None:
-    """Return why there are no int8 products on `device`, in one phrase that ends with the remedy; otherwise None."""
-    if device.type == "cpu":
-        return None
-    if device.type != "cuda" or torch.version.hip is not None:
-        kind = "AMD GPUs" if device.type == "cuda" else f"{device.type!r} devices"
-        return f"there are no int8 products for {kind} here; load the model in 16 bits"
-    found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY:
-        return (
-            f"this GPU has compute capability {found[0]}.{found[1]}, and int8 tensor cores begin with "
-            f"{CAPABILITY[0]}.{CAPABILITY[1]} (Turing); load the model in 4 bits for the least memory, or in 16 bits"
-        )
-    if find_spec("triton") is None:
-        return "its kernels need Triton, which is not installed; install it with `pip install triton`"
-    return None
+INT8_ARITHMETIC = Arithmetic(
+    "are no int8 products",
+    (7, 5),
+    "int8 tensor cores begin",
+    "Turing",
+    "load the model in 4 bits for the least memory, or in 16 bits",
+)
 
 
 def int8_options(name: str, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -55,13 +41,8 @@ def int8_options(name: str, config: Mapping[str, Any], device: torch.device) -> 
     Raises:
         RequestError: the model's layers cannot be in int8, or not on this device.
     """
-    problems = refusals(name, config, "rotated int8", fits=False, obstacle=int8_obstacle(device))
-    if config.get("model_type") in READ_DIRECTLY:
-        problems.append(
-            f"{name!r}: layers of {config['model_type']!r} read weights of other layers, so these cannot be in int8; "
-            "load it in 16 bits"
-        )
-    if problems:
+    problems = refusals(name, config, "rotated int8", fits=False, obstacle=INT8_ARITHMETIC.obstacle(device))
+    if problems := problems + reads_weights_directly(name, config, "int8"):
         raise RequestError(problems)
     return {"quantization_config": Int8Config()}
 

@@ -197,8 +197,8 @@ def _tokenized(data: DataConfig, directory: Path) -> tuple[Counts, Counts, Count
     from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    load = partial(loaded_pairs, data, images=reads_images(directory))
-    rows = in_trained_form(lambda turns: load(turns=turns), tokenizer, data.template, data.train)
+    load = partial(loaded_pairs, data, "drop", images=reads_images(directory))
+    rows = in_trained_form(load, tokenizer, data.template, data.train)
     pairs = tokenize_pairs(rows, tokenizer)
     prompt, chosen, rejected = token_lengths(pairs, ID_COLUMNS)
     return prompt, tokens_of_images(pairs, directory), chosen, rejected, counted_by(pairs, directory)

@@ -42,15 +42,6 @@ def write_report(run_dir: Path) -> Path:
 
 def page(record: RunRecord) -> str:
     """Return the page of a run."""
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name_="color-scheme", content="light dark"),
-        element("title", f"{record.path.resolve().name} - Wishbone"),
-        element("style", Markup(STYLE.read_text(encoding="utf-8"))),
-    )
     main = element(
         "main",
         sections.heading(record),
@@ -69,4 +60,18 @@ def page(record: RunRecord) -> str:
         views.next_steps(record),
         element("footer", f"Written by Wishbone {__version__}."),
     )
-    return join(Markup("<!doctype html>\n"), element("html", head, element("body", main), lang="en"), "\n")
+    return document(record.path.resolve().name, STYLE.read_text(encoding="utf-8"), POLICY, element("body", main))
+
+
+def document(title: str, style: str, policy: str, body: Markup) -> Markup:
+    """Return a page of its own: `style` is CSS, `policy` its content security policy."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name_="color-scheme", content="light dark"),
+        element("title", f"{title} - Wishbone"),
+        element("style", Markup(style)),
+    )
+    return join(Markup("<!doctype html>\n"), element("html", head, body, lang="en"), "\n")

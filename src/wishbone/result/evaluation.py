@@ -128,10 +128,8 @@ def _settings(run: FinishedRun, data: str, split: str) -> RunConfig:
     """The settings of a run with other pairs; names of columns and rules for scores belong to the run's own."""
     kept = ("max_length", "truncation", "system_prompt", "template", "lost_text")
     settings = DataConfig(train="pairs", invalid_rows="drop").model_copy(
-        update={"train": data, "split": split, **{name: getattr(run.config.data, name) for name in kept}}
+        update={"train": data, "split": split, **{name: getattr(run.settings.data, name) for name in kept}}
     )
-    if settings.template == "auto":  # a run of 0.1.0, which trained texts as they are
-        settings = settings.model_copy(update={"template": "none"})
     return run.config.model_copy(update={"data": settings})
 
 

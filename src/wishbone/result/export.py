@@ -214,11 +214,8 @@ def _texts(run: FinishedRun, model: TrainedModel) -> tuple[str, list[list[int]]]
     """Token ids of texts for the comparison, and what they are."""
     if model.reads_images:
         return "texts of several kinds, because the run's pairs have images", real_sequences(model.tokenizer)
-    config = run.config
-    if config.data.template == "auto":  # a run of 0.1.0, which trained texts as they are
-        config = config.model_copy(update={"data": config.data.model_copy(update={"template": "none"})})
     try:
-        trained, heldout, _ = prepare_data(config, model.tokenizer)
+        trained, heldout, _ = prepare_data(run.settings, model.tokenizer)
     except RequestError:
         return "texts of several kinds, because the run's pairs are not there", real_sequences(model.tokenizer)
     pairs = trained if heldout is None else heldout

@@ -48,6 +48,14 @@ class FinishedRun:
         return self.record.path
 
     @property
+    def settings(self) -> RunConfig:
+        """Its settings as it carried them out: 0.1.0 had no `data.template`, and trained texts as they are."""
+        data = self.config.data
+        if data.template != "auto":
+            return self.config
+        return self.config.model_copy(update={"data": data.model_copy(update={"template": "none"})})
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the run trained an adapter, and not every weight."""
         return self.weights.name == ADAPTER

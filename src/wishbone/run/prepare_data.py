@@ -19,12 +19,12 @@ from wishbone.data.columns import IdLists, arrow_batches, keys_with_images
 from wishbone.data.inspect import Inspection, inspect_pairs, refuse_or_drop, unusable
 from wishbone.data.repeats import Keys, digest, pair_key
 from wishbone.data.row_reader import InvalidRows, MalformedRows, Template
-from wishbone.data.source import load_pairs
 from wishbone.data.text_turns import are_texts, in_trained_form
 from wishbone.data.tokenize import ID_COLUMNS, tokenize_pairs
 from wishbone.errors import RequestError, counted, counted_of
 from wishbone.model.checkpoint import reads_images
 from wishbone.model.load import load_processor
+from wishbone.planning.lengths import loaded_pairs
 from wishbone.trainer.image_tokens import has_images, tokenize_image_pairs, with_same_columns
 
 logger = logging.getLogger(__name__)
@@ -58,20 +58,8 @@ def prepare_data(
     def tokenized(
         source: str, split: str, invalid_rows: InvalidRows, unreadable_images: InvalidRows
     ) -> tuple[Dataset, Inspection]:
-        def load(turns: bool) -> Dataset:
-            pairs: Any = load_pairs(
-                source,
-                split=split,
-                invalid_rows=invalid_rows,
-                system_prompt=data.system_prompt,
-                columns=data.columns,
-                pairs=data.pairs,
-                least_margin=data.least_margin,
-                turns=turns,
-                images="refuse" if processor is None else "read",
-            )
-            return pairs
-
+        own = data.model_copy(update={"train": source, "split": split})
+        load = partial(loaded_pairs, own, invalid_rows, images=processor is not None)
         rows = in_trained_form(load, tokenizer, data.template, source)
         if processor is not None and has_images(rows):
             if data.truncation == "keep_end":

@@ -24,6 +24,7 @@ Lengths = np.ndarray[Any, np.dtype[np.int64]]
 LENGTHS = "lengths_with_images"
 """Column with the tokens of prompt, chosen and rejected of pairs that have been measured."""
 READ_AT_A_TIME = 16
+FIRST_ROWS = 100
 MOST_PROBLEMS = 20
 """Rows that cannot be read before reading stops."""
 TRIAL_PAIRS = 2
@@ -137,7 +138,7 @@ def prepare_evaluated(evaluated: Any, encoder: ImageRows, args: DPOConfig) -> An
 def trial_image_pairs(rows: Any, encoder: ImageRows, args: DPOConfig) -> list[TokenizedPair]:
     """Return the first `TRIAL_PAIRS` pairs of a data set that have images, or fewer."""
     pairs: list[TokenizedPair] = []
-    for row in _first(rows, 100):
+    for row in islice(rows, FIRST_ROWS):
         pair = encoder.pair(row, max_length=args.max_length, longest_prompt=args.max_prompt_length)
         if pair.images is not None:
             pairs.append(pair)
@@ -165,7 +166,7 @@ def completions_with_images(rows: Any) -> int | None:
         if not any("image" in str(rows.features[name]) or "type" in str(rows.features[name]) for name in sides):
             return None
         rows = rows.with_format(None).select_columns(sides)
-    numbered: Iterable[tuple[int, Any]] = enumerate(rows if isinstance(rows, Dataset) else _first(rows, 100), 1)
+    numbered: Iterable[tuple[int, Any]] = enumerate(rows if isinstance(rows, Dataset) else islice(rows, FIRST_ROWS), 1)
     return next((number for number, row in numbered if completion_has_image(row)), None)
 
 
@@ -177,8 +178,3 @@ def rows_with_files(rows: Dataset) -> Iterator[dict[str, Any]]:
     cells = (row for table in files for row in table.to_pylist())
     for text, images in zip(texts, cells, strict=True):
         yield {**text, **images}
-
-
-def _first(rows: Any, count: int) -> Iterator[dict[str, Any]]:
-    """The first rows of a data set or a stream."""
-    yield from islice(rows, count)

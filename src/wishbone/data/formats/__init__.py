@@ -18,19 +18,16 @@ rewrite          from a row to its pairs
 recognize        the layout of a row, and what is not read
 """
 
-from wishbone.data.formats.layouts import COLUMNS, FORMATS
+from wishbone.data.formats.layouts import FORMATS
 from wishbone.data.formats.pairing import PairRule, Pairs
 from wishbone.data.formats.prompt import common_prompt
-from wishbone.data.formats.recognize import Recognized, columns_to_read, recognize, renamed
-from wishbone.data.formats.rewrite import RowPairs, read_pairs
+from wishbone.data.formats.recognize import columns_to_read, recognize, renamed
+from wishbone.data.formats.rewrite import read_pairs
 
 __all__ = [
-    "COLUMNS",
     "FORMATS",
     "PairRule",
     "Pairs",
-    "Recognized",
-    "RowPairs",
     "columns_to_read",
     "common_prompt",
     "read_pairs",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from wishbone.ops.backend import Backend, runs_triton
 from wishbone.ops.carried_difference.reference import (
     gated_product_reference,
     quantized_in_lockstep,
@@ -16,10 +15,7 @@ from wishbone.ops.carried_difference.reference import (
 from wishbone.ops.carried_difference.rows import GatedProduct, PolicyAndReference
 from wishbone.ops.fp8_quantize import LockstepRows, RowForm
 
-Backend = Literal["auto", "reference", "triton"]
-
 __all__ = [
-    "Backend",
     "GatedProduct",
     "PolicyAndReference",
     "gated_product_in_lockstep_",
@@ -102,6 +98,4 @@ def gated_product_in_lockstep_(
 
 
 def _by_triton(x: Tensor, backend: Backend) -> bool:
-    if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
-    return backend == "triton" or (backend == "auto" and x.is_cuda and x.dtype != torch.float64)
+    return runs_triton(backend, auto=x.is_cuda and x.dtype != torch.float64)

@@ -70,11 +70,6 @@ class QuantizedStack(Tensor):
         """Return W of one expert, [rows, columns]."""
         return self.dense()[expert]
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes that the codes and their scales take."""
-        return sum(part.nbytes for part in self._parts().values())
-
     def data_ptr(self) -> int:
         """Return where the codes lie."""
         return self._parts()[self.PARTS[0]].data_ptr()

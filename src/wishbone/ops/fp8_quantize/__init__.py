@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from wishbone.ops.backend import Backend, runs_triton
 from wishbone.ops.fp8_quantize.reference import (
     quantize_both_reference,
     quantize_rows_reference,
@@ -22,7 +22,6 @@ from wishbone.ops.fp8_quantize.reference import (
 from wishbone.ops.fp8_quantize.rotation import rotated_back, rotation_block
 from wishbone.ops.fp8_quantize.rows import (
     E4M3,
-    E4M3_MAX,
     E4M3_ROWS,
     INT8_ROWS,
     LockstepRows,
@@ -31,14 +30,10 @@ from wishbone.ops.fp8_quantize.rows import (
     rotated_int8,
 )
 
-Backend = Literal["auto", "reference", "triton"]
-
 __all__ = [
     "E4M3",
-    "E4M3_MAX",
     "E4M3_ROWS",
     "INT8_ROWS",
-    "Backend",
     "LockstepRows",
     "QuantizedRows",
     "RowForm",
@@ -77,7 +72,7 @@ def quantize_rows(
     Raises:
         ValueError: the backend is unknown.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.triton import quantize_rows_triton
 
         return quantize_rows_triton(x, column_scale, form)
@@ -95,7 +90,7 @@ def quantize_side_by_side(
         form: of rows that are not rotated.
         backend: as for `quantize_rows`.
     """
-    if _by_triton(parts[0], backend):
+    if runs_triton(backend, auto=parts[0].is_cuda):
         from wishbone.ops.fp8_quantize.triton import quantize_side_by_side_triton
 
         return quantize_side_by_side_triton(parts, column_scale, form)
@@ -114,7 +109,7 @@ def quantize_both(
     Returns:
         `quantize_rows` of the reference, and of x - reference, which is formed in float32.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.triton import quantize_both_triton
 
         return quantize_both_triton(x, reference, form)
@@ -143,7 +138,7 @@ def rms_norm_quantize(
         normed [rows, columns] in the dtype of x; its rows in 8 bits, `quantize_rows(normed)`; reciprocal rms
         [rows], float32.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.norm_triton import rms_norm_quantize_triton
 
         return rms_norm_quantize_triton(x, weight, eps, offset=offset, form=form)
@@ -170,7 +165,7 @@ def rms_norm_quantize_both(
         normed and the reference's normed [rows, columns] in the dtype of x; `quantize_both` of them; reciprocal rms of
         x [rows], float32.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.norm_triton import rms_norm_quantize_both_triton
 
         return rms_norm_quantize_both_triton(x, reference, weight, eps, offset=offset, form=form)
@@ -198,7 +193,7 @@ def sum_rms_norm_quantize_both(
     Returns:
         The sums in the dtype of x, as PyTorch adds, and what `rms_norm_quantize_both` returns of them, bit by bit.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.norm_triton import sum_rms_norm_quantize_both_triton
 
         return sum_rms_norm_quantize_both_triton(
@@ -213,7 +208,7 @@ def rms_norm(
     x: Tensor, weight: Tensor, eps: float, *, offset: float = 0.0, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return RMSNorm of x and 1 / rms of each row; arguments and results as `rms_norm_quantize`."""
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.norm_triton import rms_norm_triton
 
         return rms_norm_triton(x, weight, eps, offset=offset)
@@ -238,7 +233,7 @@ def rms_norm_backward(
         reciprocal_rms: what `rms_norm` returned.
         beside: another gradient of x, which is added: rounded to 16 bits as a sum of two tensors is.
     """
-    if _by_triton(x, backend):
+    if runs_triton(backend, auto=x.is_cuda):
         from wishbone.ops.fp8_quantize.norm_triton import rms_norm_backward_triton
 
         return rms_norm_backward_triton(grad, x, weight, reciprocal_rms, offset=offset, beside=beside)
@@ -258,7 +253,7 @@ def swiglu_quantize(
     Returns:
         product [rows, columns] in the dtype of gate, or None; its rows in 8 bits, `quantize_rows(product)`.
     """
-    if _by_triton(gate, backend):
+    if runs_triton(backend, auto=gate.is_cuda):
         from wishbone.ops.fp8_quantize.triton import swiglu_quantize_triton
 
         return swiglu_quantize_triton(gate, up, keep=keep, form=form)
@@ -287,14 +282,8 @@ def swiglu_quantize_both(
         product p [rows, columns] in the dtype of gate, or None; `quantize_both(p, r)` with r the reference's product,
         rounded to that dtype.
     """
-    if _by_triton(gate, backend):
+    if runs_triton(backend, auto=gate.is_cuda):
         from wishbone.ops.fp8_quantize.triton import swiglu_quantize_both_triton
 
         return swiglu_quantize_both_triton(gate, up, reference_gate, reference_up, keep=keep, form=form)
     return swiglu_quantize_both_reference(gate, up, reference_gate, reference_up, keep=keep, form=form)
-
-
-def _by_triton(x: Tensor, backend: Backend) -> bool:
-    if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
-    return backend == "triton" or (backend == "auto" and x.is_cuda)

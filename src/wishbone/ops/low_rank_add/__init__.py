@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
+from wishbone.ops.backend import Backend, runs_triton
 from wishbone.ops.low_rank_add.reference import ROUNDED_AT_RANDOM, add_low_rank_reference_
 
-Backend = Literal["auto", "reference", "triton"]
-
-__all__ = ["Backend", "add_low_rank_"]
+__all__ = ["add_low_rank_"]
 
 
 def add_low_rank_(
@@ -37,12 +34,10 @@ def add_low_rank_(
     Raises:
         ValueError: the backend is unknown, or it is "triton" and y is not of 16 bits.
     """
-    if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
     rounds = y.dtype in ROUNDED_AT_RANDOM
-    if backend == "triton" and not rounds:
-        raise ValueError(f"the Triton kernel rounds to 16 bits; y is {y.dtype}, which backend 'reference' takes")
-    if backend == "triton" or (backend == "auto" and y.is_cuda and rounds):
+    if runs_triton(backend, auto=y.is_cuda and rounds):
+        if not rounds:
+            raise ValueError(f"the Triton kernel rounds to 16 bits; y is {y.dtype}, which backend 'reference' takes")
         from wishbone.ops.low_rank_add.triton import add_low_rank_triton_
 
         return add_low_rank_triton_(y, low, factor, base, total)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
+from wishbone.ops.backend import Backend, runs_triton
 from wishbone.ops.rotary.pairs import Form, turned_elements
 from wishbone.ops.rotary.reference import rotary_reference
 
-Backend = Literal["auto", "reference", "triton"]
-
-__all__ = ["Backend", "Form", "rotary", "turned_elements"]
+__all__ = ["Form", "rotary", "turned_elements"]
 
 
 def rotary(
@@ -33,9 +30,7 @@ def rotary(
     Raises:
         ValueError: the backend is unknown.
     """
-    if backend not in ("auto", "reference", "triton"):
-        raise ValueError(f"backend {backend!r} is not one of auto, reference, triton")
-    if backend == "triton" or (backend == "auto" and query.is_cuda):
+    if runs_triton(backend, auto=query.is_cuda):
         from wishbone.ops.rotary.triton import rotary_triton
 
         return rotary_triton(query, key, cos, sin, form=form)
