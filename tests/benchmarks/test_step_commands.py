@@ -18,16 +18,16 @@ from benchmarks.harness.first_step_parts import PARTS, Kernels, Parts, digest, w
 from benchmarks.harness.results import Results, Row
 from benchmarks.rendering.real_pairs_tables import quality_table, with_all_seeds
 from benchmarks.rendering.step_tables import first_step_table, one_pass_table
-from wishbone.trainer import assembly, profiling, trainer
+from wishbone.trainer import assembly, profiling, step_loop, trainer
 
 
 def test_parts_are_timed_and_the_functions_put_back(monkeypatch: pytest.MonkeyPatch):
-    before = trainer.noise_reason, assembly.choose_form, trainer.DPOTrainer._backward
+    before = trainer.noise_reason, assembly.choose_form, step_loop.gradients_of_step
     with Parts() as parts:
         assert profiling.profile_rows.__name__ == "timed"
         with pytest.raises(AssertionError):
             trainer.noise_reason(nn.Linear(1, 1))
-    assert (trainer.noise_reason, assembly.choose_form, trainer.DPOTrainer._backward) == before
+    assert (trainer.noise_reason, assembly.choose_form, step_loop.gradients_of_step) == before
     (((began, took),),) = parts.since(0.0).values()
     assert began > 0 and took >= 0 and len(PARTS) > 10
     monkeypatch.setattr(trainer, "compile_trial_kernels", trainer.compile_trial_kernels)

@@ -322,7 +322,7 @@ def test_rows_of_a_continued_run_are_as_long_as_they_were(tmp_path: Path, caplog
     """As after memory ran out: rows of another length round differently."""
     shorter = Sets()
     first = trainer(tmp_path, shorter, max_steps=2)
-    shorter.change = lambda state: setattr(first, "execution", replace(first.execution, token_budget=48))
+    shorter.change = lambda state: setattr(first.loop, "execution", replace(first.execution, token_budget=48))
     first.train()
     again = trainer(tmp_path, max_steps=4)
     again.train(resume_from_checkpoint=True)

@@ -57,7 +57,7 @@ class CheckpointedTrainer(ResumedTrainer):
     _push_later = False
     _timed: TimedSaves | None = None
 
-    def _checkpoint_by_time(self) -> None:
+    def checkpoint_by_time(self) -> None:
         """Add timed checkpoints where the arguments ask for them; called after TRL's constructor."""
         if self.args.save_minutes is not None:
             self._timed = TimedSaves(self.args.save_minutes, self.accelerator)
@@ -114,7 +114,7 @@ class CheckpointedTrainer(ResumedTrainer):
             self.state.num_input_tokens_seen = self._total_train_tokens
         try:
             super()._save_checkpoint(model, trial)
-            self._write_extras(staging / place.name, folder)
+            self.write_extras(staging / place.name, folder)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 publish(staging / place.name, place, rolling=rolling)
@@ -151,7 +151,7 @@ class CheckpointedTrainer(ResumedTrainer):
         elif self.is_local_process_zero():
             rest.unlink(missing_ok=True)
 
-    def _write_extras(self, written: Path, folder: Path) -> None:
+    def write_extras(self, written: Path, folder: Path) -> None:
         """Add the fingerprint; write the state again, in JSON that every reader takes.
 
         There the best checkpoint has the name of its place, which is not where it was looked for.

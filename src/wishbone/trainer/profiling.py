@@ -1,4 +1,4 @@
-"""TRL's trainer that chooses before its first step how rows are computed, and writes that choice to its checkpoints.
+"""Before its first step, a run chooses how rows are computed.
 
 Profiling measures how long rows may be and which activations are kept, and records CUDA graphs where they pay. A
 run that continues on the same machine takes what its checkpoint says (`execution_in_checkpoint.py`).
@@ -7,8 +7,8 @@ run that continues on the same machine takes what its checkpoint says (`executio
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -21,87 +21,65 @@ from wishbone.engine.profiling import profile_rows
 from wishbone.engine.row_lengths import longest_of_stream, pair_tokens
 from wishbone.engine.step import PreferenceStep
 from wishbone.phases import phase
-from wishbone.trainer.checkpointing import CheckpointedTrainer
-from wishbone.trainer.execution_in_checkpoint import Asked, Recorded, read_execution, write_execution
-from wishbone.trainer.image_dataset import ImagePairs
+from wishbone.trainer.arguments import DPOConfig
+from wishbone.trainer.collation import Collation
+from wishbone.trainer.execution_in_checkpoint import Recorded
 
 logger = logging.getLogger(__name__)
 
 
-class ProfiledTrainer(CheckpointedTrainer):
-    """TRL's trainer with an execution.
+@dataclass(frozen=True)
+class RunAhead:
+    """What is known of a run before its first step.
 
     Attributes:
-        preference_step: what computes loss and gradients, or None where the run needs TRL's own path.
-        execution: how the step computes rows now: as the settings ask, from the first step on as profiling found,
-            and after memory ran out as it fitted.
+        rows: its data set.
+        collation: how they become batches.
+        first: pairs of its first step.
+        steps: how many are left.
+        processes: how many train together.
+        recorded: how rows were computed in the checkpoint that it continues from, or None.
     """
 
-    preference_step: PreferenceStep | None
-    execution: Execution
-    _pending: list[list[TokenizedPair]]
-    _image_pairs: ImagePairs | None
-    _pairs_with_images: list[TokenizedPair]
+    rows: Any
+    collation: Collation
+    first: list[TokenizedPair]
+    steps: int
+    processes: int
+    recorded: Recorded | None
 
-    def _profile_rows(self, step: PreferenceStep) -> None:
-        """Measure how much memory rows take, and record CUDA graphs where that pays; before the first step.
 
-        A run that continues on the same machine computes rows as before. Rows of a sharded model are not tried out,
-        because one that does not fit in one process would leave the others waiting.
-        """
-        if step.policy.sharded:
-            self.execution = with_least_room(self.execution, step.policy.device)
-            return
-        usual = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        pairs = max(usual, sum(map(len, self._pending)))
-        known, images = isinstance(self.train_dataset, Dataset), self._image_pairs
-        if known and images is not None:
-            tokens = images.tokens(self.args.max_length)
-        elif known:
-            tokens = pair_tokens(self.train_dataset, self.args.max_length)
-        else:
-            tokens = np.full(pairs, longest_of_stream(self.args.max_length))
-        graphs, recorded = self.args.cuda_graphs, self._recorded_execution()
-        if recorded is not None:
-            on_cpu = step.policy.device.type == "cpu"  # there memory is shared, and recomputing changes no bit
-            room = self.execution.room if on_cpu else recorded.execution.room
-            self.execution, graphs = replace(recorded.execution, room=room), "on" if recorded.graphs else "off"
-        else:
-            fixed = self.args.token_budget != "auto"
-            with phase("profiling"):
-                self.execution = profile_rows(
-                    step, self.execution, tokens, pairs, budget_fixed=fixed, images=self._pairs_with_images
-                )
-        if images is not None and graphs != "off":
-            if graphs == "on":
-                logger.warning("No CUDA graph is recorded, because rows have images.")
-            graphs = "off"
-        if graphs != "off" and known and self.accelerator.num_processes == 1:
-            left = self.state.max_steps - self.state.global_step
-            self.execution = with_cuda_graphs(
-                step,
-                self.execution,
-                tokens,
-                pairs,
-                wanted=graphs,
-                steps=left,
-                passes=passes_to_come(
-                    step, [pair for group in self._pending for pair in group], seen_again=left * pairs > len(tokens)
-                ),
-            )
+def profiled(step: PreferenceStep, execution: Execution, args: DPOConfig, run: RunAhead) -> Execution:
+    """Measure how much memory rows take, and record CUDA graphs where that pays; return how rows are computed.
 
-    def _asked(self, step: PreferenceStep) -> Asked:
-        return Asked.of(self.args, step.policy.device, self.accelerator.num_processes)
-
-    def _recorded_execution(self) -> Recorded | None:
-        """How rows were computed in the checkpoint that training continues from."""
-        if self.continued is None or self.preference_step is None:
-            return None
-        return read_execution(self.continued, self.args.process_index, self._asked(self.preference_step))
-
-    def _write_extras(self, written: Path, folder: Path) -> None:
-        """Add how rows are computed, in this process, to what a checkpoint holds."""
-        super()._write_extras(written, folder)
-        if self.preference_step is not None:
-            asked = self._asked(self.preference_step)
-            write_execution(written, self.args.process_index, self.execution, asked)
+    A run that continues on the same machine computes rows as before. Rows of a sharded model are not tried out,
+    because one that does not fit in one process would leave the others waiting.
+    """
+    if step.policy.sharded:
+        return with_least_room(execution, step.policy.device)
+    pairs = max(args.train_batch_size * args.gradient_accumulation_steps, len(run.first))
+    known, images = isinstance(run.rows, Dataset), run.collation.images
+    if known and images is not None:
+        tokens = images.tokens(args.max_length)
+    elif known:
+        tokens = pair_tokens(run.rows, args.max_length)
+    else:
+        tokens = np.full(pairs, longest_of_stream(args.max_length))
+    graphs = args.cuda_graphs
+    if run.recorded is not None:
+        on_cpu = step.policy.device.type == "cpu"  # there memory is shared, and recomputing changes no bit
+        room = execution.room if on_cpu else run.recorded.execution.room
+        execution, graphs = replace(run.recorded.execution, room=room), "on" if run.recorded.graphs else "off"
+    else:
+        fixed = args.token_budget != "auto"
+        probed = [*run.collation.longest, *run.collation.tried]
+        with phase("profiling"):
+            execution = profile_rows(step, execution, tokens, pairs, budget_fixed=fixed, images=probed)
+    if images is not None and graphs != "off":
+        if graphs == "on":
+            logger.warning("No CUDA graph is recorded, because rows have images.")
+        graphs = "off"
+    if graphs == "off" or not known or run.processes > 1:
+        return execution
+    passes = passes_to_come(step, run.first, seen_again=run.steps * pairs > len(tokens))
+    return with_cuda_graphs(step, execution, tokens, pairs, wanted=graphs, steps=run.steps, passes=passes)

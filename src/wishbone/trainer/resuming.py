@@ -75,7 +75,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     _earlier_tokens = 0
     _total_train_tokens: int
 
-    def _record_weights(self) -> None:
+    def record_weights(self) -> None:
         """Record the fingerprint of the model before it is sharded, while the first process still has all weights."""
         if self.args.should_save:
             self._weights = model_facts(self.model)
