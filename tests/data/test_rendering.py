@@ -287,8 +287,8 @@ def test_settings_that_the_template_does_not_read_or_that_are_not_its_own_are_na
 ) -> None:
     tokenizer.chat_template = (TEMPLATES[0].parent / "qwen3.jinja").read_text(encoding="utf-8")
     pair = ([user("Hi")], [assistant("Ho")], [assistant("Hu")])
-    [found] = render_pairs(TemplateWriter(tokenizer, None, {"enable_thinking": False, "mood": "glad"}), [pair])
+    [found] = render_pairs(TemplateWriter(tokenizer, None, {"enable_thinking": False, "thinking": True}), [pair])
     assert isinstance(found, RenderedPair)
-    assert found.notes == ("the chat template does not read chat_template_kwargs: mood",)
+    assert found.notes == ("the chat template does not read chat_template_kwargs: thinking",)
     with pytest.raises(RequestError, match=r"chat_template_kwargs names tokenize, tools, which every pair sets"):
         TemplateWriter(tokenizer, None, {"tokenize": False, "tools": []})

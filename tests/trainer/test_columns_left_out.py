@@ -30,6 +30,8 @@ WHOLE = {side: [*ASKED, *CHAT[side]] for side in ("chosen", "rejected")}
         (CHAT | {"system": "Talk like a sailor."}, "system"),
         (TEXT | {"history": [["Hi", "Hello."]], "input": "Of Asia."}, "history, input"),
         (WHOLE | {"instruction": "Answer briefly."}, "instruction"),
+        (CHAT | {"System_Message": "Talk like a sailor."}, "System_Message"),
+        (CHAT | {"documents": [{"text": "Baikal is deep."}], "functions": ["look_up"]}, "documents, functions"),
         (WHOLE | {"messages": WHOLE["chosen"], "question": "Which lake?"}, ""),
         (CHAT | {"system": None, "history": [], "source": "A text of its own."}, ""),
     ],
@@ -43,6 +45,6 @@ def test_what_is_not_read_is_named(
     told = [record.getMessage() for record in caplog.records if "is not read, as in TRL" in record.getMessage()]
     assert [f"what the columns {left} say is not in the prompt" in line for line in told] == [True] * bool(left)
     caplog.clear()
-    if left != "instruction":  # beside whole conversations load_pairs refuses it
+    if left not in ("instruction", "System_Message"):  # load_pairs refuses these
         prepare_pairs(load_pairs(dataset), tiny_tokenizer(), args, "train")
         assert "as in TRL" not in caplog.text

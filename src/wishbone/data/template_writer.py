@@ -6,6 +6,7 @@ no call on the text would give. Then the ids are taken as they come, and the tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,7 @@ class TemplateWriter:
     Attributes:
         source: the template's own text; empty if it is not known.
         tools: descriptions of tools that the template gets, or None.
-        unread_settings: names of settings that the template's text does not hold.
+        unread_settings: names of settings that the template's text does not hold as a word.
     """
 
     def __init__(
@@ -63,7 +64,8 @@ class TemplateWriter:
         self.source = template if isinstance(template, str) else "".join((template or {}).values())
         own = type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
         known = _TOKENIZER_ARGUMENTS | {"chat_template", "continue_final_message"}
-        self.unread_settings = [] if own else sorted(n for n in self._settings.keys() - known if n not in self.source)
+        unknown = set() if own else self._settings.keys() - known
+        self.unread_settings = sorted(unknown - set(re.findall(r"\w+", self.source))) if unknown else []
         self._gives_ids = own or bool(self._settings.keys() & _TOKENIZER_ARGUMENTS)
         if not self._gives_ids and not template:
             raise RequestError(

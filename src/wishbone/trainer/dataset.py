@@ -15,10 +15,14 @@ from trl.trainer.dpo_config import DPOConfig as TRLDPOConfig
 from wishbone.data.columns import IdLists, arrow_batches, token_lengths
 from wishbone.data.formats.paired import repeats_question
 from wishbone.data.formats.prompt import CONTEXT, IMAGES
+from wishbone.data.formats.unread import meant_name
 from wishbone.data.lost_rows import lost_by_reason, lost_problems, rows_with_loss
 from wishbone.data.tokenize import ID_COLUMNS, LOST_COLUMN, tokenize_pairs
 from wishbone.errors import RequestError, counted_of
 from wishbone.model.positions import TABLES, positions_of, text_part
+
+MEANT = frozenset({*CONTEXT, "documents", "functions"})
+"""Columns that say something of the prompt, here or in other trainers."""
 
 LOOKED_AT = 100
 """Rows in which columns are compared with the prompt."""
@@ -173,8 +177,9 @@ def refuse_tokens_without_position(model: Any, datasets: Any, longest: int | Non
 
 
 def _left_out(dataset: Dataset) -> list[str]:
-    """Columns that some layout reads as a part of the prompt, that TRL does not read, and that say something else."""
-    names = [name for name in CONTEXT if name in dataset.column_names and name not in ("prompt", *IMAGES)]
+    """Columns that say more of the prompt, which TRL does not read, by their names in any spelling."""
+    read = {"prompt", *IMAGES}
+    names = [name for name in dataset.column_names if name not in read and (meant_name(name) or name) in MEANT]
     sides = [name for name in ("prompt", "chosen", "rejected") if name in dataset.column_names]
     if not names or len(sides) < 2:
         return []
