@@ -46,6 +46,7 @@ from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.later_changes import LaterChanges
 from wishbone.trainer.moving_reference import load_reference
 from wishbone.trainer.one_gpu import refuse_split
+from wishbone.trainer.process_batches import refuse_cut_batches
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
 from wishbone.trainer.request import Request, read_request
 from wishbone.trainer.same_run import compare_processes
@@ -123,6 +124,8 @@ class DPOTrainer(SteppedTrainer, ShardedTrainer, CheckpointedTrainer):
         self.start_is_checked = request.ref_model_given
         load_balancing = auxiliary_loss_of(self)
         self.form_reason = trl_path_reason(self, SteppedTrainer, collator_given=collator_given)
+        shared, evaluates = self.args.shared_steps and not self.form_reason, self.eval_dataset is not None
+        refuse_cut_batches(self.args, self.accelerator, shared=shared, evaluates=evaluates)
         if self.form_reason is None:
             if self.is_fsdp_enabled:
                 self.record_weights()
