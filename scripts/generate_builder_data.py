@@ -55,7 +55,7 @@ CONSTANTS = {
     "planning.facts": ("FILE_FORMATS", "FULL_ROW", "LEAST", "ROOMY"),
     "planning.gpus": (
         "BF16_FROM", "COUNTED", "FORM", "FP8_FROM", "INT8_FROM", "MEMORY", "MUCH_FASTER", "NEAR", "NOT_SUPPORTED",
-        "SAID_AROUND", "SERIES", "SIZE", "SOLD", "SPELLED",
+        "SAID_AROUND", "SIGNED", "SERIES", "SIZE", "SOLD", "SPELLED",
     ),
     "planning.expert_time": ("ADAPTED", "CODE_BYTES", "TILE", "TURNED"),
     "planning.host_time": ("AGAIN", "LAYER", "PARAMETER"),

@@ -213,6 +213,7 @@
    "tesla",
    "workstation"
   ],
+  "SIGNED": "(?:^[^a-z0-9 (]+ ?| [^a-z0-9 (]+)[0-9]",
   "SERIES": "[2-5]0",
   "SIZE": "\\d+gb",
   "SOLD": [

@@ -14,7 +14,7 @@
   const { constants } = inNode ? require("../data/constants.js") : globalThis.wishbone;
 
   const { EMBEDDED_MODEL } = constants["config.schema"];
-  const { BF16_FROM, COUNTED, FORM, MEMORY, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIZE, SOLD, SPELLED } = constants["planning.gpus"];
+  const { BF16_FROM, COUNTED, FORM, MEMORY, NEAR, NOT_SUPPORTED, SAID_AROUND, SERIES, SIGNED, SIZE, SOLD, SPELLED } = constants["planning.gpus"];
   const { FORMS } = constants["planning.known_models"];
 
   const whole = (pattern) => new RegExp(`^(?:${pattern})$`);
@@ -59,6 +59,9 @@
 
   /** Names of the GPUs that are meant by their memory alone, none where the name says more; throws RequestError. */
   function gpusOfMemory(name) {
+    if (new RegExp(SIGNED).test(name.toLowerCase())) {
+      throw new RequestError(`${show(name)} is no GPU and no memory of one; write a name, such as RTX 4090, or a memory, such as 24GB`);
+    }
     const asked = isMemory.exec(writtenAs(name));
     if (asked === null) return [];
     const found = gpuNames.filter((one) => [sold(gpus[one]), rounded(gpus[one])].includes(Number(asked[1])));

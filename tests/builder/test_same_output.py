@@ -148,6 +148,9 @@ def test_which_gpu_was_assumed_is_said_alike():
         "CPU",
         "no GPU",
         "no",
+        "-4GB",
+        "a .24GB card",
+        "RTX -4090",
     ]
     asked = [["--model", "Qwen/Qwen3-8B", "--data", "p.jsonl", "--gpu", name] for name in names]
     asked[0] += ["--output", "-"]

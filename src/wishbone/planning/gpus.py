@@ -49,6 +49,9 @@ SIZE = re.compile(r"\d+gb")
 SPELLED = r"\b([0-9]{1,3})[ -]?gi?b?\b"
 """Sizes as people write them: `80 GB`, `80GiB`, `80g`."""
 
+SIGNED = re.compile(r"(?:^[^a-z0-9 (]+ ?| [^a-z0-9 (]+)[0-9]")
+"""A number behind a sign, a point or another mark, in lower case: `-4gb`, `.24gb`, `~24gb`, `a -4gb card`."""
+
 MEMORY = re.compile(r"(?:an? |nvidia |gpu )*(\d{1,3}) ?g(?:i?b)?(?: of)?(?: v?ram| memory| gpu| card)?")
 """A GPU by its memory alone, as lower-case words."""
 
@@ -176,8 +179,12 @@ def _of_memory(name: str) -> list[Gpu]:
     """The GPUs that are meant by their memory alone, none where the name says more.
 
     Raises:
-        RequestError: no known GPU has that memory.
+        RequestError: no known GPU has that memory, or a number stands behind a sign.
     """
+    if SIGNED.search(name.lower()):
+        raise RequestError(
+            f"{show(name)} is no GPU and no memory of one; write a name, such as RTX 4090, or a memory, such as 24GB"
+        )
     asked = MEMORY.fullmatch(_written(name))
     if asked is None:
         return []
