@@ -64,12 +64,17 @@ def evaluate(
 
 
 def rounded_model(directory: str, codes: str, device: Any) -> Any:
-    """Return the model of a directory in bfloat16 with linear weights that were rounded to "fp8", "int8" or "nf4"."""
+    """Return the model of a directory in bfloat16 with linear weights that were rounded to "fp8", "int8" or "nf4".
+
+    It is a model of its own: one that was dequantized in place still counts as quantized for TRL, which then gives it
+    adapters in bfloat16.
+    """
     import torch
+    from transformers import AutoModelForCausalLM
 
     from wishbone.model.load import load_model
 
-    model, _ = load_model(
+    coded, _ = load_model(
         directory,
         dtype=torch.bfloat16,
         device=device,
@@ -77,7 +82,9 @@ def rounded_model(directory: str, codes: str, device: Any) -> Any:
         load_in_rotated_int8=codes == "int8",
         load_in_4bit=codes == "nf4",
     )
-    return model.dequantize()
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16, device_map={"": device})
+    model.load_state_dict(coded.dequantize().state_dict())
+    return model
 
 
 def _log_probability(model: Any, prompt: list[int], completion: list[int]) -> float:
