@@ -18,7 +18,6 @@ from wishbone.config.emit import (
     WIDTH,
     comment,
     json_flow,
-    json_quoted,
     json_text,
     number_text,
     python_literal,
@@ -56,7 +55,7 @@ def test_strings_as_written_down(vector: dict[str, Any]):
     text = "".join(map(chr, vector["points"]))
     assert yaml_string(text) == vector["yaml"]
     assert quoted(text) == vector["python"]
-    assert json_quoted(text) == vector["json"]
+    assert json_flow(text) == vector["json"]
 
 
 @pytest.mark.parametrize("vector", VECTORS["comments"], ids=lambda vector: vector["lines"][0])
@@ -87,9 +86,9 @@ def test_what_is_no_finite_number_has_no_text(number: float):
 def test_any_string_is_a_literal_of_python_and_of_json(text: str):
     assert ast.literal_eval(quoted(text)) == text
     assert quoted(text).isascii() and quoted(text).isprintable()
-    assert json_quoted(text).isascii()
+    assert json_flow(text).isascii()
     if not any("\ud800" <= letter <= "\udfff" for letter in text):  # a pair of surrogates is one character in JSON
-        assert json.loads(json_quoted(text)) == text
+        assert json.loads(json_flow(text)) == text
 
 
 @given(TEXT | WORDS)

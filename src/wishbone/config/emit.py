@@ -19,6 +19,7 @@ into lines of at most `WIDTH` characters if possible; characters that are not pr
 
 from __future__ import annotations
 
+import json
 import math
 import string
 from collections.abc import Callable, Mapping
@@ -56,11 +57,6 @@ def quoted(text: str) -> str:
     return f'"{"".join(map(_letter, text))}"'
 
 
-def json_quoted(text: str) -> str:
-    """Text in double quotes, all ASCII; a literal of JSON."""
-    return f'"{"".join(_letter(unit) for letter in text for unit in _units(letter))}"'
-
-
 def yaml_string(text: str) -> str:
     """Text as YAML, without quotes if that is safe."""
     plain = text[:1] in PLAIN_FIRST and PLAIN.issuperset(text) and text.lower() not in WORDS
@@ -75,14 +71,6 @@ def _letter(letter: str) -> str:
     return f"\\u{ord(letter):04x}" if letter <= "\uffff" else f"\\U{ord(letter):08x}"
 
 
-def _units(letter: str) -> str:
-    """A letter in UTF-16: one above U+FFFF is a surrogate pair."""
-    if letter <= "\uffff":
-        return letter
-    high, low = divmod(ord(letter) - 0x10000, 0x400)
-    return chr(0xD800 + high) + chr(0xDC00 + low)
-
-
 def python_literal(value: Any) -> str:
     """A value as Python source."""
     return _literal(value, PYTHON_WORDS, number_text, quoted)
@@ -95,7 +83,7 @@ def yaml_flow(value: Any) -> str:
 
 def json_flow(value: Any) -> str:
     """A value as JSON on one line."""
-    return _literal(value, JSON_WORDS, number_text, json_quoted)
+    return _literal(value, JSON_WORDS, number_text, json.dumps)
 
 
 JSON_WORDS = {None: "null", True: "true", False: "false"}
@@ -160,8 +148,8 @@ def json_text(document: Mapping[str, Any]) -> str:
     entries = []
     for name, value in document.items():
         if isinstance(value, Mapping):
-            inner = ",\n".join(f"    {json_quoted(key)}: {json_flow(item)}" for key, item in value.items())
-            entries.append(f"  {json_quoted(name)}: {{\n{inner}\n  }}")
+            inner = ",\n".join(f"    {json.dumps(key)}: {json_flow(item)}" for key, item in value.items())
+            entries.append(f"  {json.dumps(name)}: {{\n{inner}\n  }}")
         else:
-            entries.append(f"  {json_quoted(name)}: {json_flow(value)}")
+            entries.append(f"  {json.dumps(name)}: {json_flow(value)}")
     return "{\n" + ",\n".join(entries) + "\n}\n"
