@@ -385,3 +385,4 @@ def test_an_adapter_that_splits_its_base_at_random_is_said_to_fit_no_other(
 ) -> None:
     trainer(tmp_path, base(), lora(init_lora_weights="pissa_niter_2"))
     assert "'pissa_niter_2' splits the weights of the base at random" in caplog.text
+    assert "TRL's is the model with the adapter off" in caplog.text

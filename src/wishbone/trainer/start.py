@@ -189,6 +189,11 @@ def settle_adapter(model: nn.Module, args: DPOConfig, *, adapter_is_new: bool) -
     if not isinstance(model, PeftModel) or are_reference_free(args.loss_type):
         return None
     unchanged = starts_as_base(model) if adapter_is_new else has_empty_adapter(model)
+    if adapter_is_new and not unchanged:
+        logger.warning(
+            "The new adapter changes what the model computes before training. The reference is the model with it, so "
+            "the first loss is that of equal models; TRL's is the model with the adapter off."
+        )
     if unchanged:
         drop_frozen(model)
     elif adapter_is_new or FROZEN not in model.peft_config or model.active_adapters != ["default"]:
