@@ -22,8 +22,8 @@ from rich.console import Console
 
 from benchmarks.harness import jobs
 from benchmarks.harness.children import Child
-from benchmarks.harness.jobs import Job, Line, begun_call, line_of, one_or_more
-from benchmarks.harness.results import ROOT, Results, Row, current_commit
+from benchmarks.harness.jobs import Job, Line, begun_call, one_or_more
+from benchmarks.harness.results import ROOT, Results, Row, current_commit, line_of
 from benchmarks.harness.systems import parse_system
 from benchmarks.harness.workloads import SIZES, Case
 from benchmarks.rendering.tables import show

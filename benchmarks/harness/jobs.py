@@ -23,22 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from benchmarks.harness.children import Child, child
-from benchmarks.harness.results import KEY, ROOT, Results, Row, failure
+from benchmarks.harness.results import ROOT, Results, Row, line_of, name_of
 from benchmarks.harness.slow_host import slow_host
 from benchmarks.harness.systems import parse_system
 from benchmarks.harness.turns import take_turns
 
 OF_MEMORY = ("out of memory", "ended by")
 """Beginnings of the reasons after which a search goes on in a new process."""
-
-SHOWN = (
-    "pairs_per_s", "tokens", "peak_gib", "first_step_seconds", "heldout_accuracy", "margin", "bf16_tflops",
-    "fp8_tflops", "token_mean_absolute", "largest_error",
-)  # fmt: skip
-"""Figures that a row's line shows while a call runs."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,7 @@ def run_jobs(
         one_by_one = _one_by_one(line, pending, options.ahead)
         for job, row in one_by_one if at_once == 1 else _together(line, pending, at_once):
             if row is None:
-                console.print(f"{_name(job.key)} was cut short: the time of this call is over")
+                console.print(f"{name_of(job.key)} was cut short: the time of this call is over")
                 continue
             pending = [other for other in pending if other is not job]
             results.add(job.key | row)
@@ -142,7 +135,7 @@ def run_jobs(
             if options.out:
                 results.write(options.out)
     if pending:
-        console.print(f"{len(pending)} rows are left for another call, the first is {_name(pending[0].key)}")
+        console.print(f"{len(pending)} rows are left for another call, the first is {name_of(pending[0].key)}")
     return results
 
 
@@ -252,7 +245,7 @@ class Line:
         request = {**job.key, **job.settings, "directory": str(self._directory(job) or "") or None, **(changes or {})}
         if "model" in job.settings:
             request["directory"] = job.settings["model"]
-        name = _file_name(f"{next(self._count):02d}-{_name(job.key)}")
+        name = _file_name(f"{next(self._count):02d}-{name_of(job.key)}")
         own = job.caches or self._fresh(job)
         caches = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"} if own else {}
         place = self._folder / (_file_name(f"caches {job.caches}") if job.caches else name)
@@ -293,15 +286,3 @@ class Line:
 
 def _file_name(text: str) -> str:
     return text.translate(str.maketrans(" :/=,", "-----"))
-
-
-def _name(key: Row) -> str:
-    return " ".join(filter(None, (key[part] for part in KEY)))
-
-
-def line_of(row: Row) -> Text:
-    """Return a row in one line, for whoever watches."""
-    found = ", ".join(f"{key} {row[key]}" for key in SHOWN if key in row)
-    if row["status"] != "ok":
-        found = ", ".join(filter(None, [f"FAILED, {failure(row)}", found]))
-    return Text(f"{_name(row)}: {found} ({row.get('seconds', 0):.0f} s)")

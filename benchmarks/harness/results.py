@@ -20,12 +20,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "results"
 KEY = ("kind", "size", "system", "case")
 LONGEST_FAILURE = 120
+SHOWN = (
+    "pairs_per_s", "tokens", "peak_gib", "first_step_seconds", "heldout_accuracy", "margin", "bf16_tflops",
+    "fp8_tflops", "token_mean_absolute", "largest_error",
+)  # fmt: skip
+"""Figures that a row's line shows while a call runs."""
 
 
 class Results:
@@ -110,6 +117,19 @@ def failure(row: Row) -> str:
     """Return why a row has no result, in one line."""
     text = f"{row.get('reason', 'failed')} (at: {row.get('phase', 'the start')})"
     return text if len(text) <= LONGEST_FAILURE else text[: LONGEST_FAILURE - 2] + " …"
+
+
+def name_of(key: Row) -> str:
+    """Return what identifies a row, in one line."""
+    return " ".join(filter(None, (key[part] for part in KEY)))
+
+
+def line_of(row: Row) -> Text:
+    """Return a row in one line, for whoever watches."""
+    found = ", ".join(f"{key} {row[key]}" for key in SHOWN if key in row)
+    if row["status"] != "ok":
+        found = ", ".join(filter(None, [f"FAILED, {failure(row)}", found]))
+    return Text(f"{name_of(row)}: {found} ({row.get('seconds', 0):.0f} s)")
 
 
 def _short_lists_on_one_line(text: str) -> str:
