@@ -137,7 +137,7 @@ def _without_second_beginning(triple: tuple[list[int], list[int], list[int]], be
     return prompt[:length], wholes[0][length:], wholes[1][length:]
 
 
-def test_the_beginning_is_never_doubled(tokenizers: Tokenizers) -> None:
+def test_the_beginning_is_never_doubled(tokenizers: Tokenizers, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = tokenizers["adds a beginning"]
     texts = dataset({"prompt": "<s>Newton", "chosen": " fell", "rejected": " flew"})
     chats = dataset({"prompt": [user("Newton")], "chosen": [assistant("a")], "rejected": [assistant("b")]})
@@ -145,6 +145,17 @@ def test_the_beginning_is_never_doubled(tokenizers: Tokenizers) -> None:
         prompt, chosen, _ = ids_of(tokenize_pairs(rows, tokenizer))[0]
         assert (prompt + chosen).count(tokenizer.bos_token_id) == 1
         assert prompt[0] == tokenizer.bos_token_id
+    assert caplog.text.count("which the tokenizer adds too; it is written once") == 1  # a template writes its own
+
+
+@pytest.mark.parametrize("doubled", [False, True])
+def test_an_end_that_is_written_once_where_trl_writes_two_is_said(
+    tokenizers: Tokenizers, caplog: pytest.LogCaptureFixture, doubled: bool
+) -> None:
+    tokenizer = tokenizers["no backend"]
+    end = tokenizer.eos_token
+    tokenize_pairs(dataset({"prompt": "a", "chosen": "b" + end * (1 + doubled), "rejected": "c"}), tokenizer)
+    assert ("the end-of-sequence token would stand twice, as in TRL" in caplog.text) == doubled
 
 
 def test_an_implicit_prompt_is_extracted_as_by_trl(chatml: PreTrainedTokenizerBase) -> None:

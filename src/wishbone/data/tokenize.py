@@ -237,6 +237,8 @@ def tokenize_batch(
 
 
 ENDED = "the completion ends with the end-of-sequence token and white space, so no other one is added"
+BEGUN = "the text begins with the beginning-of-sequence token, which the tokenizer adds too; it is written once"
+ENDED_TWICE = "the end-of-sequence token would stand twice, as in TRL; it is written once"
 
 
 class _Encoded(NamedTuple):
@@ -276,13 +278,23 @@ def _encode_texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> 
         )
     ended = [(p, *(p + _with_one_end(side, end) for side in sides)) for p, *sides in pairs]
     ids = encode_texts(tokenizer, [text for triple in ended for text in triple], add_special_tokens=True)
-    if begin is not None:
-        ids = [row[1:] if row[:2].tolist() == [begin, begin] else row for row in ids]
-    if _adds_end(tokenizer):
+    begun_twice = [begin is not None and row[:2].tolist() == [begin, begin] for row in ids]
+    ids = [row[1:] if twice else row for row, twice in zip(ids, begun_twice, strict=True)]
+    adds_end = _adds_end(tokenizer)
+    if adds_end:
         ids = [row[:-1] for row in ids]
-    notes = [ENDED if any(_ends_before_space(side, end) for side in sides) else None for _, *sides in pairs]
-    triples = zip(ids[::3], ids[1::3], ids[2::3], strict=True)
-    return [_Encoded(triple, notes=note) for triple, note in zip(triples, notes, strict=True)]
+    encoded = []
+    for row, (_, *sides) in enumerate(pairs):
+        triple = slice(3 * row, 3 * row + 3)
+        notes = {
+            ENDED: any(_ends_before_space(side, end) for side in sides),
+            BEGUN: any(begun_twice[triple]),
+            ENDED_TWICE: adds_end or any(side.endswith(2 * end) for side in sides),
+        }
+        told = "\n".join(note for note, holds in notes.items() if holds)
+        prompt, chosen, rejected = ids[triple]
+        encoded.append(_Encoded((prompt, chosen, rejected), notes=told or None))
+    return encoded
 
 
 def _with_one_end(text: str, end: str) -> str:
