@@ -29,6 +29,12 @@ SHARED: dict[str, dict[str, Any]] = {
     "a process without work": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "max_steps": 4},
     "a mixture's auxiliary loss": {"family": "mixtral", "max_steps": 3},
     "fewer groups than processes": {"loss_type": "aot", "gradient_accumulation_steps": 1, "max_steps": 3},
+    "evaluated after each step, tokens counted": {
+        "max_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "include_num_input_tokens_seen": "all",
+    },
 }
 """Settings of runs whose processes share out each step: 11 pairs for two epochs, four pairs a step at most."""
 
@@ -51,21 +57,25 @@ def shared_run(folder: Path, settings: dict[str, Any], seed: int = 0) -> dict[st
         model, _ = load_model(str(folder.parent / "whole"), dtype=torch.float32, load_in_fp8=True)
     if family == "mixtral":
         model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.5
+    data = Dataset.from_list(list(chat_pairs(5, seed=9)))
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(**arguments(folder, **options), shared_steps=True, token_budget=100),
         train_dataset=Dataset.from_list(list(chat_pairs(11, seed))),
+        eval_dataset=data if "eval_strategy" in options else None,
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
     )
     trainer.train()
-    held_out = trainer.evaluate(Dataset.from_list(list(chat_pairs(5, seed=9))))
+    held_out = trainer.evaluate(data)
     assert ("aux_loss" in trainer.state.log_history[0]) is (family == "mixtral")
     return {
         "adapter": adapter(trainer),
         "log": trainer.state.log_history,
         "pairs": trainer.trained_pairs,
         "tokens": trainer.trained_tokens,
+        "counted": [trainer.state.num_input_tokens_seen, trainer.state.total_flos],
+        "a step": trainer.get_total_train_batch_size(trainer.args),
         "held out": {name: value for name, value in held_out.items() if name in HELD_OUT},
     }
 
@@ -112,11 +122,12 @@ def of_processes(
 
 def is_the_run_of_one(several: dict[str, Any], folder: Path, settings: dict[str, Any]) -> None:
     one = shared_run(folder, settings)
-    assert (several["pairs"], several["tokens"]) == (one["pairs"], one["tokens"])
+    assert all(several[name] == one[name] for name in ("pairs", "tokens", "counted", "a step"))
     assert (several["adapter"] - one["adapter"]).norm() <= 1e-9 * one["adapter"].norm()
     assert several["held out"] == pytest.approx(one["held out"], rel=1e-6, abs=1e-9)
     assert len(one["held out"]) == len(HELD_OUT) and len(several["log"]) == len(one["log"])
     for mine, other in zip(several["log"], one["log"], strict=True):
+        assert mine.keys() == other.keys()
         for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "grad_norm", "learning_rate"):
             if name in other:
                 assert float(mine[name]) == pytest.approx(float(other[name]), rel=1e-6, abs=1e-9), name
@@ -137,7 +148,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert (two["adapter"] - weights).norm() <= 1e-6 * weights.norm()
     for mine, other in zip(two["log"], one.state.log_history, strict=True):
         for name in ("loss", "rewards/margins", "rewards/accuracies", "entropy", "logps/chosen", "num_tokens"):
-            if name in mine:
+            if name in other:
                 assert abs(float(mine[name]) - float(other[name])) <= 1e-4 * abs(float(other[name])) + 1e-6, name
 
 

@@ -44,6 +44,7 @@ METHODS: dict[str, list[str]] = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "compute_ref_log_probs": ["self", "model", "inputs"],
     "floating_point_ops": ["self", "inputs"],
+    "get_total_train_batch_size": ["self", "args"],
     "training_step": ["self", "args", "kwargs"],
     "create_scheduler": ["self", "num_training_steps", "optimizer"],
     "get_train_dataloader": ["self"],
@@ -61,6 +62,7 @@ METHODS: dict[str, list[str]] = {
     "_run_epoch": ["self", REST],
     "_save": ["self", "output_dir", "state_dict"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_track_num_input_tokens": ["self", "inputs"],
 }
 """Parameters of methods that are overridden with arguments of their own, and of private ones that are called."""
 

@@ -75,7 +75,7 @@ class SteppedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if loop is None:
             self._check_start(inputs)
             return self.finite.see_loss(super().training_step(model, inputs, num_items_in_batch), number)
-        if not model.training:
+        if not (model.training and self.model.training):  # DDP's wrapper stays in its mode when the model is evaluated
             model.train()
         if callable(getattr(self.optimizer, "train", None)):
             self.optimizer.train()
@@ -113,7 +113,7 @@ class SteppedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of this process; all batches where processes share out a step."""
         loader: DataLoader[Any] = super().get_train_dataloader()
-        if self.loop is not None and self.loop.shared:
+        if self.readers > 1:
             read_every_batch(loader)
         return loader
 
@@ -199,5 +199,23 @@ class SteppedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         return {} if self.loop is None else self.loop.reference_counts()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Estimate the operations of a training step on one batch as transformers does."""
-        return int(super().floating_point_ops(inputs)) if self.loop is None else self.loop.operations(inputs["pairs"])
+        """Estimate the operations of a training step on one batch as transformers does; they are added up later."""
+        if self.loop is None:
+            return int(super().floating_point_ops(inputs))
+        counted = self.readers == 1 or self.is_world_process_zero()
+        return self.loop.operations(inputs["pairs"]) if counted else 0
+
+    @property
+    def readers(self) -> int:
+        """How many processes read each batch; transformers counts it for each of them."""
+        return self.accelerator.num_processes if self.loop is not None and self.loop.shared else 1
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Return the pairs of an optimizer step of all processes."""
+        return int(super().get_total_train_batch_size(args)) // self.readers
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Count the tokens of a batch as transformers does, once."""
+        before = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)
+        self.state.num_input_tokens_seen = before + (self.state.num_input_tokens_seen - before) // self.readers
