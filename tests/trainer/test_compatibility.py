@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_every_override_and_every_private_call_is_checked() -> None:
         "predict",
         "prediction_step",
     }
+
+
+def test_what_functions_read_of_a_trainer_is_there() -> None:
+    """Types do not show it: libraries beneath the trainer have none."""
+    source = "".join(inspect.getsource(kind) for kind in DPOTrainer.__mro__[:-1])
+    known = set(re.findall(r"self\.(\w+)", source)) | set(dir(DPOTrainer))
+    read = {
+        f"{path.name}:{node.lineno}: {node.attr}": node.attr
+        for path in Path(wishbone.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trainer"
+    }
+    assert len(read) > 50
+    assert [place for place, name in read.items() if name not in known] == []
 
 
 def test_changed_methods_are_refused_all_at_once() -> None:

@@ -72,7 +72,7 @@ def why_not_sharded_in_step(trainer: Any) -> str | None:
     ends = causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings()
     if any(isinstance(end, BaseTunerLayer | ModulesToSaveWrapper) for end in ends):
         return "FSDP shards an embedding or output head with an adapter on it (leave both out of target_modules)"
-    if trainer._start_values is not None:
+    if trainer.start_values is not None:
         return "FSDP shards parameters that are trained beside the adapter (train the adapter alone)"
     if trainer.args.sync_ref_model:
         return "FSDP shards a reference that moves (leave sync_ref_model out)"
