@@ -131,7 +131,8 @@ def test_without_arguments_trls_defaults_hold_on_a_processor_too(
         model_for(tiny_tokenizer()),
         train_dataset=chat_pairs(4),
         processing_class=tiny_tokenizer(),
-        peft_config=lora(modules_to_save=["foo"]),
+        peft_config=lora(modules_to_save=["foo"], rank_pattern={"bar": 2}),
     )
     assert made.args.output_dir == "-DPO" and made.args.learning_rate == 1e-6 and made.preference_step is not None
-    assert "modules_to_save names 'foo', and the model has no such module" in caplog.text
+    for name in ("modules_to_save names 'foo'", "rank_pattern names 'bar'"):
+        assert f"{name}, and the model has no such module" in caplog.text

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from wishbone.errors import RequestError, one_line
+from wishbone.model.adapter_names import absent_names
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.quantization import is_quantized
 
@@ -73,7 +74,7 @@ def lora_config(
             name: value for name, value in further.items() if name != "target_parameters"
         }
     try:
-        return LoraConfig(
+        config = LoraConfig(
             r=rank,
             lora_alpha=alpha,
             lora_dropout=dropout,
@@ -83,6 +84,9 @@ def lora_config(
         )
     except (ValueError, ImportError) as error:
         raise RequestError(f"PEFT refuses this adapter: {one_line(error)}") from error
+    if absent := absent_names(model, config):
+        raise RequestError(absent)
+    return config
 
 
 def _not_adapted(model: PreTrainedModel) -> list[str]:

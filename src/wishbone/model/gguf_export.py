@@ -41,7 +41,7 @@ def gguf_kinds(asked: str | Sequence[str], option: str = "quantization_method") 
     Raises:
         RequestError: a name is not known.
     """
-    names = [asked] if isinstance(asked, str) else list(asked)
+    names = list(asked) if isinstance(asked, list | tuple) else [asked]
     kinds, problems = [], []
     for name in names:
         kind = ALIASES.get(str(name).lower(), str(name).lower())

@@ -23,6 +23,7 @@ from trl.trainer.utils import create_model_from_path
 from wishbone.config.trackers import missing_trackers
 from wishbone.errors import RequestError, encodable
 from wishbone.model.adapter import modules_trained_whole
+from wishbone.model.adapter_names import absent_names
 from wishbone.model.eight_bit_linear import refuse_readers_of_codes
 from wishbone.model.load import resolve_model
 from wishbone.paths import user_path
@@ -255,12 +256,12 @@ def _refuse_adapters_without_logps(model: object, added: PeftConfig | None, conf
 
 def _refuse_modules_in_codes(model: object, config: PeftConfig | None) -> None:
     """Refuse to train modules whole that hold codes, and name those that do not exist, over which PEFT passes."""
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or config is None:
         return
     unknown, quantized = modules_trained_whole(model, getattr(config, "modules_to_save", None) or ())
     if quantized:
         raise RequestError(quantized)
-    for sentence in unknown:
+    for sentence in unknown + absent_names(model, config):
         logger.warning("peft_config: %s.", sentence)
 
 
