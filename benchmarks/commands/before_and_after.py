@@ -1,11 +1,13 @@
 """Whole training steps of another checkout's code beside those of this one, in turns on one device.
 
     python -m benchmarks before-and-after --before ../wishbone-then [--before-commit 2aca559]
+    python -m benchmarks before-and-after --before . --before-options cuda_graphs=off
 
 Two processes for each system, one imports `wishbone` from the other checkout, one from this; each proves which by the
 file and by a hash of the code. Both train on the same pairs in the same order through the public trainer, with an
 adapter that has moved (those of a new one are zero, and a GPU multiplies zeros faster), and both are in memory at once.
-They take turns: model, trainer and first steps, then a few steps each, before and after, until the end.
+They take turns: model, trainer and first steps, then a few steps each, before and after, until the end. With options of
+the system for the other, the two may differ by more than code, or, where both are this checkout, by the options alone.
 
 Factors are those of the time of the same steps: after the first turn, and from step 5 on.
 """
@@ -114,6 +116,12 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="the other checkout: a directory with src/wishbone")
     parser.add_argument("--before-commit", help="commit of its code, where git cannot tell")
     parser.add_argument("--systems", default=SYSTEMS, help="SYSTEM=WORKLOAD[:BATCH[xACCUMULATION]], by commas")
+    parser.add_argument(
+        "--before-options",
+        default="",
+        metavar="OPTION=VALUE[,...]",
+        help="options of the systems in the other checkout",
+    )
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     parser.add_argument("--warm-up", type=one_or_more, default=FIRST_STEPS, help="steps of the first turn, not timed")
     parser.add_argument("--turn", type=one_or_more, default=4, help="steps of each further turn")
@@ -132,6 +140,8 @@ def main() -> None:
     pairs = [entry.rpartition("=")[::2] for entry in options.systems.split(",")]
     try:
         planned = [job(system, case, options.size, **asked) for system, case in pairs]
+        for system, _ in pairs:
+            parse_system(with_options(system, options.before_options))
     except ValueError as error:
         parser.error(str(error))
     sources = {BEFORE: before / "src", AFTER: ROOT / "src"}
@@ -142,7 +152,7 @@ def _run(planned: list[Job], options: argparse.Namespace, sources: dict[str, Pat
     """Run the jobs one after the other, each as two processes; with --ahead the next two import meanwhile."""
     console = Console(stderr=True)
     with begun_call(options, console) as (results, line):
-        start = partial(_start, line, sources)
+        start = partial(_start, line, sources, options.before_options)
         pending = [one for one in planned if options.again or not results.has(one.key)]
         ahead: dict[str, Child] = {}
         for number, one in enumerate(pending):
@@ -163,5 +173,14 @@ def _run(planned: list[Job], options: argparse.Namespace, sources: dict[str, Pat
     return results
 
 
-def _start(line: Line, sources: dict[str, Path], one: Job) -> dict[str, Child]:
-    return {way: line.start(one, {"way": way, "source": str(source)}, source=source) for way, source in sources.items()}
+def _start(line: Line, sources: dict[str, Path], before_options: str, one: Job) -> dict[str, Child]:
+    systems = {BEFORE: with_options(one.system, before_options), AFTER: one.system}
+    return {
+        way: line.start(one, {"way": way, "source": str(source), "system": systems[way]}, source=source)
+        for way, source in sources.items()
+    }
+
+
+def with_options(system: str | None, options: str) -> str:
+    """Return the name of a system with further options, which are separated by commas."""
+    return ":".join([system or "", *filter(None, options.split(","))])

@@ -55,11 +55,14 @@ def job(
     timed: int = TIMED,
     *,
     watch: bool = False,
+    planned_steps: int = 0,
     **options: Any,
 ) -> Job:
     """Return the job of one row; ValueError for a system or case that does not exist."""
     parse_system(system)
-    settings = {"warm_up": warm_up, "timed": timed, "watch": watch}
+    settings: dict[str, Any] = {"warm_up": warm_up, "timed": timed, "watch": watch}
+    if planned_steps:
+        settings["planned_steps"] = planned_steps
     return Job("throughput", system, size, str(Case.parse(case)), settings, **options)
 
 
@@ -74,6 +77,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="8b", help="shape of the random model")
     jobs.add_step_options(parser, WARM_UP, TIMED)
     jobs.add_watch(parser)
+    parser.add_argument(
+        "--planned-steps", type=int, default=0, help="steps that the trainer is told to do; it is stopped before"
+    )
     parser.add_argument("--limit-seconds", type=float, default=300, help="time for one row")
     jobs.add_options(parser)
     options = parser.parse_args()
@@ -86,6 +92,7 @@ def main() -> None:
                 options.warm_up,
                 options.timed,
                 watch=options.watch,
+                planned_steps=options.planned_steps,
                 limit_seconds=options.limit_seconds,
             )
             for case in options.cases.split(",")

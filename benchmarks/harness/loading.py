@@ -126,6 +126,10 @@ def _load_for_trl(system: System, origin: Origin, device: Any) -> Loaded:
             from benchmarks.harness.quantized_model import quantized_random_model
 
             model = quantized_random_model(origin.size, system.weights, device, dtype)
+            if system.offload_embedding:
+                from wishbone.model.host_embedding import keep_embedding_on_host
+
+                keep_embedding_on_host(model)
             return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})
         model = (model_of_one_layer if origin.one_layer else random_model)(origin.size, dtype, device)
         return Loaded(model, random_tokenizer(origin.size), {"peft_config": adapter})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.harness.clock import Clock, now, peak_gib
 from benchmarks.harness.loading import Loaded, device_of, trainer_for
@@ -20,6 +20,17 @@ from benchmarks.harness.workloads import Case, Lengths, draw_lengths, texts
 
 if TYPE_CHECKING:
     from benchmarks.harness.worker import Progress
+
+
+class StopAfter(TrainerCallback):  # type: ignore[misc]
+    """Ends a training after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def on_step_end(self, _: Any, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+        """Ask for the end."""
+        control.should_training_stop = state.global_step >= self._steps
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,8 @@ def timed_training(
     Args:
         system: whose trainer.
         load: returns the model on a device.
-        request: what the child was asked for.
+        request: what the child was asked for. With `planned_steps` the trainer has data and a plan for so many steps,
+            from which it chooses how to compute, and is stopped after those that are measured.
         progress: is told the phases.
         case: lengths of pairs, and pairs of a step.
         vocabulary: words of the texts.
@@ -63,7 +75,8 @@ def timed_training(
     """
     gc.collect()
     steps = request["warm_up"] + request["timed"]
-    lengths = draw_lengths(case.workload, case.pairs_a_step * steps)
+    told = max(steps, request.get("planned_steps") or 0)
+    lengths = draw_lengths(case.workload, case.pairs_a_step * told)
     clock = Clock(steps, progress)
     watch = StepWatch(progress) if request.get("watch") else None
     progress.phase("loading the model")
@@ -83,16 +96,16 @@ def timed_training(
         device,
         request["scratch"],
         texts(lengths, vocabulary),
-        callbacks=[clock, *([watch] if watch else []), *callbacks],
+        callbacks=[clock, *([watch] if watch else []), *callbacks, *([StopAfter(steps)] if told > steps else [])],
         per_device_train_batch_size=case.batch,
         gradient_accumulation_steps=case.accumulation,
-        max_steps=steps,
+        max_steps=told,
         **settings,
     )
     if watch is not None:
         watch.attach(trainer)
     trainer.train()
-    timed = lengths[case.pairs_a_step * request["warm_up"] :]
+    timed = lengths[case.pairs_a_step * request["warm_up"] : case.pairs_a_step * steps]
     seconds = sum(clock.seconds[request["warm_up"] :])
     row = clock.figures(request["warm_up"], request["timed"], case.pairs_a_step, ready) | {
         "tokens_per_pair": {
@@ -130,7 +143,7 @@ def _recorded_lengths(trainer: Any) -> int | None:
     if not hasattr(trainer, "execution"):
         return None
     graphs = trainer.execution.graphs
-    return len(graphs.lengths) if graphs else 0
+    return getattr(graphs, "recorded", len(graphs.lengths)) if graphs else 0
 
 
 def _frozen_elements(model: Any) -> dict[str, int]:

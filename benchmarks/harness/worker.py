@@ -13,6 +13,7 @@ from __future__ import annotations
 import faulthandler
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -75,11 +76,17 @@ class Phases:
 
 
 def noting_phases(system: System | None, progress: Progress) -> AbstractContextManager[None]:
-    """Context in which Wishbone's phases are written. Its import changes a process, so other systems do without."""
+    """Context in which Wishbone's phases are written, and all that it logs goes to the process's log.
+
+    Its import changes a process, so other systems do without.
+    """
     if system is None or system.family != "wishbone":
         return nullcontext()
     from wishbone.phases import listening
 
+    said = logging.getLogger("wishbone")
+    said.setLevel(logging.INFO)
+    said.addHandler(logging.StreamHandler())
     return listening(Phases(progress))
 
 

@@ -147,3 +147,9 @@ def test_a_host_made_slow_is_what_it_was_afterwards(monkeypatch: pytest.MonkeyPa
         assert said["speed"] == 0.5 and "on purpose" in said["made_slow"] and "niceness 2" in said["made_slow"]
         assert json.dumps(said)
     assert os.sched_getaffinity(0) == before
+
+
+def test_the_process_of_the_other_checkout_may_have_other_options():
+    assert before_and_after.with_options("wishbone-nf4-small", "") == "wishbone-nf4-small"
+    name = before_and_after.with_options("wishbone-nf4-small:style=trl", "cuda_graphs=off,token_budget=4096")
+    assert name == "wishbone-nf4-small:style=trl:cuda_graphs=off:token_budget=4096"

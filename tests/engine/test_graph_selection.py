@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +18,13 @@ from tiny import tiny_model, tiny_pairs
 
 from wishbone.data.batch import truncated_pair
 from wishbone.engine import graph_selection
-from wishbone.engine.execution import EVERYTHING, Execution, Room
+from wishbone.engine.execution import EVERYTHING, Execution, PaddedTo, Room
 from wishbone.engine.graph_selection import (
     HELD_ROWS,
     RECORDED,
     Lengths,
-    keeps_all,
+    RowTimes,
+    beside_another,
     lengths_by_count,
     passes_to_come,
     with_cuda_graphs,
@@ -90,19 +93,39 @@ def test_the_next_length_or_none_where_it_is_far(tokens: int, length: int) -> No
     assert padded_length(tokens, [256, 384]) == length
 
 
-def test_recordings_need_memory_for_a_second_row() -> None:
-    policy = Policy(tiny_model("llama", num_hidden_layers=2))
-    measured = Execution(8192, Room(total=1000.0, base=1.0, layer=2.0))
-    assert keeps_all(policy, measured, 200) and not keeps_all(policy, measured, HELD_ROWS * 200)
-    assert keeps_all(policy, Execution(8192, EVERYTHING), HELD_ROWS * 200)
-    assert not keeps_all(policy, Execution(8192, EVERYTHING, offload="always"), 200)
-    assert keeps_all(policy, Execution(8192), 10**9)
-    policy.layers[1].gradient_checkpointing = True  # the model's owner decided so
-    assert not keeps_all(policy, Execution(8192), 1)
+@pytest.mark.parametrize(
+    ("tokens", "worth", "length"), [(100, 256, 256), (100, 255, 100), (257, 300, 257), (256, 1, 256), (300, 384, 384)]
+)
+def test_a_row_is_padded_as_far_as_replaying_takes_less_than_running_it(tokens: int, worth: int, length: int) -> None:
+    assert padded_length(tokens, [256, 384], worth) == length
+
+
+def test_a_recorded_row_has_memory_for_another_beside_it() -> None:
+    tight, plenty = (Execution(8192, Room(total=total, base=1.0, layer=2.0)) for total in (1000.0, 2000.0))
+    assert beside_another(plenty, 200, layers=2) == plenty, f"{HELD_ROWS} rows are kept whole"
+    shared = beside_another(tight, 200, layers=2).room
+    assert shared is not None and (shared.total, shared.kept(200, 2)) == (500.0, 0)
+    for given in (Execution(8192, EVERYTHING), Execution(8192)):
+        assert beside_another(given, 10**6, layers=2) == given, "what the user decided stays"
+    small = Execution.treating(8192, "offload")
+    assert beside_another(small, 10**6, layers=2) == replace(small, head_chunk=128 * 2**20)
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "fits"), [("keep", 10**12, True), ("recompute", 39, True), ("offload", 40, False)]
+)
+def test_a_second_row_is_tried_out_where_no_room_was_measured(
+    given: Any, used: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    monkeypatch.setattr(graph_selection, "usable_bytes", lambda _: 20 + 2 * 39 + 8 * trained)
+    probe: Any = SimpleNamespace(policy=policy, at_rest=lambda: 20, peak=lambda *_: 20 + used)
+    assert graph_selection._two_fit(probe, Execution.treating(512, given), 256) is fits
 
 
 def test_one_length_serves_a_data_set_of_one() -> None:
-    assert lengths_by_count(likely_rows(np.array([70]), 1, 8192), 128) == [Lengths([128], 1.0)]
+    assert lengths_by_count(likely_rows(np.array([70]), 1, 8192), 128) == [Lengths([128], 128.0)]
 
 
 def test_each_number_of_lengths_pads_least() -> None:
@@ -112,7 +135,7 @@ def test_each_number_of_lengths_pads_least() -> None:
         sets = (set(few) | {7} for few in combinations(range(1, 7), len(choice.lengths) - 1))
         totals = [sum(padded_length_of(row, few) for row in rows) for few in sets]
         assert sum(padded_length_of(row, set(choice.lengths)) for row in rows) == min(totals)
-        assert choice.padding == min(totals) / rows.sum()
+        assert choice.row == min(totals) / len(rows)
     assert [len(choice.lengths) for choice in choices] == [1, 2, 3, 4, 5]
 
 
@@ -120,11 +143,35 @@ def padded_length_of(row: int, lengths: set[int]) -> int:
     return min(length for length in lengths if length >= row)
 
 
-def test_a_longer_run_records_more_lengths_and_a_short_one_none() -> None:
-    choices = [Lengths([900], 1.2), Lengths([600, 900], 1.1), Lengths([500, 700, 900], 1.05)]
-    numbers = [len(worthwhile(choices, rows, run=1.0, replay=0.5, recording=4.0)) for rows in (9, 11, 79, 81, 159, 161)]
-    assert numbers == [0, 1, 1, 2, 2, 3]
-    assert worthwhile(choices, 1e6, run=0.5, replay=0.5, recording=0.1) == []  # padding takes what replaying gains
+def test_seconds_are_least_where_rows_are_run_that_padding_would_make_slower() -> None:
+    rows, times = np.array([1, 1, 2, 4, 4, 8]), RowTimes(run=3.0, token=1.0, recording=1.0)
+    for choice in lengths_by_count(rows, 1, times):
+        sets = (set(few) | {8} for few in combinations((1, 2, 4), len(choice.lengths) - 1))
+        totals = [sum(seconds_of(row, few, times) for row in rows) for few in sets]
+        assert sum(seconds_of(row, set(choice.lengths), times) for row in rows) == min(totals)
+        assert choice.row == min(totals) / len(rows)
+
+
+def seconds_of(row: int, lengths: set[int], times: RowTimes) -> float:
+    return min(max(times.run, times.token * row), times.token * padded_length_of(row, lengths))
+
+
+@pytest.mark.parametrize(
+    ("rows_to_come", "run", "token", "recording", "lengths"),
+    [
+        (12, 0.55, 0.1e-3, 1.6, [2048]),  # NF4, one pair at a time: launches take five sixths of a step
+        (1000, 0.55, 0.1e-3, 1.6, [512, 768, 1024, 1408, 2048]),
+        (12, 0.55, 0.26e-3, 1.6, [1024, 2048]),  # 5.7 s instead of 6.6
+        (12, 0.55, 0.5e-3, 1.6, []),  # the GPU has almost as long to do
+        (10**6, 0.55, 0.6e-3, 1e-9, [512, 640, 768, 2048]),
+        (10**6, 0.1, 1e-3, 0.1, []),  # launches are never waited for
+    ],
+)
+def test_a_longer_run_records_more_lengths_and_one_that_gains_nothing_none(
+    rows_to_come: int, run: float, token: float, recording: float, lengths: list[int]
+) -> None:
+    rows = np.array([500, 520, 700, 760, 900, 1000, 1024, 1300, 1400, 2000])
+    assert worthwhile(rows, 128, rows_to_come, RowTimes(run, token, recording)) == lengths
 
 
 def test_tables_of_another_row_take_the_place() -> None:
@@ -242,19 +289,48 @@ def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> 
     assert "there is no CUDA GPU" in caplog.text
 
 
+@dataclass
+class FakeGraphs:
+    """What is recorded, planned and released."""
+
+    lengths: list[int] = field(default_factory=list)
+    worth: int | None = None
+    released: bool = False
+
+    @property
+    def recorded(self) -> int:
+        return len(self.lengths)
+
+    def plan(self, lengths: Sequence[int], worth: int | None) -> None:
+        self.lengths, self.worth = list(lengths), worth
+
+    def release(self) -> None:
+        self.released = True
+
+
 @pytest.mark.parametrize(
-    ("wanted", "launched", "steps", "recorded"),
+    ("wanted", "launched", "steps", "before", "at_first", "padded", "said"),
     [
-        ("auto", 0.9, 100, True),  # the host limits a row
-        ("auto", 0.4, 1000, False),  # the GPU limits it
-        ("on", 0.4, 100, True),
+        ("auto", 0.9, 100, None, [128], [128], "running a row takes 0.50 s, replaying it 0.977 s for 1,000 tokens"),
+        ("auto", 0.4, 1000, None, [], None, "the host launches a row in 0.20 s of the 0.50 s that it takes"),
+        ("auto", 0.9, 4, None, [], None, "only 4 rows are to come"),
+        ("on", 0.4, 4, None, [128], [128], "1 rows were recorded in 0.1 s"),
+        ("on", 0.4, 4, PaddedTo((128, 256), 300), [256], [128, 256], "2 rows were recorded"),  # a resumed run
+        ("auto", 0.9, 4, PaddedTo((128, 256), 300), [256], [128, 256], "2 rows were recorded"),
     ],
 )
-def test_lengths_are_recorded_once_where_the_host_limits_rows_or_the_run_asks_for_it(
-    wanted: str, launched: float, steps: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
+def test_what_is_recorded_before_the_first_step_and_what_is_said(
+    wanted: str,
+    launched: float,
+    steps: int,
+    before: PaddedTo | None,
+    at_first: list[int],
+    padded: list[int] | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    graphs = SimpleNamespace(lengths=[], release=lambda: None)
-    lengths: list[int] = []
+    graphs, lengths = FakeGraphs(), []
 
     def record(_trials: Any, _replaying: Any, _graphs: Any, wanted: list[int]) -> float:
         lengths.extend(wanted)
@@ -262,17 +338,51 @@ def test_lengths_are_recorded_once_where_the_host_limits_rows_or_the_run_asks_fo
         return 0.1
 
     def timing(_self: Any, _length: int, execution: Execution) -> Timing:
-        return Timing(0.25 if execution.graphs else 0.5, 0.5 * launched)
+        return Timing(0.125 if execution.graphs else 0.5, 0.5 * launched)
 
     monkeypatch.setattr(graph_selection, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(graph_selection, "_two_fit", lambda *_: True)
+    monkeypatch.setattr(graph_selection, "_free_bytes", lambda: 0)
     monkeypatch.setattr(graph_selection, "CudaGraphs", lambda *_: graphs)
     monkeypatch.setattr(graph_selection, "_record", record)
     monkeypatch.setattr(RowProbe, "timing", timing)
-    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0))
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0), row_multiple=128)
     step, execution = PreferenceStep(policy, AdapterDisabled(policy), Objective()), Execution(512)
-    found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted=wanted, steps=steps)
-    assert (found.graphs is graphs) is recorded and bool(lengths) is recorded
-    assert len(lengths) == len(set(lengths)), "no length twice"
+    with caplog.at_level(logging.INFO):
+        found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted=wanted, steps=steps, before=before)
+    assert lengths == at_first and said in caplog.text
+    assert (found.graphs is graphs) == (padded is not None) and graphs.lengths == (padded or [])
+    assert graphs.worth == (before.worth if before else 512 if wanted == "auto" and padded else None)
+
+
+@pytest.mark.parametrize("gains", ["nothing", "an error"])
+def test_what_a_trial_recorded_is_released_where_it_gains_nothing(
+    gains: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graphs = FakeGraphs()
+
+    def record(*_: Any) -> float:
+        if gains == "an error":
+            raise RuntimeError("not permitted\nwhen a stream is capturing")
+        return 0.1
+
+    monkeypatch.setattr(graph_selection, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(graph_selection, "_two_fit", lambda *_: True)
+    monkeypatch.setattr(graph_selection, "_free_bytes", lambda: 0)
+    monkeypatch.setattr(graph_selection, "CudaGraphs", lambda *_: graphs)
+    monkeypatch.setattr(graph_selection, "_record", record)
+    monkeypatch.setattr(RowProbe, "timing", lambda *_: Timing(0.5, 0.5))
+    policy = Policy(add_adapter(tiny_model("llama"), rank=4, seed=0), row_multiple=128)
+    step, execution = PreferenceStep(policy, AdapterDisabled(policy), Objective()), Execution(512)
+    with caplog.at_level(logging.INFO):
+        found = with_cuda_graphs(step, execution, np.array([40, 60]), 2, wanted="auto", steps=99)
+    assert found is execution and graphs.released
+    why = (
+        "No CUDA graph is recorded: not permitted."
+        if gains == "an error"
+        else "because 97 rows are to come, and running"
+    )
+    assert why in caplog.text and ("WARNING" in caplog.text) == (gains == "an error")
 
 
 def test_the_pass_of_rows_with_stored_references_is_recorded_too(tmp_path: Path) -> None:

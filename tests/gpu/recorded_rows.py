@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from wishbone.preference.objective import Objective
 from wishbone.reference.reference import AdapterDisabled
 
 LENGTHS = (640, 384, 256)
+WHOLE = Execution(token_budget=max(LENGTHS))
+"""Rows whose layers are as the model's owner set them."""
 
 
 def pairs_of(tokens: int, seed: int) -> list[TokenizedPair]:
@@ -56,24 +60,34 @@ def step_of(model: PeftModel, in_lockstep: bool = False, balanced: bool = False)
     return PreferenceStep(policy, reference, Objective(load_balancing=LoadBalancing(0.5, 2) if balanced else None))
 
 
-def results(step: PreferenceStep, pairs: list[TokenizedPair], graphs: CudaGraphs | None = None) -> list[Tensor]:
+def results(
+    step: PreferenceStep,
+    pairs: list[TokenizedPair],
+    graphs: CudaGraphs | None = None,
+    execution: Execution = WHOLE,
+) -> list[Tensor]:
     """Loss and gradients of one row, replayed where there are graphs."""
     step.policy.model.zero_grad()
-    loss = step.backward([pairs], PairMetrics(0.1), with_graphs(graphs))
+    loss = step.backward([pairs], PairMetrics(0.1), replace(execution, graphs=graphs))
     return [loss, *(p.grad.clone() for p in step.policy.model.parameters() if p.grad is not None)]
 
 
 def with_graphs(graphs: CudaGraphs | None) -> Execution:
-    return Execution(token_budget=max(LENGTHS), graphs=graphs)
+    return replace(WHOLE, graphs=graphs)
 
 
-def recorded(step: PreferenceStep, documents: int = 0) -> CudaGraphs:
+def recorded(
+    step: PreferenceStep,
+    documents: int = 0,
+    execution: Execution = WHOLE,
+    lengths: Sequence[int] = LENGTHS,
+) -> CudaGraphs:
     graphs = CudaGraphs(step.policy.model, step.policy.backbone, documents)
     with graphs.recording():
-        for length in LENGTHS:
-            results(step, pairs_of(length, seed=0), graphs)
+        for length in lengths:
+            results(step, pairs_of(length, seed=0), graphs, execution)
     step.policy.model.zero_grad()
-    assert graphs.lengths == sorted(LENGTHS)
+    assert graphs.lengths == sorted(lengths)
     return graphs
 
 

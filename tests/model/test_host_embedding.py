@@ -34,6 +34,21 @@ def test_losses_and_gradients_are_the_same():
     assert torch.equal(outcomes[0][0], outcomes[1][0]) and torch.equal(outcomes[0][1], outcomes[1][1])
 
 
+def test_lines_that_were_picked_before_take_the_place_of_a_lookup():
+    model = tiny_model("llama")
+    keep_embedding_on_host(model)
+    embedding, ids = model.get_input_embeddings(), torch.tensor([[3, 5]])
+    lines = embedding.lines(ids)
+    memory = torch.zeros_like(lines)
+    with embedding.given(memory):
+        out = embedding(ids)
+        assert out.data_ptr() == memory.data_ptr()
+        out.requires_grad_()  # as PEFT's hook on an embedding does
+        memory.copy_(lines)
+        assert torch.equal(out, lines)
+    assert torch.equal(embedding(ids), lines) and embedding(ids).data_ptr() != memory.data_ptr()
+
+
 def test_it_stays_when_the_model_moves_and_is_saved_with_it():
     model = tiny_model("llama")
     names = set(model.state_dict())

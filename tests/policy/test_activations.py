@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from wishbone.policy.activations import (
     checkpointed_layers,
     choose_activations,
     chosen_activations,
+    drawing_nothing,
 )
 from wishbone.policy.policy import Policy
 
@@ -90,6 +92,31 @@ def test_inputs_wait_in_host_memory_where_they_must(
     monkeypatch.setattr(activations, "offloaded_activations", lambda: entered.append(1) or nullcontext())
     with activations_of_row(checkpointed_layers(tiny_model("llama")), 100, Execution(100, room, offload)):
         assert bool(entered) is moved
+
+
+def test_layers_that_draw_nothing_are_recomputed_without_random_numbers(monkeypatch: pytest.MonkeyPatch):
+    expected = gradient(NOTHING)
+    model = get_peft_model(tiny_model("llama"), LoraConfig(r=3))
+    allow_recompute(model.get_base_model())
+    layers = checkpointed_layers(model)
+    before = [vars(layer).copy() for layer in layers]
+    with drawing_nothing(layers):
+        assert all(vars(layer) != own for layer, own in zip(layers, before, strict=True))
+    assert [vars(layer) for layer in layers] == before
+    asked: list[int] = []
+    monkeypatch.setattr(Policy, "backbone", _drawing_nothing(Policy.backbone, asked))
+    assert torch.equal(gradient(NOTHING), expected) and not asked
+
+
+def _drawing_nothing(backbone, asked: list[int]):
+    state = torch.get_rng_state
+
+    def run(policy: Policy, *args: Any):
+        with drawing_nothing(policy.layers), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "get_rng_state", lambda: asked.append(1) or state())
+            return backbone(policy, *args)
+
+    return run
 
 
 def test_what_is_noted_on_a_model_is_found_through_its_adapter():

@@ -92,18 +92,29 @@ class Graphs(Protocol):
     """Recorded passes of rows of certain lengths (`policy/cuda_graphs.py`)."""
 
     lengths: list[int]
+    """Tokens of rows that are recorded or will be, ascending."""
+    worth: int | None
+    """Tokens up to which a replay takes no longer than running any row; None where nothing was measured."""
 
     def padded(self, tokens: int) -> int:
         """Return the length that a row of so many tokens should be padded to."""
         ...
 
-    def replay(self, batch: Any, reference: Any = None, routed: bool = False) -> Any:
+    def replay(self, batch: Any, reference: Any = None, routed: bool = False, offloaded: bool = False) -> Any:
         """Return what a pass over a row gives by replaying its graph, or None where the row has to be run."""
         ...
 
     def release(self) -> None:
         """Free the memory of all recordings; every row is run from then on."""
         ...
+
+
+@dataclass(frozen=True)
+class PaddedTo:
+    """What rows are padded to, so that they are replayed; attributes as those of `Graphs`."""
+
+    lengths: tuple[int, ...]
+    worth: int | None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, get_args
 
 from torch import nn
@@ -17,7 +18,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from wishbone.engine.execution import EVERYTHING, Execution, Treatment
+from wishbone.fused.instance_attributes import InstanceAttributes
 from wishbone.policy.offload import offloaded_activations
+
+CHECKPOINT = "_gradient_checkpointing_func"
+"""Attribute of transformers' layers: what they are recomputed with."""
 
 
 def checkpointed_layers(model: nn.Module) -> list[Any]:
@@ -55,8 +60,28 @@ def activations_of_row(
         layer.gradient_checkpointing = index < recomputed
     for layer in tower:
         layer.gradient_checkpointing = room != EVERYTHING
-    moved = execution.offload == "always" or (execution.offload == "as needed" and not room.holds(tokens))
-    with offloaded_activations() if moved and recomputed > 0 else nullcontext():
+    with offloaded_activations() if offloads(len(layers), tokens, execution) else nullcontext():
+        yield
+
+
+def offloads(layers: int, tokens: int, execution: Execution) -> bool:
+    """Return whether inputs of layers wait in host memory in a row of `tokens` of a model with so many `layers`."""
+    room = execution.room
+    if room is None or room.kept(tokens, layers) == layers:
+        return False
+    return execution.offload == "always" or (execution.offload == "as needed" and not room.holds(tokens))
+
+
+@contextmanager
+def drawing_nothing(layers: Sequence[Any]) -> Iterator[None]:
+    """Context of a pass that draws no random numbers, so that recomputing its layers need not set them back.
+
+    That asks the device for the state of its generator, which nothing may ask for while CUDA graphs are recorded.
+    """
+    checkpoints, replaced = [layer for layer in layers if CHECKPOINT in vars(layer)], InstanceAttributes()
+    for layer in checkpoints:
+        replaced.add(layer, CHECKPOINT, partial(vars(layer)[CHECKPOINT], preserve_rng_state=False))
+    with replaced.replaced():
         yield
 
 

@@ -23,9 +23,7 @@ from wishbone.fused.lockstep_calls import apart, checkpointed_in_lockstep, only_
 from wishbone.fused.lora_layer import OFF
 from wishbone.fused.parts import part_of
 from wishbone.ops.carried_difference.autograd import difference_of
-
-CHECKPOINT = "_gradient_checkpointing_func"
-"""Attribute of transformers' layers: what they are recomputed with."""
+from wishbone.policy.activations import CHECKPOINT
 
 DIFFERENCE_VARIABLE = "WISHBONE_CARRIED_DIFFERENCE"
 """Environment variable: `on` or `off` instead of what `carries` decides."""

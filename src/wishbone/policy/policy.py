@@ -30,7 +30,7 @@ from wishbone.fused.row_layout import mask_with_layout
 from wishbone.model.host_embedding import compute_device
 from wishbone.model.vision_positions import VisionPositions
 from wishbone.ops.token_logps import TokenScores, scores_of_logits
-from wishbone.policy.activations import activations_of_row, checkpointed_layers
+from wishbone.policy.activations import activations_of_row, checkpointed_layers, offloads
 from wishbone.policy.alibi_attention import alibi_attention
 from wishbone.policy.attention_hook import (
     NAME,
@@ -203,7 +203,8 @@ class Policy:
         routed = routing is not None
         output: BackboneOutput | None = None
         if execution.graphs is not None and isinstance(batch, SharedPrefixBatch) and not batch.images:
-            output = execution.graphs.replay(batch, reference, routed)
+            moved = offloads(len(self.layers), batch.tokens, execution)
+            output = execution.graphs.replay(batch, reference, routed, moved)
         if output is None:
             with counted_layers(self.layers, batch.tokens, self.device):
                 output = self.backbone(batch, reference, routed)

@@ -60,8 +60,9 @@ class DPOConfig(TRLDPOConfig):  # type: ignore[misc]
     cuda_graphs: str = field(
         default="auto",
         metadata={
-            "help": "Replay passes that were recorded before the first step: 'auto' where the GPU waits for the host "
-            "and the run is long, 'on' wherever it is possible, 'off'. Rows are padded to recorded lengths.",
+            "help": "Replay recorded passes: 'auto' where the GPU waits for the host and rows to come gain more than "
+            "recording takes, 'on' wherever it is possible, all before the first step, 'off'. Rows are padded to "
+            "recorded lengths.",
             "choices": list(CUDA_GRAPHS),
         },
     )

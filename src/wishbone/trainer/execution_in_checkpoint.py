@@ -18,7 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from wishbone.data.json_text import parse_json
-from wishbone.engine.execution import Execution, Room
+from wishbone.engine.execution import Execution, PaddedTo, Room
 from wishbone.errors import one_line, some_of
 from wishbone.strict_json import read_spelled, spelled
 
@@ -55,11 +55,11 @@ class Recorded:
 
     Attributes:
         execution: without graphs, which are recordings of one process.
-        graphs: whether it had any.
+        padded: the lengths that rows were padded to for their graphs; None where it had none.
     """
 
     execution: Execution
-    graphs: bool
+    padded: PaddedTo | None
 
 
 def write_execution(checkpoint: Path, process: int, execution: Execution, asked: Asked) -> None:
@@ -68,7 +68,9 @@ def write_execution(checkpoint: Path, process: int, execution: Execution, asked:
     Raises:
         OSError: it cannot be written.
     """
-    recorded = asdict(replace(execution, graphs=None)) | {"graphs": execution.graphs is not None}
+    graphs = execution.graphs
+    padded = None if graphs is None else {"lengths": graphs.lengths, "worth": graphs.worth}
+    recorded = asdict(replace(execution, graphs=None)) | {"graphs": padded}
     content = {"asked": asdict(asked), "execution": spelled(recorded)}
     (checkpoint / _name(process)).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -84,7 +86,8 @@ def read_execution(checkpoint: Path, process: int, asked: Asked) -> Recorded | N
         content = parse_json(file.read_bytes())
         before, fields = Asked(**content["asked"]), read_spelled(content["execution"])
         room = None if fields["room"] is None else Room(**fields["room"])
-        recorded = Recorded(Execution(**{**fields, "room": room, "graphs": None}), bool(fields["graphs"]))
+        padded = PaddedTo(tuple(fields["graphs"]["lengths"]), fields["graphs"]["worth"]) if fields["graphs"] else None
+        recorded = Recorded(Execution(**{**fields, "room": room, "graphs": None}), padded)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -37,7 +37,6 @@ class RunAhead:
         collation: how they become batches.
         first: pairs of its first step.
         steps: how many are left.
-        processes: how many train together.
         recorded: how rows were computed in the checkpoint that it continues from, or None.
     """
 
@@ -45,7 +44,6 @@ class RunAhead:
     collation: Collation
     first: list[TokenizedPair]
     steps: int
-    processes: int
     recorded: Recorded | None
 
 
@@ -69,7 +67,7 @@ def profiled(step: PreferenceStep, execution: Execution, args: DPOConfig, run: R
     if run.recorded is not None:
         on_cpu = step.policy.device.type == "cpu"  # there memory is shared, and recomputing changes no bit
         room = execution.room if on_cpu else run.recorded.execution.room
-        execution, graphs = replace(run.recorded.execution, room=room), "on" if run.recorded.graphs else "off"
+        execution, graphs = replace(run.recorded.execution, room=room), "on" if run.recorded.padded else "off"
     else:
         fixed = args.token_budget != "auto"
         probed = [*run.collation.longest, *run.collation.tried]
@@ -79,7 +77,10 @@ def profiled(step: PreferenceStep, execution: Execution, args: DPOConfig, run: R
         if graphs == "on":
             logger.warning("No CUDA graph is recorded, because rows have images.")
         graphs = "off"
-    if graphs == "off" or not known or run.processes > 1:
+    if graphs == "off" or not known:
         return execution
     passes = passes_to_come(step, run.first, seen_again=run.steps * pairs > len(tokens))
-    return with_cuda_graphs(step, execution, tokens, pairs, wanted=graphs, steps=run.steps, passes=passes)
+    before = None if run.recorded is None else run.recorded.padded
+    return with_cuda_graphs(
+        step, execution, tokens, pairs, wanted=graphs, steps=run.steps, passes=passes, before=before
+    )

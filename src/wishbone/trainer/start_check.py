@@ -7,6 +7,7 @@ seen here. A run whose user gave a `ref_model` is not checked: there they differ
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def check_start(step: PreferenceStep, pairs: Sequence[TokenizedPair], execution:
     """
     if step.objective.reference_free:
         return
+    execution = replace(execution, graphs=None)  # it has passes that training does not have
     shortest = sorted(pairs, key=lambda pair: pair.row_tokens)[:PAIRS]
     batch = step.policy.collate(shortest, execution)
     with torch.no_grad():

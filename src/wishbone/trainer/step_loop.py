@@ -92,8 +92,7 @@ class StepLoop:
         """
         self.is_profiled = True
         recorded = None if continued is None else read_execution(continued, self._args.process_index, self._asked())
-        processes = self._accelerator.num_processes
-        ahead = RunAhead(rows, self._collation, self.collected, steps, processes, recorded)
+        ahead = RunAhead(rows, self._collation, self.collected, steps, recorded)
         self.execution = profiled(self.step, self.execution, self._args, ahead)
 
     def write_execution(self, checkpoint: Path) -> None:
