@@ -53,7 +53,6 @@ OURS = {
     "data/row_reader.py:RowReader._finish": "a refusal that was made there",
     "run/trackers.py:_tensorboard": "a callback that was made there",
     "fused/linear.py:FusedLinears.running": "its own layers",
-    "trainer/sharding.py:why_not_sharded_in_step": "its own trainer",
     "trainer/later_changes.py:LaterChanges.follow": "its own step and its own metrics",
     "model/fp8.py:fp8_options": "a configuration that was made there",
     "model/eight_bit_linear.py:EightBitLinear.dequantized": "a layer that was made there",
