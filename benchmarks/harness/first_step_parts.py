@@ -23,7 +23,7 @@ PARTS = {
     "reference": "wishbone.trainer.assembly:_reference",
     "one pass beside two": "wishbone.trainer.assembly:why_apart",
     "optimizer": "wishbone.trainer.trainer:DPOTrainer.create_optimizer",
-    "rehearsal": "wishbone.trainer.profiling:profile_rows",
+    "profiling": "wishbone.trainer.profiling:profile_rows",
     "recording": "wishbone.trainer.profiling:with_cuda_graphs",
     "check of the start": "wishbone.trainer.trainer:DPOTrainer._check_start",
     "step": "wishbone.trainer.step_loop:gradients_of_step",

@@ -73,7 +73,7 @@ def waits():
 
 faulthandler.register(signal.SIGUSR1, all_threads=True)
 threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("rehearsal"):
+with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("profiling"):
     pass
 with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("recording", 24) as counting:
     counting.to(7)
@@ -82,7 +82,7 @@ with listening(Phases(Progress(pathlib.Path(sys.argv[4])))), phase("recording", 
     child = child_of(code, tmp_path)
     child.go()
     found = child.outcome(3)
-    assert list(found["phases"]) == ["rehearsal", "after rehearsal", "recording", "recording, 7 of 24"]
+    assert list(found["phases"]) == ["profiling", "after profiling", "recording", "recording, 7 of 24"]
     assert found["was_at"][0].endswith(" waits")
 
 

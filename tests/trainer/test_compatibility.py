@@ -37,7 +37,7 @@ def of_upstream(name: str) -> object:
 def overridden() -> dict[str, set[bool]]:
     """Methods of TRL's and transformers' trainers that a class of ours overrides, and whether it reads an argument."""
     ours = [kind for kind in DPOTrainer.__mro__ if kind.__module__.startswith("wishbone.")]
-    assert len(ours) > 4  # every mixin, wherever it stands
+    assert len(ours) > 4  # every class beneath, wherever it stands
     found: dict[str, set[bool]] = {}
     for name, value in [entry for kind in ours for entry in vars(kind).items()]:
         if inspect.isfunction(value) and inspect.isfunction(of_upstream(name)):

@@ -16,6 +16,7 @@ from hub_stand_in import hub_stand_in
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from wishbone import DPOConfig, DPOTrainer, FastLanguageModel, is_bfloat16_supported
 from wishbone.engine.execution import EVERYTHING
@@ -276,6 +277,18 @@ def test_target_modules_that_the_model_does_not_have(saved: str, caplog: pytest.
         adapter(load(saved)[0], target_modules="nothing")
     model = adapter(load(saved)[0], target_modules="all-linear")
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == 14
+
+
+def test_gpt2s_layers_are_linear_layers():
+    config = GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    for settings in (
+        {"target_modules": r".*h\.1\.attn\.c_attn"},
+        {"target_modules": "all-linear", "finetune_last_n_layers": 1},
+    ):
+        model = FastLanguageModel.get_peft_model(GPT2LMHeadModel(config), r=2, **settings)
+        names = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+        assert "base_model.model.transformer.h.1.attn.c_attn" in names
+        assert all(".h.1." in name for name in names)
 
 
 def test_the_seed_of_the_adapter_is_its_own(saved: str):

@@ -109,8 +109,12 @@ def tower_layers(model: PreTrainedModel) -> list[str]:
     """
     text = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(module) for module in text.modules()} | {id(model.get_output_embeddings())}
-    linear = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return [name for name, module in linear if id(module) not in inside]
+    return [name for name, module in linear_layers(model).items() if id(module) not in inside]
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Return the linear layers of a model by name, GPT-2's `Conv1D` and the output head among them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
 
 
 def add_adapter(model: PreTrainedModel, *, seed: int = 0, **settings: Any) -> PeftModel:
@@ -252,8 +256,8 @@ def _stacked(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
 
 def _unknown_targets(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
     head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    inside = [name for name in linear if model.get_submodule(name) is not head]
+    linear = linear_layers(model)
+    inside = [name for name, module in linear.items() if module is not head]
     stacks = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
     offered = ", ".join(
         dict.fromkeys(

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from torch import nn
 
 from wishbone.engine.execution import Treatment
 from wishbone.errors import RequestError
-from wishbone.model.adapter import ALL_LINEAR
+from wishbone.model.adapter import ALL_LINEAR, linear_layers
 from wishbone.model.device import choose_device
 
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -154,14 +153,14 @@ def targets_of(
     whole = [modules_to_save] if isinstance(modules_to_save, str) else list(modules_to_save or [])
     names: str | list[str]
     if target_modules is None or target_modules == ALL_LINEAR:
-        names = ALL_LINEAR if layers is None else _of_layers(_linear_layers(model, without_head=True), layers, pattern)
+        names = ALL_LINEAR if layers is None else _of_layers(_without_head(model), layers, pattern)
     elif isinstance(target_modules, str):
         names = _matching(model, target_modules)
         names = names if layers is None else _of_layers(names, layers, pattern)
     else:
         whole += [name for name in target_modules if name in EMBEDDINGS]
         names = [name for name in target_modules if name not in EMBEDDINGS]
-        linear = _linear_layers(model)
+        linear = linear_layers(model)
         absent = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear)]
         if absent and len(absent) < len(names):
             logger.warning("target_modules %s are not in this model and get no adapter.", ", ".join(absent))
@@ -169,14 +168,14 @@ def targets_of(
     return names, list(dict.fromkeys(whole)) or None
 
 
-def _linear_layers(model: Any, *, without_head: bool = False) -> list[str]:
-    head = model.get_output_embeddings() if without_head else None
-    return [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and one is not head]
+def _without_head(model: Any) -> list[str]:
+    head = model.get_output_embeddings()
+    return [name for name, module in linear_layers(model).items() if module is not head]
 
 
 def _matching(model: Any, expression: str) -> list[str]:
     """Return the names of the linear layers that a regular expression matches as a whole, as in PEFT."""
-    linear = _linear_layers(model)
+    linear = list(linear_layers(model))
     try:
         names = [name for name in linear if re.fullmatch(expression, name)]
     except re.error as error:

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from wishbone.errors import RequestError
 from wishbone.fused.parts import part_of, text_layers
-from wishbone.model.adapter import ALL_LINEAR
+from wishbone.model.adapter import ALL_LINEAR, linear_layers
 from wishbone.unsloth.arguments import ADAPTER_IGNORED, LOADING_IGNORED, LORA_FIELDS
 from wishbone.unsloth.call_arguments import foreign_signature
 from wishbone.unsloth.fast_language_model import FastLanguageModel
@@ -176,8 +175,8 @@ def chosen_layers(model: Any, *, vision: bool, language: bool, attention: bool, 
         id(inner) for module in base.modules() if part_of(module) in ATTENTION for inner in module.modules()
     }
     found = []
-    for name, module in base.named_modules():
-        if not isinstance(module, nn.Linear) or module is head:
+    for name, module in linear_layers(base).items():
+        if module is head:
             continue
         of_text, attends = id(module) in text, id(module) in in_attention
         if (language if of_text else vision) and (attention if attends else mlp):
