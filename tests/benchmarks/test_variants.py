@@ -29,3 +29,15 @@ def test_every_way_of_a_part_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         for _, ways in getattr(shapes, part)():
             found = variants.measured(ways)
             assert len(found["ms"]) == 2 and max(found["apart"].values()) <= apart
+
+
+@pytest.mark.kernels
+@pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="tiny shapes run in Triton's interpreter")
+def test_attention_with_other_tiles_is_the_products() -> None:
+    from benchmarks.commands import attention
+
+    layer = attention.Layer(attention.TINY, "ultrafeedback", 1)
+    tiles = {"attend": ["16x4x32-8-2-128"], "query_gradient": ["32x2x32-4-2"], "key_gradient": []}
+    rows = list(attention.kernels(layer, tiles))
+    assert [row["system"] for row in rows] == 3 * ["attend"] + 3 * ["query_gradient"] + 2 * ["key_gradient"]
+    assert max(max(row["apart"]) for row in rows if "apart" in row) <= 1e-3

@@ -54,7 +54,7 @@ class Compiled:
 def main() -> None:
     capability, shared_bytes = int(sys.argv[1]), int(sys.argv[2])
     triton.runtime.driver.set_active(AbsentGpu(capability))
-    attention._shared_bytes = lambda device: shared_bytes
+    attention._limits = lambda device: (shared_bytes, divmod(capability, 10))
     taken: list[int] = []
     for name in ("attend", "query_gradient", "key_gradient"):
         setattr(attention, name, Compiled(getattr(attention, name), taken))

@@ -202,10 +202,12 @@ def test_tables_combined_from_finer_blocks_are_those_of_the_row(columns: int, wi
     layout = PrefixLayout((Document(0, 70, (150, 300)), Document(300, 310, (400, 640))))
     kind = BlockKind(window, 64, columns, by_keys=False, device=torch.device("cpu"))
     visible, full = visible_blocks(layout, window, rows=64, columns=columns)
-    full_count, count, order = (table.tolist() for table in block_tables(layout, kind).parts())
-    for row in range(len(visible)):
-        assert order[row][: full_count[row]] == full[row].nonzero()[0].tolist()
-        assert order[row][full_count[row] : count[row]] == (visible & ~full)[row].nonzero()[0].tolist()
+    blocks, full_count, count, order = (table.tolist() for table in block_tables(layout, kind).parts())
+    assert sorted(blocks) == list(range(len(visible)))
+    assert [n.bit_length() for n in count] == sorted((n.bit_length() for n in count), reverse=True)
+    for at, row in enumerate(blocks):
+        assert order[at][: full_count[at]] == full[row].nonzero()[0].tolist()
+        assert order[at][full_count[at] : count[at]] == (visible & ~full)[row].nonzero()[0].tolist()
 
 
 @pytest.mark.parametrize("blocks", range(1, 9))

@@ -58,14 +58,18 @@ def test_sinks_and_slopes(window: int | None, softcap: float | None):
 
 
 @pytest.mark.kernels(on_gpus=False)
-@pytest.mark.parametrize("heads", [(2, 2), (3, 1)])
-def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
-    from wishbone.ops.prefix_attention import triton as backend
+@pytest.mark.parametrize(("heads", "packed"), [((2, 2), 1), ((3, 1), 1), ((4, 2), 2), ((8, 1), 4)])
+def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], packed: int, monkeypatch: pytest.MonkeyPatch):
+    from wishbone.ops.prefix_attention.triton import Tile, Tiles
 
-    tiles = backend.Tiles((32, 16, 4, 1), (32, 16, 4, 1), (16, 32, 4, 1))
-    monkeypatch.setattr(backend, "tiles_for", lambda *_: tiles)
-    for got, exact in zip(*gradients(LAYOUTS["pairs and padding"], heads, 32, torch.float32), strict=True):
-        assert (got - exact).norm() <= 1e-6 * exact.norm()
+    of_queries, of_keys = Tile(32, packed, 16, 4, 1, 128), Tile(16, 1, 32, 4, 1)
+    tiles = Tiles(of_queries, of_queries, of_keys)
+    monkeypatch.setattr("wishbone.ops.prefix_attention.triton.tiles_for", lambda *_: tiles)
+    numbers = {name: torch.linspace(0.1, 2.0, heads[0]) for name in ("sinks", "slopes")}
+    for options in ({}, {**numbers, "window": 9}):
+        given = gradients(LAYOUTS["pairs and padding"], heads, 32, torch.float32, **options)
+        for got, exact in zip(*given, strict=True):
+            assert (got - exact).norm() <= 1e-6 * exact.norm()
 
 
 @pytest.mark.kernels(on_gpus=False)
@@ -163,12 +167,11 @@ def test_tiles_fit_into_shared_memory():
 
     for size in (16, 32, 64, 128, 256):
         for itemsize in (2, 4):
-            for shared in (101_376, 166_912, 232_448):
-                tiles = tiles_for(size, itemsize, shared)
-                for (rows, columns, _, stages), held, streamed in (
-                    (tiles.forward, 1, 2),
-                    (tiles.query_gradient, 2, 2),
-                ):
-                    assert (held * rows + stages * streamed * columns) * size * itemsize <= shared
-                rows, columns, _, stages = tiles.key_gradient
-                assert (2 * columns + stages * 2 * rows) * size * itemsize <= shared
+            for group, shared, capability in ((1, 101_376, (8, 9)), (4, 166_912, (8, 0)), (4, 232_448, (9, 0))):
+                tiles = tiles_for(size, itemsize, group, shared, capability)
+                for tile, held in ((tiles.forward, 1), (tiles.query_gradient, 2)):
+                    rows = held * tile.tokens * tile.heads + tile.stages * 2 * tile.keys
+                    programs = 1 if tile.registers is None else 65_536 // (32 * tile.warps * tile.registers)
+                    assert programs * rows * size * itemsize <= shared
+                tile = tiles.key_gradient
+                assert (2 * tile.keys + tile.stages * 2 * tile.tokens) * size * itemsize <= shared

@@ -16,9 +16,10 @@ Arguments of all three kernels:
     q_ptr ... dv_ptr      first element of a tensor
     stride_q_head ...     elements from one head to the next
     stride_q_token ...    elements from one token to the next; elements of one head of one token lie side by side
-    full_ptr              [blocks] int32: how many of the blocks that a program walks over are visible throughout
-    count_ptr             [blocks] int32: how many it walks over
-    index_ptr             [blocks, index_width] int32: which these are
+    order_ptr             [programs] int32: the block of each program, those with long walks first
+    full_ptr              [programs] int32: how many of the blocks that a program walks over are visible throughout
+    count_ptr             [programs] int32: how many it walks over
+    index_ptr             [programs, index_width] int32: which these are
     until_ptr             [T] int32: the first token that no longer sees this one
     position_ptr          [T] int32: position in the sequence of stem and branch
     slope_ptr             [H] float32: factor on the distance from query to key, read if SLOPED
@@ -30,7 +31,11 @@ Arguments of all three kernels:
     SIZE                  D, a power of two from 16 to 256
     SLOPED                whether scores have an addend by distance
     PRECISION             of matrix products of float32
-    ROWS, COLUMNS         queries and keys of a block
+    TOKENS, COLUMNS       tokens that ask, and keys, of a block
+    PACK                  query heads of a tile of queries, a power of two that divides H / K
+
+Query heads that share a key head also share tiles: TOKENS * PACK rows read each key once, while a block whose mask
+decides has few tokens. Programs lie in a grid (heads, blocks), so that of all heads the long walks begin first.
 
 The strides of what a program walks over are constants of the kernel, so that the addresses in the loop are cheap.
 """
@@ -51,9 +56,9 @@ UNSEEN = tl.constexpr(-(2.0**100))
 
 @triton.jit
 def head_tile(ptr, head, stride_head, token, stride_token, SIZE: tl.constexpr):
-    """Return pointers [tokens, SIZE] to the elements of one head of some tokens."""
-    first = ptr + head.to(tl.int64) * stride_head + token[:, None].to(tl.int64) * stride_token
-    return first + tl.arange(0, SIZE)[None, :]
+    """Return pointers [rows, SIZE] to the elements of a head of a token in each row; one head may be given for all."""
+    first = ptr + head.to(tl.int64) * stride_head + token.to(tl.int64) * stride_token
+    return first[:, None] + tl.arange(0, SIZE)[None, :]
 
 
 @triton.jit
@@ -63,20 +68,19 @@ def tile_offsets(token, stride_token, SIZE: tl.constexpr):
 
 
 @triton.jit
-def queries_of_program(ROWS: tl.constexpr):
-    """Return the block of queries of a program, the head, and the queries [ROWS]; the last blocks come first.
-
-    Their walks are the longest, so no long walk is left over at the end.
-    """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1)
-    return block, head, block * ROWS + tl.arange(0, ROWS)
+def queries_of_program(order_ptr, TOKENS: tl.constexpr, PACK: tl.constexpr):
+    """Return the first head of a program, and token and head of each of its rows [TOKENS * PACK]."""
+    first_token = tl.load(order_ptr + tl.program_id(1)) * TOKENS
+    first_head = tl.program_id(0) * PACK
+    row = tl.arange(0, TOKENS * PACK)
+    return first_head, first_token + row // PACK, first_head + row % PACK
 
 
 @triton.jit
-def walk_of(full_ptr, count_ptr, index_ptr, index_width, block):
-    """Return how many blocks are full and how many there are in the walk of a block, and the list of them."""
-    return tl.load(full_ptr + block), tl.load(count_ptr + block), index_ptr + block * index_width
+def walk_of(full_ptr, count_ptr, index_ptr, index_width):
+    """Return how many blocks are full and how many there are in the walk of a program, and the list of them."""
+    walk = tl.program_id(1)
+    return tl.load(full_ptr + walk), tl.load(count_ptr + walk), index_ptr + walk * index_width
 
 
 @triton.jit
@@ -109,7 +113,7 @@ def sloped(s, m, n, position_ptr, slope, SLOPED: tl.constexpr):
 
 @triton.jit
 def slope_of(slope_ptr, head, scale, SLOPED: tl.constexpr, CAPPED: tl.constexpr):
-    """Return the slope of a head in the unit of scores that are to be scaled later; 0 without slopes."""
+    """Return the slope of a head, or of many, in the unit of scores that are to be scaled later; 0 without slopes."""
     slope = 0.0
     if SLOPED:
         slope = tl.load(slope_ptr + head) / (1.0 if CAPPED else scale)
@@ -125,6 +129,7 @@ def attend(
     exact_ptr,
     change_ptr,
     lse_ptr,
+    order_ptr,
     full_ptr,
     count_ptr,
     index_ptr,
@@ -154,23 +159,26 @@ def attend(
     EXACT: tl.constexpr,
     CHANGE: tl.constexpr,
     PRECISION: tl.constexpr,
-    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    PACK: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the outputs o of ROWS queries of one head and their log-sum-exps.
+    """Write the outputs o of a tile of queries and their log-sum-exps.
 
     With EXACT, exact_ptr [H, T, D] float32 gets the outputs before they are rounded. With CHANGE it holds those of the
     reference, and change_ptr [H, T, D], in the dtype of o, gets what these outputs differ by, rounded by itself. Both
     lie in memory as o does.
 
-    Grid (T / ROWS, H). The block lists are by block of queries. With SINK, sink_ptr [H] float32 is a score of each head
-    that every query sees, without a value; log-sum-exps contain it, so the backward kernels need not know of it.
+    Grid (H / PACK, T / TOKENS). The block lists are by block of queries. With SINK, sink_ptr [H] float32 is a score of
+    each head that every query sees, without a value; log-sum-exps contain it, so the backward kernels need not know.
     """
-    block, head, m = queries_of_program(ROWS)
+    ROWS: tl.constexpr = TOKENS * PACK
+    first_head, m, head = queries_of_program(order_ptr, TOKENS, PACK)
+    key_head = first_head // group
     columns = tl.arange(0, COLUMNS)
     q = tl.load(head_tile(q_ptr, head, stride_q_head, m, stride_q_token, SIZE))
-    k_ptr += (head // group).to(tl.int64) * stride_k_head
-    v_ptr += (head // group).to(tl.int64) * stride_v_head
+    k_ptr += key_head.to(tl.int64) * stride_k_head
+    v_ptr += key_head.to(tl.int64) * stride_v_head
     k_tile = tile_offsets(columns, stride_k_token, SIZE)
     v_tile = tile_offsets(columns, stride_v_token, SIZE)
     unit = (1.0 if CAPPED else scale) * LOG2E
@@ -179,9 +187,9 @@ def attend(
     if SINK:
         top = tl.zeros([ROWS], tl.float32) + tl.load(sink_ptr + head) * LOG2E
         total += 1.0
-    slope = slope_of(slope_ptr, head, scale, SLOPED, CAPPED)
+    slope = slope_of(slope_ptr, head[:, None], scale, SLOPED, CAPPED)
     out = tl.zeros([ROWS, SIZE], tl.float32)
-    full, count, index_ptr = walk_of(full_ptr, count_ptr, index_ptr, index_width, block)
+    full, count, index_ptr = walk_of(full_ptr, count_ptr, index_ptr, index_width)
     first = tl.load(index_ptr) * COLUMNS
     for j in range(count):
         n = first + columns

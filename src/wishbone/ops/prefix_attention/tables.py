@@ -37,13 +37,16 @@ class BlockKind:
 
 @dataclass(frozen=True)
 class BlockTables(RowTables):
-    """The blocks that hold a visible pair, the ones that are visible throughout first; three parts of one buffer.
+    """The blocks that hold a visible pair, the ones that are visible throughout first; four parts of one buffer.
+
+    Long lists come first, so that no program with a long walk begins last: a list is before those of fewer than half as
+    many blocks or so. Within such a class they lie as in the row, so that programs at work read keys that are close.
 
     Each part begins at a multiple of 16 bytes whatever the length of the row, because Triton compiles a kernel again
     for pointers of another alignment.
 
     Attributes:
-        buffer: int32, the three tables one after the other.
+        buffer: int32, the four tables one after the other.
         blocks: blocks of queries, each with a list of blocks of keys; or the other way round.
         width: length of such a list.
     """
@@ -57,14 +60,22 @@ class BlockTables(RowTables):
         """Return the tables of two bool arrays [blocks, width]."""
         order = np.argsort(-(visible.astype(np.int8) + full), axis=1, kind="stable").astype(np.int32)
         counts = [blocks.sum(axis=1, dtype=np.int32) for blocks in (full, visible)]
-        padded = [np.pad(count, (0, -len(count) % ALIGNED)) for count in counts]
-        return cls(to_device(torch.from_numpy(np.concatenate((*padded, order.ravel()))), device), *visible.shape)
+        _, length_class = np.frexp(counts[1])
+        longest_first = np.argsort(-length_class, kind="stable")
+        numbers = (longest_first.astype(np.int32), *(count[longest_first] for count in counts))
+        padded = [np.pad(part, (0, -len(part) % ALIGNED)) for part in numbers]
+        buffer = np.concatenate((*padded, order[longest_first].ravel()))
+        return cls(to_device(torch.from_numpy(buffer), device), *visible.shape)
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how many blocks are full and how many visible, both [blocks], and which these are, [blocks, width]."""
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return whose each list is, how many of its blocks are full and how many visible, and the lists.
+
+        The first three are [blocks], the last is [blocks, width].
+        """
         padded = self.blocks + -self.blocks % ALIGNED
-        full, count, order = self.buffer.split((padded, padded, self.blocks * self.width))
-        return full[: self.blocks], count[: self.blocks], order.view(self.blocks, self.width)
+        *numbers, lists = self.buffer.split((padded, padded, padded, self.blocks * self.width))
+        owner, full, count = (part[: self.blocks] for part in numbers)
+        return owner, full, count, lists.view(self.blocks, self.width)
 
     def overwrite(self, kind: Any, source: PrefixLayout) -> None:  # noqa: D102
         self.buffer.copy_(block_tables(source, kind).buffer)
