@@ -1,4 +1,4 @@
-"""Options of accelerate that would part pairs, or order them otherwise, are refused in several processes."""
+"""Options that would part pairs in several processes, order them otherwise or lose their values, are refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from accelerate.utils import DataLoaderConfiguration
+from datasets import Dataset
 
-from trainer.preference_runs import arguments
+from trainer.preference_runs import arguments, chat_pairs
 from wishbone import DPOConfig
 from wishbone.errors import RequestError
 from wishbone.trainer.process_batches import refuse_cut_batches
+from wishbone.trainer.request import _refuse_values_of_one_process
 
 
 def refuse(folder: Path, loading: dict[str, Any], processes: int, *, shared: bool = True, **options: Any) -> None:
@@ -61,3 +63,21 @@ def test_what_keeps_pairs_and_their_order_is_not(
     tmp_path: Path, loading: dict[str, Any], options: dict[str, Any]
 ) -> None:
     refuse(tmp_path, loading, 2, **options)
+
+
+def test_precomputed_values_need_a_file_that_all_processes_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In memory TRL's second process would look for a file in a temporary directory of its own."""
+    data = Dataset.from_list(list(chat_pairs(4)))
+    data.to_json(tmp_path / "pairs.jsonl")
+    on_disk = Dataset.from_json(str(tmp_path / "pairs.jsonl"), cache_dir=str(tmp_path))
+    config = DPOConfig(**arguments(tmp_path, precompute_ref_log_probs=True))
+    _refuse_values_of_one_process(config, data)
+    monkeypatch.setattr(DPOConfig, "world_size", 2)
+    _refuse_values_of_one_process(config, on_disk)
+    with pytest.raises(
+        RequestError, match="all 2 processes read them, and this data set has no files; load it from files"
+    ):
+        _refuse_values_of_one_process(config, data)
+    _refuse_values_of_one_process(config.changed({"precompute_ref_log_probs": False}), data)

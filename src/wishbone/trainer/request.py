@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, is_caching_enabled
 from peft import PeftConfig, PeftModel, PeftType
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
@@ -137,6 +137,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
     has_adapter = isinstance(model, PeftModel) or bool(options.get("peft_config"))
     synchronized = config.sync_ref_model and has_adapter
     _refuse_stale_values(config, head_adapted=head_adapted, synchronized=synchronized)
+    _refuse_values_of_one_process(config, options.get("train_dataset"))
     config = config.changed({"sync_ref_model": False}) if synchronized else config
     config = with_one_gpu(config, model)
     adapter_is_new = peft_config is not None
@@ -279,3 +280,15 @@ def _refuse_stale_values(config: DPOConfig, *, head_adapted: bool, synchronized:
         )
     if problems:
         raise RequestError(problems)
+
+
+def _refuse_values_of_one_process(config: DPOConfig, data: Any) -> None:
+    """Refuse precomputed reference values in several processes where the others do not find the file of the first."""
+    if not config.precompute_ref_log_probs or config.world_size == 1:
+        return
+    if not getattr(data, "cache_files", None) or not is_caching_enabled():
+        raise RequestError(
+            f"precompute_ref_log_probs: TRL writes values beside the data set's files, where all {config.world_size} "
+            "processes read them, and this data set has no files; load it from files with caching on, or leave "
+            "the option out: reference values are computed in the step, and kept"
+        )
