@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 SCREEN = 6000
 """Characters that the problems of one request take; of more, the first ones are listed and the others counted."""
+LOST = ("closed by peer", "reset by peer", "remote process exited", "ncclRemoteError", "Broken pipe")
+"""What gloo and NCCL say where another process has ended."""
+GONE = "another process of the run is gone, and this one cannot continue without it"
 
 
 class RequestError(ValueError):
@@ -33,6 +37,12 @@ class RunError(RuntimeError):
     """
 
     resumable = False
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process ended; gloo and NCCL say so in the text alone."""
+    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
+    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
 
 
 def encodable(text: object) -> str:

@@ -299,6 +299,29 @@ def test_what_pytorch_says_of_a_full_disk_is_recognized() -> None:
     assert not _is_of_the_disk(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
 
 
+@pytest.mark.parametrize("told", ["writev [127.0.0.1]:3 Broken pipe", "write error: Connection reset by peer", None])
+def test_what_another_process_did_is_not_taken_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    """Another process is gone, or the first one failed and removed what was written: its error is the one to read."""
+    run = trainer(tmp_path, logging_strategy="no")
+
+    def failing(written: Path, folder: Path) -> None:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        if told is not None:
+            raise RuntimeError(told)
+        shutil.rmtree(written.parent)
+        monkeypatch.setattr(run, "is_local_process_zero", lambda: False)
+        (written / "execution-1.json").touch()
+
+    monkeypatch.setattr(run, "write_extras", failing)
+    with pytest.raises(
+        RuntimeError, match="another process of the run is gone" if told is None else told[-8:]
+    ) as raised:
+        run.train()
+    assert not isinstance(raised.value, CheckpointNotWritten)
+
+
 def test_saves_by_the_clock_are_replaced_by_the_next(tmp_path: Path) -> None:
     run = trainer(tmp_path, save_strategy="steps", save_steps=5, save_minutes=1e-9)
     run._timed.saved = lambda seconds: type(run._timed).saved(run._timed, 0.0)  # as if saving cost nothing

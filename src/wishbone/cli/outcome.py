@@ -23,15 +23,11 @@ from wishbone.cli.console import plain, say, screen
 from wishbone.cli.request import TRACEBACK_VARIABLE
 from wishbone.config.emit import quoted
 from wishbone.config.run_directory import CHECKPOINTS, CONFIG_FILE, ERROR_LOG, checkpoints_in, removed_meanwhile
-from wishbone.errors import RequestError, RunError
+from wishbone.errors import GONE, RequestError, RunError, lost_another
 from wishbone.run.lasting_output import OutputFailed
 from wishbone.run.launch import STARTED_AS
 from wishbone.run.processes import is_first_process
 from wishbone.run.stop_signals import Stopped
-
-LOST = ("closed by peer", "reset by peer", "remote process exited", "ncclRemoteError")
-"""What gloo and NCCL say where another process has ended."""
-GONE = "another process of the run is gone, and this one cannot continue without it"
 
 
 @dataclass
@@ -107,7 +103,7 @@ class Attempt:
 
     def _failed(self, error: Exception) -> str:
         """Type and text of an error, and where its traceback is."""
-        text = GONE if _lost_another(error) else f"{type(error).__name__}: {error}"
+        text = GONE if lost_another(error) else f"{type(error).__name__}: {error}"
         if "out of memory" in str(error).lower():
             text += (
                 "\nTo use less memory, lower training.token_budget or data.max_length or set "
@@ -128,12 +124,6 @@ class Attempt:
                 f"{text}\nThe traceback could not be written ({unwritable.strerror}); {TRACEBACK_VARIABLE}=1 shows it"
             )
         return f"{text}\nFull traceback: {log} ({TRACEBACK_VARIABLE}=1 shows it here)"
-
-
-def _lost_another(error: Exception) -> bool:
-    """Whether a collective operation failed because another process ended; gloo and NCCL say so in the text alone."""
-    several = int(os.environ.get("WORLD_SIZE") or 1) > 1
-    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
 
 
 def _program() -> list[str]:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import TrainOutput
 
 from wishbone.config.run_directory import checkpoints_in
 from wishbone.config.trackers import is_installed
-from wishbone.errors import RunError, one_line
+from wishbone.errors import GONE, RunError, lost_another, one_line
 from wishbone.paths import room_at, writable_again
 from wishbone.strict_json import without_nan
 from wishbone.trainer.checkpoint_files import (
@@ -122,8 +122,10 @@ class CheckpointedTrainer(ResumedTrainer):
             if self.is_local_process_zero() and (staging / place.name).exists():  # of a node with a disk of its own
                 publish(staging / place.name, place, rolling=rolling)
         except (OSError, RuntimeError, SafetensorError) as error:
-            if not _is_of_the_disk(error):
+            if lost_another(error) or not _is_of_the_disk(error):
                 raise
+            if isinstance(error, FileNotFoundError) and not staging.exists() and not self.is_local_process_zero():
+                raise RunError(GONE) from error  # the first process failed, removed what was written and says why
             raise CheckpointNotWritten(_not_written(place, error)) from error
         finally:
             self._staging = None
