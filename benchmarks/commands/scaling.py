@@ -157,7 +157,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
     from benchmarks.harness.loading import Origin, load, trainer_for, versions
     from wishbone.engine import distributed
     from wishbone.model.device import choose_device
-    from wishbone.trainer import gradients
+    from wishbone.trainer import step_loop
 
     gc.collect()
     device, size = choose_device(None), SIZES[options.size]
@@ -180,7 +180,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         loaded.options.clear()
     times = _Times()
     before = distributed.reduce_gradients
-    gradients.reduce_gradients = times.around(before)  # type: ignore[attr-defined]
+    step_loop.reduce_gradients = times.around(before)  # type: ignore[attr-defined]
     folder = tempfile.mkdtemp()
     try:
         trainer = trainer_for(
@@ -190,7 +190,7 @@ def _measure(weights: str, how: str, count: int, options: argparse.Namespace) ->
         )  # fmt: skip
         trainer.train()
     finally:
-        gradients.reduce_gradients = before  # type: ignore[attr-defined]
+        step_loop.reduce_gradients = before  # type: ignore[attr-defined]
     sharded = trainer.preference_step.policy.sharded if trainer.preference_step else None
     asked = how in DIVIDED
     if sharded is not None and ((sharded and not asked) or (asked and count > 1 and not sharded)):

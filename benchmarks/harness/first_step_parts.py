@@ -26,7 +26,7 @@ PARTS = {
     "profiling": "wishbone.trainer.profiling:profile_rows",
     "recording": "wishbone.trainer.profiling:with_cuda_graphs",
     "check of the start": "wishbone.trainer.trainer:DPOTrainer._check_start",
-    "step": "wishbone.trainer.step_loop:gradients_of_step",
+    "step": "wishbone.trainer.step_loop:StepLoop.compute_gradients",
 }
 """The functions that are timed; some lie in others."""
 

@@ -22,12 +22,12 @@ from wishbone.trainer import assembly, profiling, step_loop, trainer
 
 
 def test_parts_are_timed_and_the_functions_put_back(monkeypatch: pytest.MonkeyPatch):
-    before = trainer.noise_reason, assembly.choose_form, step_loop.gradients_of_step
+    before = trainer.noise_reason, assembly.choose_form, step_loop.StepLoop.compute_gradients
     with Parts() as parts:
         assert profiling.profile_rows.__name__ == "timed"
         with pytest.raises(AssertionError):
             trainer.noise_reason(nn.Linear(1, 1))
-    assert (trainer.noise_reason, assembly.choose_form, step_loop.gradients_of_step) == before
+    assert (trainer.noise_reason, assembly.choose_form, step_loop.StepLoop.compute_gradients) == before
     (((began, took),),) = parts.since(0.0).values()
     assert began > 0 and took >= 0 and len(PARTS) > 10
     monkeypatch.setattr(trainer, "compile_trial_kernels", trainer.compile_trial_kernels)

@@ -13,6 +13,7 @@ looked at, so no scaler explains it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,32 +28,55 @@ class NonFiniteError(RunError):
     """A loss or a gradient is NaN or infinite; the message names the step and what to change."""
 
 
-class FirstNonFinite:
-    """Notes the first optimizer step with a loss or gradients that are not finite.
+class FiniteWatch:
+    """What a trainer with `stop_on_non_finite` shows its weights, losses and gradients to.
 
-    The note is one integer on the device: 0 for none, else twice the step, plus one for gradients.
+    Of losses and gradients it notes the first optimizer step that went wrong, as one integer on the device: 0 for none,
+    else twice the step, plus one for gradients.
+
+    Args:
+        on: whether it looks at any of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on: bool) -> None:
+        self._on = on
         self._note: Tensor | None = None
 
-    def see_loss(self, loss: Tensor, step: int) -> None:
-        """Look at the loss of an optimizer step, a scalar.
+    def begin(self) -> None:
+        """Forget what an earlier run showed."""
+        self._note = None
+
+    def see_models(self, model: nn.Module, reference: Any) -> None:
+        """Look at the model and at the reference model, if there is one, before training.
+
+        Raises:
+            RequestError: one has weights that are not finite.
+        """
+        if self._on:
+            refuse_non_finite(model)
+            if isinstance(reference, nn.Module):
+                refuse_non_finite(reference, "the reference model")
+
+    def see_loss(self, loss: Tensor, step: int) -> Tensor:
+        """Look at the loss of an optimizer step, a scalar, and return it.
 
         Raises:
             NonFiniteError: on a CPU, where it is not finite.
         """
-        self._see(loss, 2 * step)
+        if self._on:
+            self._see(loss, 2 * step)
+        return loss
 
-    def see_gradients(self, norm: Tensor | float | None, step: int, scale: float | None) -> None:
-        """Look at the norm of all gradients of an optimizer step; `scale` is the scaler's, None without one.
+    def see_gradients(self, norm: Any, step: int, scaler: Any) -> Any:
+        """Look at the norm of all gradients of an optimizer step, as transformers computes it, and return it.
 
         Raises:
-            NonFiniteError: on a CPU, where it is not finite and the scaler does not explain it.
+            NonFiniteError: on a CPU, where it is not finite and the scaler of the loss, if any, does not explain it.
         """
-        if norm is None or (scale is not None and scale > 1):
-            return
-        self._see(norm if isinstance(norm, Tensor) else torch.tensor(float(norm)), 2 * step + 1)
+        scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else None
+        if self._on and norm is not None and (scale is None or scale <= 1):
+            self._see(norm if isinstance(norm, Tensor) else torch.tensor(float(norm)), 2 * step + 1)
+        return norm
 
     def _see(self, value: Tensor, code: int) -> None:
         value = value.detach()
@@ -73,6 +97,33 @@ class FirstNonFinite:
         if self._note is not None and (code := int(self._note.item())):
             self._note = None
             raise _error(code)
+
+    def see_before_saving(self, model: nn.Module, step: int) -> None:
+        """Look at everything that a checkpoint after `step` steps would hold, so that none has what is not finite.
+
+        Raises:
+            NonFiniteError: naming what is not finite.
+        """
+        if not self._on:
+            return
+        self.check()
+        if names := _non_finite(model, trained=True):
+            raise NonFiniteError(
+                f"weights are not finite after step {step} ({len(names)}: {some_of(names)}), so training stopped and "
+                "they are not saved; lower the learning rate"
+            )
+
+    def see_loaded(self, model: nn.Module, checkpoint: str) -> None:
+        """Look at trained weights that were loaded from a checkpoint.
+
+        Raises:
+            RequestError: naming those that are not finite.
+        """
+        if self._on and (names := _non_finite(model, trained=True)):
+            raise RequestError(
+                f"{checkpoint} holds weights that are NaN or infinite ({len(names)}: {some_of(names)}), so nothing is "
+                "built on them; delete this checkpoint, and the one before it is used"
+            )
 
 
 def _error(code: int) -> NonFiniteError:
@@ -97,34 +148,6 @@ def refuse_non_finite(model: nn.Module, what: str = "the model") -> None:
         raise RequestError(
             f"{what} has weights that are NaN or infinite ({len(names)}: {some_of(names)}); its files are damaged or "
             f"come from a training that diverged: load another copy{range_}"
-        )
-
-
-def check_trained(model: nn.Module, step: int) -> None:
-    """Check the trained parameters after an optimizer step, before they are saved.
-
-    Raises:
-        NonFiniteError: naming parameters that are not finite.
-    """
-    names = _non_finite(model, trained=True)
-    if names:
-        raise NonFiniteError(
-            f"weights are not finite after step {step} ({len(names)}: {some_of(names)}), so training stopped and they "
-            "are not saved; lower the learning rate"
-        )
-
-
-def refuse_non_finite_checkpoint(model: nn.Module, checkpoint: str) -> None:
-    """Refuse to continue from trained weights that are not finite, once they are loaded.
-
-    Raises:
-        RequestError: naming the parameters.
-    """
-    names = _non_finite(model, trained=True)
-    if names:
-        raise RequestError(
-            f"{checkpoint} holds weights that are NaN or infinite ({len(names)}: {some_of(names)}), so nothing is "
-            "built on them; delete this checkpoint, and the one before it is used"
         )
 
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from wishbone.data.batch import TokenizedPair, images_of_padded
 from wishbone.engine.differentiable import differentiable_loss
-from wishbone.engine.distributed import sum_over_processes
+from wishbone.engine.distributed import fill_gradients, reduce_gradients, sum_over_processes
 from wishbone.engine.execution import Execution
+from wishbone.engine.oom_retry import backward_that_fits
+from wishbone.engine.sharing import Share, share_of
 from wishbone.engine.step import PreferenceStep
 from wishbone.preference.metrics import PairMetrics
 from wishbone.reference.cache import CachedReference
@@ -23,8 +25,8 @@ from wishbone.trainer.arguments import DPOConfig
 from wishbone.trainer.collation import Collation
 from wishbone.trainer.execution_in_checkpoint import Asked, read_execution, write_execution
 from wishbone.trainer.finite_losses import FiniteLosses
-from wishbone.trainer.gradients import gradients_of_step
 from wishbone.trainer.profiling import RunAhead, profiled
+from wishbone.trainer.shared_steps import sum_of_losses
 
 Mode = Literal["train", "eval"]
 
@@ -105,29 +107,49 @@ class StepLoop:
     def compute_gradients(
         self, *, whole: int, trained: Sequence[Tensor], offloaded: AbstractContextManager[None]
     ) -> tuple[Tensor, int]:
-        """Compute the gradients of the collected batches; arguments as `gradients_of_step`.
+        """Compute the gradients of the collected batches, reduced over processes, and add them to the parameters.
+
+        Args:
+            whole: batches of a step that no callback ends early; fewer have that share of a step's loss, as in TRL.
+            trained: the parameters that are trained.
+            offloaded: context of TRL's `activation_offloading`.
 
         Returns:
             The loss, a detached scalar, and the tokens of all processes; a pair's are those of its two sequences.
         """
+        step, metrics, accelerator = self.step, self.metrics["train"], self._accelerator
         pairs = self.collected
         batches, self._batches = self._batches, []
         counts = [len(pairs), sum(len(pair.chosen) + len(pair.rejected) for pair in pairs)]
-        if not self.shared:
-            counts = [sum_over_processes(count, self._accelerator) for count in counts]
+        part, processes = Share(batches), accelerator.num_processes
+        if self.shared:
+            process = accelerator.process_index
+            part = share_of(batches, whole_groups=step.couples, processes=processes, process=process)
+        else:
+            counts = [sum_over_processes(count, accelerator) for count in counts]
         self.trained_pairs += counts[0]
-        loss, self.execution = gradients_of_step(
-            self.step,
-            batches,
-            self.metrics["train"],
-            self.execution,
-            accelerator=self._accelerator,
-            shared=self.shared,
-            whole=whole,
-            trained=trained,
-            offloaded=offloaded,
-        )
-        return loss, counts[1]
+        factor = scale = len(batches) / whole * part.scale
+        if step.policy.sharded and self.shared:
+            factor *= processes  # FSDP takes the mean of what must be added up
+
+        def backward(loss: Tensor) -> None:
+            accelerator.backward(factor * loss)
+
+        loss = torch.zeros((), device=accelerator.device)
+        if part.is_empty:
+            metrics.add_nothing(accelerator.device)
+        if step.policy.sharded:
+            loss = step.backward(part.groups, metrics, self.execution, backward, part.indices)
+            fill_gradients(step.policy.model)
+        else:
+            if not part.is_empty:
+                with offloaded:
+                    loss, self.execution = backward_that_fits(
+                        step, part.groups, metrics, self.execution, backward, trained, part.indices
+                    )
+            reduce_gradients(step.policy.model, accelerator, mean=not self.shared)
+        loss = scale * loss
+        return (sum_of_losses(loss, accelerator) if self.shared else loss), counts[1]
 
     def differentiable_loss(self, pairs: list[TokenizedPair]) -> Tensor:
         """Return the loss of a training batch, a scalar with a graph."""

@@ -24,8 +24,8 @@ from wishbone.guard.guard import Guard
 from wishbone.model.frozen_copy import StartValues
 from wishbone.phases import Phase, phase
 from wishbone.trainer.evaluation_sets import move_under_set
-from wishbone.trainer.finite_watch import FiniteWatch
 from wishbone.trainer.later_changes import DROPOUT, LaterChanges
+from wishbone.trainer.non_finite import FiniteWatch
 from wishbone.trainer.shared_steps import read_every_batch
 from wishbone.trainer.start_check import cannot_be_checked, check_start, check_start_on_trl_path
 from wishbone.trainer.step_loop import Mode, StepLoop, output_for

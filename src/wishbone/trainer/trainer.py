@@ -40,11 +40,11 @@ from wishbone.trainer.collator import load_whole_pairs
 from wishbone.trainer.compatibility import by_name, check_trl
 from wishbone.trainer.dataset import prepare_pairs, refuse_tokens_without_embedding, refuse_tokens_without_position
 from wishbone.trainer.evaluation_sets import refuse_unknown_best
-from wishbone.trainer.finite_watch import FiniteWatch
 from wishbone.trainer.guarding import GuardContext, guard_of
 from wishbone.trainer.head_adapter import head_hidden
 from wishbone.trainer.later_changes import LaterChanges
 from wishbone.trainer.moving_reference import load_reference
+from wishbone.trainer.non_finite import FiniteWatch
 from wishbone.trainer.one_gpu import refuse_split
 from wishbone.trainer.process_batches import refuse_cut_batches
 from wishbone.trainer.reference_in_checkpoint import load_default_adapter, take_reference, trained_as_before
