@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -78,9 +79,9 @@ class Phases:
 def noting_phases(system: System | None, progress: Progress) -> AbstractContextManager[None]:
     """Context in which Wishbone's phases are written, and all that it logs goes to the process's log.
 
-    Its import changes a process, so other systems do without.
+    Its import changes a process, so other systems do without, and code of a time that had no phases, too.
     """
-    if system is None or system.family != "wishbone":
+    if system is None or system.family != "wishbone" or importlib.util.find_spec("wishbone.phases") is None:
         return nullcontext()
     from wishbone.phases import listening
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from wishbone.ops import chunked_scan, kernel_trial
 from wishbone.ops.gated_delta_rule import chunked as delta_rule
@@ -104,3 +105,19 @@ def test_scans_pass_their_trial_and_run_by_kernels(scan: str, monkeypatch: pytes
         exact = state_space._in_pytorch(five, short)
     assert ran[0] is chunked_scan.TRIED_ROW and ran[-1] is short
     assert (out - exact).norm() <= 1e-5 * exact.norm()
+
+
+def test_a_trial_within_a_recomputed_layer_leaves_its_tensors_alone():
+    tried: list[bool] = []
+
+    def layer(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            tried.append(kernel_is_right("squares", "recomputed", square, square, lambda: [torch.ones(3, 2)]))
+        return (x * x).sin()
+
+    x = torch.randn(4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda _: pytest.fail("the trial's own tensor"), lambda kept: kept):
+        assert kernel_is_right("squares", "hooked", square, square, lambda: [torch.ones(3, 2, requires_grad=True)])
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(x.grad, (x * x).cos() * 2 * x)
+    assert tried == [True, True]

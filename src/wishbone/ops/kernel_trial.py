@@ -65,10 +65,22 @@ def _difference(kernel: Op, reference: Op, inputs: Sequence[Tensor]) -> str | No
 
 
 def _results(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The output of an op and its gradients by the inputs."""
-    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+    """The output of an op and its gradients by the inputs.
+
+    What it saves is its own. Within a layer that is recomputed, hooks would take it for the layer's, and the
+    recomputation, in which nothing is tried again, would end in an error.
+    """
+    with (
+        torch.enable_grad(),
+        torch.autocast(inputs[0].device.type, enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged),
+    ):
         leaves = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in inputs]
         out = op(leaves)
         upstream = torch.arange(out.numel(), dtype=torch.float32, device=out.device).mul(0.7).cos()
         upstream = upstream.to(inputs[0].dtype).to(out.dtype).view(out.shape)
         return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
+
+
+def _unchanged(saved: Tensor) -> Tensor:
+    return saved
