@@ -79,6 +79,8 @@ def _trl_collator(ours: DPOTrainer) -> None:
         (_trl_collator, "trainer.data_collator was set.*give it to DPOTrainer"),
         (lambda ours: setattr(ours, "ref_model", model_for(tiny_tokenizer())), "trainer.ref_model was set"),
         (_new_model, "trainer.model was replaced"),
+        (lambda ours: ours.model.merge_adapter(), "was merged into its base.*unmerge_adapter"),
+        (lambda ours: ours.model.base_model.disable_adapter_layers(), "the adapter was switched off"),
         (_attention_dropout, "dropout was switched on after.*disable_dropout=False"),
         (_adapter_dropout, "dropout was switched on after.*disable_dropout=False"),
         (lambda ours: setattr(ours, "model_init", lambda: model_for(tiny_tokenizer())), "trainer.model was replaced"),
@@ -92,6 +94,17 @@ def test_what_the_step_cannot_take_on_ends_the_run(tmp_path: Path, change: Any, 
     change(ours)
     with pytest.raises(RequestError, match=refused):
         ours.train()
+
+
+def test_a_merged_adapter_is_not_measured_against_itself(tmp_path: Path) -> None:
+    ours = trainer("ours", tmp_path)
+    ours.train()
+    measured = ours.evaluate(ours.train_dataset)["eval_loss"]
+    ours.model.merge_adapter()
+    with pytest.raises(RequestError, match="unmerge_adapter"):
+        ours.evaluate(ours.train_dataset)
+    ours.model.unmerge_adapter()
+    assert ours.evaluate(ours.train_dataset)["eval_loss"] == pytest.approx(measured, abs=1e-5)
 
 
 def test_a_loss_that_needs_a_reference_cannot_follow_one_that_had_none(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from trl.trainer.dpo_trainer import DPOTrainer as TRLDPOTrainer
 
@@ -64,6 +65,7 @@ class LaterChanges:
         self._parts = {name: _part(trainer, name) for name in REPLACED}
         self._model = trainer.model
         self._dropouts = [module for module in trainer.model.modules() if isinstance(module, nn.Dropout)]
+        self._adapted = [module for module in trainer.model.modules() if isinstance(module, BaseTunerLayer)]
 
     def follow(self, trainer: TRLDPOTrainer, step: PreferenceStep, metrics: Iterable[PairMetrics]) -> None:
         """Let the step minimize what the trainer says now.
@@ -88,6 +90,13 @@ class LaterChanges:
             )
         if any(dropout.p for dropout in self._dropouts):
             problems.append(DROPOUT)
+        if any(layer.merged for layer in self._adapted):
+            problems.append(
+                "the adapter was merged into its base after the trainer was constructed, so it cannot be trained, nor "
+                "switched off for the reference: call unmerge_adapter() first"
+            )
+        if trainer.is_in_train and any(layer.disable_adapters for layer in self._adapted):
+            problems.append("the adapter was switched off after the trainer was constructed: nothing would be trained")
         if problems:
             raise RequestError(problems)
         self._model = trainer.model
