@@ -47,7 +47,7 @@ RECORDED = 24
 LEAST_PADDING = 1.01
 """Tokens with padding over tokens without, at or below which no further length is recorded."""
 
-LEAST_ROWS = 12
+LEAST_ROWS = 16
 """Rows to come below which finding out whether recording pays takes longer than it could save."""
 
 LEAST_GAIN = 0.05
