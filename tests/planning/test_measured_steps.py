@@ -109,11 +109,15 @@ def hybrid_cases() -> list[Case]:
 
 
 def deep_cases() -> list[Case]:
-    """70B in NF4 on one GPU, two steps after the first; in FP8 its steps grew slower meanwhile (docs/log.md)."""
-    (row,) = (row for row in rows_of("70b-h200.json") if row["size"] == "70b")
-    assert row["case"] == "ultrafeedback:4"
-    settings = {"model": {"quantization": "nf4"}}
-    return [Case("70b nf4", "70b", 4, slice(4, 12), settings, 1, row["pairs_per_s"], row["peak_gib"], held=False)]
+    """70B in NF4 and FP8 on one GPU, two and six steps after the first."""
+    (four,) = (row for row in rows_of("70b-h200.json") if row["case"] == "ultrafeedback:4")
+    (eight,) = rows_of("70b-fp8-steps-h200.json")
+    cases = []
+    for weights, row, pairs in ("nf4", four, 4), ("fp8", eight, 8):
+        settings = {"model": {"quantization": weights}}
+        drawn, speed = slice(pairs, pairs * len(row["step_seconds"])), row["pairs_per_s"]
+        cases.append(Case(f"70b {weights}", "70b", pairs, drawn, settings, 1, speed, row["peak_gib"]))
+    return cases
 
 
 def mixture_cases() -> list[Case]:
@@ -157,7 +161,8 @@ def test_each_form_and_kind_is_among_them() -> None:
         "fp8 sharded",
         "nf4 sharded",
         "bf16 full",
-        "70b",
+        "70b nf4",
+        "70b fp8",
         "strong x1",
         "weak x2",
         "lfm2",

@@ -88,3 +88,24 @@ def test_a_folder_called_as_a_tracker_is_none(
     assert (tmp_path / "checkpoint-3").is_dir() and "it writes no model card" in caplog.text
     with pytest.raises(RequestError, match="'trackio', and its package is not installed"):
         trainer(tmp_path, report_to="trackio")
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({"gradient_accumulation_steps": 5}, "gradient_accumulation_steps, 5,"),
+        ({"per_device_train_batch_size": 7, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps, 2,"),
+    ],
+)
+def test_a_stream_that_never_completes_a_step_is_refused(tmp_path: Path, options: dict[str, Any], asked: str) -> None:
+    """transformers and TRL read it again and again, without a step, for ever."""
+    run = DPOTrainer(
+        model_for(tiny_tokenizer()),
+        args=DPOConfig(**arguments(tmp_path, **{"max_steps": 3, **options})),
+        train_dataset=chat_pairs(7).to_iterable_dataset(),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    )
+    with pytest.raises(RequestError, match=f"fewer batches than {asked} .* or give more pairs"):
+        run.train()
+    assert run.state.global_step == 0

@@ -70,6 +70,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
     given_collator: object | None = None
     _checked: Path | None = None
     _recorded: Facts | None = None
+    _epochs_without_step = 0
     _weights: Facts | None = None
     _trained: str | None = None
     _earlier_tokens = 0
@@ -250,11 +251,24 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
             )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run an epoch, unless all steps are done or training stopped, which transformers checks only after a step."""
-        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+        """Run an epoch, unless all steps are done or training stopped, which transformers checks only after a step.
+
+        Raises:
+            RequestError: two epochs had no step, and so has no other. Of a run that continues, the first may be over.
+        """
+        before = self.state.global_step
+        if before >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+        done = self.state.global_step > before or self.control.should_training_stop
+        self._epochs_without_step = 0 if done else self._epochs_without_step + 1
+        if self._epochs_without_step == 2:
+            raise RequestError(
+                "an epoch of the training data has fewer batches than gradient_accumulation_steps, "
+                f"{self.args.gradient_accumulation_steps}, and the end of a stream completes no step, so none "
+                "would ever come; lower it to the number of batches that each process reads, or give more pairs"
+            )
 
 
 def _say_what_cannot_be_checked(path: Path, recorded: Facts | None) -> None:
