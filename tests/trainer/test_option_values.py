@@ -12,7 +12,7 @@ from trainer.preference_runs import arguments
 from wishbone import DPOConfig
 from wishbone.errors import RequestError
 from wishbone.trainer.ignored_options import name_options_without_effect, not_reached
-from wishbone.trainer.option_values import BOUNDED, _numeric_options
+from wishbone.trainer.option_values import BOUNDED, _numeric_options, refuse_warmup_without_decay
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -116,3 +116,13 @@ def test_what_an_odd_value_does_is_said(
 def test_what_lies_behind_the_last_step_is_said(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     found = not_reached(DPOConfig(**{**arguments(tmp_path), **options}), 8)
     assert [said in sentence for sentence in found] == [True] * bool(said)
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 1.0}, {"warmup_steps": 4}])
+def test_a_polynomial_schedule_of_warmup_alone_is_refused_before_it_divides_by_zero(
+    tmp_path: Path, warmup: dict[str, Any]
+) -> None:
+    config = DPOConfig(**{**arguments(tmp_path), "lr_scheduler_type": "polynomial", **warmup})
+    with pytest.raises(RequestError, match="the warm-up takes all 4 steps"):
+        refuse_warmup_without_decay(config, 4)
+    refuse_warmup_without_decay(DPOConfig(**{**arguments(tmp_path), "lr_scheduler_type": "linear", **warmup}), 4)

@@ -20,6 +20,8 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.trainer_utils import IntervalStrategy
 
+from wishbone.errors import RequestError
+
 BOUNDED: dict[str, tuple[Callable[[float], bool], str]] = {
     "learning_rate": (lambda rate: rate >= 0, "0 or more"),
     "weight_decay": (lambda decay: decay >= 0, "0 or more"),
@@ -131,6 +133,19 @@ def schedule_refused(kind: object, options: object) -> list[str]:
         given = ", ".join(f"{key!r}: ..." for key in missing)
         problems.append(f"lr_scheduler_type {name.value!r} needs lr_scheduler_kwargs={{{given}}}")
     return problems
+
+
+def refuse_warmup_without_decay(config: TrainingArguments, steps: int) -> None:
+    """Refuse a polynomial schedule of `steps` steps that are all warm-up: it divides by 0 after the last one.
+
+    Raises:
+        RequestError: naming the remedy.
+    """
+    if steps and config.lr_scheduler_type == SchedulerType.POLYNOMIAL and config.get_warmup_steps(steps) == steps:
+        raise RequestError(
+            f"the warm-up takes all {steps} steps, and the polynomial schedule ends in a division by 0 after them: "
+            "set warmup_steps lower, or lr_scheduler_type to constant_with_warmup"
+        )
 
 
 def _number_problem(config: TrainingArguments, name: str, value: Any, kinds: frozenset[type]) -> str | None:

@@ -43,6 +43,7 @@ from wishbone.trainer.fingerprint import (
     versions,
 )
 from wishbone.trainer.ignored_options import not_reached
+from wishbone.trainer.option_values import refuse_warmup_without_decay
 
 logger = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ class ResumedTrainer(TRLDPOTrainer):  # type: ignore[misc]
         if self.continued is not None:
             self._compare_steps(self.continued, max_steps)
         self.state.compute_steps(self.args, max_steps)
+        refuse_warmup_without_decay(self.args, max_steps)
         if self.deciding is None and self.is_world_process_zero():
             for sentence in not_reached(self.args, max_steps):
                 logger.warning("%s", sentence)
