@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from wishbone.cli import app
 from wishbone.cli.request import TRACEBACK_VARIABLE
-from wishbone.cli.train import _print_an_answer
+from wishbone.cli.train import _planned, _print_an_answer
+from wishbone.config.load import load_config
 from wishbone.config.run_directory import ERROR_LOG
 from wishbone.errors import RequestError
 from wishbone.run import run
@@ -343,3 +344,22 @@ def test_malformed_rows_and_rows_that_cannot_teach_are_refused_together(workplac
         assert place in outcome.stderr
     dropped = train("--dry-run", "data.invalid_rows=drop")
     assert dropped.exit_code == 0 and "997" in dropped.stdout
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_only_the_first_process_looks_into_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """Another one may see it between two operations of the first: there already, and its lock not yet or no more."""
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "begun").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "pairs.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    config = load_config(Path("run.yaml"), ["output.dir=half"])
+    with pytest.raises(RequestError, match="half"):
+        _planned(config, "run", resume=resume)
+    monkeypatch.setenv("RANK", "1")
+    assert _planned(config, "run", resume=resume).output.dir == str(tmp_path / "half")
+    assert _planned(load_config(Path("run.yaml"), []), "run", resume=resume).output.dir is None

@@ -24,6 +24,7 @@ from wishbone.config.load import load_config
 from wishbone.config.run_directory import choose_run_directory, claimed_run_directory
 from wishbone.config.schema import RunConfig
 from wishbone.errors import counted
+from wishbone.paths import user_path
 from wishbone.phases import phase
 from wishbone.process_memory import keep_host_memory, let_device_memory_grow
 from wishbone.report.run_directory import read_run
@@ -93,7 +94,7 @@ def train(
         if not dry_run:
             refuse_to_train_apart()
         config = _configured(attempt)
-        planned = _placed(config, choose_run_directory(config, name=config_path.stem, resume=resume))
+        planned = _planned(config, config_path.stem, resume=resume)
         check_access(planned, writes=not dry_run)
         if dry_run:
             _print_plan(planned)
@@ -131,6 +132,14 @@ def _configured(attempt: Attempt) -> RunConfig:
     for caution in cautions(config) if is_first_process() else ():
         say(caution, marker="note: ", style="bold yellow", error=True)
     return config
+
+
+def _planned(config: RunConfig, name: str, *, resume: bool) -> RunConfig:
+    """The settings with the run's directory, which only the first process looks into: others may find it half begun."""
+    if is_first_process():
+        return _placed(config, choose_run_directory(config, name=name, resume=resume))
+    given = config.output.dir
+    return config if given is None else _placed(config, user_path(given).absolute())
 
 
 def _placed(config: RunConfig, directory: Path) -> RunConfig:
