@@ -87,6 +87,7 @@ def test_metrics_of_the_users_own_are_left_to_them(tmp_path: Path) -> None:
         ({"heldout": {"a": KTO}}, r"eval_dataset\['a'\] has the columns"),
         ({"peft": {"r": 4}}, "peft_config is a dict; give one of PEFT's, such as peft.LoraConfig"),
         ({"peft": lora(modules_to_save="lm_head")}, r"modules_to_save is a text.*give a list: \['lm_head'\]"),
+        ({"train_sampling_strategy": "group_by_length"}, "add 'length' and set remove_unused_columns=False"),
         ({"max_length": 2}, "every train pair would be dropped"),
         ({"report_to": "clearml"}, "report_to names 'clearml', and its package is not installed"),
     ],

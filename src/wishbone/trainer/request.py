@@ -106,6 +106,7 @@ def read_request(model: Any, ref_model: Any, args: TrainingArguments | None, opt
         *_unknown_trackers(config),
         *_without_pairs(options),
         *_no_directory(config),
+        *_without_lengths(config, options.get("train_dataset")),
     ]
     if not isinstance(peft_config, PeftConfig | None):
         problems.append(f"peft_config is a {type(peft_config).__name__}; give one of PEFT's, such as peft.LoraConfig")
@@ -183,6 +184,19 @@ def _unknown_trackers(config: DPOConfig) -> list[str]:
         f"report_to names {name!r}, which is no tracker; choose of {known}, or leave it out"
         for name in names
         if name not in INTEGRATION_TO_CALLBACK
+    ]
+
+
+def _without_lengths(config: DPOConfig, dataset: Any) -> list[str]:
+    """Return a sentence if batches are to be made by lengths that the data set has not, or loses on its way."""
+    if config.train_sampling_strategy not in ("group_by_length", "batch_rebalance") or not isinstance(dataset, Dataset):
+        return []
+    if config.length_column_name in dataset.column_names and not config.remove_unused_columns:
+        return []
+    return [
+        f"train_sampling_strategy={config.train_sampling_strategy!r} reads lengths from a column of train_dataset: add "
+        f"{config.length_column_name!r} and set remove_unused_columns=False, or leave it out, since rows are packed by "
+        "length in any case"
     ]
 
 
