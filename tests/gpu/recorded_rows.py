@@ -42,7 +42,8 @@ def pairs_of(tokens: int, seed: int) -> list[TokenizedPair]:
 
 
 def adapted(family: str, *, fp8: bool = False, **sizes: Any) -> PeftModel:
-    model = tiny_model(family, hidden_size=64, intermediate_size=128, **sizes).to("cuda", torch.bfloat16)
+    sizes = {"hidden_size": 64, "intermediate_size": 128} | sizes
+    model = tiny_model(family, **sizes).to("cuda", torch.bfloat16)
     model = add_adapter(loaded_in_fp8(model) if fp8 else model, rank=4, alpha=8, seed=0)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():

@@ -57,6 +57,7 @@ TIME_OUT = 60.0
 def start(folder: Path, name: str, processes: int, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "wishbone", "train", "run.yaml", f"output.dir={folder / name}", *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "400"}
+    environment["WISHBONE_REFERENCE_STORE"] = "off"  # in bfloat16 values that another run stored are rounded otherwise
     environment.pop("CUDA_VISIBLE_DEVICES", None)
     if SEEN is not None:
         environment["CUDA_VISIBLE_DEVICES"] = SEEN

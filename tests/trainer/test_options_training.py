@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import trl
+from peft import get_peft_model
+from tiny import tiny_tokenizer
 from transformers import TrainerCallback
 
-from trainer.preference_runs import chat_pairs, losses
-from trainer.side_by_side import assert_on_step, assert_same, learned, trained, trainer, trainers
+from trainer.preference_runs import chat_pairs, losses, model_for
+from trainer.side_by_side import assert_on_step, assert_same, learned, lora, trained, trainer, trainers
 from wishbone import DPOConfig, DPOTrainer
 from wishbone.trainer.non_finite import NonFiniteError
 
@@ -134,7 +136,7 @@ def test_input_tokens_are_counted_as_trl_counts_them(tmp_path: Path, kind: Any, 
 
 def test_cleared_caches_are_as_many_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cleared = []
-    monkeypatch.setattr("wishbone.trainer.trainer.clear_device_cache", lambda: cleared.append(1))
+    monkeypatch.setattr("wishbone.trainer.stepped_trainer.clear_device_cache", lambda: cleared.append(1))
     ours = trainer("ours", tmp_path, {"torch_empty_cache_steps": 2, "max_steps": 5})
     ours.train()
     assert len(cleared) == 3  # at steps 0, 2 and 4
@@ -236,9 +238,10 @@ def test_optimizers_given_by_the_user(tmp_path: Path) -> None:
 
 
 def test_optimizers_argument(tmp_path: Path) -> None:
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=0.25)
-    ours = trainer("ours", tmp_path, further=lambda: {"optimizers": (optimizer, None)})
+    model = get_peft_model(model_for(tiny_tokenizer()), lora())
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.25)
+    given = {"optimizers": (optimizer, None), "peft_config": None}
+    ours = trainer("ours", tmp_path, model=lambda: model, further=lambda: given)
     ours.train()
     assert ours.optimizer.optimizer is optimizer
     assert ours.state.log_history[0]["learning_rate"] == 0.25

@@ -42,9 +42,9 @@ class FiniteWatch:
         self._on = on
         self._note: Tensor | None = None
 
-    def begin(self) -> None:
-        """Forget what an earlier run showed."""
-        self._note = None
+    def begin(self, on: bool) -> None:
+        """Forget what an earlier run showed; `on` may have changed since construction."""
+        self._on, self._note = on, None
 
     def see_models(self, model: nn.Module, reference: Any) -> None:
         """Look at the model and at the reference model, if there is one, before training.

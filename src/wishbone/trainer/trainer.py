@@ -195,7 +195,7 @@ class DPOTrainer(SteppedTrainer, ShardedTrainer, CheckpointedTrainer):
         loop = self.loop
         pairs = self.train_dataset if loop is not None and loop.shared else None
         compare_processes(self.args, pairs, self.accelerator.num_processes)
-        self.finite.begin()
+        self.finite.begin(self.args.stop_on_non_finite)
         if loop is None:
             done = super().train(*args, **kwargs)
             self.finite.check()
