@@ -159,7 +159,6 @@ def test_options_without_effect_are_named(
         ({"tf32": True}, ValueError),
         ({"fsdp": True}, ValueError),
         ({"optim": "schedule_free_adamw"}, ImportError),
-        ({"train_sampling_strategy": "group_by_length"}, ValueError),
         ({"loss_type": "exo_pair"}, ValueError),
         ({"loss_type": "sppo_hard", "f_divergence_type": "js_divergence"}, ValueError),
         ({"loss_type": "aot", "use_weighting": True}, NotImplementedError),
@@ -176,6 +175,15 @@ def test_what_trl_or_transformers_refuse_is_refused(
             trainer(whose, tmp_path, options).train()
         said.append(str(refusal.value))
     assert said[0] == said[1]
+
+
+def test_batches_by_length_need_lengths(tmp_path: Path) -> None:
+    """Where TRL's message names no option, ours does."""
+    options = {"train_sampling_strategy": "group_by_length"}
+    with pytest.raises(ValueError, match="automatically infer lengths"):
+        trainer("theirs", tmp_path, options).train()
+    with pytest.raises(ValueError, match="add 'length' and set remove_unused_columns=False"):
+        trainer("ours", tmp_path, options).train()
 
 
 def test_several_reasons_are_named_together(tmp_path: Path) -> None:
