@@ -149,6 +149,8 @@ def _sentence(error: Any) -> str:
     text = error.format_message().rstrip(".")
     for libraries, ours in _REASONS.items():
         text = text.replace(libraries, ours)
+    for word, number in (("integer", "whole number"), ("float", "number")):  # as typer 0.20 says it
+        text = re.sub(rf"'[^']*' is not a valid {word}( range)?", f"it takes a {number}", text)
     if kind == "BadParameter" and (given := _given(error)) is not None:
         text = _value_refused(text, given)
     if found := re.fullmatch(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text, re.DOTALL):
