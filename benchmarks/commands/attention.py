@@ -39,7 +39,7 @@ TILES = {
 
 def tile_of(written: str) -> Any:
     """Read a tile."""
-    from wishbone.ops.prefix_attention.triton import Tile
+    from wishbone.ops.prefix_attention.tiles import Tile
 
     return Tile(*(int(number) for number in re.split("[x-]", written)))
 
@@ -50,8 +50,9 @@ def kernels(layer: Layer, written: dict[str, list[str]]) -> Iterator[Row]:
     from triton.runtime.errors import OutOfResources
 
     from wishbone.ops.prefix_attention import triton as attention
+    from wishbone.ops.prefix_attention.tiles import tiles_for
 
-    usual = attention.tiles_for(layer.size, 2, layer.heads // layer.key_heads, *attention._limits(layer.device))
+    usual = tiles_for(layer.size, 2, layer.heads // layer.key_heads, *attention._limits(layer.device))
     choices = []
     for at, (name, (field, _)) in enumerate(KERNELS.items()):
         own = "x".join(map(str, getattr(usual, field)[:3])) + "".join(f"-{n}" for n in getattr(usual, field)[3:] if n)

@@ -82,10 +82,11 @@ class Layer:
 
         noted: list[Launch] = []
         own = {name: getattr(attention, name) for name in (*KERNELS, "tiles_for")}
-        for name in KERNELS:
-            setattr(attention, name, Recorder(own[name], noted, runs))
+        others: dict[str, Any] = {name: Recorder(own[name], noted, runs) for name in KERNELS}
         if tiles is not None:
-            attention.tiles_for = lambda *_: tiles
+            others["tiles_for"] = lambda *_: tiles
+        for name, one in others.items():
+            setattr(attention, name, one)
         query, key, value = self.inputs
         try:
             out = attention.prefix_attention_triton(query, key, value, self.layout, scale=self.size**-0.5)

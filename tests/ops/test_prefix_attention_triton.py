@@ -60,7 +60,7 @@ def test_sinks_and_slopes(window: int | None, softcap: float | None):
 @pytest.mark.kernels(on_gpus=False)
 @pytest.mark.parametrize(("heads", "packed"), [((2, 2), 1), ((3, 1), 1), ((4, 2), 2), ((8, 1), 4)])
 def test_groups_of_heads_and_other_tiles(heads: tuple[int, int], packed: int, monkeypatch: pytest.MonkeyPatch):
-    from wishbone.ops.prefix_attention.triton import Tile, Tiles
+    from wishbone.ops.prefix_attention.tiles import Tile, Tiles
 
     of_queries, of_keys = Tile(32, packed, 16, 4, 1, 128), Tile(16, 1, 32, 4, 1)
     tiles = Tiles(of_queries, of_queries, of_keys)
@@ -163,7 +163,7 @@ def test_compiled_kernels_fit_into_the_shared_memory_of_gpus_that_are_not_here(
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 def test_tiles_fit_into_shared_memory():
-    from wishbone.ops.prefix_attention.triton import tiles_for
+    from wishbone.ops.prefix_attention.tiles import tiles_for
 
     for size in (16, 32, 64, 128, 256):
         for itemsize in (2, 4):
